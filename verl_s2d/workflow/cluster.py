@@ -1,0 +1,141 @@
+"""One Ray cluster for all stages of a run: the user's (RAY_ADDRESS), or a local head that starts when it is needed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from verl_s2d.workflow.failures import StageFailed
+from verl_s2d.workflow.logs import last_lines
+from verl_s2d.workflow.process import Handle, Launcher, kill_marked, marked_processes, wait
+
+_START_SECONDS = 120
+_QUIET_SECONDS = 60
+_LOGICAL_CPUS = 32
+"""verl asks for three CPUs a worker and more for its helpers; on a small machine that is bookkeeping, not hardware."""
+
+
+CLUSTER_MARKER = "VERL_S2D_CLUSTER"
+"""Environment variable of the head and of all it starts, as process.MARKER is for the whole run."""
+
+
+class RayCluster:
+    """The cluster stages run on.
+
+    Args:
+        run_dir: its log (ray.log) goes here.
+        run_id: marker of the run's processes.
+        launcher: starts the head.
+        environment: environment of the head, which its workers inherit.
+        device: on `cpu`, GPUs are logical: as many as the recipe asks for.
+        gpus_per_node: how many.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        run_id: str,
+        launcher: Launcher,
+        environment: Mapping[str, str],
+        device: str,
+        gpus_per_node: int,
+    ):
+        self._run_dir, self._run_id, self._launcher = run_dir, run_id, launcher
+        self._head_environment, self._device, self._gpus = environment, device, gpus_per_node
+        self._head: Handle | None = None
+        self._address = ""
+        # Ray's default depends on files in the home directory, and head and drivers read them differently.
+        self._authentication = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        # Unix sockets live below it and their paths are limited to 107 characters: short, and not in the run directory.
+        self._temporary = Path(tempfile.gettempdir()) / f"s2d-{run_id[:8]}"
+
+    def environment(self) -> dict[str, str]:
+        """What a stage's process needs to join; starts the local head when there is none (or when it has died).
+
+        Raises:
+            StageFailed: the head does not come up.
+        """
+        if os.environ.get("RAY_ADDRESS"):
+            return {}
+        if self._head is None or self._head.poll() is not None:
+            self.stop()
+            self._start()
+        return {"RAY_ADDRESS": self._address, **self._authentication}
+
+    def _start(self) -> None:
+        log = self._run_dir / "ray.log"
+        port = _free_port()
+        argv = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
+        argv += [f"--port={port}", f"--temp-dir={self._temporary}", "--include-dashboard=false"]
+        if self._device == "cpu":
+            argv += [f"--num-cpus={_LOGICAL_CPUS}", f"--num-gpus={self._gpus}"]
+        already = log.stat().st_size if log.exists() else 0
+        environment = {**self._head_environment, **self._authentication, CLUSTER_MARKER: self._run_id}
+        self._head = self._launcher.start(argv, environment, self._run_dir, log)
+        deadline = time.monotonic() + _START_SECONDS
+        while not _listening(port) or b"Ray runtime started" not in log.read_bytes()[already:]:
+            if self._head.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise StageFailed("The local Ray head did not start.", log=log, lines=last_lines(log, 15))
+            time.sleep(0.1)
+        self._address = f"127.0.0.1:{port}"
+
+    def settle(self) -> None:
+        """Wait (with a limit) until the actors of the stage that ended are gone from the local head.
+
+        verl's TransferQueue has one name in the whole cluster: a stage that starts too early would join the queue of
+        the one before, which is about to vanish.
+        """
+        if self._head is None:
+            return
+        deadline = time.monotonic() + _QUIET_SECONDS
+        while _busy_workers(self._run_id):
+            if time.monotonic() > deadline:
+                self.stop()
+                return
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """Stop the local head with everything it started. The user's cluster is left alone."""
+        if self._head is not None:
+            # Nothing of a head is worth a graceful end: it takes ten seconds, and its state dies with the run.
+            self._head.kill()
+            kill_marked(self._run_id, CLUSTER_MARKER)
+            wait(self._head, 10)
+            self._head = None
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+_IDLE_TITLES = (b"ray::IDLE", b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")
+
+
+def _busy_workers(run_id: str) -> list[int]:
+    """Ray workers of the run that hold an actor or run a task: Ray writes that into their process title."""
+    busy = []
+    for pid in marked_processes(run_id, CLUSTER_MARKER):
+        try:
+            title = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if title.startswith(b"ray::") and not title.startswith(_IDLE_TITLES):
+            busy.append(pid)
+    return busy
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _listening(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.2)
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,28 @@
+"""What can go wrong while building, as opposed to bad input (`verl_s2d.errors.UserError`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class StageFailed(Exception):
+    """A stage's process ended badly, stalled, or left an incomplete result.
+
+    Args:
+        problem: what happened, one sentence.
+        log: the stage's log file.
+        lines: the last lines of it worth reading.
+    """
+
+    def __init__(self, problem: str, *, log: Path | None = None, lines: list[str] | None = None):
+        self.problem, self.log, self.lines = problem, log, lines or []
+        text = [problem]
+        if self.lines:
+            text += [f"  | {line}" for line in self.lines]
+        if log is not None:
+            text.append(f"  whole log: {log}")
+        super().__init__("\n".join(text))
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM. Like KeyboardInterrupt no Exception, so that nothing swallows it on the way up."""

@@ -1,0 +1,129 @@
+"""Identity of what a graph is given from outside: models, data files, scripts. Content counts, location does not."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from verl_s2d.errors import UserError
+
+FULL_READ_BYTES = 64 * 2**20
+_BLOCK_BYTES = 2**20
+_BLOCKS = 16
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class External:
+    """Something the graph did not build.
+
+    Attributes:
+        location: absolute path, or hub id.
+        identity: what goes into digests; the same content elsewhere has the same identity.
+        is_hub: whether location is a hub id.
+    """
+
+    location: str
+    identity: str
+    is_hub: bool = False
+    revision: str | None = None
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file: all of it up to 64 MB; beyond that its size, head, tail and evenly spaced blocks of 1 MB.
+
+    A shard of weights that changed at all has changed everywhere, so sampling finds it without reading terabytes.
+    """
+    sha = hashlib.sha256()
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        if size <= FULL_READ_BYTES:
+            while chunk := stream.read(_BLOCK_BYTES):
+                sha.update(chunk)
+        else:
+            sha.update(f"sampled {size}".encode())
+            for i in range(_BLOCKS):
+                stream.seek((size - _BLOCK_BYTES) * i // (_BLOCKS - 1))
+                sha.update(stream.read(_BLOCK_BYTES))
+    return sha.hexdigest()
+
+
+def directory_digest(path: Path) -> str:
+    """sha256 over the names and digests of all files below `path`, hidden ones excepted."""
+    sha = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        name = file.relative_to(path)
+        if not any(part.startswith(".") for part in name.parts):
+            sha.update(f"{name.as_posix()}\0{file_digest(file)}\n".encode())
+    return sha.hexdigest()
+
+
+def file_external(path: Path, key: str, value: str) -> External:
+    """Identity of one file.
+
+    Raises:
+        UserError: it is missing or cannot be read.
+    """
+    return files_external([path], key, value)
+
+
+def files_external(paths: Iterable[Path], key: str, value: str) -> External:
+    """Identity of a file together with others it depends on (a script and what it uses); location is the first."""
+    paths = list(paths)
+    digests = []
+    for path in paths:
+        try:
+            digests.append(file_digest(path))
+        except OSError as error:
+            raise UserError(
+                f"The file cannot be read: {path}: {error.strerror or error}.",
+                key=key,
+                value=value,
+                remedy="Check the path.",
+            ) from error
+    identity = digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    return External(str(paths[0]), f"sha256:{identity}")
+
+
+def model_external(model: str, revision: str | None, directory: Path, key: str) -> External:
+    """Identity of a model given as a local directory (content) or a hub id (name and revision).
+
+    Args:
+        model: as written in the recipe; a relative directory counts from `directory`.
+        key: recipe key, for messages.
+
+    Raises:
+        UserError: a local model that is not there or is not readable, or text that is neither path nor hub id.
+    """
+    path = Path(os.path.expanduser(model))
+    path = path if path.is_absolute() else directory / path
+    if path.exists():
+        if not (path / "config.json").is_file():
+            raise UserError(
+                "The directory is not a model: it has no config.json.",
+                key=key,
+                value=model,
+                remedy="Point at a Hugging Face model directory.",
+            )
+        if revision is not None:
+            raise UserError(
+                "A local model has no revision.", key=f"{key}.revision", value=revision, remedy="Remove it."
+            )
+        try:
+            return External(str(path.resolve()), f"model:{directory_digest(path)}")
+        except OSError as error:
+            raise UserError(
+                f"The model cannot be read: {error}.", key=key, value=model, remedy="Check its permissions."
+            ) from error
+    if model.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(model):
+        raise UserError(
+            "There is no such model directory.",
+            key=key,
+            value=model,
+            remedy="Check the path, or give a hub id like organisation/name.",
+        )
+    return External(model, f"hub:{model}@{revision or 'main'}", is_hub=True, revision=revision)

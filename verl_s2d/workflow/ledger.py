@@ -1,0 +1,67 @@
+"""The ledger of a stage: labels read, verifier calls, tokens, updates, seconds. A ledger is a plain dict (JSON)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+Ledger = dict[str, Any]
+_SUMMED = ("verifier_calls", "sampled_tokens", "teacher_scored_tokens", "updates", "seconds")
+
+
+def empty_ledger(seconds: float = 0.0) -> Ledger:
+    """Nothing but time."""
+    return {
+        "labels_read": [],
+        "verifier_calls": 0,
+        "sampled_tokens": 0,
+        "teacher_scored_tokens": 0,
+        "updates": 0,
+        "seconds": round(seconds, 3),
+    }
+
+
+def add_ledgers(ledgers: Iterable[Mapping[str, Any]]) -> Ledger:
+    """Union of the labels, sum of the rest."""
+    total, labels = empty_ledger(), set()
+    for ledger in ledgers:
+        labels.update(ledger["labels_read"])
+        for key in _SUMMED:
+            total[key] += ledger[key]
+    total["labels_read"] = sorted(labels)
+    total["seconds"] = round(total["seconds"], 3)
+    return total
+
+
+def verifier_calls(directory: Path) -> tuple[list[str], int]:
+    """(problem ids whose answers were read, calls) from <stage>/verifier/*.jsonl, one line {"id": ...} a call.
+
+    A line cut short by a kill is a call whose id is lost; the repeated step reads the same label again.
+    """
+    labels, calls = set(), 0
+    for path in sorted((directory / "verifier").glob("*.jsonl")):
+        for line in path.read_bytes().splitlines():
+            if not line.strip():
+                continue
+            calls += 1
+            try:
+                labels.add(str(json.loads(line)["id"]))
+            except (ValueError, KeyError, TypeError):
+                continue
+    return sorted(labels), calls
+
+
+def sum_over_steps(
+    metrics: Mapping[int, Mapping[str, Any]], steps: int, value: Callable[[Mapping[str, Any]], float | None]
+) -> int:
+    """Sum of a per-step value over `steps` steps.
+
+    verl saves a checkpoint before it logs the step, so a kill in between loses the line of a step that counts. Such
+    steps enter with the mean of the others.
+    """
+    found = [v for step, data in metrics.items() if 1 <= step <= steps and (v := value(data)) is not None]
+    if not found:
+        return 0
+    return round(sum(found) * steps / len(found))

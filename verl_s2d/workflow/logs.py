@@ -1,0 +1,21 @@
+"""The end of a log file, for messages."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_NOISE = re.compile(r"^\s*$|Warning:|^\s*warnings\.warn|it/s\]|s/it\]|\x1b\[[0-9;]*[A-Z]$")
+
+
+def last_lines(log: Path, count: int) -> list[str]:
+    """The last lines of a log worth showing: progress bars, warnings and blank lines are left out."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(0, 2)
+            stream.seek(max(0, stream.tell() - 2**17))
+            text = stream.read().decode(errors="replace")
+    except OSError:
+        return []
+    lines = [line.rsplit("\r", 1)[-1].rstrip() for line in text.splitlines()]
+    return [line[:400] for line in lines if not _NOISE.search(line)][-count:]

@@ -1,0 +1,53 @@
+"""Metrics of a stage: verl's "file" logger truncates on open, so every attempt has a file, merged here."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+_ATTEMPT = re.compile(r"attempt-(\d+)\.jsonl")
+
+
+def attempt_files(directory: Path) -> list[Path]:
+    """<stage>/metrics/attempt-K.jsonl in the order of the attempts."""
+    found = [
+        (int(m[1]), p) for p in (directory / "metrics").glob("attempt-*.jsonl") if (m := _ATTEMPT.fullmatch(p.name))
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def read_metrics(directory: Path) -> dict[int, dict[str, Any]]:
+    """Step -> metrics over all attempts, ascending; a step done again replaces what was logged before.
+
+    A last line that a kill cut short is left out.
+    """
+    steps: dict[int, dict[str, Any]] = {}
+    for path in attempt_files(directory):
+        this_attempt: dict[int, dict[str, Any]] = {}
+        for line in path.read_bytes().splitlines():
+            try:
+                entry = json.loads(line)
+                this_attempt.setdefault(int(entry["step"]), {}).update(entry["data"])
+            except (ValueError, KeyError, TypeError):
+                continue
+        steps.update(this_attempt)
+    return dict(sorted(steps.items()))
+
+
+def last_step(path: Path) -> int | None:
+    """The newest step in one metrics file, from its tail; None if there is none yet."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(0, 2)
+            stream.seek(max(0, stream.tell() - 65536))
+            lines = stream.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return None

@@ -1,0 +1,106 @@
+"""Hydra overrides as flat maps `dotted.key: value`: overlays of this package, merging, and command-line arguments."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from verl_s2d.workflow.stages.computed import bare_key
+
+_PLAIN = re.compile(r"[A-Za-z_/][\w/.:@%+-]*")
+_RESERVED_WORDS = {"null", "true", "false", "none", "nan", "inf", "yes", "no", "on", "off"}
+
+_OPERATIONAL = (
+    "trainer.logger",
+    "trainer.project_name",
+    "trainer.experiment_name",
+    "trainer.max_actor_ckpt_to_keep",
+    "trainer.ray_wait_register_center_timeout",
+    "ray_kwargs.",
+    "transfer_queue.",
+    "global_profiler.",
+    "reward.num_workers",
+    "actor_rollout_ref.rollout.agent.num_workers",
+    "data.dataloader_num_workers",
+    "data.filter_overlong_prompts_workers",
+)
+"""Keys (a trailing dot: all keys below) that say how work is done without influence on its result: changing them
+must not retrain anything. When in doubt a key is left out of this list."""
+
+
+@functools.cache
+def overlay(name: str) -> Mapping[str, Any]:
+    """The flat map in verl_s2d/config/<name>.yaml; empty when there is no such file."""
+    file = resources.files("verl_s2d.config").joinpath(f"{name}.yaml")
+    return (yaml.safe_load(file.read_text()) or {}) if file.is_file() else {}
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Later layers win, one entry a key. A key written plainly keeps the `+` an earlier layer gave it."""
+    merged: dict[str, tuple[str, Any]] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            bare = bare_key(key)
+            written = merged[bare][0] if key == bare and bare in merged else key
+            merged[bare] = (written, value)
+    return dict(merged.values())
+
+
+def split_operational(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what determines the result, what does not)."""
+
+    def operational(key: str) -> bool:
+        bare = bare_key(key)
+        return any(bare.startswith(k) if k.endswith(".") else bare == k for k in _OPERATIONAL)
+
+    decisive = {k: v for k, v in overrides.items() if not operational(k)}
+    return decisive, {k: v for k, v in overrides.items() if operational(k)}
+
+
+def value_of(overrides: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    """The value of a dotted key, whatever prefix it is written with."""
+    for written, value in overrides.items():
+        if bare_key(written) == key:
+            return value
+    return default
+
+
+def hydra_value(value: Any) -> str:
+    """A Python value in hydra's command-line grammar; text that would be read as something else is quoted."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{k}:{hydra_value(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(hydra_value(v) for v in value) + "]"
+    text = str(value)
+    if _PLAIN.fullmatch(text) and text.lower() not in _RESERVED_WORDS:
+        return text
+    # Hydra: a backslash is literal inside quotes unless it stands before a quote, so only those runs are doubled.
+    escaped = re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + "\\'", text)
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return "'" + escaped + "\\" * trailing + "'"
+
+
+def hydra_arguments(overrides: Mapping[str, Any]) -> list[str]:
+    """One argument an override."""
+    return [key if key.startswith("~") else f"{key}={hydra_value(value)}" for key, value in overrides.items()]
+
+
+def plain_arguments(arguments: Mapping[str, Any]) -> list[str]:
+    """key=value for this project's own modules and recipe scripts; None is left out."""
+
+    def text(value: Any) -> str:
+        return value if isinstance(value, str) else json.dumps(value)
+
+    return [f"{key}={text(value)}" for key, value in arguments.items() if value is not None]

@@ -1,0 +1,98 @@
+"""What the user sees while stages are built: a progress bar on a terminal, plain lines with times elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Protocol, TextIO
+
+from verl_s2d.workflow.graph import Node
+
+
+class Progress(Protocol):
+    """Receives what happens; one stage at a time."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+
+    def stage_started(self, node: Node, index: int, count: int, total_steps: int | None, attempt: int) -> None:
+        """A stage begins: the index-th of count that are missing."""
+
+    def stage_step(self, step: int) -> None:
+        """The running stage has logged this step."""
+
+    def stage_ended(self, node: Node, seconds: float, ok: bool) -> None:
+        """The running stage has ended."""
+
+
+class PlainProgress:
+    """Lines with a time; steps at most every `interval` seconds."""
+
+    def __init__(self, stream: TextIO = sys.stderr, interval: float = 30.0):
+        self._stream, self._interval = stream, interval
+        self._said, self._node, self._total = 0.0, None, None
+
+    def note(self, text: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=self._stream, flush=True)
+
+    def stage_started(self, node: Node, index: int, count: int, total_steps: int | None, attempt: int) -> None:
+        self._node, self._total, self._said = node, total_steps, time.monotonic()
+        again = f", attempt {attempt}" if attempt > 1 else ""
+        self.note(f"[{index}/{count}] {node.name} ({node.label}{again})")
+
+    def stage_step(self, step: int) -> None:
+        if time.monotonic() - self._said >= self._interval:
+            self._said = time.monotonic()
+            self.note(f"    {self._node.name}: step {step}{f'/{self._total}' if self._total else ''}")
+
+    def stage_ended(self, node: Node, seconds: float, ok: bool) -> None:
+        self.note(f"    {node.name} {'done' if ok else 'FAILED'} after {duration(seconds)}")
+
+
+class BarProgress:
+    """One bar a stage, from rich."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True)
+        self._bar, self._task = None, None
+
+    def note(self, text: str) -> None:
+        (self._bar.console if self._bar else self._console).print(text, markup=False, highlight=False)
+
+    def stage_started(self, node: Node, index: int, count: int, total_steps: int | None, attempt: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as RichProgress
+
+        columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn()]
+        columns += [MofNCompleteColumn()] if total_steps else []
+        self._bar = RichProgress(*columns, TimeElapsedColumn(), console=self._console, transient=True)
+        again = f" (attempt {attempt})" if attempt > 1 else ""
+        self._task = self._bar.add_task(f"[{index}/{count}] {node.name}{again}".replace("[", "\\["), total=total_steps)
+        self._bar.start()
+
+    def stage_step(self, step: int) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def stage_ended(self, node: Node, seconds: float, ok: bool) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        self.note(f"{'✓' if ok else '✗'} {node.name} {duration(seconds)}")
+
+
+def choose_progress(stream: TextIO = sys.stderr) -> Progress:
+    """Bars when the stream is a terminal."""
+    return BarProgress() if stream.isatty() else PlainProgress(stream)
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 05 s`, `2 h 07 min`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"

@@ -1,0 +1,147 @@
+"""What a recipe may say: one dataclass a section. `recipe_file.load_recipe` fills them and checks every key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+ROW_NAMES = ("cold-student", "direct-grpo", "bridge-only-1h", "half-split", "full-bridge", "raw-teacher")
+DEFAULT_ROWS = ROW_NAMES[:4]
+
+Overrides = dict[str, Any]
+
+
+def at_least(minimum: float, default: Any = ...) -> Any:
+    """Dataclass field with a lower bound, checked when the recipe is loaded. `...` as default makes it required."""
+    metadata = {"at_least": minimum}
+    return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model or a data set comes from: a script of the recipe, or (models only) a hub id or directory."""
+
+    model: str | None = None
+    """Hub id or local directory; relative directories count from the recipe file."""
+    revision: str | None = None
+    """Revision of a hub id."""
+    script: str | None = None
+    """Python file beside the recipe, run as `script --out DIR key=value ...`."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """The script's key=value arguments. The value "{seed}" stands for the seed of the row being built."""
+    uses: list[str] = field(default_factory=list)
+    """Other files the script reads or imports: a change in them rebuilds its output."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Problems: a script that writes train.parquet and evaluation parquets, or files that are already there."""
+
+    prompt_tokens: int = at_least(1)
+    response_tokens: int = at_least(1)
+    source: Source | None = None
+    train: str | None = None
+    eval: dict[str, str] = field(default_factory=dict)
+    labels: int | None = at_least(2, None)
+    """How many labelled problems of the training set are used; null for all of them."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Sampling of the evaluation. The paper reports avg@16."""
+
+    samples: int = at_least(1, 16)
+    temperature: float = at_least(0, 1.0)
+    top_p: float = at_least(0, 1.0)
+    max_tokens: int | None = at_least(1, None)
+    """Null: data.response_tokens."""
+
+
+@dataclass(frozen=True)
+class ReinforcementLearning:
+    """Stages 1 and 3: verl's GRPO."""
+
+    steps: int = at_least(1)
+    save_every: int = at_least(1, 10)
+    verl: Overrides = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """The cache of teacher rollouts that stage 2a trains on."""
+
+    per_prompt: int = at_least(1)
+    temperature: float = at_least(0, 1.0)
+    top_p: float = at_least(0, 1.0)
+    top_k: int = at_least(-1, -1)
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """Stage 2a: forward KL on the cached rollouts."""
+
+    steps: int = at_least(1)
+    save_every: int = at_least(1, 10)
+    objective: Literal["forward_kl"] = "forward_kl"
+    verl: Overrides = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OnPolicyDistillation:
+    """Stage 2b."""
+
+    steps: int = at_least(1)
+    save_every: int = at_least(1, 10)
+    objective: Literal["advantage"] = "advantage"
+    beta: float = at_least(0, 1.0)
+    verl: Overrides = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Settings of the stages. Only those that the chosen rows need have to be there."""
+
+    teacher_rl: ReinforcementLearning | None = None
+    rollouts: Rollouts | None = None
+    warmup: Warmup | None = None
+    opd: OnPolicyDistillation | None = None
+    student_rl: ReinforcementLearning | None = None
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where stages run. None of it changes what is built, so none of it rebuilds anything."""
+
+    nodes: int = at_least(1, 1)
+    gpus_per_node: int = at_least(1, 1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    warm_start: Literal["auto", True, False] = "auto"
+    """Fork stages from a process that has imported verl already, instead of importing it once a stage."""
+    stall_minutes: float = at_least(0, 10.0)
+    """A stage whose log, metrics and files do not change for so long is stopped."""
+    retries: int = at_least(0, 0)
+    """How often a failed stage is started again (it resumes from its last checkpoint)."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One experiment: models, data, the rows to compare and the settings of their stages."""
+
+    name: str
+    student: Source
+    data: Data
+    verifier: str
+    """A verifier of verl_s2d.rewards, or file.py:function beside the recipe."""
+    stages: Stages = field(default_factory=Stages)
+    teacher: Source | None = None
+    seeds: list[int] = field(default_factory=lambda: [0])
+    rows: list[str] = field(default_factory=lambda: list(DEFAULT_ROWS))
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    cluster: Cluster = field(default_factory=Cluster)
+    path: Path = field(default=Path(), metadata={"hidden": True})
+    """The file it came from (set by the loader, not a key)."""
+
+    @property
+    def directory(self) -> Path:
+        return self.path.parent

@@ -1,0 +1,110 @@
+"""The directory of a run: which recipe it belongs to, and the lock that keeps a second `run` out."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from verl_s2d.errors import UserError
+from verl_s2d.workflow.manifest import write_atomically
+
+_RECORD = "run.json"
+_LOCK = "lock"
+_HARMLESS = {_LOCK, ".gitkeep", ".gitignore", "lost+found"}
+
+
+def check_run_directory(run_dir: Path, recipe_name: str) -> None:
+    """Raises UserError unless the directory is new, empty, or was made for a recipe of this name.
+
+    Other settings of the same recipe are welcome: stages are addressed by what determines them.
+    """
+    if run_dir.is_file():
+        raise UserError(
+            "The run directory is a file.", key="--run-dir", value=str(run_dir), remedy="Choose another path."
+        )
+    record = read_record(run_dir)
+    if record is not None and record["recipe"] != recipe_name:
+        raise UserError(
+            f"The run directory was made for another recipe, {record['recipe']}.",
+            key="--run-dir",
+            value=str(run_dir),
+            remedy=f"Choose another directory for {recipe_name}.",
+        )
+    if record is None and run_dir.is_dir() and {p.name for p in run_dir.iterdir()} - _HARMLESS:
+        raise UserError(
+            "The run directory is not empty and was not made by verl-s2d.",
+            key="--run-dir",
+            value=str(run_dir),
+            remedy="Choose a new or an empty directory.",
+        )
+
+
+def read_record(run_dir: Path) -> dict | None:
+    """{"recipe": name, "id": id of the run}, None when there is none."""
+    try:
+        record = json.loads((run_dir / _RECORD).read_text())
+        return record if {"recipe", "id"} <= record.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+@contextlib.contextmanager
+def opened(run_dir: Path, recipe_name: str) -> Iterator[str]:
+    """Hold the run directory for this process; gives the id of the run.
+
+    The lock is the kernel's: it is gone with the process that held it, however that ended.
+
+    Raises:
+        UserError: it belongs to something else, or another `run` is working in it.
+    """
+    check_run_directory(run_dir, recipe_name)
+    try:
+        (run_dir / "stages").mkdir(parents=True, exist_ok=True)
+        stream = (run_dir / _LOCK).open("a+")
+    except OSError as error:
+        raise UserError(
+            f"The run directory cannot be written: {error.strerror or error}.",
+            key="--run-dir",
+            value=str(run_dir),
+            remedy="Choose another.",
+        ) from error
+    with stream:
+        if not _lock(stream):
+            stream.seek(0)
+            holder = stream.read().strip()
+            raise UserError(
+                f"Another run is working in this directory{f' (process {holder})' if holder else ''}.",
+                key="--run-dir",
+                value=str(run_dir),
+                remedy="Wait for it, stop it, or choose another directory.",
+            )
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        record = read_record(run_dir)
+        if record is None:
+            record = {"recipe": recipe_name, "id": uuid.uuid4().hex}
+            write_atomically(run_dir / _RECORD, json.dumps(record) + "\n")
+        yield record["id"]
+
+
+def is_locked(run_dir: Path) -> bool:
+    """Whether a `run` is working in the directory now."""
+    try:
+        with (run_dir / _LOCK).open("r+") as stream:
+            return not _lock(stream)
+    except OSError:
+        return False
+
+
+def _lock(stream) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

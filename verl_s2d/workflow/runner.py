@@ -1,0 +1,210 @@
+"""Build what is missing, in order, resumably. Running again is how to resume."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from verl_s2d.workflow import attempts
+from verl_s2d.workflow.cluster import RayCluster
+from verl_s2d.workflow.failures import Interrupted, StageFailed
+from verl_s2d.workflow.graph import PREPARATION_KINDS, Node
+from verl_s2d.workflow.manifest import MANIFEST, write_manifest
+from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.process import MARKER, Launcher, SubprocessLauncher, kill_marked
+from verl_s2d.workflow.progress import Progress
+from verl_s2d.workflow.run_directory import opened
+from verl_s2d.workflow.stage_process import run_attempt
+from verl_s2d.workflow.stages import checkpoints, kinds
+from verl_s2d.workflow.stages.base import StageKind
+
+Check = Callable[[], None]
+
+
+def run_plan(
+    plan: Plan,
+    progress: Progress,
+    *,
+    launcher: Launcher | None = None,
+    check: Check = lambda: None,
+    keep_going: bool = False,
+) -> list[StageFailed]:
+    """Build every missing stage of the plan.
+
+    Args:
+        launcher: how processes are started; plain subprocesses unless given.
+        check: raises UserError on bad input. Called before the first stage, and again once the cheap preparation
+            stages have made what could not be checked before; never between training stages.
+        keep_going: after a failure go on with the stages that do not depend on it.
+
+    Returns:
+        The failures (empty: everything is built).
+
+    Raises:
+        UserError: bad input, or a run directory that is not ours or in use.
+        Interrupted: Ctrl-C or SIGTERM; the running stage has been stopped.
+    """
+    with opened(plan.context.run_dir, plan.recipe.name) as run_id:
+        missing = plan.missing()
+        if not missing:
+            return []
+        leftovers = kill_marked(run_id)
+        if leftovers:
+            progress.note(f"stopped {leftovers} processes left behind by a run that was killed")
+        with _signals_interrupt():
+            check()
+            runner = _Runner(plan, run_id, progress, launcher or SubprocessLauncher())
+            try:
+                return runner.build(missing, check, keep_going)
+            finally:
+                runner.close()
+
+
+class _Runner:
+    """State of one run: its cluster, its environment, what failed."""
+
+    def __init__(self, plan: Plan, run_id: str, progress: Progress, launcher: Launcher):
+        self._plan, self._run_id, self._progress, self._launcher = plan, run_id, progress, launcher
+        self._environment = stage_environment(plan.context.device) | {MARKER: run_id}
+        self._cluster = RayCluster(
+            plan.context.run_dir,
+            run_id,
+            launcher,
+            self._environment,
+            plan.context.device,
+            plan.context.cluster.gpus_per_node,
+        )
+
+    def build(self, missing: list[Node], check: Check, keep_going: bool) -> list[StageFailed]:
+        failures: list[StageFailed] = []
+        failed: set[str] = set()
+        prepared, checked = False, not any(node.kind in PREPARATION_KINDS for node in missing)
+        for index, node in enumerate(missing, 1):
+            if any(source.digest in failed for source in node.inputs.values()):
+                failed.add(node.digest)
+                self._progress.note(f"[{index}/{len(missing)}] {node.name} left out: it needs a stage that failed")
+                continue
+            prepared = prepared or node.kind not in PREPARATION_KINDS
+            if prepared and not checked:
+                check()
+                checked = True
+            try:
+                self._build(node, index, len(missing))
+            except StageFailed as failure:
+                failures.append(failure)
+                failed.add(node.digest)
+                self._progress.note(str(failure))
+                if not keep_going:
+                    break
+        return failures
+
+    def close(self) -> None:
+        """Stop the cluster and whatever else carries this run's marker."""
+        self._cluster.stop()
+        self._launcher.close()
+        kill_marked(self._run_id)
+
+    def _build(self, node: Node, index: int, count: int) -> None:
+        kind, directory = kinds()[node.kind], self._plan.context.directory(node)
+        directory.mkdir(parents=True, exist_ok=True)
+        # A manifest that does not belong to this node is not one.
+        (directory / MANIFEST).unlink(missing_ok=True)
+        tries = 1 + self._plan.context.cluster.retries
+        for remaining in reversed(range(tries)):
+            if kind.finished_before(node, directory):
+                break
+            try:
+                self._attempt(node, kind, directory, index, count)
+                break
+            except StageFailed as failure:
+                self._cluster.stop()
+                if not remaining:
+                    raise
+                self._progress.note(f"{failure.problem} Trying again ({remaining} left).")
+        kind.finalize(node, directory)
+        seconds = attempts.seconds_spent(directory)
+        write_manifest(
+            node,
+            directory,
+            ledger=kind.ledger(node, directory, seconds),
+            seconds=seconds,
+            attempts=attempts.count(directory),
+        )
+        kind.clean(directory)
+
+    def _attempt(self, node: Node, kind: StageKind, directory: Path, index: int, count: int) -> None:
+        self._prepare_resume(node, directory)
+        environment = dict(self._environment)
+        if kind.needs_ray:
+            environment |= self._cluster.environment()
+        attempt = attempts.begin(directory)
+        command = kind.command(node, self._plan.context, attempt)
+        began, ok = time.monotonic(), False
+        self._progress.stage_started(node, index, count, kind.total_steps(node), attempt)
+        try:
+            run_attempt(
+                node,
+                command,
+                directory,
+                attempt,
+                launcher=self._launcher,
+                environment=environment | dict(command.env),
+                stall_seconds=60 * self._plan.context.cluster.stall_minutes,
+                progress=self._progress,
+            )
+            kind.finalize(node, directory)
+            ok = True
+        finally:
+            attempts.end(directory, attempt, 0 if ok else 1)
+            self._progress.stage_ended(node, time.monotonic() - began, ok)
+        if kind.needs_ray:
+            self._cluster.settle()
+
+    def _prepare_resume(self, node: Node, directory: Path) -> None:
+        saved = directory / "checkpoints"
+        checkpoints.repair(saved)
+        wrote, cluster = checkpoints.world_size(saved), self._plan.context.cluster
+        if wrote is not None and wrote != cluster.nodes * cluster.gpus_per_node:
+            raise StageFailed(
+                f"{node.name} was interrupted with checkpoints of {wrote} processes, and only as many can read them; "
+                f"set cluster.nodes x cluster.gpus_per_node to {wrote}, or delete {saved} to start the stage again.",
+                log=directory / "log.txt",
+            )
+
+
+def stage_environment(device: str) -> dict[str, str]:
+    """Environment of every process of a run: ours, and on `cpu` what verl and vLLM need there."""
+    environment = dict(os.environ)
+    # Progress in the log must not wait for a full buffer, or a working stage would look stalled.
+    environment["PYTHONUNBUFFERED"] = "1"
+    if device == "cpu":
+        from verl_s2d.platforms.environment import cpu_environment
+
+        environment.update(cpu_environment())
+    return environment
+
+
+@contextlib.contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP raise Interrupted once; further ones are ignored, because stopping is under way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def interrupt(number: int, frame: object) -> None:
+        for n in numbers:
+            signal.signal(n, signal.SIG_IGN)
+        raise Interrupted(signal.Signals(number).name)
+
+    before = {n: signal.signal(n, interrupt) for n in numbers}
+    try:
+        yield
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, handler)

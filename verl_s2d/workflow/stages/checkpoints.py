@@ -1,0 +1,99 @@
+"""verl's checkpoint directories: which step is complete, repair after a kill, hand-off of the last export."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from verl_s2d.workflow.failures import StageFailed
+from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.stages.base import require_export
+
+TRACKER = "latest_checkpointed_iteration.txt"
+_EXPORTS = ("actor/huggingface", "actor/model/huggingface", "huggingface", "model/huggingface")
+"""Where FSDP and Megatron checkpoints of verl's RL trainer and of the warmup keep the Hugging Face weights."""
+
+
+def completed_step(checkpoints: Path) -> int | None:
+    """The step verl would resume from: its tracker file is written last. None when there is none."""
+    try:
+        step = int((checkpoints / TRACKER).read_text())
+    except (OSError, ValueError):
+        return None
+    return step if (checkpoints / f"global_step_{step}").is_dir() else None
+
+
+def repair(checkpoints: Path) -> None:
+    """Make a directory that a kill left behind resumable again.
+
+    verl's RL trainer rewrites its tracker in place: a kill at the wrong moment leaves it empty, and verl then fails on
+    every resume. The dataloader state is written just before the tracker, so the newest step that has one is complete.
+    """
+    tracker = checkpoints / TRACKER
+    if not tracker.exists() or completed_step(checkpoints) is not None:
+        return
+    complete = [
+        int(m[1])
+        for p in checkpoints.iterdir()
+        if (m := re.fullmatch(r"global_step_(\d+)", p.name)) and any(p.glob("data*.pt"))
+    ]
+    if not complete:
+        tracker.unlink()
+        return
+    temporary = tracker.with_suffix(".repair")
+    temporary.write_text(str(max(complete)))
+    os.replace(temporary, tracker)
+
+
+def world_size(checkpoints: Path) -> int | None:
+    """Number of processes that wrote the resumable FSDP checkpoint; only so many can read it. None when unknown."""
+    step = completed_step(checkpoints)
+    if step is None:
+        return None
+    for path in (checkpoints / f"global_step_{step}").rglob("model_world_size_*_rank_0.pt"):
+        return int(path.name.split("_")[3])
+    return None
+
+
+def find_export(checkpoints: Path, step: int) -> Path | None:
+    """The Hugging Face directory inside the checkpoint of `step`."""
+    for name in _EXPORTS:
+        path = checkpoints / f"global_step_{step}" / name
+        if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
+            return path
+    return None
+
+
+def hand_off(node: Node, directory: Path, steps: int) -> None:
+    """Verify the export of the last step and move it to <stage>/model. Does nothing when that is done already.
+
+    Raises:
+        StageFailed: the last step was not reached, or its export is incomplete.
+    """
+    model, checkpoints, log = directory / "model", directory / "checkpoints", directory / "log.txt"
+    if not model.is_dir():
+        step = completed_step(checkpoints)
+        if step != steps:
+            raise StageFailed(f"{node.name} ended at step {step or 0} of {steps}.", log=log)
+        export = find_export(checkpoints, step)
+        if export is None:
+            raise StageFailed(f"{node.name} saved no Hugging Face weights at step {step}.", log=log)
+        require_export(node, export)
+        os.rename(export, model)
+    require_export(node, model)
+
+
+def finished(node: Node, directory: Path, steps: int) -> bool:
+    """Whether the export of the last step is there and complete."""
+    try:
+        hand_off(node, directory, steps)
+    except StageFailed:
+        return False
+    return True
+
+
+def delete(directory: Path) -> None:
+    """Free the space of the checkpoints of a finished stage."""
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)

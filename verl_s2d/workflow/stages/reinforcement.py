@@ -1,0 +1,174 @@
+"""Stages 1 and 3 (kind `grpo`) and stage 2b (kind `opd`): verl's own `main_ppo` with our overrides."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.ledger import Ledger, empty_ledger, sum_over_steps, verifier_calls
+from verl_s2d.workflow.metrics import read_metrics
+from verl_s2d.workflow.overrides import hydra_arguments, merge, value_of
+from verl_s2d.workflow.stages import checkpoints
+from verl_s2d.workflow.stages.base import (
+    Command,
+    Context,
+    merged_verl,
+    metrics_file,
+    model_location,
+    verifier_argument,
+)
+
+VERL_BATCH_DEFAULTS = {
+    "data.train_batch_size": 1024,
+    "actor_rollout_ref.actor.ppo_mini_batch_size": 256,
+    "actor_rollout_ref.actor.ppo_epochs": 1,
+    "actor_rollout_ref.rollout.n": 1,
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": None,
+    "actor_rollout_ref.actor.use_dynamic_bsz": False,
+}
+"""Values of verl 0.9's yaml where neither overlay nor recipe gives one (a contract test compares them)."""
+
+
+def batch_setting(node: Node, key: str) -> Any:
+    """The value of one of VERL_BATCH_DEFAULTS' keys for this node."""
+    return value_of(node.settings["verl"], key, VERL_BATCH_DEFAULTS[key])
+
+
+def log_backends(chosen: Any) -> list[str]:
+    """verl's trainer.logger: what the recipe asks for, always with the two that the workflow reads."""
+    backends = [chosen] if isinstance(chosen, str) else list(chosen or [])
+    return backends + [b for b in ("console", "file") if b not in backends]
+
+
+class _VerlTrainer:
+    """What `grpo` and `opd` share."""
+
+    semantics = 1
+    needs_ray = True
+    parquet_suffix = ""
+
+    def command(self, node: Node, context: Context, attempt: int) -> Command:
+        directory = context.directory(node)
+        settings = node.settings
+        chosen = merged_verl(node)
+        data = str(context.directory(node.inputs["slices"]) / f"{settings['slice']}{self.parquet_suffix}.parquet")
+        computed: dict[str, Any] = {
+            "actor_rollout_ref.model.path": model_location(node, "model", context),
+            "data.train_files": data,
+            # verl insists on validation files; none of them is ever read, because validation is switched off.
+            "data.val_files": data,
+            "data.max_prompt_length": settings["prompt_tokens"],
+            "data.max_response_length": settings["response_tokens"],
+            "data.seed": settings["seed"],
+            "actor_rollout_ref.actor.data_loader_seed": settings["seed"],
+            "actor_rollout_ref.rollout.seed": settings["seed"],
+            "trainer.val_before_train": False,
+            "trainer.test_freq": -1,
+            "trainer.total_training_steps": settings["steps"],
+            # An epoch has at least one step, so the step count alone ends the stage.
+            "trainer.total_epochs": settings["steps"],
+            "trainer.default_local_dir": str(directory / "checkpoints"),
+            "trainer.resume_mode": "auto",
+            "trainer.save_freq": node.operations["save_every"],
+            "trainer.logger": log_backends(value_of(chosen, "trainer.logger")),
+            "actor_rollout_ref.actor.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
+            "trainer.n_gpus_per_node": context.cluster.gpus_per_node,
+            "trainer.nnodes": context.cluster.nodes,
+            "hydra.run.dir": str(directory / "hydra"),
+            **self._computed(node, context),
+        }
+        env = {"VERL_FILE_LOGGER_PATH": str(metrics_file(directory, attempt))}
+        # The trainer is a Ray actor: it inherits the cluster's environment, not that of this stage's process.
+        runtime = {f"+ray_kwargs.ray_init.runtime_env.env_vars.{k}": v for k, v in env.items()}
+        # Ray refuses resource counts when it joins a running cluster, which every stage does.
+        resources = {"ray_kwargs.ray_init.num_cpus": None}
+        chosen = {k: v for k, v in chosen.items() if k.lstrip("+") != "ray_kwargs.ray_init.num_gpus"}
+        overrides = merge(chosen, resources, computed, runtime)
+        return Command([sys.executable, "-m", "verl.trainer.main_ppo", *hydra_arguments(overrides)], env)
+
+    def _computed(self, node: Node, context: Context) -> Mapping[str, Any]:
+        raise NotImplementedError
+
+    def finalize(self, node: Node, directory: Path) -> None:
+        checkpoints.hand_off(node, directory, node.settings["steps"])
+
+    def finished_before(self, node: Node, directory: Path) -> bool:
+        return checkpoints.finished(node, directory, node.settings["steps"])
+
+    def clean(self, directory: Path) -> None:
+        checkpoints.delete(directory)
+
+    def total_steps(self, node: Node) -> int | None:
+        return node.settings["steps"]
+
+    def _updates(self, node: Node) -> int:
+        per_step = batch_setting(node, "data.train_batch_size") / batch_setting(
+            node, "actor_rollout_ref.actor.ppo_mini_batch_size"
+        )
+        return round(node.settings["steps"] * per_step * batch_setting(node, "actor_rollout_ref.actor.ppo_epochs"))
+
+
+class Grpo(_VerlTrainer):
+    """Stock GRPO against the verifier, every call of which is entered in the ledger."""
+
+    def _computed(self, node: Node, context: Context) -> Mapping[str, Any]:
+        return {
+            "reward.custom_reward_function.path": "pkg://verl_s2d.rewards.ledgered",
+            "reward.custom_reward_function.name": "compute_score",
+            "+reward.custom_reward_function.reward_kwargs.verifier": verifier_argument(node),
+            "+reward.custom_reward_function.reward_kwargs.ledger_dir": str(context.directory(node) / "verifier"),
+        }
+
+    def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
+        sequences = batch_setting(node, "data.train_batch_size") * batch_setting(node, "actor_rollout_ref.rollout.n")
+        labels, calls = verifier_calls(directory)
+
+        def sampled(data: Mapping[str, Any]) -> float | None:
+            mean = data.get("response_length/mean")
+            return None if mean is None else round(mean * sequences)
+
+        tokens = sum_over_steps(read_metrics(directory), node.settings["steps"], sampled)
+        return empty_ledger(seconds) | {
+            "labels_read": labels,
+            "verifier_calls": calls,
+            "sampled_tokens": tokens,
+            "updates": self._updates(node),
+        }
+
+    def describe(self, node: Node) -> str:
+        s = node.settings
+        return f"GRPO on slice {s['slice']} with verifier {s['verifier']}, {s['steps']} steps"
+
+
+class Opd(_VerlTrainer):
+    """On-policy distillation. It is given prompts without answers, and no reward function."""
+
+    parquet_suffix = "-prompts"
+
+    def _computed(self, node: Node, context: Context) -> Mapping[str, Any]:
+        return {
+            "trainer.v1.trainer_mode": "s2d_opd",
+            "algorithm.adv_estimator": "s2d_opd",
+            "+s2d.teacher.path": model_location(node, "teacher", context),
+            "+s2d.beta": node.settings["beta"],
+            "+s2d.objective": node.settings["objective"],
+        }
+
+    def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
+        metrics, steps = read_metrics(directory), node.settings["steps"]
+        # Read rather than assumed to be empty: a verifier called by mistake must show.
+        labels, calls = verifier_calls(directory)
+        return empty_ledger(seconds) | {
+            "labels_read": labels,
+            "verifier_calls": calls,
+            "sampled_tokens": sum_over_steps(metrics, steps, lambda data: data.get("s2d/sampled_tokens")),
+            "teacher_scored_tokens": sum_over_steps(metrics, steps, lambda data: data.get("s2d/teacher_scored_tokens")),
+            "updates": self._updates(node),
+        }
+
+    def describe(self, node: Node) -> str:
+        s = node.settings
+        return f"on-policy distillation on prompts of slice {s['slice']}, beta {s['beta']:g}, {s['steps']} steps"

@@ -1,0 +1,108 @@
+"""Stage 2a (kind `warmup`) and the cache of teacher rollouts it trains on (kind `rollouts`)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from verl_s2d.workflow.failures import StageFailed
+from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.ledger import Ledger, empty_ledger, sum_over_steps
+from verl_s2d.workflow.metrics import read_metrics
+from verl_s2d.workflow.overrides import hydra_arguments, merge, plain_arguments, value_of
+from verl_s2d.workflow.stages import checkpoints
+from verl_s2d.workflow.stages.base import Command, Context, SimpleKind, merged_verl, metrics_file, model_location
+from verl_s2d.workflow.stages.reinforcement import log_backends
+
+
+class Rollouts(SimpleKind):
+    """K samples a prompt from the teacher, through vLLM, into one parquet."""
+
+    required_files = ("rollouts.parquet", "rollouts.json")
+
+    def command(self, node: Node, context: Context, attempt: int) -> Command:
+        directory, s = context.directory(node), node.settings
+        arguments = {
+            "model": model_location(node, "model", context),
+            "data": str(context.directory(node.inputs["slices"]) / f"{s['slice']}-prompts.parquet"),
+            "out": str(directory),
+            "n": s["per_prompt"],
+            "temperature": s["temperature"],
+            "top_p": s["top_p"],
+            "top_k": s["top_k"],
+            "max_tokens": s["response_tokens"],
+            "seed": s["seed"],
+        }
+        env = {"VERL_FILE_LOGGER_PATH": str(metrics_file(directory, attempt))}
+        return Command([sys.executable, "-m", "verl_s2d.training.rollout_cache", *plain_arguments(arguments)], env)
+
+    def finalize(self, node: Node, directory: Path) -> None:
+        super().finalize(node, directory)
+        self._sampled_tokens(node, directory)
+
+    def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
+        return empty_ledger(seconds) | {"sampled_tokens": self._sampled_tokens(node, directory)}
+
+    def _sampled_tokens(self, node: Node, directory: Path) -> int:
+        path = directory / "rollouts.json"
+        try:
+            return int(json.loads(path.read_text())["counts"]["sampled_tokens"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StageFailed(
+                f"{path} does not say how many tokens were sampled.", log=directory / "log.txt"
+            ) from error
+
+    def describe(self, node: Node) -> str:
+        s = node.settings
+        return f"{s['per_prompt']} teacher rollouts for each prompt of slice {s['slice']}, temperature {s['temperature']:g}"
+
+
+class Warmup:
+    """Forward KL to the teacher's distribution on its cached rollouts. No rollout server, no verifier, no answers."""
+
+    semantics = 1
+    needs_ray = True
+
+    def command(self, node: Node, context: Context, attempt: int) -> Command:
+        directory, s = context.directory(node), node.settings
+        chosen = merged_verl(node)
+        computed: dict[str, Any] = {
+            "model.path": model_location(node, "model", context),
+            "s2d.teacher.path": model_location(node, "teacher", context),
+            "s2d.objective": s["objective"],
+            "data.train_files": str(context.directory(node.inputs["rollouts"]) / "rollouts.parquet"),
+            "trainer.total_training_steps": s["steps"],
+            "trainer.default_local_dir": str(directory / "checkpoints"),
+            "trainer.resume_mode": "auto",
+            "trainer.save_freq": node.operations["save_every"],
+            "trainer.logger": log_backends(value_of(chosen, "trainer.logger")),
+            "trainer.seed": s["seed"],
+            "trainer.n_gpus_per_node": context.cluster.gpus_per_node,
+            "trainer.nnodes": context.cluster.nodes,
+            "hydra.run.dir": str(directory / "hydra"),
+        }
+        env = {"VERL_FILE_LOGGER_PATH": str(metrics_file(directory, attempt))}
+        argv = [sys.executable, "-m", "verl_s2d.training.warmup", *hydra_arguments(merge(chosen, computed))]
+        return Command(argv, env)
+
+    def finalize(self, node: Node, directory: Path) -> None:
+        checkpoints.hand_off(node, directory, node.settings["steps"])
+
+    def finished_before(self, node: Node, directory: Path) -> bool:
+        return checkpoints.finished(node, directory, node.settings["steps"])
+
+    def clean(self, directory: Path) -> None:
+        checkpoints.delete(directory)
+
+    def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
+        steps = node.settings["steps"]
+        scored = sum_over_steps(read_metrics(directory), steps, lambda data: data.get("train/teacher_scored_tokens"))
+        return empty_ledger(seconds) | {"teacher_scored_tokens": scored, "updates": steps}
+
+    def describe(self, node: Node) -> str:
+        return f"forward KL to the teacher on its cached rollouts, {node.settings['steps']} steps"
+
+    def total_steps(self, node: Node) -> int | None:
+        return node.settings["steps"]
