@@ -1,0 +1,1 @@
+"""Problems in verl's parquet columns: reading, checking, slicing the labels."""

@@ -1,0 +1,1 @@
+"""avg@k with its standard error, paired comparison, and the report over rows and seeds."""

@@ -1,0 +1,115 @@
+"""Slices of the labelled problems: `all`, and its two disjoint halves `1h` and `2h`, each also without answers.
+
+    python -m verl_s2d.data.slices train=FILE out=DIR [labels=N] [seed=S] [eval.<name>=FILE ...]
+
+Which problems are chosen, and in which half they are, follows from the seed and the problem ids alone: not from the
+order of the file, and not from a random number generator whose stream a new release may change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+from verl_s2d import arguments
+from verl_s2d.data.files import write_json, write_parquet
+from verl_s2d.data.problems import COLUMNS, check_disjoint, problems_of, read_problems, read_table
+from verl_s2d.errors import UserError
+
+
+@dataclass(frozen=True)
+class Options:
+    """Command line of this module."""
+
+    train: str
+    """Parquet of labelled problems."""
+    out: str
+    labels: int | None = None
+    """How many labelled problems are used; null for all."""
+    seed: int = 0
+    eval: dict[str, str] = field(default_factory=dict)
+    """Evaluation sets that must not contain any training problem."""
+
+
+def choose(ids: Sequence[str], labels: int | None, seed: int) -> dict[str, list[str]]:
+    """Slice name -> problem ids. `all` is `1h` followed by `2h`; with an odd number `2h` has one more.
+
+    Of the same problems and seed, a smaller number of labels gives a subset of a larger one.
+
+    Raises:
+        UserError: fewer than two labels (a half would be empty), or more than there are problems.
+    """
+    count = len(ids) if labels is None else labels
+    if count < 2:
+        raise UserError(
+            "A slice would be empty: the labels are divided into two halves.",
+            key="labels",
+            value=count,
+            remedy="Use at least 2 labelled problems.",
+        )
+    if count > len(ids):
+        raise UserError(
+            f"The training file has only {len(ids)} problems.",
+            key="labels",
+            value=count,
+            remedy=f"Ask for at most {len(ids)} labels, or null for all.",
+        )
+    shuffled = sorted(ids, key=lambda i: hashlib.sha256(f"{seed}\n{i}".encode()).digest())[:count]
+    return {"all": shuffled, "1h": shuffled[: count // 2], "2h": shuffled[count // 2 :]}
+
+
+def slices_digest(slices: dict[str, list[str]]) -> str:
+    """sha256 of the ids of every slice, in order."""
+    return hashlib.sha256(json.dumps(slices, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def without_answers(table: pa.Table) -> pa.Table:
+    """The same problems with nothing an answer could be in.
+
+    Only verl's four columns are kept, ground_truth is empty text and extra_info has the id alone. No metadata either:
+    pandas and datasets describe the columns they wrote.
+    """
+    model, info = table["reward_model"].combine_chunks(), table["extra_info"].combine_chunks()
+    empty = pa.array([""] * table.num_rows, pa.string())
+    columns = {
+        "prompt": table["prompt"],
+        "data_source": table["data_source"],
+        "reward_model": pa.StructArray.from_arrays([model.field("style"), empty], ["style", "ground_truth"]),
+        "extra_info": pa.StructArray.from_arrays([info.field("index")], ["index"]),
+    }
+    return pa.table({c: columns[c] for c in COLUMNS})
+
+
+def write_slices(options: Options) -> dict[str, list[str]]:
+    """Write <slice>.parquet and <slice>-prompts.parquet for every slice, then slices.json; returns the ids.
+
+    Raises:
+        UserError: unusable data, an impossible number of labels, or evaluation problems among the training problems.
+    """
+    table = read_table(options.train, key="train")
+    problems = problems_of(table, options.train, key="train")
+    check_disjoint(problems, {n: read_problems(f, key=f"eval.{n}") for n, f in options.eval.items()})
+    slices = choose([p.id for p in problems], options.labels, options.seed)
+    row = {p.id: i for i, p in enumerate(problems)}
+    out = Path(options.out)
+    for name, ids in slices.items():
+        rows = table.take([row[i] for i in ids]).combine_chunks()
+        write_parquet(rows, out / f"{name}.parquet")
+        write_parquet(without_answers(rows), out / f"{name}-prompts.parquet")
+    summary = {"labels": len(slices["all"]), "seed": options.seed, "digest": slices_digest(slices), "slices": slices}
+    write_json(summary, out / "slices.json")
+    return slices
+
+
+def main(options: Options) -> None:
+    slices = write_slices(options)
+    print("slices: " + ", ".join(f"{name} {len(ids)}" for name, ids in slices.items()))
+
+
+if __name__ == "__main__":
+    arguments.run(main, Options)

@@ -1,0 +1,164 @@
+"""avg@k of one model on several sets.
+
+    python -m verl_s2d.evaluation.evaluate model=MODEL verifier=NAME out=DIR max_tokens=N set.<name>=FILE ...
+        [samples=16] [temperature=1] [top_p=1] [top_k=-1] [seed=0] [tensor_parallel_size=1] [trust_remote_code=false]
+        [chat_template.<name>=<value> ...]
+
+Writes generations.parquet (every sample, its text and score) and, last, result.json.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from verl_s2d import arguments
+from verl_s2d.data.files import write_json, write_parquet
+from verl_s2d.data.problems import Problem, read_problems
+from verl_s2d.errors import UserError
+from verl_s2d.evaluation.stats import mean_and_stderr, pass_at_k
+from verl_s2d.rewards.registry import Score, Verifier, resolve
+from verl_s2d.sampling import Completion, load_tokenizer, render_prompt, sample
+
+GENERATIONS = pa.schema(
+    [
+        ("set", pa.string()),
+        ("id", pa.string()),
+        ("sample", pa.int32()),
+        ("response", pa.string()),
+        ("response_ids", pa.list_(pa.int32())),
+        ("finish_reason", pa.string()),
+        ("correct", pa.bool_()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Command line of this module."""
+
+    model: str
+    verifier: str
+    """Name of a verifier, or file.py:function."""
+    out: str
+    max_tokens: int
+    set: dict[str, str] = field(default_factory=dict)
+    """Evaluation sets: name -> parquet in verl's columns."""
+    samples: int = 16
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    seed: int = 0
+    tensor_parallel_size: int = 1
+    trust_remote_code: bool = False
+    chat_template: dict[str, Any] = field(default_factory=dict)
+    """verl's data.apply_chat_template_kwargs."""
+
+
+def main(options: Options) -> None:
+    """Sample, score, write. Raises UserError for unusable input before the model is loaded."""
+    if not options.set:
+        raise UserError("There is nothing to evaluate on.", key="set.<name>", remedy="Give set.<name>=<parquet>.")
+    verifier = resolve(options.verifier)
+    sets = {name: read_problems(file, key=f"set.{name}") for name, file in options.set.items()}
+    tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code)
+    problems = [(name, problem) for name, members in sets.items() for problem in members]
+    print(f"evaluation: {len(problems)} problems, {options.samples} samples each, {options.model}", flush=True)
+
+    started = time.perf_counter()
+    sampling = {k: getattr(options, k) for k in ("temperature", "top_p", "top_k", "max_tokens", "seed")}
+    completions = sample(
+        options.model,
+        [render_prompt(tokenizer, p.messages, options.chat_template) for _, p in problems],
+        n=options.samples,
+        tensor_parallel_size=options.tensor_parallel_size,
+        trust_remote_code=options.trust_remote_code,
+        **sampling,
+    )
+    print(f"evaluation: sampled in {time.perf_counter() - started:.1f} s, model loading included", flush=True)
+
+    rows = [
+        row
+        for (name, problem), samples in zip(problems, completions, strict=True)
+        for row in score_samples(name, problem, samples, verifier, tokenizer)
+    ]
+    write_parquet(pa.Table.from_pylist(rows, GENERATIONS), Path(options.out) / "generations.parquet")
+    result = summarise(rows, options.samples)
+    result["sampling"] = {"samples": options.samples, **sampling}
+    write_json(result, Path(options.out) / "result.json")
+    for name, values in result["sets"].items():
+        print(f"evaluation: {name} avg@{options.samples} {100 * values['avg']:.1f} %", flush=True)
+
+
+def score_samples(
+    set_name: str, problem: Problem, samples: Sequence[Completion], verifier: Verifier, tokenizer: Any
+) -> list[dict[str, Any]]:
+    """Rows of generations.parquet for the samples of one problem."""
+    rows = []
+    for number, completion in enumerate(samples):
+        # As verl's reward manager hands responses to a verifier.
+        response = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+        score = verifier(
+            data_source=problem.data_source,
+            solution_str=response,
+            ground_truth=problem.ground_truth,
+            extra_info=problem.extra_info,
+        )
+        rows.append(
+            {
+                "set": set_name,
+                "id": problem.id,
+                "sample": number,
+                "response": response,
+                "response_ids": completion.token_ids,
+                "finish_reason": completion.finish_reason,
+                "correct": is_correct(score),
+            }
+        )
+    return rows
+
+
+def is_correct(score: Score) -> bool:
+    """Whether a verifier's result means "right": full marks, in `acc` where there is one, else in the score itself.
+
+    Part marks and negative rewards are all "wrong".
+    """
+    value = score.get("acc", score["score"]) if isinstance(score, Mapping) else score
+    return float(value) >= 1.0
+
+
+def summarise(rows: Sequence[Mapping[str, Any]], samples: int) -> dict[str, Any]:
+    """`sets` and `per_problem` of result.json from rows of generations.parquet.
+
+    avg is the mean over problems of the mean over samples, stderr its standard error over problems (null for a single
+    problem), truncated the number of samples cut off by max_tokens.
+    """
+    by_set: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for row in rows:
+        by_set.setdefault(row["set"], {}).setdefault(row["id"], []).append(row)
+    ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < samples] + [samples]
+    result: dict[str, Any] = {"sets": {}, "per_problem": {}}
+    for name, problems in by_set.items():
+        correct = {i: sum(row["correct"] for row in members) for i, members in problems.items()}
+        estimate = mean_and_stderr([c / samples for c in correct.values()])
+        members = [row for rows in problems.values() for row in rows]
+        result["sets"][name] = {
+            "n_problems": len(problems),
+            "samples": samples,
+            "avg": estimate.mean,
+            "stderr": estimate.stderr if len(problems) > 1 else None,
+            "pass_at": {str(k): sum(pass_at_k(c, samples, k) for c in correct.values()) / len(correct) for k in ks},
+            "mean_tokens": sum(len(row["response_ids"]) for row in members) / len(members),
+            "truncated": sum(row["finish_reason"] == "length" for row in members),
+        }
+        result["per_problem"][name] = [{"id": i, "correct": c, "samples": samples} for i, c in correct.items()]
+    return result
+
+
+if __name__ == "__main__":
+    arguments.run(main, Options)

@@ -1,0 +1,78 @@
+"""Statistics of repeated sampling. Plain Python and numpy; accuracies are fractions, not percent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+_T_975 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+"""97.5 % quantiles of Student's t for 1 to 30 degrees of freedom."""
+
+
+class Estimate(NamedTuple):
+    """A mean and its standard error (nan where one value is all there is)."""
+
+    mean: float
+    stderr: float
+
+
+class Interval(NamedTuple):
+    """A mean with a two-sided 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean_and_stderr(values: Sequence[float]) -> Estimate:
+    """Mean, and sample standard deviation (ddof=1) / sqrt(number of values)."""
+    array = np.asarray(values, dtype=np.float64)
+    stderr = array.std(ddof=1) / math.sqrt(len(array)) if len(array) > 1 else math.nan
+    return Estimate(float(array.mean()), float(stderr))
+
+
+def t_interval(values: Sequence[float]) -> Interval:
+    """95 % interval of the mean of a few independent values (seeds), by Student's t."""
+    mean, stderr = mean_and_stderr(values)
+    freedom = len(values) - 1
+    if freedom < 1:
+        return Interval(mean, math.nan, math.nan)
+    half = (_T_975[freedom - 1] if freedom <= len(_T_975) else 1.96) * stderr
+    return Interval(mean, mean - half, mean + half)
+
+
+def pass_at_k(correct: int, samples: int, k: int) -> float:
+    """Probability that at least one of k samples is right: 1 - C(n-c, k) / C(n, k), unbiased (Chen et al. 2021).
+
+    Raises:
+        ValueError: k is not in 1..samples, or correct not in 0..samples.
+    """
+    if not 1 <= k <= samples or not 0 <= correct <= samples:
+        raise ValueError(f"pass@{k} is undefined for {correct} correct of {samples} samples")
+    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
+def paired_bootstrap(a: Sequence[float], b: Sequence[float], *, resamples: int = 10_000, seed: int = 0) -> Interval:
+    """Mean of b - a over the same problems, with the 95 % percentile interval over resampled problems.
+
+    Args:
+        a, b: one value per problem, in the same order.
+
+    Raises:
+        ValueError: lengths differ.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"paired values needed, got {len(a)} and {len(b)}")
+    difference = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
+    generator = np.random.default_rng(seed)
+    # Counts of each problem in a resample: the same as drawing indices, without a (resamples, problems) gather.
+    weights = generator.multinomial(len(difference), [1 / len(difference)] * len(difference), size=resamples)
+    low, high = np.quantile(weights @ difference / len(difference), [0.025, 0.975])
+    return Interval(float(difference.mean()), float(low), float(high))

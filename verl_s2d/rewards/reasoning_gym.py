@@ -1,0 +1,105 @@
+"""Problems of the reasoning-gym library, scored by the scorer of their own data set.
+
+The reasoning-gym entry {question, answer, metadata} travels as JSON text in extra_info.entry. The reward is sparse, as
+the method assumes: 1.0 for full marks of the scorer, else 0.0. Most scorers give part marks to an answer that merely
+contains the right text ("17" for 7), which a policy would learn to exploit.
+
+Responses are untrusted: only their last characters are looked at, nothing in them is evaluated, and whatever a scorer
+raises on them counts as a wrong answer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from decimal import Decimal, InvalidOperation
+from functools import cache
+from typing import Any
+
+from reasoning_gym.factory import DATASETS, get_score_answer_fn
+from reasoning_gym.utils import extract_answer
+
+from verl_s2d.errors import UserError
+
+MAX_CHARACTERS = 8192
+"""Of a response, counted from its end. Answers come last."""
+
+EVALUATING_SCORERS = frozenset(
+    {"countdown", "puzzle24", "simple_integration", "intermediate_integration", "polynomial_multiplication"}
+)
+"""Data sets whose scorer hands the response to sympy's parse_expr, which is Python's eval. Refused."""
+
+_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
+
+
+def compute_score(
+    data_source: str, solution_str: str, ground_truth: Any, extra_info: dict[str, Any] | None = None, **_: Any
+) -> float:
+    """1.0 if the response's answer gets full marks, else 0.0.
+
+    Raises:
+        UserError: the problem, not the response, is unusable: no entry, or a data set without a safe scorer.
+    """
+    entry = _entry(extra_info or {})
+    score_answer = _scorer(entry["metadata"]["source_dataset"])
+    try:
+        return float(score_answer(answer_of(solution_str, entry["answer"]), entry) >= 1.0)
+    except Exception:
+        return 0.0
+
+
+def answer_of(response: str, expected: str) -> str | None:
+    """The answer in a response: inside the last <answer> tag, else its last number (or line, if `expected` is not one).
+
+    None when there is none.
+    """
+    response = response[-MAX_CHARACTERS:]
+    tagged = extract_answer(response)
+    if tagged is not None:
+        return tagged
+    if _is_number(expected):
+        numbers = _NUMBER.findall(response)
+        return numbers[-1] if numbers else None
+    lines = response.strip().splitlines()
+    return lines[-1].strip() if lines else None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        Decimal(text.replace(",", ""))
+    except InvalidOperation:
+        return False
+    return True
+
+
+def _entry(extra_info: dict[str, Any]) -> dict[str, Any]:
+    try:
+        entry = json.loads(extra_info["entry"])
+        entry["metadata"]["source_dataset"], entry["answer"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            "The problem does not carry its reasoning-gym entry.",
+            key="extra_info.entry",
+            value=extra_info.get("entry"),
+            remedy="Store json.dumps(dataset[i]) in extra_info.entry.",
+        ) from error
+    return entry
+
+
+@cache
+def _scorer(dataset: str) -> Any:
+    if dataset in EVALUATING_SCORERS:
+        raise UserError(
+            "The scorer of this data set evaluates the response as Python code.",
+            key="source_dataset",
+            value=dataset,
+            remedy="Choose another data set, or write a verifier of your own (file.py:function).",
+        )
+    if dataset not in DATASETS:
+        raise UserError(
+            "The installed reasoning-gym has no such data set.",
+            key="source_dataset",
+            value=dataset,
+            remedy="Check the entry's metadata, or upgrade reasoning-gym.",
+        )
+    return get_score_answer_fn(dataset)
