@@ -44,6 +44,13 @@ def count(directory: Path) -> int:
     return len(_files(directory))
 
 
+def is_open(directory: Path) -> bool:
+    """Whether the newest attempt has not ended (or was killed before it could say so)."""
+    newest = max(_files(directory), key=lambda p: int(_NAME.fullmatch(p.name)[1]), default=None)
+    entry = _read(newest) if newest else None
+    return entry is not None and entry["ended"] is None
+
+
 def seconds_spent(directory: Path, now: float | None = None) -> float:
     """Seconds over all attempts; an open one counts until `now`, or until its last sign of life."""
     total = 0.0

@@ -25,12 +25,15 @@ class External:
         location: absolute path, or hub id.
         identity: what goes into digests; the same content elsewhere has the same identity.
         is_hub: whether location is a hub id.
+        revision: of a hub id.
+        key: the recipe key it was given under, for messages.
     """
 
     location: str
     identity: str
     is_hub: bool = False
     revision: str | None = None
+    key: str = ""
 
 
 def file_digest(path: Path) -> str:
@@ -114,7 +117,7 @@ def model_external(model: str, revision: str | None, directory: Path, key: str) 
                 "A local model has no revision.", key=f"{key}.revision", value=revision, remedy="Remove it."
             )
         try:
-            return External(str(path.resolve()), f"model:{directory_digest(path)}")
+            return External(str(path.resolve()), f"model:{directory_digest(path)}", key=key)
         except OSError as error:
             raise UserError(
                 f"The model cannot be read: {error}.", key=key, value=model, remedy="Check its permissions."
@@ -126,4 +129,4 @@ def model_external(model: str, revision: str | None, directory: Path, key: str) 
             value=model,
             remedy="Check the path, or give a hub id like organisation/name.",
         )
-    return External(model, f"hub:{model}@{revision or 'main'}", is_hub=True, revision=revision)
+    return External(model, f"hub:{model}@{revision or 'main'}", is_hub=True, revision=revision, key=key)

@@ -56,7 +56,7 @@ class Rollouts(SimpleKind):
 
     def describe(self, node: Node) -> str:
         s = node.settings
-        return f"{s['per_prompt']} teacher rollouts for each prompt of slice {s['slice']}, temperature {s['temperature']:g}"
+        return f"{s['per_prompt']} teacher rollouts a prompt of slice {s['slice']}, temperature {s['temperature']:g}"
 
 
 class Warmup:

@@ -1,0 +1,168 @@
+"""verl-s2d check | plan | run | status | report.
+
+Exit codes: 0 done, 1 a stage (or check) failed, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from verl_s2d import __version__
+from verl_s2d.errors import UserError
+from verl_s2d.workflow.failures import Interrupted
+from verl_s2d.workflow.planning import Plan, make_plan
+from verl_s2d.workflow.recipe_file import load_recipe
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        return options.command(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except (Interrupted, KeyboardInterrupt):
+        words = ["verl-s2d", *(sys.argv[1:] if argv is None else argv)]
+        print(
+            f"interrupted; everything has been stopped. To go on, run the same command again:\n  {' '.join(words)}",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    except BrokenPipeError:
+        return OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="verl-s2d", description="Teacher RL, forward-KL warmup, OPD, student RL on verl."
+    )
+    parser.add_argument("--version", action="version", version=f"verl-s2d {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, function, text: str, *, recipe_optional: bool = False) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=function)
+        sub.add_argument("recipe", type=Path, nargs="?" if recipe_optional else None, help="recipe yaml")
+        sub.add_argument("--rows", type=_names, help="rows, comma separated, or `all` (default: the recipe's)")
+        sub.add_argument("--seeds", type=_numbers, help="seeds, comma separated (default: the recipe's)")
+        sub.add_argument("--run-dir", type=Path, help="where stages are kept (default: runs/<recipe name>)")
+        sub.add_argument("--json", action="store_true", help="print JSON on standard output")
+        return sub
+
+    command("check", _check, "is everything in place, before anything starts", recipe_optional=True)
+    plan = command("plan", _plan, "show the graph: what is cached, what each stage will do")
+    plan.add_argument("--overrides", action="store_true", help="with the exact command of every stage")
+    run = command("run", _run, "build what is missing, then report; running again resumes")
+    run.add_argument("--keep-going", action="store_true", help="after a failure go on with independent stages")
+    command("status", _status, "what is done, running, missing")
+    command("report", _report, "accuracy and ledger of the finished rows")
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"not integers: {text!r}") from None
+
+
+def _load(options: argparse.Namespace) -> Plan:
+    return make_plan(load_recipe(options.recipe), run_dir=options.run_dir, rows=options.rows, seeds=options.seeds)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=1))
+
+
+def _check(options: argparse.Namespace) -> int:
+    from verl_s2d.workflow.check import check_everything
+
+    findings = check_everything(_load(options) if options.recipe else None)
+    if options.json:
+        _print_json([{"what": f.what, "ok": f.ok, "detail": f.detail} for f in findings])
+    else:
+        print("\n".join(f.text() for f in findings))
+    return OK if all(f.ok for f in findings) else FAILED
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from verl_s2d.workflow.views import plan_text, plan_view
+
+    view = plan_view(_load(options))
+    _print_json(view) if options.json else print(plan_text(view, overrides=options.overrides))
+    return OK
+
+
+def _status(options: argparse.Namespace) -> int:
+    from verl_s2d.workflow.views import status_text, status_view
+
+    view = status_view(_load(options))
+    _print_json(view) if options.json else print(status_text(view))
+    return OK
+
+
+def _run(options: argparse.Namespace) -> int:
+    from verl_s2d.workflow.preflight import check_plan
+    from verl_s2d.workflow.progress import choose_progress
+    from verl_s2d.workflow.runner import run_plan
+
+    plan, progress, said = _load(options), choose_progress(), set()
+
+    def check() -> None:
+        for warning in check_plan(plan):
+            if warning not in said:
+                progress.note(f"note: {warning}")
+                said.add(warning)
+
+    failures = run_plan(plan, progress, launcher=_launcher(plan), check=check, keep_going=options.keep_going)
+    if failures:
+        progress.note("Finished stages are kept. To go on after mending the cause, run the same command again.")
+    _write_report(plan, options)
+    return FAILED if failures else OK
+
+
+def _report(options: argparse.Namespace) -> int:
+    return _write_report(_load(options), options)
+
+
+def _write_report(plan: Plan, options: argparse.Namespace) -> int:
+    from verl_s2d.workflow.results import finished_rows
+
+    rows = finished_rows(plan)
+    if not rows:
+        if options.json:
+            _print_json({"rows": []})
+        else:
+            print("No row is finished yet.", file=sys.stderr)
+        return FAILED
+    from verl_s2d.evaluation.report import write_report
+
+    report = write_report(rows, plan.context.run_dir)
+    if options.json:
+        print(report.to_json())
+    else:
+        print(report.table())
+        print(f"report, figures and data: {plan.context.run_dir / 'report.md'}")
+    return OK
+
+
+def _launcher(plan: Plan):
+    """How processes are started: forked from a warm interpreter where that exists and is wanted."""
+    from verl_s2d.workflow.process import SubprocessLauncher
+
+    return SubprocessLauncher()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""`verl-s2d check`: is the plugin registered, do versions fit, do the models and the data of a recipe fit together."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from verl_s2d.errors import UserError
+from verl_s2d.workflow.manifest import installed_versions
+from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.preflight.batches import check_batches
+from verl_s2d.workflow.preflight.data import check_data
+from verl_s2d.workflow.preflight.keys import check_verl_keys
+from verl_s2d.workflow.preflight.model_facts import ModelFacts, read_model
+from verl_s2d.workflow.preflight.models import check_models, model_directories
+from verl_s2d.workflow.preflight.software import check_verifier, check_versions
+from verl_s2d.workflow.runner import stage_environment
+
+_REGISTRATION_SECONDS = 180
+_PROBE = """
+import dataclasses, json
+import verl
+answer = {"error": None, "missing": [], "done": [], "shims": {}}
+try:
+    from verl_s2d.plugin import STATUS
+    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
+    from verl.trainer.ppo.v1 import get_trainer_cls
+    if "s2d_opd" not in ADV_ESTIMATOR_REGISTRY:
+        answer["missing"].append("advantage estimator s2d_opd")
+    try:
+        get_trainer_cls("s2d_opd")
+    except Exception as error:
+        answer["missing"].append(f"trainer s2d_opd ({error})")
+    answer.update({k: v for k, v in dataclasses.asdict(STATUS).items() if k in answer})
+except Exception:
+    import traceback
+    answer["error"] = traceback.format_exc()
+print("\\nS2D " + json.dumps(answer, default=str))
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the check."""
+
+    what: str
+    ok: bool
+    detail: str
+
+    def text(self) -> str:
+        first, *rest = self.detail.splitlines() or [""]
+        return "\n".join(
+            [f"{'ok  ' if self.ok else 'FAIL'} {self.what}: {first}", *(f"       {line}" for line in rest)]
+        )
+
+
+def check_everything(plan: Plan | None) -> list[Finding]:
+    """All findings, good and bad; with a plan also those about its recipe."""
+    device = plan.context.device if plan else "cpu"
+    findings = [_attempt("versions", _versions), check_registration(device)]
+    if plan is None:
+        return findings
+    return [
+        *findings,
+        _attempt("verifier", lambda: check_verifier(plan) or plan.recipe.verifier),
+        _attempt("verl keys", lambda: check_verl_keys(plan.order) or "all known to verl"),
+        _attempt("batch sizes", lambda: check_batches(plan, plan.order) or "fit slices and cluster"),
+        _attempt("data", lambda: check_data(plan) or "no problem is in two slices, none is evaluated on"),
+        *_models(plan),
+    ]
+
+
+def check_registration(device: str) -> Finding:
+    """Import verl in a process of its own and ask whether it has our trainer and estimator: verl keeps silent about a
+    plugin that fails, so the exception that the plugin stored is shown."""
+    try:
+        process = subprocess.run(
+            [sys.executable, "-c", _PROBE],
+            capture_output=True,
+            text=True,
+            timeout=_REGISTRATION_SECONDS,
+            env=stage_environment(device),
+            cwd=os.path.expanduser("~"),
+        )
+    except subprocess.TimeoutExpired:
+        return Finding("registration", False, f"import verl did not end within {_REGISTRATION_SECONDS} s")
+    line = next((x for x in reversed(process.stdout.splitlines()) if x.startswith("S2D ")), None)
+    if line is None:
+        return Finding("registration", False, f"import verl failed:\n{process.stderr[-2000:]}")
+    return judge_registration(json.loads(line[4:]))
+
+
+def judge_registration(answer: dict[str, Any]) -> Finding:
+    """The finding for what the probing process answered."""
+    if answer["error"]:
+        return Finding("registration", False, f"the plugin failed inside verl:\n{answer['error']}")
+    if answer["missing"]:
+        return Finding("registration", False, f"verl does not know: {', '.join(answer['missing'])}")
+    shims = [f"{name} ({state})" for name, state in answer["shims"].items()]
+    return Finding("registration", True, "\n".join([", ".join(answer["done"]), *shims]))
+
+
+def _versions() -> str:
+    check_versions()
+    return ", ".join(f"{name} {version}" for name, version in installed_versions().items())
+
+
+def _models(plan: Plan) -> list[Finding]:
+    """Facts of both models side by side, then whether they fit."""
+    try:
+        facts = {role: read_model(d, role) for role, d in model_directories(plan, plan.order).items()}
+        findings = [Finding(role, True, _describe(model)) for role, model in facts.items()]
+    except UserError as error:
+        return [Finding("models", False, str(error))]
+    unbuilt = {"student", "teacher"} - facts.keys() if plan.recipe.teacher else {"student"} - facts.keys()
+    findings += [Finding(role, True, "made by a script; checked when that has run") for role in sorted(unbuilt)]
+
+    def agreement() -> str:
+        warnings = check_models(plan, plan.order)
+        if len(facts) < 2:
+            return "nothing to compare yet"
+        return "\n".join(["tokenizers agree id by id, both vocabularies cover them", *warnings])
+
+    return [*findings, _attempt("teacher and student", agreement)]
+
+
+def _describe(model: ModelFacts) -> str:
+    template = "with" if model.chat_template else "without"
+    return (
+        f"{model.directory}\n{len(model.tokens)} tokens, vocabulary {model.vocabulary}, "
+        f"end of sequence {sorted(model.eos)}, context {model.context}, {template} chat template"
+    )
+
+
+def _attempt(what: str, act: Any) -> Finding:
+    try:
+        return Finding(what, True, str(act()))
+    except UserError as error:
+        return Finding(what, False, str(error))

@@ -1,0 +1,32 @@
+"""Everything about a plan that can be found wrong before it costs anything. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.preflight.batches import check_batches
+from verl_s2d.workflow.preflight.data import check_data
+from verl_s2d.workflow.preflight.keys import check_verl_keys
+from verl_s2d.workflow.preflight.models import check_models
+from verl_s2d.workflow.preflight.software import check_verifier, check_versions
+
+
+def check_plan(plan: Plan) -> list[str]:
+    """Check all that the missing stages of a plan will read, as far as it exists already.
+
+    Models and data that a recipe's own script makes are checked by calling this again when the script has run.
+
+    Returns:
+        Warnings: differences that are allowed but worth knowing.
+
+    Raises:
+        UserError: the first problem found.
+    """
+    missing = plan.missing()
+    if not missing:
+        return []
+    check_versions()
+    check_verifier(plan)
+    check_verl_keys(missing)
+    check_batches(plan, missing)
+    check_data(plan)
+    return check_models(plan, missing)

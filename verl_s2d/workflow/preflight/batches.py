@@ -1,0 +1,83 @@
+"""Batch sizes that verl would reject, most of them only after minutes of start-up and a first rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from verl_s2d.errors import UserError
+from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.overrides import value_of
+from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.preflight.data import slice_size
+from verl_s2d.workflow.stages.reinforcement import batch_setting
+
+_TRAIN, _MINI = "data.train_batch_size", "actor_rollout_ref.actor.ppo_mini_batch_size"
+_MICRO, _N = "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu", "actor_rollout_ref.rollout.n"
+
+
+def check_batches(plan: Plan, nodes: Iterable[Node]) -> None:
+    """Raises UserError for the first stage whose batch sizes do not fit together, its slice or the cluster."""
+    gpus = plan.context.cluster.nodes * plan.context.cluster.gpus_per_node
+    for node in nodes:
+        if node.kind in ("grpo", "opd"):
+            _check_rl(node, slice_size(plan, node), gpus)
+        elif node.kind == "warmup":
+            rollouts = node.inputs["rollouts"]
+            prompts = slice_size(plan, rollouts)
+            cached = None if prompts is None else prompts * rollouts.settings["per_prompt"]
+            batch = value_of(node.settings["verl"], _TRAIN)
+            if batch is not None:
+                _require_fits(node, batch, cached, "cached rollouts")
+
+
+def _check_rl(node: Node, problems: int | None, gpus: int) -> None:
+    train, mini, micro, n = (batch_setting(node, key) for key in (_TRAIN, _MINI, _MICRO, _N))
+    for key, value in ((_TRAIN, train), (_MINI, mini), (_N, n)):
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{node.name}: not a batch size.", key=key, value=value, remedy="Give a positive integer.")
+    _require_fits(node, train, problems, "problems in its slice")
+    if mini > train:
+        raise UserError(
+            f"{node.name}: the mini-batch is larger than the batch of {train} prompts.",
+            key=_MINI,
+            value=mini,
+            remedy=f"At most {train} ({_TRAIN}).",
+        )
+    if train % mini:
+        raise UserError(
+            f"{node.name}: the batch of {train} prompts is not a whole number of mini-batches.",
+            key=_MINI,
+            value=mini,
+            remedy=f"Choose a divisor of {train} ({_TRAIN}).",
+        )
+    if mini * n % gpus:
+        raise UserError(
+            f"{node.name}: a mini-batch has {mini} x {n} sequences, which do not divide among {gpus} GPUs.",
+            key=_MINI,
+            value=mini,
+            remedy=f"Make {_MINI} x {_N} a multiple of {gpus}.",
+        )
+    if batch_setting(node, "actor_rollout_ref.actor.use_dynamic_bsz"):
+        return
+    if micro is None:
+        raise UserError(
+            f"{node.name}: verl needs a micro-batch size.", key=_MICRO, value=None, remedy="Set it (1 always works)."
+        )
+    per_gpu = mini * n // gpus
+    if per_gpu % micro:
+        raise UserError(
+            f"{node.name}: {per_gpu} sequences of a mini-batch on each GPU are not a whole number of micro-batches.",
+            key=_MICRO,
+            value=micro,
+            remedy=f"Choose a divisor of {per_gpu}.",
+        )
+
+
+def _require_fits(node: Node, batch: int, available: int | None, what: str) -> None:
+    if available is not None and batch > available:
+        raise UserError(
+            f"{node.name}: a batch is larger than the {available} {what}.",
+            key=_TRAIN,
+            value=batch,
+            remedy=f"At most {available}, or use more labels (data.labels).",
+        )

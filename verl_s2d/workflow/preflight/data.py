@@ -1,0 +1,100 @@
+"""Data slices: readable, not empty, disjoint from each other and from what is evaluated on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from verl_s2d.errors import UserError
+from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.manifest import is_built
+from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.stages.preparation import TRAIN_FILE, evaluation_files
+
+
+def check_data(plan: Plan) -> None:
+    """Raises UserError for unusable files, labels that occur twice, slices that overlap, too few problems, or
+    evaluation problems among the training problems; as far as the files exist."""
+    from verl_s2d.data.problems import check_disjoint, read_problems
+
+    evaluate = plan.rows[0].target
+    evaluation = {
+        name: read_problems(path, key=f"data.eval.{name}")
+        for name, path in evaluation_files(evaluate, "source", plan.context).items()
+        if "source" not in evaluate.inputs or _built(plan, evaluate.inputs["source"])
+    }
+    trained_on = None
+    for node in plan.order:
+        if node.kind != "slices":
+            continue
+        if trained_on is None and (train := _train_file(plan, node)) is not None:
+            trained_on = read_problems(train, key="data.train")
+            labels = plan.recipe.data.labels
+            if labels is not None and labels > len(trained_on):
+                raise UserError(
+                    f"There are only {len(trained_on)} training problems.",
+                    key="data.labels",
+                    value=labels,
+                    remedy=f"At most {len(trained_on)}, or null for all.",
+                )
+            check_disjoint(trained_on, evaluation)
+        if _built(plan, node):
+            directory = plan.context.directory(node)
+            check_slices(directory)
+            check_disjoint(read_problems(directory / "all.parquet", key="data.train"), evaluation)
+
+
+def check_slices(directory: Path) -> None:
+    """Raises UserError if the two halves share a problem (by id or text), or one is empty, or an answer is in a file
+    that must not have any."""
+    from verl_s2d.data.problems import read_problems
+
+    halves = {name: read_problems(directory / f"{name}.parquet", key=f"slice {name}") for name in ("1h", "2h")}
+    for what in ("id", "text"):
+        shared = {getattr(p, what) for p in halves["1h"]} & {getattr(p, what) for p in halves["2h"]}
+        if shared:
+            raise UserError(
+                f"The slice of Stage 3 shares {len(shared)} problems with the slice of earlier stages, "
+                f"so its labels would not be fresh.",
+                key="data",
+                value=min(shared),
+                remedy="Remove repeated problems from the training data.",
+            )
+    for name in ("all", "1h", "2h"):
+        twin = read_problems(directory / f"{name}-prompts.parquet", key=f"slice {name}-prompts")
+        answered = [p for p in twin if p.ground_truth or set(p.extra_info) - {"index"}]
+        if answered:
+            raise UserError(
+                "A file that must be free of answers has one.",
+                key=f"slice {name}-prompts",
+                value=answered[0].id,
+                remedy=f"Delete {directory} and run again.",
+            )
+
+
+def slice_size(plan: Plan, node: Node) -> int | None:
+    """Number of problems in the slice that a stage reads; None as long as it cannot be known."""
+    slices, name = node.inputs["slices"], node.settings["slice"]
+    if _built(plan, slices):
+        summary = json.loads((plan.context.directory(slices) / "slices.json").read_text())
+        return len(summary["slices"][name])
+    count = plan.recipe.data.labels
+    if count is None:
+        train = _train_file(plan, slices)
+        if train is None:
+            return None
+        import pyarrow.parquet
+
+        count = pyarrow.parquet.read_metadata(train).num_rows
+    return {"all": count, "1h": count // 2, "2h": count - count // 2}[name]
+
+
+def _train_file(plan: Plan, slices: Node) -> Path | None:
+    if "train" in slices.externals:
+        return Path(slices.externals["train"].location)
+    source = slices.inputs["source"]
+    return plan.context.directory(source) / TRAIN_FILE if _built(plan, source) else None
+
+
+def _built(plan: Plan, node: Node) -> bool:
+    return is_built(node, plan.context.directory(node))

@@ -1,0 +1,58 @@
+"""Installed versions and the verifier."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+
+from verl_s2d.errors import UserError
+from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.recipe_file import suggestion
+
+VERL_AT_LEAST, VERL_BELOW = "0.9.1", "0.10"
+
+
+def check_versions() -> None:
+    """Raises UserError unless a verl that this plugin fits is installed."""
+    from packaging.version import Version
+
+    bounds = f">={VERL_AT_LEAST},<{VERL_BELOW}"
+    try:
+        found = importlib.metadata.version("verl")
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError("verl is not installed.", key="verl", remedy=f'pip install "verl{bounds}"') from None
+    if not Version(VERL_AT_LEAST) <= Version(found) < Version(VERL_BELOW):
+        raise UserError(
+            "The installed verl is not one that verl-s2d fits.",
+            key="verl",
+            value=found,
+            remedy=f'pip install "verl{bounds}"',
+        )
+
+
+def check_verifier(plan: Plan) -> None:
+    """Raises UserError unless the recipe's verifier is a known name, or a function that its file defines."""
+    from verl_s2d.rewards.registry import VERIFIERS
+
+    name = plan.recipe.verifier
+    file, colon, function = name.rpartition(":")
+    if not colon:
+        if name not in VERIFIERS:
+            raise UserError(
+                "Unknown verifier.",
+                key="verifier",
+                value=name,
+                remedy=f"{suggestion(name, VERIFIERS)} Or give file.py:function.",
+            )
+        return
+    try:
+        tree = ast.parse((plan.recipe.directory / file).read_text())
+    except SyntaxError as error:
+        raise UserError(
+            f"The verifier's file is not valid Python: {error}", key="verifier", value=name, remedy="Correct it."
+        ) from error
+    names = [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    if function not in names:
+        raise UserError(
+            f"The file has no function {function!r}.", key="verifier", value=name, remedy=suggestion(function, names)
+        )
