@@ -1,0 +1,124 @@
+"""report.json as tables: for a terminal and in markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+
+def rich_tables(data: Mapping[str, Any]) -> list[Table]:
+    """One table of the rows; one of the paired differences if there are two rows."""
+    tables = [_rich("Rows", *_rows(data))]
+    if data["differences"]:
+        tables.append(_rich("Paired differences, 95 % interval", *_differences(data)))
+    return tables
+
+
+def markdown(data: Mapping[str, Any]) -> str:
+    """The same tables with what their numbers mean, the plots, and the stages of every row."""
+    seeds = ", ".join(map(str, data["seeds"]))
+    parts = ["# Report", "", f"Seeds: {seeds}. {_legend(data)}", "", *_markdown(*_rows(data))]
+    if data["differences"]:
+        parts += ["", "## Paired differences", "", f"{_difference_legend(data)}", "", *_markdown(*_differences(data))]
+    for plot in data.get("plots", ()):
+        parts += ["", f"![{plot.removesuffix('.png')}]({plot})"]
+    parts += ["", "## Stages", "", *_markdown(*_stages(data)), ""]
+    return "\n".join(parts)
+
+
+def _legend(data: Mapping[str, Any]) -> str:
+    over = (
+        "standard error over problems"
+        if len(data["seeds"]) == 1
+        else "standard error over seeds, in brackets each seed"
+    )
+    means = "" if len(data["seeds"]) == 1 else ", means over seeds"
+    return (
+        f"avg@k in percent +- {over}. Labels are problems whose answers were read. Labels, calls, tokens, updates and "
+        f"minutes are those of the training stages behind a row, repeated work after a crash included{means}."
+    )
+
+
+def _difference_legend(data: Mapping[str, Any]) -> str:
+    if len(data["seeds"]) == 1:
+        return "Percentage points, on the same problems; 95 % bootstrap interval over problems."
+    return "Percentage points, within a seed; 95 % t interval over seeds (from three seeds on)."
+
+
+def _rows(data: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    many = len(data["sets"]) > 1
+    samples = "/".join(map(str, data["samples"]))
+    header = ["row", *(f"avg@{samples}{f' {s}' if many else ''}" for s in data["sets"])]
+    header += ["labels", "verifier calls", "sampled tokens", "teacher-scored tokens", "updates", "minutes"]
+    body = []
+    for row in data["rows"]:
+        ledger = row["ledger"]
+        body.append(
+            [
+                row["name"],
+                *(_accuracy(row["sets"][s]) for s in data["sets"]),
+                *(f"{ledger[k]:,.0f}" for k in ("labels_read", "verifier_calls", "sampled_tokens")),
+                *(f"{ledger[k]:,.0f}" for k in ("teacher_scored_tokens", "updates")),
+                f"{ledger['seconds'] / 60:.1f}",
+            ]
+        )
+    return header, body
+
+
+def _accuracy(values: Mapping[str, Any] | None) -> str:
+    if values is None:
+        return "-"
+    text = f"{100 * values['avg']:.1f}"
+    if values["stderr"] is not None:
+        text += f" +- {100 * values['stderr']:.1f}"
+    if len(values["per_seed"]) > 1:
+        text += " (" + ", ".join(f"{100 * v['avg']:.1f}" for v in values["per_seed"]) + ")"
+    return text
+
+
+def _differences(data: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    many_sets, many_seeds = len(data["sets"]) > 1, len(data["seeds"]) > 1
+    header = ["row - row", *(["set"] if many_sets else []), "points", "95 % interval"]
+    header += ["per seed"] if many_seeds else []
+    body = []
+    for entry in data["differences"]:
+        interval = "-" if entry["interval"] is None else " to ".join(f"{100 * v:+.1f}" for v in entry["interval"])
+        line = [f"{entry['row']} - {entry['minus']}", *([entry["set"]] if many_sets else [])]
+        line += [f"{100 * entry['mean']:+.1f}", interval]
+        line += [", ".join(f"{100 * s['mean']:+.1f}" for s in entry["per_seed"])] if many_seeds else []
+        body.append(line)
+    return header, body
+
+
+def _stages(data: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Every stage once, with the rows it served."""
+    stages: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
+    for row in data["rows"]:
+        for seed in row["per_seed"]:
+            for stage in seed["stages"]:
+                served = stages.setdefault(stage["digest"], (stage, []))[1]
+                if row["name"] not in served:
+                    served.append(row["name"])
+    body = [
+        [s["name"], s["kind"], s["digest"][:12], f"{s['updates']:,}", f"{s['seconds'] / 60:.1f}", ", ".join(served)]
+        for s, served in stages.values()
+    ]
+    return ["stage", "kind", "digest", "updates", "minutes", "rows"], body
+
+
+def _rich(title: str, header: Sequence[str], body: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(header):
+        table.add_column(column, justify="right" if number else "left", no_wrap=number == 0)
+    for line in body:
+        table.add_row(*line)
+    return table
+
+
+def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return [line(header), "|" + "---|" * len(header), *(line(cells) for cells in body)]
