@@ -126,7 +126,8 @@ class Builder:
             "response_tokens": self.recipe.data.response_tokens,
             "seed": self.seed,
         }
-        return self._node("rollouts", f"rollouts-{slice_name}", settings, model=teacher, slices=self.slices())
+        name = f"rollouts-{_data_name(slice_name, teacher)}"
+        return self._node("rollouts", name, settings, model=teacher, slices=self.slices())
 
     def warmup(self, student: Model, teacher: Model, rollouts: Node) -> Node:
         stage = self._stage("warmup")
@@ -135,7 +136,7 @@ class Builder:
         operations = {"save_every": stage.save_every, "verl": operations}
         return self._node(
             "warmup",
-            f"warmup-{rollouts.settings['slice']}",
+            f"warmup-{_data_name(rollouts.settings['slice'], teacher)}",
             settings,
             operations,
             model=student,
@@ -149,7 +150,7 @@ class Builder:
         settings = {**self._training(stage, slice_name, verl), "objective": stage.objective, "beta": stage.beta}
         operations = {"save_every": stage.save_every, "verl": operations}
         inputs = {"model": student, "teacher": teacher, "slices": self.slices()}
-        return self._node("opd", f"opd-{slice_name}", settings, operations, **inputs)
+        return self._node("opd", f"opd-{_data_name(slice_name, teacher)}", settings, operations, **inputs)
 
     def evaluate(self, model: Model) -> Node:
         chosen = self.recipe.evaluation
@@ -258,3 +259,8 @@ class Builder:
             externals={role: x for role, x in inputs.items() if isinstance(x, External)},
             semantics=kinds()[kind].semantics,
         )
+
+
+def _data_name(slice_name: str, teacher: Model) -> str:
+    """What a bridge stage learns from, for its name: the slice, and whether its teacher had no Stage 1."""
+    return slice_name if isinstance(teacher, Node) and teacher.kind == "grpo" else f"{slice_name}-raw"

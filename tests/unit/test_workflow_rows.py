@@ -1,0 +1,209 @@
+"""Rows differ by the stage they drop, share what they can, and say exactly what verl will be told."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.workflow_project import write_project, write_scripts
+from verl_s2d.errors import UserError
+from verl_s2d.workflow.graph import ancestors, build_order
+from verl_s2d.workflow.planning import make_plan
+from verl_s2d.workflow.recipe import ROW_NAMES
+from verl_s2d.workflow.recipe_file import load_recipe
+from verl_s2d.workflow.stages import kinds
+
+
+def plan_of(tmp_path, rows=("all",), seeds=None, **changes):
+    recipe = load_recipe(write_project(tmp_path, **changes))
+    return make_plan(recipe, run_dir=tmp_path / "run", rows=list(rows), seeds=seeds)
+
+
+def stages(plan, row):
+    target = next(r.target for r in plan.rows if r.name == row)
+    return {n.digest: n for n in ancestors(target)}
+
+
+def trained(plan, row):
+    return [n.name for n in stages(plan, row).values() if n.kind not in ("evaluate", "slices", "script")]
+
+
+def test_what_each_row_trains(tmp_path):
+    plan = plan_of(tmp_path)
+    bridge = ["teacher-rl-1h", "rollouts-1h", "warmup-1h", "opd-1h"]
+    assert trained(plan, "cold-student") == []
+    assert trained(plan, "direct-grpo") == ["student-rl-all"]
+    assert trained(plan, "bridge-only-1h") == bridge
+    assert trained(plan, "half-split") == [*bridge, "student-rl-2h"]
+    assert trained(plan, "full-bridge") == ["teacher-rl-all", "rollouts-all", "warmup-all", "opd-all"]
+    assert trained(plan, "raw-teacher") == ["rollouts-all-raw", "warmup-all-raw", "opd-all-raw"]
+
+
+def test_half_split_is_the_bridge_plus_stage_3_and_nothing_else(tmp_path):
+    plan = plan_of(tmp_path)
+    bridge, full = stages(plan, "bridge-only-1h"), stages(plan, "half-split")
+    added = [n for d, n in full.items() if d not in bridge]
+    assert [n.name for n in added] == ["student-rl-2h", "evaluate-half-split"]
+    assert [n.kind for d, n in bridge.items() if d not in full] == ["evaluate"]
+
+
+def test_raw_teacher_is_the_full_bridge_without_stage_1(tmp_path):
+    plan = plan_of(tmp_path)
+    full, raw = ({n.kind: n for n in stages(plan, r).values()} for r in ("full-bridge", "raw-teacher"))
+    assert full.keys() - raw.keys() == {"grpo"}
+    for kind in raw:
+        assert raw[kind].settings == full[kind].settings
+        for role in raw[kind].externals.keys() & full[kind].externals.keys():
+            assert raw[kind].externals[role] == full[kind].externals[role]
+    assert raw["rollouts"].externals["model"].location.endswith("teacher")
+    assert full["rollouts"].inputs["model"].digest == full["grpo"].digest
+
+
+def test_rows_share_stages(tmp_path):
+    plan = plan_of(tmp_path)
+    names = [n.name for n in plan.order]
+    assert len(names) == len(set(names))
+    assert names.count("slices") == 1 and names.count("teacher-rl-1h") == 1
+
+
+def test_stage_3_never_reads_the_bridges_slice(tmp_path):
+    plan = plan_of(tmp_path)
+    slices = {n.name: n.settings.get("slice") for n in stages(plan, "half-split").values()}
+    assert slices["student-rl-2h"] == "2h" and slices["teacher-rl-1h"] == slices["opd-1h"] == "1h"
+
+
+def test_seeds_change_everything_that_is_random(tmp_path):
+    plan = plan_of(tmp_path, rows=["half-split"], seeds=[0, 1])
+    first, second = ({n.digest for n in build_order([r.target])} for r in plan.rows)
+    assert not first & second
+
+
+def test_scripts_follow_the_seed_only_when_they_ask_for_it(tmp_path):
+    write_scripts(tmp_path)
+    changes = {
+        "student": {"script": "pretrain.py", "args": {"size": "small"}},
+        "teacher": {"script": "pretrain.py", "args": {"size": "large", "seed": "{seed}"}},
+    }
+    plan = plan_of(tmp_path, rows=["half-split"], seeds=[0, 1], **changes)
+    scripts = [n for n in plan.order if n.kind == "script"]
+    assert sorted((n.name, n.settings["args"].get("seed")) for n in scripts) == [
+        ("student", None),
+        ("teacher", 0),
+        ("teacher", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "rebuilt"),
+    [
+        ({"evaluation__samples": 4}, {"evaluate"}),
+        ({"stages__student_rl__steps": 5}, {"grpo", "evaluate"}),
+        ({"stages__opd__beta": 0.5}, {"opd", "grpo", "evaluate"}),
+        ({"stages__rollouts__per_prompt": 3}, {"rollouts", "warmup", "opd", "grpo", "evaluate"}),
+        ({"stages__opd__save_every": 1}, set()),
+        ({"cluster__stall_minutes": 3.0}, set()),
+        ({"name": "renamed"}, set()),
+    ],
+)
+def test_a_changed_setting_rebuilds_what_depends_on_it(tmp_path, change, rebuilt):
+    before = {n.digest for n in plan_of(tmp_path, rows=["cold-student", "half-split"]).order}
+    after = plan_of(tmp_path, rows=["cold-student", "half-split"], **change).order
+    assert {n.kind for n in after if n.digest not in before} == rebuilt
+
+
+def test_operational_verl_keys_rebuild_nothing(tmp_path):
+    before = plan_of(tmp_path, rows=["direct-grpo"])
+    verl = dict(before.recipe.stages.student_rl.verl) | {
+        "reward.num_workers": 3,
+        "trainer.logger": ["console", "wandb"],
+    }
+    after = plan_of(tmp_path, rows=["direct-grpo"], stages__student_rl__verl=verl)
+    assert after.order[-1].digest == before.order[-1].digest
+    argv = kinds()["grpo"].command(after.order[1], after.context, 1).argv
+    assert "reward.num_workers=3" in argv and "trainer.logger=[console,wandb,file]" in argv
+
+
+def test_a_changed_script_or_file_rebuilds(tmp_path):
+    before = plan_of(tmp_path, rows=["half-split"])
+    (tmp_path / "verifier.py").write_text("def score(*args, **kwargs):\n    return 0.0\n")
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    after = make_plan(recipe, run_dir=tmp_path / "run", rows=["half-split"])
+    old = {n.digest for n in before.order}
+    assert [n.kind for n in after.order if n.digest in old] == ["slices"]
+
+
+def test_stage_that_a_row_needs_must_have_settings(tmp_path):
+    with pytest.raises(UserError, match=r"stages\.opd"):
+        plan_of(tmp_path, rows=["half-split"], stages__opd=None)
+    assert plan_of(tmp_path, rows=["cold-student"], stages__opd=None).order
+
+
+def test_default_rows_and_all(tmp_path):
+    assert [r.name for r in plan_of(tmp_path).rows] == list(ROW_NAMES)
+    with pytest.raises(UserError, match="Did you mean half-split"):
+        plan_of(tmp_path, rows=["half-splt"])
+
+
+def command(plan, name):
+    node = next(n for n in plan.order if n.name == name)
+    return kinds()[node.kind].command(node, plan.context, 2)
+
+
+def parsed(argv):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return {o.input_line.partition("=")[0]: o.value() for o in OverridesParser.create().parse_overrides(argv)}
+
+
+def test_overrides_of_grpo(tmp_path):
+    plan = plan_of(tmp_path, rows=["half-split"])
+    argv = command(plan, "teacher-rl-1h").argv[3:]
+    values = parsed(argv)
+    assert len({key.lstrip("+") for key in values}) == len(argv), "an override is given twice"
+    directory = next(plan.context.directory(n) for n in plan.order if n.name == "teacher-rl-1h")
+    expected = {
+        "actor_rollout_ref.model.path": str(tmp_path / "teacher"),
+        "algorithm.adv_estimator": "grpo",
+        "data.train_batch_size": 4,
+        "trainer.resume_mode": "auto",
+        "trainer.total_training_steps": 4,
+        "trainer.default_local_dir": f"{directory}/checkpoints",
+        "reward.custom_reward_function.path": "pkg://verl_s2d.rewards.ledgered",
+        "+reward.custom_reward_function.reward_kwargs.verifier": f"{tmp_path}/verifier.py:score",
+        "+reward.custom_reward_function.reward_kwargs.ledger_dir": f"{directory}/verifier",
+        "+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH": f"{directory}/metrics/attempt-2.jsonl",
+        "trainer.device": "cpu",
+        "trainer.logger": ["console", "file"],
+    }
+    assert {key: values.get(key) for key in expected} == expected
+
+
+def test_opd_is_given_no_answers_and_no_reward(tmp_path):
+    plan = plan_of(tmp_path, rows=["half-split"])
+    argv = command(plan, "opd-1h").argv
+    assert not [a for a in argv if "reward_function" in a or "verifier" in a]
+    files = [a for a in argv if a.startswith(("data.train_files", "data.val_files"))]
+    assert len(files) == 2 and all("1h-prompts.parquet" in f for f in files)
+    teacher = next(plan.context.directory(n) for n in plan.order if n.name == "teacher-rl-1h")
+    assert any(a.startswith("+s2d.teacher.path=") and f"{teacher}/model" in a for a in argv)
+    assert "trainer.v1.trainer_mode=s2d_opd" in argv and "+s2d.beta=1.0" in argv
+
+
+def test_hydra_reads_the_arguments_as_they_were_meant(tmp_path):
+    from verl_s2d.workflow.overrides import hydra_arguments
+
+    meant = {
+        "a.path": "/tmp/with space/it's [x]{y}=z,\\",
+        "a.back": "c:\\dir\\'quoted\\'",
+        "+a.null": None,
+        "a.flag": False,
+        "a.lr": 1e-6,
+        "a.list": ["console", "file", 1],
+        "a.map": {"x": "y z", "n": 2},
+        "a.number_text": "12",
+        "a.word": "true",
+        "a.empty": "",
+    }
+    assert parsed(hydra_arguments(meant)) == meant
+    plan = plan_of(tmp_path, rows=["half-split"])
+    for name in ("teacher-rl-1h", "opd-1h", "warmup-1h"):
+        assert parsed(command(plan, name).argv[3:])

@@ -1,0 +1,85 @@
+"""Plays a stage's process: steps, metrics, checkpoints, resume, and on demand crashes and hangs.
+
+    python workflow_stage.py MODULE key=value ...
+
+FAKE (environment, JSON): {"<kind>": "crash@2" | "hang@2" | "hard-hang@2" | "slow" | "no-export"}; a crash happens once,
+recorded by a file in the stage directory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+
+def main() -> None:
+    module, *rest = sys.argv[1:]
+    arguments = {k.lstrip("+"): v for k, _, v in (a.partition("=") for a in rest)}
+    stage = Path.cwd()
+    behaviour = json.loads(os.environ.get("FAKE", "{}")).get(stage.name.partition("-")[0], "")
+    if module.endswith("rollout_cache"):
+        (stage / "rollouts.parquet").write_bytes(b"parquet")
+        (stage / "rollouts.json").write_text(json.dumps({"counts": {"sampled_tokens": 100}}))
+    elif module.endswith("evaluate"):
+        (stage / "generations.parquet").write_bytes(b"parquet")
+        sets = {k[4:]: {"avg": 0.5, "stderr": 0.1, "n_problems": 5} for k in arguments if k.startswith("set.")}
+        (stage / "result.json").write_text(json.dumps({"sets": sets}))
+    else:
+        train(arguments, stage, behaviour)
+
+
+def train(arguments: dict[str, str], stage: Path, behaviour: str) -> None:
+    what, _, at = behaviour.partition("@")
+    steps, every = int(arguments["trainer.total_training_steps"]), int(arguments["trainer.save_freq"])
+    saved = Path(arguments["trainer.default_local_dir"])
+    tracker = saved / "latest_checkpointed_iteration.txt"
+    start = int(tracker.read_text()) if tracker.exists() else 0
+    metrics = os.open(os.environ["VERL_FILE_LOGGER_PATH"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    ledger = arguments.get("reward.custom_reward_function.reward_kwargs.ledger_dir")
+    print(f"starting at {start}", flush=True)
+    for step in range(start + 1, steps + 1):
+        crashed = stage / f"crashed-{at}"
+        if at and step == int(at):
+            if what == "crash" and not crashed.exists():
+                crashed.touch()
+                print("Traceback: out of luck", flush=True)
+                raise SystemExit(3)
+            if what == "hang" and not crashed.exists():
+                crashed.touch()
+                time.sleep(600)
+            if what == "hard-hang":
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                os.system("sleep 600 &")
+                time.sleep(600)
+        if what == "slow":
+            time.sleep(0.3)
+        if ledger:
+            Path(ledger).mkdir(exist_ok=True)
+            with (Path(ledger) / f"{os.getpid()}.jsonl").open("a") as stream:
+                stream.write(json.dumps({"id": f"problem-{step}"}) + "\n")
+        data = {"response_length/mean": 2.5, "train/teacher_scored_tokens": 7}
+        data |= {"s2d/sampled_tokens": 5, "s2d/teacher_scored_tokens": 6}
+        if step % every == 0 or step == steps:
+            export = (
+                saved
+                / f"global_step_{step}"
+                / ("actor/huggingface" if "data.val_files" in arguments else "huggingface")
+            )
+            if export.exists():
+                shutil.rmtree(export)
+            if what != "no-export":
+                shutil.copytree(arguments.get("actor_rollout_ref.model.path") or arguments["model.path"], export)
+            (saved / f"global_step_{step}").mkdir(parents=True, exist_ok=True)
+            (saved / f"global_step_{step}" / "data.pt").touch()
+            tracker.write_text(str(step))
+        os.write(metrics, json.dumps({"step": step, "data": data}).encode() + b"\n")
+
+
+main()
