@@ -137,7 +137,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _write_report(plan: Plan, options: argparse.Namespace) -> int:
-    from verl_s2d.workflow.results import finished_rows
+    from verl_s2d.workflow.results import finished_rows, report_of
 
     rows = finished_rows(plan)
     if not rows:
@@ -146,14 +146,12 @@ def _write_report(plan: Plan, options: argparse.Namespace) -> int:
         else:
             print("No row is finished yet.", file=sys.stderr)
         return FAILED
-    from verl_s2d.evaluation.report import write_report
-
-    report = write_report(rows, plan.context.run_dir)
+    report = report_of(rows, plan.context.run_dir)
     if options.json:
         print(report.to_json())
-    else:
-        print(report.table())
-        print(f"report, figures and data: {plan.context.run_dir / 'report.md'}")
+        return OK
+    print(report.table())
+    print(f"report, plots and data: {plan.context.run_dir / 'report.md'}")
     return OK
 
 

@@ -29,8 +29,15 @@ def main() -> None:
         (stage / "rollouts.json").write_text(json.dumps({"counts": {"sampled_tokens": 100}}))
     elif module.endswith("evaluate"):
         (stage / "generations.parquet").write_bytes(b"parquet")
-        sets = {k[4:]: {"avg": 0.5, "stderr": 0.1, "n_problems": 5} for k in arguments if k.startswith("set.")}
-        (stage / "result.json").write_text(json.dumps({"sets": sets}))
+        names = [k[4:] for k in arguments if k.startswith("set.")]
+        one = {"n_problems": 5, "samples": 2, "avg": 0.5, "stderr": 0.1, "mean_tokens": 3.0, "truncated": 0.0}
+        problems = [{"id": f"held-{i}", "correct": i % 3, "samples": 2} for i in range(5)]
+        result = {
+            "sets": {name: {**one, "pass_at": {"1": 0.5, "2": 0.8}} for name in names},
+            "sampling": {},
+            "per_problem": dict.fromkeys(names, problems),
+        }
+        (stage / "result.json").write_text(json.dumps(result))
     else:
         train(arguments, stage, behaviour)
 

@@ -15,8 +15,8 @@ from verl_s2d.workflow.planning import Plan
 from verl_s2d.workflow.preflight.batches import check_batches
 from verl_s2d.workflow.preflight.data import check_data
 from verl_s2d.workflow.preflight.keys import check_verl_keys
-from verl_s2d.workflow.preflight.model_facts import ModelFacts, read_model
-from verl_s2d.workflow.preflight.models import check_models, model_directories
+from verl_s2d.workflow.preflight.model_facts import ModelFacts
+from verl_s2d.workflow.preflight.models import check_models, models_of_rows
 from verl_s2d.workflow.preflight.software import check_verifier, check_versions
 from verl_s2d.workflow.runner import stage_environment
 
@@ -112,16 +112,19 @@ def _versions() -> str:
 def _models(plan: Plan) -> list[Finding]:
     """Facts of both models side by side, then whether they fit."""
     try:
-        facts = {role: read_model(d, role) for role, d in model_directories(plan, plan.order).items()}
-        findings = [Finding(role, True, _describe(model)) for role, model in facts.items()]
+        of_seeds = [models for models, _ in models_of_rows(plan)]
+        findings = [Finding(role, True, _describe(model)) for role, model in of_seeds[0].items()]
     except UserError as error:
         return [Finding("models", False, str(error))]
-    unbuilt = {"student", "teacher"} - facts.keys() if plan.recipe.teacher else {"student"} - facts.keys()
-    findings += [Finding(role, True, "made by a script; checked when that has run") for role in sorted(unbuilt)]
+    wanted = {"student", "teacher"} if plan.recipe.teacher else {"student"}
+    for role in sorted(wanted - of_seeds[0].keys()):
+        findings.append(
+            Finding(role, True, "not made yet (checked when its script has run), or not used by these rows")
+        )
 
     def agreement() -> str:
-        warnings = check_models(plan, plan.order)
-        if len(facts) < 2:
+        warnings = check_models(plan)
+        if len(of_seeds[0]) < 2:
             return "nothing to compare yet"
         return "\n".join(["tokenizers agree id by id, both vocabularies cover them", *warnings])
 

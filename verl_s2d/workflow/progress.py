@@ -28,8 +28,8 @@ class Progress(Protocol):
 class PlainProgress:
     """Lines with a time; steps at most every `interval` seconds."""
 
-    def __init__(self, stream: TextIO = sys.stderr, interval: float = 30.0):
-        self._stream, self._interval = stream, interval
+    def __init__(self, stream: TextIO | None = None, interval: float = 30.0):
+        self._stream, self._interval = stream or sys.stderr, interval
         self._said, self._node, self._total = 0.0, None, None
 
     def note(self, text: str) -> None:
@@ -83,9 +83,9 @@ class BarProgress:
         self.note(f"{'✓' if ok else '✗'} {node.name} {duration(seconds)}")
 
 
-def choose_progress(stream: TextIO = sys.stderr) -> Progress:
-    """Bars when the stream is a terminal."""
-    return BarProgress() if stream.isatty() else PlainProgress(stream)
+def choose_progress() -> Progress:
+    """Bars when standard error is a terminal."""
+    return BarProgress() if sys.stderr.isatty() else PlainProgress()
 
 
 def duration(seconds: float) -> str:

@@ -197,7 +197,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         if any(value is option or (value == option and type(value) is type(option)) for option in args):
             return value
         options = [str(option).lower() if isinstance(option, bool) else str(option) for option in args]
-        raise UserError("Not one of the choices.", key=key, value=value, remedy=suggestion(str(value), options))
+        raise UserError("Not one of the choices.", key=key, value=value, remedy=f"One of {', '.join(options)}.")
     if origin is list and isinstance(value, list):
         return [_convert(args[0], item, f"{key}[{i}]") for i, item in enumerate(value)]
     if origin is dict and isinstance(value, Mapping):

@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
+from verl_s2d.evaluation.report import Report, RowResult, build_report, write_report
 from verl_s2d.workflow.graph import Node, ancestors
-from verl_s2d.workflow.ledger import Ledger, add_ledgers, empty_ledger
+from verl_s2d.workflow.ledger import add_ledgers, empty_ledger
 from verl_s2d.workflow.manifest import read_manifest
 from verl_s2d.workflow.planning import Plan
-
-
-@dataclass(frozen=True)
-class RowResult:
-    """One finished row.
-
-    Attributes:
-        result: result.json of its evaluation.
-        ledger: union and sum over the stages its model was made with; the evaluation is not part of it.
-        stages: {kind, name, dir, digest, seconds, updates} of each stage, in the order in which they were built.
-    """
-
-    name: str
-    seed: int
-    result: dict[str, Any]
-    ledger: Ledger
-    stages: list[dict[str, Any]]
 
 
 def finished_rows(plan: Plan) -> list[RowResult]:
     """The rows whose evaluation is there, in the order of the plan."""
     built = {node.digest for node in plan.order} - {node.digest for node in plan.missing()}
     return [_row(plan, row.name, row.seed, row.target) for row in plan.rows if row.target.digest in built]
+
+
+def report_of(rows: list[RowResult], run_dir: Path) -> Report:
+    """The report; its files are written unless they say the same already (drawing the plots takes longer than all
+    the rest of a run that has nothing to build)."""
+    report = build_report(rows)
+    try:
+        written = json.loads((run_dir / "report.json").read_text())
+    except (OSError, ValueError):
+        written = {}
+    same = json.loads(json.dumps(report.data)) == {k: v for k, v in written.items() if k != "plots"}
+    if same and all((run_dir / name).is_file() for name in ("report.md", *written.get("plots", ()))):
+        return Report(written)
+    return write_report(rows, run_dir)
 
 
 def _row(plan: Plan, name: str, seed: int, target: Node) -> RowResult:

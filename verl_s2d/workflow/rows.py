@@ -230,7 +230,8 @@ class Builder:
         args = {name: self.seed if value == "{seed}" else value for name, value in source.args.items()}
         files = [self.recipe.directory / name for name in (source.script, *source.uses)]
         external = self._once((key, "script"), lambda: files_external(files, f"{key}.script", source.script))
-        return self._node("script", key.partition(".")[0], {"args": args, "makes": makes}, script=external)
+        name = key.partition(".")[0]
+        return self._node("script", name, {"args": args, "makes": makes}, seeded=args != source.args, script=external)
 
     def _file(self, key: str, name: str) -> External:
         return self._once((key, name), lambda: file_external(self.recipe.directory / name, key, name))
@@ -247,9 +248,10 @@ class Builder:
         settings: Mapping[str, Any],
         operations: Mapping[str, Any] | None = None,
         /,
+        seeded: bool = True,
         **inputs: Any,
     ) -> Node:
-        several = len(self.recipe.seeds) > 1 and kind != "script"
+        several = len(self.recipe.seeds) > 1 and seeded
         return Node(
             kind=kind,
             name=f"{name} (seed {self.seed})" if several else name,

@@ -29,4 +29,4 @@ def check_plan(plan: Plan) -> list[str]:
     check_verl_keys(missing)
     check_batches(plan, missing)
     check_data(plan)
-    return check_models(plan, missing)
+    return check_models(plan)

@@ -63,6 +63,8 @@ def _check_rl(node: Node, problems: int | None, gpus: int) -> None:
         raise UserError(
             f"{node.name}: verl needs a micro-batch size.", key=_MICRO, value=None, remedy="Set it (1 always works)."
         )
+    for section in ("rollout", "ref") if _has_reference(node) else ("rollout",):
+        _require_log_prob_batch(node, f"actor_rollout_ref.{section}.log_prob_micro_batch_size")
     per_gpu = mini * n // gpus
     if per_gpu % micro:
         raise UserError(
@@ -80,4 +82,20 @@ def _require_fits(node: Node, batch: int, available: int | None, what: str) -> N
             key=_TRAIN,
             value=batch,
             remedy=f"At most {available}, or use more labels (data.labels).",
+        )
+
+
+def _has_reference(node: Node) -> bool:
+    """Whether the stage has a reference engine: the teacher's, or that of a KL penalty."""
+    keys = ("actor_rollout_ref.actor.use_kl_loss", "algorithm.use_kl_in_reward")
+    return node.kind == "opd" or any(value_of(node.settings["verl"], key, False) for key in keys)
+
+
+def _require_log_prob_batch(node: Node, key: str) -> None:
+    if all(value_of(node.settings["verl"], name) is None for name in (key, f"{key}_per_gpu")):
+        raise UserError(
+            f"{node.name}: verl needs a batch size for log-probabilities.",
+            key=f"{key}_per_gpu",
+            value=None,
+            remedy="Set it (it bounds memory, not results), or use actor_rollout_ref.actor.use_dynamic_bsz.",
         )

@@ -15,33 +15,43 @@ from verl_s2d.workflow.stages.preparation import TRAIN_FILE, evaluation_files
 def check_data(plan: Plan) -> None:
     """Raises UserError for unusable files, labels that occur twice, slices that overlap, too few problems, or
     evaluation problems among the training problems; as far as the files exist."""
-    from verl_s2d.data.problems import check_disjoint, read_problems
+    from verl_s2d.data.problems import Problem, check_disjoint, read_problems
 
-    evaluate = plan.rows[0].target
-    evaluation = {
-        name: read_problems(path, key=f"data.eval.{name}")
-        for name, path in evaluation_files(evaluate, "source", plan.context).items()
-        if "source" not in evaluate.inputs or _built(plan, evaluate.inputs["source"])
-    }
-    trained_on = None
-    for node in plan.order:
-        if node.kind != "slices":
-            continue
-        if trained_on is None and (train := _train_file(plan, node)) is not None:
-            trained_on = read_problems(train, key="data.train")
-            labels = plan.recipe.data.labels
-            if labels is not None and labels > len(trained_on):
-                raise UserError(
-                    f"There are only {len(trained_on)} training problems.",
-                    key="data.labels",
-                    value=labels,
-                    remedy=f"At most {len(trained_on)}, or null for all.",
-                )
-            check_disjoint(trained_on, evaluation)
-        if _built(plan, node):
-            directory = plan.context.directory(node)
-            check_slices(directory)
-            check_disjoint(read_problems(directory / "all.parquet", key="data.train"), evaluation)
+    def built(node: Node) -> bool:
+        return is_built(node, plan.context.directory(node))
+
+    files: dict[Path, list[Problem]] = {}
+
+    def problems(path: Path, key: str) -> list[Problem]:
+        if path not in files:
+            files[path] = read_problems(path, key=key)
+        return files[path]
+
+    for target in {row.seed: row.target for row in plan.rows}.values():
+        evaluation = {
+            name: problems(path, f"data.eval.{name}")
+            for name, path in evaluation_files(target, "source", plan.context).items()
+            if "source" not in target.inputs or built(target.inputs["source"])
+        }
+        for slices in _slices_of_seed(plan, target):
+            train = _train_file(plan, slices)
+            if train is not None:
+                trained_on, labels = problems(train, "data.train"), plan.recipe.data.labels
+                if labels is not None and labels > len(trained_on):
+                    raise UserError(
+                        f"There are only {len(trained_on)} training problems.",
+                        key="data.labels",
+                        value=labels,
+                        remedy=f"At most {len(trained_on)}, or null for all.",
+                    )
+                check_disjoint(trained_on, evaluation)
+            if built(slices):
+                check_slices(plan.context.directory(slices))
+
+
+def _slices_of_seed(plan: Plan, target: Node) -> list[Node]:
+    seed = target.settings["seed"]
+    return [n for n in plan.order if n.kind == "slices" and n.settings["seed"] == seed]
 
 
 def check_slices(directory: Path) -> None:

@@ -6,48 +6,60 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from verl_s2d.errors import UserError
-from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.graph import Node, ancestors
 from verl_s2d.workflow.identity import External
 from verl_s2d.workflow.manifest import is_built
 from verl_s2d.workflow.planning import Plan
 from verl_s2d.workflow.preflight.model_facts import ModelFacts, hub_files, read_model
 
 _BRIDGE_KINDS = ("opd", "warmup")
+_ROLES = ("student", "teacher")
 
 
-def check_models(plan: Plan, nodes: Iterable[Node]) -> list[str]:
-    """Check the recipe's models as far as they exist; returns warnings.
+def check_models(plan: Plan) -> list[str]:
+    """Check the models that the plan starts from, as far as they exist; returns warnings.
 
     Raises:
         UserError: a model that cannot be read, a context too short, tokenizers that differ (with the first differing
             id), or a teacher whose vocabulary is smaller than the ids in use.
     """
-    nodes = list(nodes)
-    models = {role: read_model(d, role) for role, d in model_directories(plan, nodes).items()}
-    for model in models.values():
-        _check_context(plan, model)
-    if {"student", "teacher"} <= models.keys() and any(node.kind in _BRIDGE_KINDS for node in nodes):
-        check_pair(models["student"], models["teacher"])
-        return differences(models["student"], models["teacher"])
-    return []
+    warnings: list[str] = []
+    for models, bridged in models_of_rows(plan):
+        for model in models.values():
+            _check_context(plan, model)
+        if bridged and len(models) == 2:
+            check_pair(models["student"], models["teacher"])
+            warnings += differences(models["student"], models["teacher"])
+    return list(dict.fromkeys(warnings))
 
 
-def model_directories(plan: Plan, nodes: Iterable[Node]) -> dict[str, Path]:
-    """Role -> directory with config and tokenizer, of the models that rows start from and that exist.
+def models_of_rows(plan: Plan) -> list[tuple[dict[str, ModelFacts], bool]]:
+    """For every seed: (facts of the `student` and `teacher` that its rows start from and that exist, whether one of
+    its rows distils). Hub models are represented by their small files, which are fetched."""
+    facts: dict[tuple[str, Path], ModelFacts] = {}
+    found: dict[int, tuple[dict[str, ModelFacts], bool]] = {}
+    for row in plan.rows:
+        models, bridged = found.get(row.seed, ({}, False))
+        nodes = ancestors(row.target)
+        for role, directory in _directories(plan, nodes).items():
+            if (role, directory) not in facts:
+                facts[role, directory] = read_model(directory, role)
+            models[role] = facts[role, directory]
+        found[row.seed] = (models, bridged or any(node.kind in _BRIDGE_KINDS for node in nodes))
+    return list(found.values())
 
-    Hub models are represented by their small files, which are fetched.
-    """
+
+def _directories(plan: Plan, nodes: Iterable[Node]) -> dict[str, Path]:
     directories: dict[str, Path] = {}
     for node in nodes:
-        for role in ("model", "teacher"):
-            source = node.inputs.get(role) or node.externals.get(role)
+        for source in (*node.externals.values(), *node.inputs.values()):
             if isinstance(source, External):
-                if source.key not in directories:
+                if source.key in _ROLES and source.key not in directories:
                     directories[source.key] = hub_files(source) if source.is_hub else Path(source.location)
-            elif source is not None and source.kind == "script":
+            elif source.kind == "script" and source.settings["makes"] == "model":
                 directory = plan.context.directory(source)
                 if is_built(source, directory):
-                    directories[source.name] = directory
+                    directories[source.name.partition(" ")[0]] = directory
     return directories
 
 

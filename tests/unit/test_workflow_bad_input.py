@@ -1,0 +1,274 @@
+"""Every kind of bad input gives one error with key, value and remedy, before any stage starts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from tests.unit.workflow_project import (
+    WORDS,
+    FakeStages,
+    settings,
+    write_model,
+    write_problems,
+    write_project,
+    write_scripts,
+)
+from verl_s2d.errors import UserError
+from verl_s2d.workflow.planning import make_plan
+from verl_s2d.workflow.preflight import check_plan
+from verl_s2d.workflow.preflight.data import check_slices
+from verl_s2d.workflow.preflight.keys import verl_keys
+from verl_s2d.workflow.preflight.software import check_versions
+from verl_s2d.workflow.progress import PlainProgress
+from verl_s2d.workflow.recipe_file import load_recipe
+from verl_s2d.workflow.runner import run_plan
+
+GOOD = settings()["stages"]["opd"]["verl"]
+
+
+def refuse(tmp_path, key, *words, choose=("half-split",), prepare=lambda: None, **changes) -> UserError:
+    """The error of `run` for a recipe with these changes; asserts that no process was started."""
+    launcher = FakeStages()
+    with pytest.raises(UserError) as caught:
+        recipe = write_project(tmp_path, **changes)
+        prepare()
+        plan = make_plan(
+            load_recipe(recipe), run_dir=tmp_path / "run", rows=list(choose) if "rows" not in changes else None
+        )
+        run_plan(plan, PlainProgress(), launcher=launcher, check=lambda: check_plan(plan))
+    assert launcher.started == []
+    error = caught.value
+    assert key in error.key, error
+    assert error.remedy and str(error.remedy) in str(error)
+    for word in words:
+        assert str(word) in str(error), error
+    return error
+
+
+def test_the_good_recipe_passes(tmp_path):
+    plan = make_plan(load_recipe(write_project(tmp_path)), run_dir=tmp_path / "run", rows=["all"])
+    assert check_plan(plan) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "words"),
+    [
+        ({"studnet": "x"}, "studnet", ["Did you mean student?"]),
+        ({"stages__opd__step": 3}, "stages.opd.step", ["Did you mean steps?"]),
+        ({"data__label": 3}, "data.label", ["Did you mean labels?"]),
+        ({"rows": ["half-splt"]}, "rows", ["half-splt", "half-split"]),
+        ({"rows": []}, "rows", []),
+        ({"seeds": [1, 1]}, "seeds", []),
+        ({"seeds": 3}, "seeds", ["list"]),
+        ({"data__labels": "many"}, "data.labels", ["many", "int"]),
+        ({"data__labels": True}, "data.labels", ["int"]),
+        ({"stages__opd__steps": 0}, "stages.opd.steps", ["At least 1"]),
+        ({"stages__opd__steps": 1.5}, "stages.opd.steps", ["int"]),
+        ({"stages__opd__objective": "reverse"}, "stages.opd.objective", ["advantage"]),
+        ({"cluster__device": "tpu"}, "cluster.device", ["cpu", "cuda"]),
+        ({"cluster__warm_start": 1}, "cluster.warm_start", []),
+        ({"student": None}, "student", ["required"]),
+        ({"stages__opd__verl__data.train_files": "x"}, "stages.opd.verl.data.train_files", ["computed"]),
+        ({"stages__opd__verl__+s2d.beta": 2}, "stages.opd.verl.+s2d.beta", ["beta"]),
+        ({"student": {"args": {}}}, "student", ["script"]),
+        ({"data__source": {"script": "tasks.py"}}, "data", ["exactly one"]),
+        ({"data__eval": {}}, "data.eval", []),
+        ({"name": "a/b"}, "name", []),
+    ],
+)
+def test_recipe_keys_and_values(tmp_path, changes, key, words):
+    refuse(tmp_path, key, *words, **changes)
+
+
+def test_yaml_that_does_not_parse_or_says_a_thing_twice(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: [")
+    with pytest.raises(UserError, match="yaml"):
+        load_recipe(recipe)
+    recipe.write_text("name: a\nname: b\n")
+    with pytest.raises(UserError, match="given twice"):
+        load_recipe(recipe)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+def test_numbers_are_read_as_people_write_them(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    text = yaml.safe_dump(settings(stages__opd__verl=None))
+    recipe.write_text(text.replace("beta", "beta") + "\n")
+    data = settings()
+    data["stages"]["opd"]["verl"] = {"actor_rollout_ref.actor.optim.lr": "LR"}
+    recipe.write_text(yaml.safe_dump(data).replace("LR", "1e-3"))
+    assert load_recipe(recipe).stages.opd.verl == {"actor_rollout_ref.actor.optim.lr": 1e-3}
+    assert isinstance(load_recipe(recipe).stages.opd.beta, float)
+
+
+def test_missing_or_unreadable_models(tmp_path):
+    refuse(tmp_path, "student", "./nowhere", student="./nowhere")
+    refuse(tmp_path, "student", "no config.json", student=".")
+
+    def damage():
+        (tmp_path / "teacher" / "config.json").write_text("{")
+
+    refuse(tmp_path, "teacher", "cannot be read", prepare=damage)
+
+    def no_tokenizer():
+        (tmp_path / "teacher" / "tokenizer.json").write_text("{}")
+
+    refuse(tmp_path, "teacher", "tokenizer", prepare=no_tokenizer)
+
+
+def test_unreachable_hub_models(tmp_path, monkeypatch):
+    pytest.importorskip("huggingface_hub")
+
+    def download(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    refuse(tmp_path, "student", "no network", "nobody/nothing", student="nobody/nothing")
+
+
+def test_tokenizers_that_differ(tmp_path):
+    def swap():
+        write_model(tmp_path / "teacher", words=[*WORDS[:3], "c", "b"])
+
+    error = refuse(tmp_path, "teacher", "first at id 3", "'b' for the student", "'c' for the teacher", prepare=swap)
+    assert "share a tokenizer" in error.remedy
+
+
+def test_teacher_vocabulary_smaller_than_the_ids_in_use(tmp_path):
+    def shrink():
+        write_model(tmp_path / "teacher", vocabulary=4)
+
+    refuse(tmp_path, "teacher", "4 entries", "up to 4", prepare=shrink)
+
+
+def test_differences_that_are_allowed_are_told(tmp_path):
+    recipe = write_project(tmp_path)
+    write_model(tmp_path / "teacher", eos=0, vocabulary=8)
+    plan = make_plan(load_recipe(recipe), run_dir=tmp_path / "run")
+    warnings = check_plan(plan)
+    assert any("end-of-sequence" in w for w in warnings) and any("padded" in w for w in warnings)
+
+
+def test_response_longer_than_the_context(tmp_path):
+    refuse(tmp_path, "data.response_tokens", 60, "64", "At most 56", data__response_tokens=60)
+
+
+def test_evaluation_problems_in_training_data(tmp_path):
+    def leak():
+        write_problems(tmp_path / "held.parquet", [3, 90])
+
+    refuse(tmp_path, "eval.held", "problem 3", prepare=leak)
+
+
+def test_repeated_problems_would_put_a_label_in_two_slices(tmp_path):
+    def repeat():
+        write_problems(tmp_path / "train.parquet", [*range(20), 4])
+
+    refuse(tmp_path, "data.train", "problem-4", prepare=repeat)
+
+
+def test_overlapping_slices_are_found(tmp_path):
+    for name, ids in (("all", range(8)), ("1h", range(5)), ("2h", range(4, 8))):
+        write_problems(tmp_path / f"{name}.parquet", ids)
+        write_problems(tmp_path / f"{name}-prompts.parquet", ids)
+    with pytest.raises(UserError, match="shares 1 problems") as caught:
+        check_slices(tmp_path)
+    assert caught.value.value == "problem-4"
+    write_problems(tmp_path / "2h.parquet", range(5, 8))
+    with pytest.raises(UserError, match="free of answers"):
+        check_slices(tmp_path)
+
+
+def test_empty_or_missing_data(tmp_path):
+    refuse(tmp_path, "data.train", "no rows", prepare=lambda: write_problems_empty(tmp_path / "train.parquet"))
+    refuse(tmp_path, "data.train", "nothing.parquet", data__train="nothing.parquet")
+    refuse(tmp_path, "data.labels", "only 20", data__labels=21)
+    refuse(tmp_path, "data.labels", "At least 2", data__labels=1)
+
+
+def write_problems_empty(path):
+    import pyarrow.parquet as pq
+
+    write_problems(path, [1])
+    pq.write_table(pq.read_table(path).slice(0, 0), path)
+
+
+@pytest.mark.parametrize(
+    ("verl", "labels", "key", "words"),
+    [
+        ({"data.train_batch_size": 16}, 16, "data.train_batch_size", ["8 problems"]),
+        ({}, None, "data.train_batch_size", []),
+        ({"actor_rollout_ref.actor.ppo_mini_batch_size": 8}, 16, "ppo_mini_batch_size", ["At most 4"]),
+        ({"actor_rollout_ref.actor.ppo_mini_batch_size": 3}, 16, "ppo_mini_batch_size", ["divisor of 4"]),
+        (
+            {"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 3},
+            16,
+            "ppo_micro_batch_size_per_gpu",
+            ["divisor of 8"],
+        ),
+        ({"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": None}, 16, "ppo_micro_batch_size_per_gpu", []),
+        ({"actor_rollout_ref.rollout.n": 0}, 16, "rollout.n", []),
+        ({"actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": None}, 16, "ref.log_prob_micro_batch", []),
+    ],
+)
+def test_batch_sizes_that_verl_would_reject(tmp_path, verl, labels, key, words):
+    chosen = {**GOOD, **verl} if verl else {k: v for k, v in GOOD.items() if k != "data.train_batch_size"}
+    refuse(tmp_path, key, *words, stages__opd__verl=chosen, data__labels=labels)
+
+
+def test_batches_that_do_not_divide_among_gpus(tmp_path):
+    refuse(tmp_path, "ppo_mini_batch_size", "3 GPUs", cluster__gpus_per_node=3)
+
+
+@pytest.mark.parametrize(
+    ("key", "word"),
+    [
+        ("data.train_bath_size", "Did you mean data.train_batch_size?"),
+        ("actor_rollout_ref.actor.optim.learning", "To add a new key"),
+        ("+data.train_batch_size", "without +"),
+    ],
+)
+def test_verl_keys_that_hydra_would_refuse(tmp_path, key, word):
+    chosen = {k: v for k, v in GOOD.items() if k != key.lstrip("+")} | {key: 4}
+    refuse(tmp_path, key, word, stages__opd__verl=chosen)
+
+
+def test_our_overlays_use_keys_that_verl_has():
+    assert len(verl_keys("dp")) > 500 and "actor_rollout_ref.actor.ppo_mini_batch_size" in verl_keys("dp")
+
+
+@pytest.mark.parametrize(
+    ("verifier", "words"),
+    [
+        ("reasoning_gim", ["Did you mean reasoning_gym?"]),
+        ("none.py:score", ["none.py"]),
+        ("verifier.py:scor", ["Did you mean score?"]),
+    ],
+)
+def test_unknown_verifiers(tmp_path, verifier, words):
+    refuse(tmp_path, "verifier", *words, verifier=verifier)
+
+
+def test_missing_scripts_and_what_they_use(tmp_path):
+    refuse(tmp_path, "student", "nothing.py", student={"script": "nothing.py"})
+    write_scripts(tmp_path)
+    refuse(tmp_path, "student", "gone.py", student={"script": "pretrain.py", "uses": ["gone.py"]})
+
+
+@pytest.mark.parametrize("version", ["0.9.0", "0.10.0", "0.8.0"])
+def test_wrong_verl_version(monkeypatch, version):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: version)
+    with pytest.raises(UserError, match=version) as caught:
+        check_versions()
+    assert "pip install" in caught.value.remedy
+
+
+def test_a_run_directory_of_another_recipe_is_refused_before_anything(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"recipe": "other", "id": "x"}))
+    refuse(tmp_path, "--run-dir", "other")
