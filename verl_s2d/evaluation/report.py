@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from verl_s2d.data.files import write_json, written_whole
 from verl_s2d.evaluation.stats import mean_and_stderr, paired_bootstrap, t_interval
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 LEDGER_NUMBERS = ("verifier_calls", "sampled_tokens", "teacher_scored_tokens", "updates", "seconds")
 
@@ -45,11 +43,15 @@ class Report:
 
     data: dict[str, Any]
 
-    def tables(self) -> list[Table]:
-        """For a terminal: the rows, and the paired differences where there are any."""
-        from verl_s2d.evaluation.tables import rich_tables
+    def table(self) -> str:
+        """The rows, and their paired differences where there are any, as text for a terminal."""
+        from verl_s2d.evaluation.tables import terminal
 
-        return rich_tables(self.data)
+        return terminal(self.data)
+
+    def to_json(self) -> str:
+        """Content of report.json."""
+        return json.dumps(self.data, indent=1, ensure_ascii=False, allow_nan=False)
 
     def markdown(self) -> str:
         """Content of report.md."""

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 
-def rich_tables(data: Mapping[str, Any]) -> list[Table]:
-    """One table of the rows; one of the paired differences if there are two rows."""
+def terminal(data: Mapping[str, Any]) -> str:
+    """One table of the rows; one of the paired differences if there are two rows. Never narrower than the first."""
     tables = [_rich("Rows", *_rows(data))]
     if data["differences"]:
-        tables.append(_rich("Paired differences, 95 % interval", *_differences(data)))
-    return tables
+        tables.append(_rich("Paired differences", *_differences(data)))
+    text = io.StringIO()
+    colours = sys.stdout.isatty()
+    console = Console(file=text, force_terminal=colours, no_color=not colours)
+    console.width = max(
+        console.width, *(console.measure(t, options=console.options.update(width=1000)).maximum for t in tables)
+    )
+    for table in tables:
+        console.print(table)
+    return text.getvalue().rstrip("\n")
 
 
 def markdown(data: Mapping[str, Any]) -> str:
@@ -37,7 +48,7 @@ def _legend(data: Mapping[str, Any]) -> str:
     means = "" if len(data["seeds"]) == 1 else ", means over seeds"
     return (
         f"avg@k in percent +- {over}. Labels are problems whose answers were read. Labels, calls, tokens, updates and "
-        f"minutes are those of the training stages behind a row, repeated work after a crash included{means}."
+        f"minutes are those of all stages behind a row but its evaluation, work repeated after a crash included{means}."
     )
 
 

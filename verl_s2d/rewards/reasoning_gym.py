@@ -25,9 +25,14 @@ MAX_CHARACTERS = 8192
 """Of a response, counted from its end. Answers come last."""
 
 EVALUATING_SCORERS = frozenset(
-    {"countdown", "puzzle24", "simple_integration", "intermediate_integration", "polynomial_multiplication"}
+    {
+        *("binary_matrix", "n_queens", "spiral_matrix", "string_insertion"),
+        *("countdown", "puzzle24", "simple_integration", "intermediate_integration", "polynomial_multiplication"),
+        *("bitwise_arithmetic", "number_sorting"),
+    }
 )
-"""Data sets whose scorer hands the response to sympy's parse_expr, which is Python's eval. Refused."""
+"""Data sets whose scorer runs text as Python: the response through eval, the response through sympy's parse_expr (which
+is eval), or text of the entry. Refused."""
 
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
 
@@ -90,7 +95,7 @@ def _entry(extra_info: dict[str, Any]) -> dict[str, Any]:
 def _scorer(dataset: str) -> Any:
     if dataset in EVALUATING_SCORERS:
         raise UserError(
-            "The scorer of this data set evaluates the response as Python code.",
+            "The scorer of this data set evaluates the response or the problem as Python code.",
             key="source_dataset",
             value=dataset,
             remedy="Choose another data set, or write a verifier of your own (file.py:function).",

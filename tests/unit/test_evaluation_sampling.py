@@ -1,0 +1,137 @@
+"""Sampling with a real engine: against plain transformers, reproducible, and never a padded id."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tests import tiny
+from verl_s2d.errors import UserError
+from verl_s2d.evaluation import evaluate
+from verl_s2d.sampling import Sampler, load_tokenizer, prompt_seed, render_prompt
+from verl_s2d.training import rollout_cache
+
+MESSAGES = [{"role": "user", "content": "3 + 4 ="}]
+SETTINGS = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "max_tokens": 6, "seed": 0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left_behind():
+    """On a CPU the engine lives in this process: undo what it does to the environment and to torch.distributed."""
+    environment = dict(os.environ)
+    yield
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    cleanup_dist_env_and_memory()
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """More embeddings than tokens, as published models have."""
+    directory = tmp_path_factory.mktemp("model")
+    tiny.write_model(directory, words=[*tiny.WORDS, *(f"<padding {i}>" for i in range(40))])
+    tiny.write_tokenizer(directory)
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory):
+    return str(tiny.write_problems(tmp_path_factory.mktemp("data") / "problems.parquet", 12))
+
+
+def test_prompts_are_rendered_as_in_verls_rollout(model):
+    from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
+
+    tokenizer = load_tokenizer(model)
+    builder = create_continuous_token_builder(tokenizer, hf_model_type="qwen3", chat_template_kwargs={})
+    assert render_prompt(tokenizer, MESSAGES) == builder.build_initial_tokens(MESSAGES)
+    assert tokenizer.decode(render_prompt(tokenizer, MESSAGES)) == "3 + 4 ="
+
+
+def test_against_transformers(model):
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(model)
+    prompts = [tokenizer.encode(text) for text in ("3 + 4 =", "9 + 9 =", "1 =")]
+    sampler = Sampler(model, context=10)
+
+    greedy = sampler.sample(prompts, n=1, **{**SETTINGS, "temperature": 0.0})
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    for prompt, (completion,) in zip(prompts, greedy, strict=True):
+        ids = list(prompt)
+        while len(ids) - len(prompt) < SETTINGS["max_tokens"]:
+            ids.append(int(reference(torch.tensor([ids])).logits[0, -1, : len(tokenizer)].argmax()))
+            if ids[-1] == tokenizer.eos_token_id:
+                break
+        assert completion.token_ids == ids[len(prompt) :]
+
+    samples = sampler.sample(prompts, n=600, **SETTINGS)
+    for prompt, completions in zip(prompts, samples, strict=True):
+        for completion in completions:
+            assert max(completion.token_ids) < len(tokenizer)
+            stopped = completion.token_ids[-1] == tokenizer.eos_token_id
+            assert completion.finish_reason == ("stop" if stopped else "length")
+            assert stopped or len(completion.token_ids) == SETTINGS["max_tokens"]
+        first = torch.bincount(torch.tensor([c.token_ids[0] for c in completions]), minlength=len(tokenizer)) / 600
+        expected = reference(torch.tensor([prompt])).logits[0, -1, : len(tokenizer)].softmax(-1)
+        # Total variation of 600 draws over 25 tokens is about 0.08.
+        assert (first - expected).abs().sum() / 2 < 0.14
+
+    alone = sampler.sample(prompts[1:2], n=600, **SETTINGS)
+    assert alone[0] == samples[1]
+    other = sampler.sample(prompts[1:2], n=600, **{**SETTINGS, "seed": 1})
+    assert other[0] != samples[1]
+
+
+def test_seeds_of_prompts():
+    assert prompt_seed(0, [1, 2]) == prompt_seed(0, [1, 2])
+    assert len({prompt_seed(s, p) for s in (0, 1) for p in ([1, 2], [12], [1, 2, 3])}) == 6
+    assert 0 <= prompt_seed(0, [1]) < 2**31
+
+
+def test_rollout_cache(model, problems, tmp_path, monkeypatch):
+    monkeypatch.setattr(rollout_cache, "_PROBLEMS_AT_ONCE", 5)
+    options = rollout_cache.Options(model=model, data=problems, out=str(tmp_path), n=3, max_tokens=6)
+    rollout_cache.main(options)
+    table = pq.read_table(tmp_path / "rollouts.parquet")
+    assert table.schema.equals(rollout_cache.SCHEMA)
+    rows, summary = table.to_pylist(), json.loads((tmp_path / "rollouts.json").read_text())
+    assert summary["counts"] == {
+        "sequences": 36,
+        "sampled_tokens": sum(len(r["response_ids"]) for r in rows),
+        "truncated": sum(r["finish_reason"] == "length" for r in rows),
+    }
+    assert summary["model"] == model and summary["settings"] == {"n": 3, "top_k": -1, **SETTINGS}
+    assert [r["sample"] for r in rows] == [0, 1, 2] * 12
+    assert len({(r["problem_id"], tuple(r["prompt_ids"])) for r in rows}) == 12
+
+
+def test_evaluation(model, problems, tmp_path):
+    verifier = f"{tiny.__file__}:score_sum"
+    options = evaluate.Options(
+        model=model, verifier=verifier, out=str(tmp_path), max_tokens=6, set={"sums": problems}, samples=4
+    )
+    evaluate.main(options)
+    result = json.loads((tmp_path / "result.json").read_text())
+    rows = pq.read_table(tmp_path / "generations.parquet").to_pylist()
+    assert len(rows) == 48 and result["sets"]["sums"]["n_problems"] == 12
+    assert result["sets"]["sums"]["avg"] == pytest.approx(sum(r["correct"] for r in rows) / 48)
+    assert result["sampling"] == {"samples": 4, **SETTINGS}
+    assert all("<|im_end|>" not in r["response"] for r in rows)
+
+
+def test_bad_input_is_found_before_the_engine_starts(model, problems, tmp_path):
+    options = {"verifier": f"{tiny.__file__}:score_sum", "out": str(tmp_path), "max_tokens": 6, "set": {"s": problems}}
+    with pytest.raises(UserError, match="nothing to evaluate"):
+        evaluate.main(evaluate.Options(model=model, **{**options, "set": {}}))
+    with pytest.raises(UserError, match="cannot be read"):
+        evaluate.main(evaluate.Options(model=str(tmp_path / "absent"), **options))
+    with pytest.raises(UserError, match="context is 128 tokens"):
+        evaluate.main(evaluate.Options(model=model, **{**options, "max_tokens": 126}))
+    assert not list(tmp_path.iterdir())
