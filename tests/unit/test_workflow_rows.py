@@ -87,8 +87,8 @@ def test_scripts_follow_the_seed_only_when_they_ask_for_it(tmp_path):
     scripts = [n for n in plan.order if n.kind == "script"]
     assert sorted((n.name, n.settings["args"].get("seed")) for n in scripts) == [
         ("student", None),
-        ("teacher", 0),
-        ("teacher", 1),
+        ("teacher (seed 0)", 0),
+        ("teacher (seed 1)", 1),
     ]
 
 
@@ -186,6 +186,14 @@ def test_opd_is_given_no_answers_and_no_reward(tmp_path):
     teacher = next(plan.context.directory(n) for n in plan.order if n.name == "teacher-rl-1h")
     assert any(a.startswith("+s2d.teacher.path=") and f"{teacher}/model" in a for a in argv)
     assert "trainer.v1.trainer_mode=s2d_opd" in argv and "+s2d.beta=1.0" in argv
+
+
+def test_the_chat_template_is_the_same_in_every_stage(tmp_path):
+    plan = plan_of(tmp_path, rows=["half-split"], data__chat_template={"enable_thinking": False})
+    for name in ("teacher-rl-1h", "opd-1h", "student-rl-2h"):
+        assert "+data.apply_chat_template_kwargs.enable_thinking=false" in command(plan, name).argv
+    for name in ("rollouts-1h", "evaluate-half-split"):
+        assert "chat_template.enable_thinking=false" in command(plan, name).argv
 
 
 def test_hydra_reads_the_arguments_as_they_were_meant(tmp_path):

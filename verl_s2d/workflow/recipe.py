@@ -45,6 +45,8 @@ class Data:
     eval: dict[str, str] = field(default_factory=dict)
     labels: int | None = at_least(2, None)
     """How many labelled problems of the training set are used; null for all of them."""
+    chat_template: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the tokenizer's chat template, for example {enable_thinking: false}; the same in every stage."""
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def build_rows(recipe: Recipe, names: list[str], seeds: list[int], device: str) 
     rows = []
     for seed in seeds:
         for name in names:
-            builder = Builder(recipe, name, seed, device, externals)
+            builder = Builder(recipe, name, seed, device, externals, several_seeds=len(seeds) > 1)
             rows.append(Row(name, seed, builder.evaluate(ROWS[name](builder))))
     return rows
 
@@ -91,8 +91,18 @@ def build_rows(recipe: Recipe, names: list[str], seeds: list[int], device: str) 
 class Builder:
     """Makes the nodes of one row. Identities of files are computed once and shared through `externals`."""
 
-    def __init__(self, recipe: Recipe, row: str, seed: int, device: str, externals: dict[Any, External]):
-        self.recipe, self.row, self.seed, self.device, self._externals = recipe, row, seed, device, externals
+    def __init__(
+        self,
+        recipe: Recipe,
+        row: str,
+        seed: int,
+        device: str,
+        externals: dict[Any, External],
+        *,
+        several_seeds: bool = False,
+    ):
+        self.recipe, self.row, self.seed, self.device = recipe, row, seed, device
+        self._externals, self._several_seeds = externals, several_seeds
 
     def student(self) -> Model:
         return self._model(self.recipe.student, "student")
@@ -124,6 +134,7 @@ class Builder:
             "top_p": stage.top_p,
             "top_k": stage.top_k,
             "response_tokens": self.recipe.data.response_tokens,
+            "chat_template": self.recipe.data.chat_template,
             "seed": self.seed,
         }
         name = f"rollouts-{_data_name(slice_name, teacher)}"
@@ -159,6 +170,7 @@ class Builder:
             "temperature": chosen.temperature,
             "top_p": chosen.top_p,
             "max_tokens": chosen.max_tokens or self.recipe.data.response_tokens,
+            "chat_template": self.recipe.data.chat_template,
             "seed": self.seed,
         }
         inputs: dict[str, Model] = {"model": model}
@@ -188,6 +200,7 @@ class Builder:
             "steps": stage.steps,
             "prompt_tokens": data.prompt_tokens,
             "response_tokens": data.response_tokens,
+            "chat_template": data.chat_template,
             "seed": self.seed,
             "verl": verl,
         }
@@ -251,7 +264,7 @@ class Builder:
         seeded: bool = True,
         **inputs: Any,
     ) -> Node:
-        several = len(self.recipe.seeds) > 1 and seeded
+        several = self._several_seeds and seeded
         return Node(
             kind=kind,
             name=f"{name} (seed {self.seed})" if several else name,

@@ -21,6 +21,7 @@ COMPUTED_KEYS = {
     "data.val_files": _SLICE,
     "data.max_prompt_length": "Set data.prompt_tokens.",
     "data.max_response_length": "Set data.response_tokens.",
+    "data.apply_chat_template_kwargs": "Set data.chat_template.",
     "data.seed": _SEED,
     "trainer.seed": _SEED,
     "actor_rollout_ref.actor.data_loader_seed": _SEED,

@@ -62,6 +62,7 @@ class _VerlTrainer:
             "data.val_files": data,
             "data.max_prompt_length": settings["prompt_tokens"],
             "data.max_response_length": settings["response_tokens"],
+            **{f"+data.apply_chat_template_kwargs.{name}": v for name, v in settings["chat_template"].items()},
             "data.seed": settings["seed"],
             "actor_rollout_ref.actor.data_loader_seed": settings["seed"],
             "actor_rollout_ref.rollout.seed": settings["seed"],

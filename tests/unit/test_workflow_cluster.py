@@ -1,0 +1,55 @@
+"""The local Ray head: joined by a driver, quiet between stages, gone at the end and after a kill."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+
+from verl_s2d.workflow.cluster import RayCluster
+from verl_s2d.workflow.process import MARKER, SubprocessLauncher, kill_marked, marked_processes
+
+DRIVER = """
+import ray
+ray.init()
+@ray.remote(num_gpus=1)
+class Actor:
+    def f(self):
+        return 1
+assert ray.get(Actor.remote().f.remote()) == 1
+print(int(ray.cluster_resources()["CPU"]), int(ray.cluster_resources()["GPU"]))
+"""
+
+
+def test_an_address_given_from_outside_is_used_untouched(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere:1")
+    cluster = RayCluster(tmp_path, "x", SubprocessLauncher(), dict(os.environ), "cpu", 1)
+    assert cluster.environment() == {}
+    cluster.settle()
+    cluster.stop()
+    assert not (tmp_path / "ray.log").exists()
+
+
+def test_one_head_for_several_drivers(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    run = uuid.uuid4().hex
+    environment = {**os.environ, MARKER: run}
+    cluster = RayCluster(tmp_path, run, SubprocessLauncher(), environment, "cpu", 2)
+    try:
+        joined = cluster.environment()
+        for _ in range(2):
+            assert cluster.environment() == joined
+            done = subprocess.run(
+                [sys.executable, "-c", DRIVER], env=environment | joined, capture_output=True, text=True, timeout=100
+            )
+            assert done.stdout.split() == ["32", "2"], done.stderr[-2000:]
+            cluster.settle()
+        assert len(marked_processes(run)) >= 3
+        cluster.stop()
+        assert marked_processes(run) == []
+        assert cluster.environment() != joined, "a stopped head is started again"
+        assert kill_marked(run) >= 3 and marked_processes(run) == []
+    finally:
+        cluster.stop()
+        kill_marked(run)
