@@ -1,0 +1,153 @@
+"""verl's platform `cpu`: FSDP2 over gloo, rollout by vLLM's CPU build, Ray "GPU"s as logical slots.
+
+Registered in verl's PlatformRegistry; verl picks it by VERL_PLATFORM=cpu or when no other registered platform answers.
+"""
+
+from __future__ import annotations
+
+import types
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from verl.plugin.platform.platform_base import PlatformBase
+from verl.plugin.platform.platform_manager import PlatformRegistry
+
+from verl_s2d.platforms.environment import cpu_environment
+
+
+class _CpuDeviceModule(types.ModuleType):
+    """`torch.cpu` plus the memory calls that verl makes on every device module.
+
+    verl asks `device_module == torch.cpu` to skip what a CPU cannot report, so equality with torch.cpu holds.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch.cpu, name)
+
+    def __eq__(self, other: object) -> bool:
+        return other is self or other is torch.cpu
+
+    __hash__ = types.ModuleType.__hash__
+
+    @staticmethod
+    def is_available() -> bool:
+        """No accelerator: verl uses this to skip cache handling and device RNG state."""
+        return False
+
+    @staticmethod
+    def max_memory_allocated(*_: Any) -> int:
+        return 0
+
+    max_memory_reserved = memory_allocated = memory_reserved = max_memory_allocated
+
+    @staticmethod
+    def empty_cache() -> None:
+        return None
+
+    ipc_collect = reset_peak_memory_stats = empty_cache
+
+
+class _CpuDevice(str):
+    """The current device: `"cpu"` for `tensor.to`, and "0" in an f-string, where verl writes `f"{name}:{index}"`."""
+
+    __slots__ = ()
+
+    def __format__(self, spec: str) -> str:
+        return format("0", spec)
+
+
+@PlatformRegistry.register(platform="cpu")
+class PlatformCPU(PlatformBase):
+    """A machine without an accelerator."""
+
+    _module = _CpuDeviceModule("verl_s2d_cpu_device")
+    _device = _CpuDevice("cpu")
+
+    @property
+    def device_name(self) -> str:
+        return "cpu"
+
+    @property
+    def vendor_name(self) -> str:
+        return "cpu"
+
+    @property
+    def device_module(self) -> types.ModuleType:
+        return self._module
+
+    def is_available(self) -> bool:
+        return True
+
+    def is_platform_available(self, use_smi_check: bool = False) -> bool:
+        """True only where no other registered platform has a device: the CPU never competes with an accelerator."""
+        return not accelerator_present()
+
+    def current_device(self) -> _CpuDevice:
+        return self._device
+
+    def device_count(self) -> int:
+        return 1
+
+    def set_device(self, device_index: int) -> None:
+        return None
+
+    def synchronize(self, device_index: int | None = None) -> None:
+        return None
+
+    def manual_seed(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def manual_seed_all(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def set_allocator_settings(self, settings: str) -> None:
+        return None
+
+    def empty_cache(self) -> None:
+        return None
+
+    def get_device_capability(self, device_index: int = 0) -> tuple[None, None]:
+        return None, None
+
+    def communication_backend_name(self) -> str:
+        return "gloo"
+
+    def visible_devices_envvar(self) -> str:
+        return "CUDA_VISIBLE_DEVICES"
+
+    @contextmanager
+    def nvtx_range(self, msg: str):
+        yield
+
+    def profiler_start(self) -> None:
+        return None
+
+    def profiler_stop(self) -> None:
+        return None
+
+    def ray_resource_name(self) -> str:
+        """verl's resource pools ask Ray for accelerators; on a CPU these are logical slots (`ray_init.num_gpus`)."""
+        return "GPU"
+
+    def ray_noset_envvars(self) -> list[str]:
+        return ["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"]
+
+    def rollout_env_vars(self) -> dict[str, str]:
+        return cpu_environment()
+
+    def is_ipc_supported(self) -> bool:
+        """False: weights travel to the rollout through shared memory."""
+        return False
+
+    def cudart(self) -> None:
+        return None
+
+
+def accelerator_present() -> bool:
+    """Whether any other platform registered with verl has a device on this host (Ray hides devices from CPU actors)."""
+    for name in PlatformRegistry.registered_names():
+        platform = PlatformRegistry.get(name)
+        if platform is not PlatformCPU and platform().is_platform_available(use_smi_check=True):
+            return True
+    return False

@@ -1,0 +1,66 @@
+"""What `import verl` loads, in every process (entry point group `verl.plugins`).
+
+verl hides a failing plugin at DEBUG level, so the outcome is kept in STATUS, and `verl-s2d check` prints it. Nothing
+heavy is imported here: registration that needs a heavy verl module waits until somebody imports that module.
+"""
+
+from __future__ import annotations
+
+import importlib
+import traceback
+from dataclasses import dataclass, field
+
+from wrapt import when_imported
+
+
+@dataclass
+class PluginStatus:
+    """Outcome of loading this plugin.
+
+    Attributes:
+        done: what was registered, in order.
+        shims: shim name -> "shim" (active), "upstream" (not needed) or "absent".
+        error: formatted traceback of the first failure, None if all went well.
+    """
+
+    done: list[str] = field(default_factory=list)
+    shims: dict[str, str] = field(default_factory=dict)
+    error: str | None = None
+
+
+STATUS = PluginStatus()
+
+
+def _import_after(trigger: str, module: str, what: str) -> None:
+    """Import `module`, whose import registers `what`, as soon as `trigger` has been imported."""
+
+    def load(_: object) -> None:
+        try:
+            importlib.import_module(module)
+        except Exception:
+            STATUS.error = STATUS.error or traceback.format_exc()
+            raise
+        STATUS.done.append(what)
+
+    when_imported(trigger)(load)
+
+
+def _register() -> None:
+    from verl_s2d.platforms import cpu
+
+    STATUS.done.append("platform cpu")
+    _import_after("verl.trainer.ppo.core_algos", "verl_s2d.training.advantage", "advantage estimator s2d_opd")
+    _import_after("verl.trainer.ppo.v1.trainer_sync", "verl_s2d.training.opd_trainer", "trainer s2d_opd")
+    if not cpu.accelerator_present():
+        from verl_s2d.platforms import shims
+
+        STATUS.shims["process_group_backend"] = shims.process_group_backend()
+        STATUS.shims["vllm_distribution_name"] = shims.vllm_distribution_name()
+        _import_after("verl.workers.engine.fsdp.transformer_impl", "verl_s2d.platforms.engine", "engines fsdp on cpu")
+
+
+try:
+    _register()
+except Exception:
+    STATUS.error = traceback.format_exc()
+    raise
