@@ -113,19 +113,13 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from verl_s2d.workflow.preflight import check_plan
     from verl_s2d.workflow.progress import choose_progress
+    from verl_s2d.workflow.run_checks import RunChecks
     from verl_s2d.workflow.runner import run_plan
 
-    plan, progress, said = _load(options), choose_progress(), set()
-
-    def check() -> None:
-        for warning in check_plan(plan):
-            if warning not in said:
-                progress.note(f"note: {warning}")
-                said.add(warning)
-
-    failures = run_plan(plan, progress, launcher=_launcher(plan), check=check, keep_going=options.keep_going)
+    plan, progress = _load(options), choose_progress()
+    with RunChecks(plan, progress) as check:
+        failures = run_plan(plan, progress, launcher=_launcher(plan), check=check, keep_going=options.keep_going)
     if failures:
         progress.note("Finished stages are kept. To go on after mending the cause, run the same command again.")
     _write_report(plan, options)

@@ -14,8 +14,9 @@ import pytest
 
 from tests.unit.workflow_project import FakeStages, write_project
 from verl_s2d import cli
-from verl_s2d.workflow.check import judge_registration
+from verl_s2d.workflow.registration import judge
 
+GOOD = {"error": None, "missing": [], "done": ["trainer s2d_opd"], "shims": {}}
 ROOT = str(Path(__file__).resolve().parents[2])
 
 
@@ -24,6 +25,8 @@ def _environment(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setattr(cli, "_launcher", lambda plan: FakeStages())
     monkeypatch.delenv("FAKE", raising=False)
+    # Importing verl takes ten seconds; what the answer means is tested below.
+    monkeypatch.setattr("verl_s2d.workflow.registration._PROBE", f"print('S2D ' + {json.dumps(GOOD)!r})")
 
 
 def call(capsys, *arguments) -> tuple[int, str, str]:
@@ -131,11 +134,7 @@ def test_preflight_imports_no_torch(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_check_reports_every_finding(tmp_path, capsys, monkeypatch):
-    from verl_s2d.workflow import check
-
-    good = {"error": None, "missing": [], "done": ["trainer s2d_opd"], "shims": {}}
-    monkeypatch.setattr(check, "check_registration", lambda device: judge_registration(good))
+def test_check_reports_every_finding(tmp_path, capsys):
     recipe = write_project(tmp_path)
     code, out, _ = call(capsys, "check", recipe)
     assert code == 0, out
@@ -147,8 +146,24 @@ def test_check_reports_every_finding(tmp_path, capsys, monkeypatch):
 
 
 def test_a_plugin_that_fails_is_shown_with_its_exception():
-    bad = {"error": "Traceback\nImportError: gone", "missing": [], "done": [], "shims": {}}
-    finding = judge_registration(bad)
-    assert not finding.ok and "ImportError: gone" in finding.text()
-    finding = judge_registration({**bad, "error": None, "missing": ["trainer s2d_opd"]})
-    assert not finding.ok and "trainer s2d_opd" in finding.text()
+    assert judge(GOOD) == (True, "trainer s2d_opd")
+    ok, detail = judge({**GOOD, "error": "Traceback\nImportError: gone"})
+    assert not ok and "ImportError: gone" in detail
+    ok, detail = judge({**GOOD, "missing": ["trainer s2d_opd"]})
+    assert not ok and "trainer s2d_opd" in detail
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "print('S2D ' + " + repr(json.dumps({**GOOD, "missing": ["trainer s2d_opd"]})) + ")",
+        "raise ImportError('trainer s2d_opd is gone')",
+    ],
+)
+def test_run_trains_nothing_when_the_plugin_is_not_registered(tmp_path, capsys, monkeypatch, answer):
+    monkeypatch.setattr("verl_s2d.workflow.registration._PROBE", answer)
+    recipe = write_project(tmp_path)
+    code, _, err = call(capsys, "run", recipe, "--run-dir", tmp_path / "run")
+    assert code == 2 and "trainer s2d_opd" in err and "teacher-rl" not in err
+    code, _, err = call(capsys, "run", recipe, "--run-dir", tmp_path / "run", "--rows", "direct-grpo")
+    assert code == 0, "rows without Stage 2b need no trainer of ours"

@@ -38,7 +38,7 @@ def refuse(tmp_path, key, *words, choose=("half-split",), prepare=lambda: None, 
         plan = make_plan(
             load_recipe(recipe), run_dir=tmp_path / "run", rows=list(choose) if "rows" not in changes else None
         )
-        run_plan(plan, PlainProgress(), launcher=launcher, check=lambda: check_plan(plan))
+        run_plan(plan, PlainProgress(), launcher=launcher, check=lambda final: check_plan(plan))
     assert launcher.started == []
     error = caught.value
     assert key in error.key, error

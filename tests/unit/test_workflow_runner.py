@@ -57,7 +57,7 @@ def project(tmp_path, rows=("half-split",), **changes):
 
 def build(plan, launcher=None, progress=None, **more):
     return run_plan(
-        plan, progress or Lines(), launcher=launcher or FakeStages(), check=lambda: check_plan(plan), **more
+        plan, progress or Lines(), launcher=launcher or FakeStages(), check=lambda final: check_plan(plan), **more
     )
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,29 +14,8 @@ from verl_s2d.workflow.preflight.keys import check_verl_keys
 from verl_s2d.workflow.preflight.model_facts import ModelFacts
 from verl_s2d.workflow.preflight.models import check_models, models_of_rows
 from verl_s2d.workflow.preflight.software import check_verifier, check_versions
+from verl_s2d.workflow.registration import RegistrationProbe
 from verl_s2d.workflow.runner import stage_environment
-
-_REGISTRATION_SECONDS = 180
-_PROBE = """
-import dataclasses, json
-import verl
-answer = {"error": None, "missing": [], "done": [], "shims": {}}
-try:
-    from verl_s2d.plugin import STATUS
-    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
-    from verl.trainer.ppo.v1 import get_trainer_cls
-    if "s2d_opd" not in ADV_ESTIMATOR_REGISTRY:
-        answer["missing"].append("advantage estimator s2d_opd")
-    try:
-        get_trainer_cls("s2d_opd")
-    except Exception as error:
-        answer["missing"].append(f"trainer s2d_opd ({error})")
-    answer.update({k: v for k, v in dataclasses.asdict(STATUS).items() if k in answer})
-except Exception:
-    import traceback
-    answer["error"] = traceback.format_exc()
-print("\\nS2D " + json.dumps(answer, default=str))
-"""
 
 
 @dataclass(frozen=True)
@@ -61,7 +36,7 @@ class Finding:
 def check_everything(plan: Plan | None) -> list[Finding]:
     """All findings, good and bad; with a plan also those about its recipe."""
     device = plan.context.device if plan else "cpu"
-    findings = [_attempt("versions", _versions), check_registration(device)]
+    findings = [_attempt("versions", _versions), _registration(device)]
     if plan is None:
         return findings
     return [
@@ -74,34 +49,9 @@ def check_everything(plan: Plan | None) -> list[Finding]:
     ]
 
 
-def check_registration(device: str) -> Finding:
-    """Import verl in a process of its own and ask whether it has our trainer and estimator: verl keeps silent about a
-    plugin that fails, so the exception that the plugin stored is shown."""
-    try:
-        process = subprocess.run(
-            [sys.executable, "-c", _PROBE],
-            capture_output=True,
-            text=True,
-            timeout=_REGISTRATION_SECONDS,
-            env=stage_environment(device),
-            cwd=os.path.expanduser("~"),
-        )
-    except subprocess.TimeoutExpired:
-        return Finding("registration", False, f"import verl did not end within {_REGISTRATION_SECONDS} s")
-    line = next((x for x in reversed(process.stdout.splitlines()) if x.startswith("S2D ")), None)
-    if line is None:
-        return Finding("registration", False, f"import verl failed:\n{process.stderr[-2000:]}")
-    return judge_registration(json.loads(line[4:]))
-
-
-def judge_registration(answer: dict[str, Any]) -> Finding:
-    """The finding for what the probing process answered."""
-    if answer["error"]:
-        return Finding("registration", False, f"the plugin failed inside verl:\n{answer['error']}")
-    if answer["missing"]:
-        return Finding("registration", False, f"verl does not know: {', '.join(answer['missing'])}")
-    shims = [f"{name} ({state})" for name, state in answer["shims"].items()]
-    return Finding("registration", True, "\n".join([", ".join(answer["done"]), *shims]))
+def _registration(device: str) -> Finding:
+    with RegistrationProbe(stage_environment(device)) as probe:
+        return Finding("registration", *probe.result())
 
 
 def _versions() -> str:

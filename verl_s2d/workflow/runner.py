@@ -23,7 +23,8 @@ from verl_s2d.workflow.stage_process import run_attempt
 from verl_s2d.workflow.stages import checkpoints, kinds
 from verl_s2d.workflow.stages.base import StageKind
 
-Check = Callable[[], None]
+Check = Callable[[bool], None]
+"""Raises UserError on bad input; the argument says whether training comes next, so that nothing may stay open."""
 
 
 def run_plan(
@@ -31,15 +32,15 @@ def run_plan(
     progress: Progress,
     *,
     launcher: Launcher | None = None,
-    check: Check = lambda: None,
+    check: Check = lambda final: None,
     keep_going: bool = False,
 ) -> list[StageFailed]:
     """Build every missing stage of the plan.
 
     Args:
         launcher: how processes are started; plain subprocesses unless given.
-        check: raises UserError on bad input. Called before the first stage, and again once the cheap preparation
-            stages have made what could not be checked before; never between training stages.
+        check: called before the first stage, and again (then with True) once the cheap preparation stages have made
+            what could not be checked before; never between training stages.
         keep_going: after a failure go on with the stages that do not depend on it.
 
     Returns:
@@ -57,7 +58,7 @@ def run_plan(
         if leftovers:
             progress.note(f"stopped {leftovers} processes left behind by a run that was killed")
         with _signals_interrupt():
-            check()
+            check(not any(node.kind in PREPARATION_KINDS for node in missing))
             runner = _Runner(plan, run_id, progress, launcher or SubprocessLauncher())
             try:
                 return runner.build(missing, check, keep_going)
@@ -91,7 +92,7 @@ class _Runner:
                 continue
             prepared = prepared or node.kind not in PREPARATION_KINDS
             if prepared and not checked:
-                check()
+                check(True)
                 checked = True
             try:
                 self._build(node, index, len(missing))
