@@ -1,0 +1,114 @@
+"""Stage 2b, on-policy distillation: the trainer `s2d_opd` in verl's V1 registry."""
+
+from __future__ import annotations
+
+import ray
+import torch
+import transfer_queue as tq
+from omegaconf import DictConfig, open_dict
+from tensordict import TensorDict
+from verl import DataProto
+from verl.trainer.ppo.core_algos import get_adv_estimator_fn
+from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_add_to_batch
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.workers.utils.padding import response_to_nested
+
+from verl_s2d.training.opd_config import OpdConfig, read_opd_config
+from verl_s2d.training.opd_metrics import sampled_reverse_kl_metrics
+
+
+class _NoVerifier:
+    """Stands where verl's reward loop stands: nothing scores a response in this stage."""
+
+    reward_loop_worker_handles = None
+
+
+@register_trainer("s2d_opd")
+class OpdTrainer(PPOTrainerSync):
+    """verl's synchronous trainer with a teacher for a reward.
+
+    Sampled: the student, on its own prompts. Scored: each sampled token, by the teacher in the reference engine.
+    Signal: A_t = beta (log pi_T - log pi_old), through verl's ordinary policy loss. Deliberately absent: verifier,
+    answers, group normalisation, a KL loss to a reference policy (the teacher takes the reference's place).
+    """
+
+    def __init__(self, config: DictConfig):
+        self.s2d: OpdConfig = read_opd_config(config)
+        with open_dict(config):
+            # verl compares the mode with "sync" to choose its replay buffer; this class is the choice already made.
+            config.trainer.v1.trainer_mode = "sync"
+            config.actor_rollout_ref.s2d = config.s2d  # the section that travels to the workers
+            config.reward.num_workers = 0
+        super().__init__(config)
+        self.use_reference_policy = True
+        # verl polls for finished rollouts every two seconds, which is longer than a small step takes.
+        self.replay_buffer.poll_interval = min(self.replay_buffer.poll_interval, self.s2d.poll_interval)
+
+    def _init_resource_pool_mgr(self) -> None:
+        """Ask verl for a worker with a reference engine, and put the teacher's worker class there."""
+        actor = self.config.actor_rollout_ref.actor
+        actor.use_kl_loss = True
+        try:
+            super()._init_resource_pool_mgr()
+        finally:
+            actor.use_kl_loss = False
+        from verl_s2d.training.teacher_worker import StudentTeacherWorker
+
+        self.role_worker_mapping[Role.ActorRolloutRef] = ray.remote(StudentTeacherWorker)
+
+    def _setup(self) -> None:
+        super()._setup()
+        self.reward_loop_manager = _NoVerifier()
+
+    def _compute_reward_colocate(self, batch, metrics: dict | None = None):
+        """verl calls this when rollouts come unscored; its later steps want a score tensor, so they get zeros."""
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["response_mask"])
+        mask = data["response_mask"]
+        zeros = torch.zeros_like(mask.to_padded_tensor(0), dtype=torch.float32)
+        fields = TensorDict({"rm_scores": response_to_nested(zeros, mask)}, batch_size=len(batch))
+        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+        return batch
+
+    def _compute_advantage(self, batch, metrics: dict):
+        """Hand the teacher's log-probs (verl's `ref_log_prob`) to the registered estimator."""
+        fields = ["response_mask", "rm_scores", "rollout_log_probs", "old_log_probs", "ref_log_prob"]
+        nested = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        response_mask = nested["response_mask"]
+        data = DataProto(batch=nested.to_padded_tensor())
+
+        written = ["advantages", "returns"]
+        correction = self.config.algorithm.get("rollout_correction", None)
+        if correction is not None and not correction.get("bypass_mode", False) and "rollout_log_probs" in data.batch:
+            data, correction_metrics = compute_rollout_correction_and_add_to_batch(data, correction)
+            metrics.update(correction_metrics)
+            written += [name for name in ("response_mask", "rollout_is_weights") if name in data.batch]
+
+        estimator = get_adv_estimator_fn(self.config.algorithm.adv_estimator)
+        data.batch["advantages"], data.batch["returns"] = estimator(
+            token_level_rewards=data.batch["rm_scores"],
+            response_mask=data.batch["response_mask"],
+            config=self.config.algorithm,
+            teacher_log_probs=data.batch["ref_log_prob"],
+            old_log_probs=data.batch["old_log_probs"],
+            beta=self.s2d.beta,
+            whiten=self.s2d.whiten_advantages,
+        )
+        metrics.update(
+            sampled_reverse_kl_metrics(
+                data.batch["old_log_probs"], data.batch["ref_log_prob"], data.batch["response_mask"]
+            )
+        )
+        output = {name: response_to_nested(data.batch[name], response_mask) for name in written}
+        return tq.kv_batch_put(
+            keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(output, batch_size=len(batch))
+        )
+
+    def _update_actor(self, batch, metrics: dict):
+        """verl's update; its share of clipped tokens and the student's entropy are repeated under this stage's names."""
+        batch = super()._update_actor(batch, metrics)
+        for ours, theirs in (("s2d/clipped_tokens", "actor/pg_clipfrac"), ("s2d/student_entropy", "actor/entropy")):
+            if theirs in metrics:
+                metrics[ours] = metrics[theirs]
+        return batch

@@ -17,7 +17,10 @@ SOCKET = ""
 PYTHON = ""
 # Flags without effect on a process that has already started; every other flag means the ordinary interpreter.
 HARMLESS = {"-u", "-B", "-s", "-E", "-I", "-P"}
-RUN_SCRIPT = "import runpy, sys; sys.executable = {executable!r}; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+RUN_SCRIPT = (
+    "import runpy, sys; sys.executable = {executable!r}; del sys.argv[0]; "
+    "runpy.run_path(sys.argv[0], run_name='__main__')"
+)
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
