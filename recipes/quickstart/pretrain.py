@@ -4,7 +4,8 @@
 
 A demonstration has the right running totals, or totals that ignore the minus signs, or one total too few; so the model
 knows several styles of which one is right, which is what reinforcement learning can then sort out. The teacher has seen
-more good ones, and is one layer deeper.
+more good ones, is one layer deeper and is trained for longer: what it can still learn from labels is which style is right,
+rather than how to add.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Role:
 
 
 ROLES = {
-    "teacher": Role(layers=3, steps=1500, styles=(0.34, 0.33, 0.33)),
+    "teacher": Role(layers=3, steps=2500, styles=(0.34, 0.33, 0.33)),
     "student": Role(layers=2, steps=800, styles=(0.15, 0.45, 0.40)),
 }
 
@@ -145,7 +146,7 @@ def main(options: Options) -> None:
     torch.manual_seed(options.seed)
     model = build_model(role.layers)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
-    # Without the decay the teacher ends ten points lower (avg@16 17 % instead of 28 %).
+    # Without the decay a teacher of 1500 steps ends at an avg@16 of 17 % instead of 28 %.
     schedule = get_cosine_schedule_with_warmup(optimizer, WARMUP_STEPS, steps)
 
     started = time.perf_counter()
