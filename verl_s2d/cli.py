@@ -119,7 +119,7 @@ def _run(options: argparse.Namespace) -> int:
 
     plan, progress = _load(options), choose_progress()
     with RunChecks(plan, progress) as check:
-        failures = run_plan(plan, progress, launcher=_launcher(plan), check=check, keep_going=options.keep_going)
+        failures = run_plan(plan, progress, check=check, keep_going=options.keep_going)
     if failures:
         progress.note("Finished stages are kept. To go on after mending the cause, run the same command again.")
     _write_report(plan, options)
@@ -147,13 +147,6 @@ def _write_report(plan: Plan, options: argparse.Namespace) -> int:
     print(report.table())
     print(f"report, plots and data: {plan.context.run_dir / 'report.md'}")
     return OK
-
-
-def _launcher(plan: Plan):
-    """How processes are started: forked from a warm interpreter where that exists and is wanted."""
-    from verl_s2d.workflow.process import SubprocessLauncher
-
-    return SubprocessLauncher()
 
 
 if __name__ == "__main__":

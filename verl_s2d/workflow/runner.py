@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from verl_s2d.workflow import attempts
-from verl_s2d.workflow.cluster import RayCluster
+from verl_s2d.workflow.cluster import CLUSTER_MARKER, RayCluster
 from verl_s2d.workflow.failures import Interrupted, StageFailed
 from verl_s2d.workflow.graph import PREPARATION_KINDS, Node
 from verl_s2d.workflow.manifest import MANIFEST, write_manifest
@@ -38,7 +39,7 @@ def run_plan(
     """Build every missing stage of the plan.
 
     Args:
-        launcher: how processes are started; plain subprocesses unless given.
+        launcher: how processes are started; as the recipe's cluster.warm_start says unless given.
         check: called before the first stage, and again (then with True) once the cheap preparation stages have made
             what could not be checked before; never between training stages.
         keep_going: after a failure go on with the stages that do not depend on it.
@@ -59,7 +60,7 @@ def run_plan(
             progress.note(f"stopped {leftovers} processes left behind by a run that was killed")
         with _signals_interrupt():
             check(not any(node.kind in PREPARATION_KINDS for node in missing))
-            runner = _Runner(plan, run_id, progress, launcher or SubprocessLauncher())
+            runner = _Runner(plan, run_id, progress, launcher)
             try:
                 return runner.build(missing, check, keep_going)
             finally:
@@ -69,13 +70,15 @@ def run_plan(
 class _Runner:
     """State of one run: its cluster, its environment, what failed."""
 
-    def __init__(self, plan: Plan, run_id: str, progress: Progress, launcher: Launcher):
-        self._plan, self._run_id, self._progress, self._launcher = plan, run_id, progress, launcher
+    def __init__(self, plan: Plan, run_id: str, progress: Progress, launcher: Launcher | None):
+        self._plan, self._run_id, self._progress = plan, run_id, progress
         self._environment = stage_environment(plan.context.device) | {MARKER: run_id}
+        # A fork shows its host's environment to the outside, so the host carries both markers.
+        self._launcher = launcher or choose_launcher(plan, self._environment | {CLUSTER_MARKER: run_id})
         self._cluster = RayCluster(
             plan.context.run_dir,
             run_id,
-            launcher,
+            self._launcher,
             self._environment,
             plan.context.device,
             plan.context.cluster.gpus_per_node,
@@ -176,6 +179,22 @@ class _Runner:
                 f"set cluster.nodes x cluster.gpus_per_node to {wrote}, or delete {saved} to start the stage again.",
                 log=directory / "log.txt",
             )
+
+
+def choose_launcher(plan: Plan, environment: Mapping[str, str]) -> Launcher:
+    """Warm where it is asked for, or by default on a Linux machine without an accelerator and with a Ray head of ours.
+
+    With an accelerator a fork would share what CUDA libraries set up at import, which they do not promise to survive;
+    and workers of a cluster that is not ours are not ours to start.
+    """
+    wanted = plan.context.cluster.warm_start
+    if wanted == "auto":
+        wanted = plan.context.device == "cpu" and sys.platform == "linux" and not os.environ.get("RAY_ADDRESS")
+    if not wanted:
+        return SubprocessLauncher()
+    from verl_s2d.workflow.warm_launcher import WarmLauncher
+
+    return WarmLauncher(environment, plan.context.run_dir / "warm.log")
 
 
 def stage_environment(device: str) -> dict[str, str]:

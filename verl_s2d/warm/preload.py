@@ -1,0 +1,30 @@
+"""What a verl stage's processes import: everything heavy except Ray and verl, which are quick once these are there."""
+
+from __future__ import annotations
+
+MODULES = (
+    "torch",
+    "torch.distributed.fsdp",
+    "torch.distributed.checkpoint",
+    "torch.utils.tensorboard",
+    "tensordict",
+    "torchdata.stateful_dataloader",
+    "transformers",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.qwen3.modeling_qwen3",
+    "datasets",
+    "pandas",
+    "pyarrow.parquet",
+    "accelerate",
+    "peft",
+    "hydra",
+    "codetiming",
+    "uvicorn",
+    "aiohttp",
+    "zmq",
+    "vllm.v1.engine.core",
+    "vllm.v1.engine.async_llm",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.entrypoints.openai.api_server",
+    "vllm.model_executor.models.qwen3",
+)
