@@ -106,9 +106,11 @@ class Sampler:
         """
         from vllm import SamplingParams
 
+        # Greedy completions of a prompt are all alike, and vLLM refuses to make more than one.
+        distinct = n if temperature > 0 else 1
         parameters = [
             SamplingParams(
-                n=n,
+                n=distinct,
                 temperature=temperature,
                 top_p=top_p,
                 top_k=top_k,
@@ -120,7 +122,10 @@ class Sampler:
         ]
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         outputs = self._llm.generate(requests, parameters, use_tqdm=sys.stderr.isatty())
-        return [[Completion(list(o.token_ids), str(o.finish_reason)) for o in output.outputs] for output in outputs]
+        return [
+            [Completion(list(o.token_ids), str(o.finish_reason)) for o in output.outputs] * (n // distinct)
+            for output in outputs
+        ]
 
 
 def sample(
@@ -147,6 +152,19 @@ def sample(
     return sampler.sample(
         prompts, n=n, temperature=temperature, top_p=top_p, top_k=top_k, max_tokens=max_tokens, seed=seed
     )
+
+
+def check_settings(*, n: int, temperature: float, top_p: float, top_k: int, max_tokens: int) -> None:
+    """Raises UserError for what vLLM would refuse after the model has been loaded."""
+    for key, value, valid, remedy in (
+        ("n", n, n >= 1, "At least 1."),
+        ("temperature", temperature, temperature >= 0, "0 (greedy) or more."),
+        ("top_p", top_p, 0 < top_p <= 1, "Above 0, at most 1."),
+        ("top_k", top_k, top_k == -1 or top_k >= 1, "-1 (all) or at least 1."),
+        ("max_tokens", max_tokens, max_tokens >= 1, "At least 1."),
+    ):
+        if not valid:
+            raise UserError("The sampling setting is out of range.", key=key, value=value, remedy=remedy)
 
 
 def longest(prompts: Sequence[Sequence[int]]) -> int:

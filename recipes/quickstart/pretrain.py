@@ -4,8 +4,8 @@
 
 A demonstration has the right running totals, or totals that ignore the minus signs, or one total too few; so the model
 knows several styles of which one is right, which is what reinforcement learning can then sort out. The teacher has seen
-more good ones, is one layer deeper and is trained for longer: what it can still learn from labels is which style is right,
-rather than how to add.
+more good ones, is one layer deeper and is trained for longer: what it can still learn from labels is which style is
+right, rather than how to add.
 """
 
 from __future__ import annotations

@@ -61,15 +61,15 @@ def test_against_transformers(model):
     prompts = [tokenizer.encode(text) for text in ("3 + 4 =", "9 + 9 =", "1 =")]
     sampler = Sampler(model, context=10)
 
-    greedy = sampler.sample(prompts, n=1, **{**SETTINGS, "temperature": 0.0})
+    greedy = sampler.sample(prompts, n=2, **{**SETTINGS, "temperature": 0.0})
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    for prompt, (completion,) in zip(prompts, greedy, strict=True):
+    for prompt, (completion, again) in zip(prompts, greedy, strict=True):
         ids = list(prompt)
         while len(ids) - len(prompt) < SETTINGS["max_tokens"]:
             ids.append(int(reference(torch.tensor([ids])).logits[0, -1, : len(tokenizer)].argmax()))
             if ids[-1] == tokenizer.eos_token_id:
                 break
-        assert completion.token_ids == ids[len(prompt) :]
+        assert completion.token_ids == again.token_ids == ids[len(prompt) :]
 
     samples = sampler.sample(prompts, n=600, **SETTINGS)
     for prompt, completions in zip(prompts, samples, strict=True):
@@ -132,6 +132,9 @@ def test_bad_input_is_found_before_the_engine_starts(model, problems, tmp_path):
         evaluate.main(evaluate.Options(model=model, **{**options, "set": {}}))
     with pytest.raises(UserError, match="cannot be read"):
         evaluate.main(evaluate.Options(model=str(tmp_path / "absent"), **options))
+    with pytest.raises(UserError, match="out of range") as caught:
+        evaluate.main(evaluate.Options(model=model, **options, top_p=0.0))
+    assert caught.value.key == "top_p"
     with pytest.raises(UserError, match="context is 128 tokens"):
         evaluate.main(evaluate.Options(model=model, **{**options, "max_tokens": 126}))
     assert not list(tmp_path.iterdir())

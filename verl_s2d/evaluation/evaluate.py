@@ -23,7 +23,7 @@ from verl_s2d.data.problems import Problem, read_problems
 from verl_s2d.errors import UserError
 from verl_s2d.evaluation.stats import mean_and_stderr, pass_at_k
 from verl_s2d.rewards.registry import Score, Verifier, resolve
-from verl_s2d.sampling import Completion, load_tokenizer, render_prompt, sample
+from verl_s2d.sampling import Completion, check_settings, load_tokenizer, render_prompt, sample
 
 GENERATIONS = pa.schema(
     [
@@ -64,6 +64,9 @@ def main(options: Options) -> None:
     """Sample, score, write. Raises UserError for unusable input before the model is loaded."""
     if not options.set:
         raise UserError("There is nothing to evaluate on.", key="set.<name>", remedy="Give set.<name>=<parquet>.")
+    sampling = {k: getattr(options, k) for k in ("temperature", "top_p", "top_k", "max_tokens")}
+    check_settings(n=options.samples, **sampling)
+    sampling["seed"] = options.seed
     verifier = resolve(options.verifier)
     sets = {name: read_problems(file, key=f"set.{name}") for name, file in options.set.items()}
     tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code)
@@ -71,7 +74,6 @@ def main(options: Options) -> None:
     print(f"evaluation: {len(problems)} problems, {options.samples} samples each, {options.model}", flush=True)
 
     started = time.perf_counter()
-    sampling = {k: getattr(options, k) for k in ("temperature", "top_p", "top_k", "max_tokens", "seed")}
     completions = sample(
         options.model,
         [render_prompt(tokenizer, p.messages, options.chat_template) for _, p in problems],

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from verl_s2d import arguments
 from verl_s2d.data.files import write_json, written_whole
 from verl_s2d.data.problems import read_problems
-from verl_s2d.sampling import Sampler, load_tokenizer, longest, render_prompt
+from verl_s2d.sampling import Sampler, check_settings, load_tokenizer, longest, render_prompt
 
 SCHEMA = pa.schema(
     [
@@ -61,10 +61,12 @@ class Options:
 
 def main(options: Options) -> None:
     """Sample and write. Raises UserError for unusable data or an unreadable model, before anything is loaded."""
+    settings = {k: getattr(options, k) for k in ("n", "temperature", "top_p", "top_k", "max_tokens")}
+    check_settings(**settings)
+    settings["seed"] = options.seed
     problems = read_problems(options.data)
     tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code)
     prompts = [render_prompt(tokenizer, p.messages, options.chat_template) for p in problems]
-    settings = {k: getattr(options, k) for k in ("n", "temperature", "top_p", "top_k", "max_tokens", "seed")}
     print(f"rollouts: {len(problems)} prompts, {options.n} each, from {options.model}", flush=True)
 
     started = time.perf_counter()
