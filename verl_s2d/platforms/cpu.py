@@ -47,6 +47,11 @@ class _CpuDeviceModule(types.ModuleType):
 
     ipc_collect = reset_peak_memory_stats = empty_cache
 
+    @staticmethod
+    def set_rng_state(state: torch.Tensor) -> None:
+        """verl restores the device's generator after the CPU's, from the same state here."""
+        torch.set_rng_state(state)
+
 
 class _CpuDevice(str):
     """The current device: `"cpu"` for `tensor.to`, and "0" in an f-string, where verl writes `f"{name}:{index}"`."""
