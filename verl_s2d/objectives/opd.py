@@ -1,6 +1,6 @@
 """On-policy distillation as a policy gradient with a dense per-token reward.
 
-Minimising KL(pi_S || pi_T) on the student's own samples y has the gradient E_y[ sum_t -A_t grad log pi_S(y_t|s_t) ] with
+Minimising KL(pi_S || pi_T) on the student's own samples y follows E_y[ sum_t -A_t grad log pi_S(y_t|s_t) ] with
 
     A_t = beta (log pi_T(y_t|s_t) - log pi_S(y_t|s_t)),   held fixed (arXiv 2605.12483, implicit reward of OPD).
 

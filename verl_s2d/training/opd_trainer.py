@@ -106,7 +106,7 @@ class OpdTrainer(PPOTrainerSync):
         )
 
     def _update_actor(self, batch, metrics: dict):
-        """verl's update; its share of clipped tokens and the student's entropy are repeated under this stage's names."""
+        """verl's update; its share of clipped tokens and the student's entropy also under this stage's names."""
         batch = super()._update_actor(batch, metrics)
         for ours, theirs in (("s2d/clipped_tokens", "actor/pg_clipfrac"), ("s2d/student_entropy", "actor/entropy")):
             if theirs in metrics:
