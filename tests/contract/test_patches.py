@@ -1,0 +1,173 @@
+"""Each patch applies to the installed source, does what its runtime shim did, and makes that shim stand down."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.contract.overlay import PATCHES, facts, make_overlay
+
+NAMES = sorted(path.name for path in PATCHES.glob("*.patch"))
+
+_VERL = """
+import importlib.metadata, os, socket
+import torch, verl
+from verl_s2d.plugin import STATUS
+facts["error"], facts["shims"] = STATUS.error, STATUS.shims
+try:
+    facts["distribution"] = importlib.metadata.version("vllm")
+except importlib.metadata.PackageNotFoundError:
+    facts["distribution"] = None
+
+import verl.utils.distributed as distributed
+facts["default_backend"] = getattr(distributed, "default_process_group_backend", lambda: None)()
+with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    port = probe.getsockname()[1]
+os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+distributed.initialize_global_process_group_ray()
+total = torch.ones(1)
+torch.distributed.all_reduce(total)
+facts["sum_over_ranks"] = total.item()
+distributed.destroy_global_process_group()
+
+def outcome(act):
+    try:
+        act()
+        return "ok"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+facts["other_initialiser"] = outcome(distributed.initialize_global_process_group)
+if torch.distributed.is_initialized():
+    distributed.destroy_global_process_group()
+unshimmed = getattr(distributed.initialize_global_process_group_ray, "__wrapped__", None)
+facts["without_shim"] = unshimmed and outcome(unshimmed)
+"""
+
+_VLLM = """
+from vllm.platforms import current_platform
+import vllm.model_executor.layers.utils as layer_utils
+
+facts["platform_is_cpu"] = current_platform.is_cpu()
+
+def follows_an_update():
+    layer = torch.nn.Linear(64, 64, bias=False).requires_grad_(False)
+    layer_utils.dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
+    if layer.weight.numel() == 0:
+        return "the weight is gone"
+    layer.weight.copy_(torch.eye(64))
+    x = torch.randn(3, 64)
+    return bool(torch.equal(layer.cpu_linear(x, layer.weight, None), x))
+
+facts["before_plugin"] = follows_an_update()
+installed = layer_utils.dispatch_cpu_unquantized_gemm
+from verl_s2d.platforms import vllm_cpu
+vllm_cpu.register()
+facts["vllm_shim"] = layer_utils.dispatch_cpu_unquantized_gemm is not installed
+facts["after_plugin"] = follows_an_update()
+
+import verl.third_party.vllm, verl.workers.rollout.vllm_rollout
+from verl.utils.vllm.utils import is_version_ge
+from verl.utils.vllm.vllm_quant_utils import _get_vllm_version
+facts["verl_sees"] = [verl.third_party.vllm.vllm_version, str(_get_vllm_version())]
+facts["new_enough"] = is_version_ge(minver="0.18.0")
+"""
+
+
+@pytest.fixture(scope="module")
+def unpatched() -> dict:
+    return facts(_VERL + _VLLM)
+
+
+@pytest.fixture(scope="module")
+def patched(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    return facts(_VERL + _VLLM, make_overlay(tmp_path_factory.mktemp("patched"), [PATCHES / name for name in NAMES]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_applies_to_the_installed_source(name, tmp_path):
+    make_overlay(tmp_path, [PATCHES / name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_has_a_line_in_the_readme(name):
+    assert f"| `{name}` |" in (PATCHES / "README.md").read_text()
+
+
+def test_process_group_backend_shim_is_active_without_the_patch(unpatched):
+    assert unpatched["shims"]["process_group_backend"] == "shim"
+    assert unpatched["sum_over_ranks"] == 1
+    assert "Duplicate device type cpu" in unpatched["without_shim"]
+
+
+def test_process_group_backend_patch_replaces_the_shim(patched):
+    assert patched["shims"]["process_group_backend"] == "upstream"
+    assert patched["default_backend"] == "cpu:gloo"
+    assert patched["sum_over_ranks"] == 1 and patched["without_shim"] is None
+    assert patched["other_initialiser"] == "ok"
+
+
+def test_vllm_distribution_shim_is_active_without_the_patch(unpatched):
+    assert unpatched["shims"]["vllm_distribution_name"] == "shim"
+    assert unpatched["distribution"].endswith("+cpu")
+    assert unpatched["verl_sees"] == [unpatched["distribution"]] * 2 and unpatched["new_enough"]
+
+
+def test_vllm_distribution_patch_replaces_the_shim(patched, unpatched):
+    assert patched["shims"]["vllm_distribution_name"] == "upstream"
+    assert patched["distribution"] is None
+    assert patched["verl_sees"] == [unpatched["distribution"].removesuffix("+cpu")] * 2 and patched["new_enough"]
+    assert patched["platform_is_cpu"]
+
+
+def test_updatable_weights_shim_is_active_without_the_patch(unpatched):
+    assert unpatched["before_plugin"] == "the weight is gone"
+    assert unpatched["vllm_shim"] and unpatched["after_plugin"] is True
+
+
+def test_updatable_weights_patch_replaces_the_shim(patched):
+    assert patched["before_plugin"] == "the weight is gone"
+    assert not patched["vllm_shim"] and patched["after_plugin"] is True
+
+
+def test_no_failure_was_swallowed(patched, unpatched):
+    assert patched["error"] is None and unpatched["error"] is None
+
+
+_ACCELERATOR = """
+import sys
+from wrapt import when_imported
+
+@when_imported("verl.plugin.platform.platform_cuda")
+def pretend(module):
+    module.PlatformCUDA.is_platform_available = lambda self, use_smi_check=False: True
+
+finders = list(sys.meta_path)
+import verl
+from verl.plugin.platform import get_platform
+from verl_s2d.plugin import STATUS
+import verl.utils.distributed as distributed
+import verl.workers.engine.fsdp.transformer_impl
+
+facts["platform"] = get_platform().device_name
+facts["error"], facts["shims"] = STATUS.error, STATUS.shims
+facts["process_group_shim"] = hasattr(distributed.initialize_global_process_group_ray, "_s2d_shim")
+facts["loaded"] = [name for name in ("shims", "engine", "vllm_cpu") if f"verl_s2d.platforms.{name}" in sys.modules]
+facts["finders"] = [str(finder) for finder in sys.meta_path if "s2d" in str(finder) and "editable" not in str(finder)]
+
+import types
+vllm_platforms = types.ModuleType("vllm.platforms")
+vllm_platforms.current_platform = types.SimpleNamespace(is_cpu=lambda: False)
+sys.modules.update({"vllm": types.ModuleType("vllm"), "vllm.platforms": vllm_platforms})
+from verl_s2d.platforms.vllm_cpu import register
+register()
+facts["vllm_modules"] = [name for name in sys.modules if name.startswith("vllm.model_executor")]
+"""
+
+
+def test_nothing_is_active_beside_an_accelerator():
+    seen = facts(_ACCELERATOR)
+    assert seen["platform"] == "cuda"
+    assert seen["error"] is None and seen["shims"] == {}
+    assert not seen["process_group_shim"]
+    assert seen["loaded"] == [] and seen["finders"] == [] and seen["vllm_modules"] == []
