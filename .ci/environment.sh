@@ -1,0 +1,75 @@
+# Make .venv at the repository root, or bring it up to date, and put it first in PATH. Meant to be sourced.
+#
+# PyTorch's CPU build comes from whatever index pip is configured with; where that serves CUDA builds only, give PyTorch's
+# own CPU index through PIP_EXTRA_INDEX_URL. Whoever comes second while another run builds waits for it.
+
+_s2d_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+
+_s2d_say() { echo "environment: $*"; }
+_s2d_fail() { echo "environment: error: $*" >&2; exit 1; }
+
+_s2d_stamp() {
+  { cat .ci/requirements-cpu.txt .ci/environment.sh pyproject.toml; pwd; } | sha256sum | cut -d' ' -f1
+}
+
+# pip, quiet unless it fails.
+_s2d_pip() {
+  .venv/bin/python -m pip --quiet --disable-pip-version-check --no-input "$@" >.venv/pip.log 2>&1 && return
+  tail -n 15 .venv/pip.log >&2
+  return 1
+}
+
+_s2d_fits() { "$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; }
+
+# cpu, a CUDA version such as 13.0, or nothing when torch 2.13.0 is not installed. Reads a file: importing takes seconds.
+_s2d_torch() {
+  .venv/bin/python - <<'PYTHON' 2>/dev/null
+import importlib.util, pathlib, re
+text = (pathlib.Path(importlib.util.find_spec("torch").origin).parent / "version.py").read_text()
+if re.search(r"__version__ = '2\.13\.0", text):
+    print(re.search(r"^cuda\b[^=]*= (?:'(.*)'|None)", text, re.M)[1] or "cpu")
+PYTHON
+}
+
+# .venv with PyTorch's CPU build, made by the first interpreter for which that can be had.
+_s2d_interpreter() {
+  if _s2d_fits .venv/bin/python && .venv/bin/python -m pip --version >/dev/null 2>&1 && [ "$(_s2d_torch)" = cpu ]; then
+    return
+  fi
+  local candidate seen="" why=""
+  for candidate in python3 python3.11 python3.12; do
+    _s2d_fits "$candidate" || continue
+    candidate="$("$candidate" -c 'import sys; print(sys.executable)')"
+    case "$seen" in *" $candidate "*) continue ;; esac
+    seen="$seen $candidate "
+    rm -rf .venv
+    "$candidate" -m venv .venv || { why="$why$candidate cannot make a virtual environment. "; continue; }
+    _s2d_say "$("$candidate" --version) in .venv"
+    if ! _s2d_pip install --no-deps torch==2.13.0; then
+      why="$why$candidate: no torch 2.13.0 for it (see pip's message above). "
+    elif [ "$(_s2d_torch)" != cpu ]; then
+      why="$why$candidate: pip found torch 2.13.0 built for CUDA $(_s2d_torch), not for the CPU. "
+    else
+      _s2d_say "torch 2.13.0 (CPU build)"
+      return
+    fi
+    rm -rf .venv
+  done
+  [ -n "$seen" ] || _s2d_fail "needs Python 3.11 or 3.12 with its venv module, as python3, python3.11 or python3.12."
+  _s2d_fail "${why}Give pip PyTorch's own CPU wheel index, in PIP_EXTRA_INDEX_URL (README, Installation)."
+}
+
+_s2d_build() {
+  exec 9<.ci/environment.sh
+  command -v flock >/dev/null && flock 9
+  [ "$(cat .venv/stamp 2>/dev/null)" = "$(_s2d_stamp)" ] && return
+  _s2d_interpreter
+  _s2d_pip install --no-deps -r .ci/requirements-cpu.txt || _s2d_fail "the pinned packages cannot be installed."
+  _s2d_say "$(grep -c '^[^#]' .ci/requirements-cpu.txt) pinned packages"
+  _s2d_pip install --no-deps --no-build-isolation -e . || _s2d_fail "verl-s2d cannot be installed."
+  _s2d_say "verl-s2d"
+  _s2d_stamp >.venv/stamp
+}
+
+(cd "$_s2d_root" && _s2d_build) || { return 1 2>/dev/null || exit 1; }
+export PATH="$_s2d_root/.venv/bin:$PATH" VIRTUAL_ENV="$_s2d_root/.venv"
