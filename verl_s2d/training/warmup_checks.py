@@ -43,6 +43,15 @@ def check_settings(config: DictConfig) -> None:
             value=True,
             remedy="set model.use_fused_kernels=False",
         )
+    attention = config.model.override_config.get("attn_implementation", "flash_attention_2")
+    if config.engine.ulysses_sequence_parallel_size > 1 and not attention.startswith("flash"):
+        raise UserError(
+            f"verl exchanges heads between sequence-parallel ranks in flash attention only; with {attention} each rank "
+            "would attend to its own part of the sequence",
+            key="engine.ulysses_sequence_parallel_size",
+            value=config.engine.ulysses_sequence_parallel_size,
+            remedy="set it to 1, or use flash attention",
+        )
     ranks = config.trainer.n_gpus_per_node * config.trainer.nnodes // config.engine.ulysses_sequence_parallel_size
     if config.data.train_batch_size % ranks:
         raise UserError(

@@ -1,0 +1,110 @@
+"""The warmup's loss and gradient through verl's engine equal plain transformers', however the batch is cut."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tests.tiny import write_model
+from verl_s2d.platforms.environment import cpu_environment
+
+ROOT = Path(__file__).parents[2]
+CASES = {
+    "one micro-batch": (1, ["data.micro_batch_size_per_gpu=8"]),
+    "micro-batches of two": (1, ["data.micro_batch_size_per_gpu=2"]),
+    "padded": (1, ["data.micro_batch_size_per_gpu=4", "model.use_remove_padding=false"]),
+    "two data-parallel ranks": (2, ["data.micro_batch_size_per_gpu=2"]),
+}
+
+
+@pytest.fixture(scope="module")
+def artefacts(tmp_path_factory) -> Path:
+    """Student, a larger teacher, and a cache whose rollouts differ in length (so token counts differ by rank)."""
+    directory = tmp_path_factory.mktemp("warmup")
+    write_model(directory / "student", seed=0)
+    write_model(directory / "teacher", seed=1, layers=3, hidden=64)
+    generator = torch.Generator().manual_seed(0)
+    rollouts = [
+        {
+            "prompt_ids": torch.randint(3, 24, (3 + i % 3,), generator=generator).tolist(),
+            "response_ids": [*torch.randint(3, 24, (1 + 3 * (i % 4),), generator=generator).tolist(), 1],
+        }
+        for i in range(8)
+    ]
+    pq.write_table(pa.Table.from_pylist(rollouts), directory / "rollouts.parquet")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def reference(artefacts) -> tuple[float, dict[str, torch.Tensor]]:
+    """Token-mean forward KL over the whole batch, one sequence at a time, by plain transformers in float32."""
+    from transformers import AutoModelForCausalLM
+
+    student = AutoModelForCausalLM.from_pretrained(artefacts / "student", dtype=torch.float32)
+    teacher = AutoModelForCausalLM.from_pretrained(artefacts / "teacher", dtype=torch.float32)
+    total, tokens = torch.zeros(()), 0
+    for row in pq.read_table(artefacts / "rollouts.parquet").to_pylist():
+        ids = torch.tensor([row["prompt_ids"] + row["response_ids"]])
+        predicts = slice(len(row["prompt_ids"]) - 1, ids.shape[1] - 1)
+        with torch.no_grad():
+            log_t = teacher(ids).logits[0, predicts].log_softmax(-1)
+        log_s = student(ids).logits[0, predicts].log_softmax(-1)
+        total = total + (log_t.exp() * (log_t - log_s)).sum()
+        tokens += len(row["response_ids"])
+    loss = total / tokens
+    loss.backward()
+    return loss.item(), {name: parameter.grad for name, parameter in student.named_parameters()}
+
+
+def run_step(artefacts: Path, out: Path, ranks: int, overrides: list[str], teacher: str = "teacher") -> dict:
+    """One step on `ranks` gloo ranks; what rank 0 recorded."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "tests.warmup_gradients", *(str(artefacts / n) for n in ("student", teacher))]
+    command += [str(artefacts / "rollouts.parquet"), str(out), *overrides]
+    shared = os.environ | cpu_environment() | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * ranks, outputs[0][-3000:]
+    return torch.load(out, weights_only=False)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loss_and_gradient_equal_plain_transformers(case, artefacts, reference, tmp_path):
+    loss, gradients = reference
+    step = run_step(artefacts, tmp_path / "step.pt", *CASES[case])
+    assert step["metrics"]["loss"] == pytest.approx(loss, rel=1e-5)
+    assert step["metrics"]["train/forward_kl"] == pytest.approx(loss, rel=1e-5)
+    assert step["metrics"]["train/teacher_scored_tokens"] == sum(
+        len(row["response_ids"]) for row in pq.read_table(artefacts / "rollouts.parquet").to_pylist()
+    )
+    assert set(step["gradients"]) == set(gradients)
+    difference = sum((step["gradients"][n] - g).square().sum() for n, g in gradients.items()).sqrt()
+    norm = sum(g.square().sum() for g in gradients.values()).sqrt()
+    assert difference / norm < 1e-5
+
+
+def test_a_teacher_equal_to_the_student_teaches_nothing(artefacts, tmp_path):
+    step = run_step(artefacts, tmp_path / "step.pt", 1, ["data.micro_batch_size_per_gpu=8"], teacher="student")
+    assert abs(step["metrics"]["train/forward_kl"]) < 1e-6
+    assert all(g.abs().max() < 1e-6 for g in step["gradients"].values())

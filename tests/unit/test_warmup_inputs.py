@@ -1,0 +1,97 @@
+"""What the warmup refuses, with the key and the remedy, and the order in which it reads its cache."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hydra import compose, initialize_config_module
+from verl.utils.config import omega_conf_to_dataclass
+
+from tests.tiny import WORDS, write_model
+from verl_s2d.errors import UserError
+from verl_s2d.training.warmup_checks import check_settings, check_warmup
+from verl_s2d.training.warmup_data import CachedRollouts, ShuffledPasses
+
+
+@pytest.fixture(scope="module")
+def artefacts(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("inputs")
+    write_model(directory / "student")
+    write_model(directory / "small-vocabulary", words=WORDS[:8])
+    return directory
+
+
+def write_cache(path, prompt=(3, 4), response=(5, 1), count=4):
+    rows = [{"prompt_ids": list(prompt), "response_ids": list(response)}] * count
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return str(path)
+
+
+def configuration(artefacts, *overrides):
+    base = [f"model.path={artefacts}/student", f"s2d.teacher.path={artefacts}/student", "data.train_batch_size=4"]
+    with initialize_config_module("verl_s2d.config", version_base=None):
+        return compose("s2d_warmup", [*base, "+model.override_config.attn_implementation=sdpa", *overrides])
+
+
+def check(artefacts, cache, *overrides) -> int:
+    config = configuration(artefacts, *overrides)
+    check_settings(config)
+    return check_warmup(config, omega_conf_to_dataclass(config.model), CachedRollouts(cache))
+
+
+def test_good_input_gives_the_size_of_the_shared_vocabulary(artefacts, tmp_path):
+    assert check(artefacts, write_cache(tmp_path / "c.parquet")) == len(WORDS)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("s2d.teacher.path=null", "s2d.teacher.path"),
+        ("s2d.objective=forward_kl_topk", "s2d.objective"),
+        ("engine.strategy=megatron", "engine.strategy"),
+        ("model.use_fused_kernels=true", "model.use_fused_kernels"),
+        ("engine.ulysses_sequence_parallel_size=2", "engine.ulysses_sequence_parallel_size"),
+        ("trainer.n_gpus_per_node=3", "data.train_batch_size"),
+        ("data.train_batch_size=5", "data.train_batch_size"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_by_key(artefacts, tmp_path, override, key):
+    with pytest.raises(UserError) as error:
+        check(artefacts, write_cache(tmp_path / "c.parquet"), override)
+    assert error.value.key == key and error.value.remedy
+
+
+def test_ids_beyond_the_teacher_and_rollouts_beyond_the_context_are_refused(artefacts, tmp_path):
+    cache = write_cache(tmp_path / "c.parquet", response=(20, 1))
+    with pytest.raises(UserError, match="token id 20") as error:
+        check(artefacts, cache, f"s2d.teacher.path={artefacts}/small-vocabulary")
+    assert error.value.key == "s2d.teacher.path"
+    with pytest.raises(UserError, match="context of 128"):
+        check(artefacts, write_cache(tmp_path / "long.parquet", response=[5] * 200))
+
+
+@pytest.mark.parametrize("damage", ["missing", "garbage", "no column", "no response"])
+def test_a_cache_that_cannot_be_used_is_refused(tmp_path, damage):
+    path = tmp_path / "c.parquet"
+    if damage == "garbage":
+        path.write_bytes(b"not parquet")
+    elif damage == "no column":
+        pq.write_table(pa.table({"prompt_ids": [[1]]}), path)
+    elif damage == "no response":
+        write_cache(path, response=())
+        pq.write_table(pa.table({"prompt_ids": [[1]], "response_ids": pa.array([[]], pa.list_(pa.int32()))}), path)
+    with pytest.raises(UserError) as error:
+        CachedRollouts(str(path))
+    assert error.value.key == "data.train_files" and error.value.remedy
+
+
+@given(st.integers(1, 30), st.integers(0, 100), st.integers(0, 5))
+def test_passes_are_whole_shuffles_in_an_order_that_follows_from_the_seed(size, total, seed):
+    order = list(ShuffledPasses(size, total, seed))
+    assert len(order) == total == len(ShuffledPasses(size, total, seed))
+    assert order == list(ShuffledPasses(size, total, seed))
+    for begin in range(0, total - size + 1, size):
+        assert sorted(order[begin : begin + size]) == list(range(size))

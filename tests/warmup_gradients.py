@@ -1,0 +1,92 @@
+"""One rank of a warmup step, run as a process of its own: writes the step's gradients and metrics to a file.
+
+    python -m tests.warmup_gradients STUDENT TEACHER CACHE OUT [key=value overrides ...]      (RANK, WORLD_SIZE etc. set)
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+import yaml
+from hydra import compose, initialize_config_module
+from tensordict import TensorDict
+from verl.utils import tensordict_utils as tu
+from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.dataset.dataset_utils import SFTTensorCollator
+from verl.workers.engine_workers import TrainingWorkerConfig
+
+import verl_s2d.config
+from verl_s2d.training.warmup_checks import check_warmup
+from verl_s2d.training.warmup_data import CachedRollouts
+from verl_s2d.training.warmup_worker import WarmupWorker
+
+
+def main(student: str, teacher: str, cache: str, out: str, *overrides: str) -> None:
+    overlay = yaml.safe_load(open(f"{verl_s2d.config.__path__[0]}/warmup-cpu.yaml"))
+    with initialize_config_module("verl_s2d.config", version_base=None):
+        config = compose(
+            "s2d_warmup",
+            [
+                *(f"{k}={v}" for k, v in overlay.items()),
+                f"model.path={student}",
+                f"s2d.teacher.path={teacher}",
+                f"data.train_files={cache}",
+                "data.train_batch_size=8",
+                "data.use_dynamic_bsz=false",
+                "optim.clip_grad=1e9",
+                "optim.lr=1e-3",
+                "trainer.logger=[]",
+                *overrides,
+            ],
+        )
+    model, rollouts = omega_conf_to_dataclass(config.model), CachedRollouts(cache)
+    worker = WarmupWorker(
+        TrainingWorkerConfig(
+            model_type="language_model",
+            model_config=model,
+            engine_config=omega_conf_to_dataclass(config.engine),
+            optimizer_config=omega_conf_to_dataclass(config.optim),
+            checkpoint_config=omega_conf_to_dataclass(config.checkpoint),
+            profiler_config=None,
+        ),
+        teacher_path=teacher,
+        trust_remote_code=False,
+        vocab_size=check_warmup(config, model, rollouts),
+        chunk=3,
+    )
+    worker.reset()
+    gradients: dict[str, torch.Tensor] = {}
+    step = worker.engine.optimizer_step
+
+    def recorded_step():
+        for name, parameter in worker.engine.module.named_parameters():
+            gradient = parameter.grad
+            gradients[name] = (gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient).clone()
+        return step()
+
+    worker.engine.optimizer_step = recorded_step
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dp = worker.engine.get_data_parallel_size()
+    mine = range(8)[worker.engine.get_data_parallel_rank() * (8 // dp) :][: 8 // dp]
+    batch = SFTTensorCollator("no_padding")([rollouts[i] for i in mine])
+    data: TensorDict = tu.get_tensordict(
+        batch,
+        {
+            "use_remove_padding": config.model.use_remove_padding,
+            "use_dynamic_bsz": False,
+            "micro_batch_size_per_gpu": config.data.micro_batch_size_per_gpu,
+            "temperature": 1.0,
+            "global_batch_size": 8,
+            "pad_mode": "no_padding",
+            "pad_token_id": 0,
+        },
+    )
+    output = worker.train_batch(data)
+    if rank == 0:
+        torch.save({"gradients": gradients, "metrics": dict(tu.get(output, "metrics")), "world": world}, out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
