@@ -1,0 +1,77 @@
+"""Every verl configuration key that a stage is given exists in verl, and defaults repeated here are verl's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from verl_s2d.workflow.planning import make_plan
+from verl_s2d.workflow.recipe_file import load_recipe
+from verl_s2d.workflow.stages import kinds
+from verl_s2d.workflow.stages.reinforcement import VERL_BATCH_DEFAULTS
+
+QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart" / "quickstart.yaml"
+CONFIGS = {
+    "verl.trainer.main_ppo": ("verl.trainer.config", "ppo_trainer"),
+    "verl_s2d.training.warmup": ("verl_s2d.config", "s2d_warmup"),
+}
+
+
+def composed(module: str, overrides: list[str]):
+    package, name = CONFIGS[module]
+    with initialize_config_module(package, version_base=None):
+        return compose(name, overrides=[text for text in overrides if not text.startswith("hydra.")])
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory) -> dict[str, list[str]]:
+    """Kind -> the command of one quickstart stage of that kind."""
+    plan = make_plan(load_recipe(QUICKSTART), run_dir=tmp_path_factory.mktemp("run"), rows=None, seeds=None)
+    return {node.kind: list(kinds()[node.kind].command(node, plan.context, 1).argv) for node in plan.order}
+
+
+@pytest.mark.parametrize("kind", ["grpo", "opd", "warmup"])
+def test_verl_takes_every_override_of_a_stage(commands, kind):
+    _, dash_m, module, *overrides = commands[kind]
+    assert dash_m == "-m"
+    composed(module, overrides)
+
+
+@pytest.mark.parametrize("key", VERL_BATCH_DEFAULTS)
+def test_repeated_default_is_verls(key):
+    config = composed("verl.trainer.main_ppo", [])
+    assert OmegaConf.select(config, key, throw_on_missing=True) == VERL_BATCH_DEFAULTS[key]
+
+
+def test_stage_actor_takes_the_keys_that_dataclasses_check(commands):
+    """verl turns sections into dataclasses in its workers, where a key added by `+` can still be refused."""
+    from verl.utils.config import omega_conf_to_dataclass
+
+    for kind in ("grpo", "opd"):
+        _, _, module, *overrides = commands[kind]
+        config = composed(module, overrides)
+        omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+        omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
+
+
+def test_keys_read_by_the_opd_trainer_exist():
+    config = composed("verl.trainer.main_ppo", [])
+    for key in (
+        "trainer.v1.trainer_mode",
+        "algorithm.adv_estimator",
+        "algorithm.use_kl_in_reward",
+        "algorithm.rollout_correction",
+        "actor_rollout_ref.actor.use_kl_loss",
+        "actor_rollout_ref.model.lora_rank",
+        "actor_rollout_ref.ref.log_prob_use_dynamic_bsz",
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu",
+        "reward.num_workers",
+        "reward.reward_model.enable",
+        "distillation.enabled",
+    ):
+        *parents, last = key.split(".")
+        section = OmegaConf.select(config, ".".join(parents))
+        assert section is not None and last in section, f"verl's configuration no longer has {key}"

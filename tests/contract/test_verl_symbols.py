@@ -1,0 +1,156 @@
+"""What verl-s2d takes from verl, TransferQueue and vLLM. A failure names what moved."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+
+import verl_s2d
+
+PACKAGE = Path(verl_s2d.__file__).parent
+FOREIGN = ("verl", "vllm", "transfer_queue")
+
+
+def _imports() -> list[str]:
+    """`module` or `module:name` of every import from FOREIGN in the package, in functions too."""
+    found = set()
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module.split(".")[0] in FOREIGN:
+                found.update(f"{node.module}:{alias.name}" for alias in node.names)
+            elif isinstance(node, ast.Import):
+                found.update(alias.name for alias in node.names if alias.name.split(".")[0] in FOREIGN)
+    return sorted(found)
+
+
+def _find(name: str):
+    """The object of `module:attribute.attribute`, or the module."""
+    module, _, path = name.partition(":")
+    found = importlib.import_module(module)
+    for part in path.split(".") if path else ():
+        if inspect.ismodule(found) and not hasattr(found, part):
+            found = importlib.import_module(f"{found.__name__}.{part}")
+        else:
+            found = getattr(found, part)
+    return found
+
+
+@pytest.mark.parametrize("name", _imports())
+def test_import_exists(name):
+    _find(name)
+
+
+# What is overridden or called: its parameters, in order. `...` ends the ones that matter to us.
+SIGNATURES = {
+    "verl.plugin.platform.platform_manager:PlatformRegistry.get": "name",
+    "verl.plugin.platform.platform_manager:PlatformRegistry.register": "platform",
+    "verl.plugin.platform.platform_manager:PlatformRegistry.registered_names": "",
+    "verl.utils.distributed:initialize_global_process_group_ray": "timeout_second, backend",
+    "verl.workers.engine.base:EngineRegistry.register": "model_type, backend, device, ...",
+    "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead._build_fsdp_module": "self, module",
+    "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead.eval_mode": "self, kwargs",
+    "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead.forward_step": (
+        "self, micro_batch, loss_function, forward_only"
+    ),
+    "verl.trainer.ppo.core_algos:register_adv_est": "name_or_enum",
+    "verl.trainer.ppo.core_algos:get_adv_estimator_fn": "name_or_enum",
+    "verl.trainer.ppo.v1:get_trainer_cls": "name",
+    "verl.trainer.ppo.v1.trainer_base:register_trainer": "name",
+    "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync.__init__": "self, config",
+    "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync._setup": "self",
+    "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync._init_resource_pool_mgr": "self",
+    "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync._compute_reward_colocate": "self, batch, metrics",
+    "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync._compute_advantage": "self, batch, metrics",
+    "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync._update_actor": "self, batch, metrics",
+    "verl.trainer.ppo.rollout_corr_helper:compute_rollout_correction_and_add_to_batch": "batch, rollout_corr_config",
+    "verl.workers.utils.padding:response_to_nested": "tensor, response_mask",
+    "verl.workers.engine_workers:ActorRolloutRefWorker.__init__": "self, config, role, ...",
+    "verl.workers.engine_workers:TrainingWorker.__init__": "self, config",
+    "verl.workers.engine_workers:TrainingWorker.train_batch": "self, data",
+    "verl.workers.engine_workers:TrainingWorker.reset": "self",
+    "verl.single_controller.base.decorator:register": "dispatch_mode, execute_mode, blocking, ...",
+    "verl.single_controller.base.decorator:make_nd_compute_dataproto_dispatch_fn": "mesh_name",
+    "verl.single_controller.ray:RayClassWithInitArgs.__init__": "self, cls, args, kwargs",
+    "verl.single_controller.ray:RayResourcePool.__init__": "self, process_on_nodes, ...",
+    "verl.single_controller.ray:RayWorkerGroup.__init__": "self, resource_pool, ray_cls_with_init, ...",
+    "verl.trainer.sft_trainer_ray:SFTTrainer.__init__": "self, config",
+    "verl.trainer.sft_trainer_ray:SFTTrainer._build_dataset": "self",
+    "verl.trainer.sft_trainer_ray:SFTTrainer._build_dataloader": "self",
+    "verl.trainer.sft_trainer_ray:SFTTrainer._build_engine": "self",
+    "verl.trainer.sft_trainer_ray:SFTTrainer.fit": "self",
+    "verl.utils.config:omega_conf_to_dataclass": "config, dataclass_type",
+    "verl.utils.dataset.dataset_utils:SFTTensorCollator.__init__": "self, pad_mode",
+    "verl.utils.device:auto_set_device": "config",
+    "verl.utils.tensordict_utils:assign_non_tensor": "tensor_dict, kwargs",
+    "verl.utils.tensordict_utils:get": "tensordict, key, default",
+    "verl.utils.tensordict_utils:get_non_tensor_data": "data, key, default",
+    "transfer_queue:kv_batch_get": "keys, partition_id, select_fields",
+    "transfer_queue:kv_batch_put": "keys, partition_id, fields, ...",
+    "vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm": "layer, remove_weight",
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signature(name):
+    expected, found = SIGNATURES[name], ", ".join(inspect.signature(_find(name)).parameters)
+    if expected.endswith(", ..."):
+        assert f"{found}, ".startswith(expected.removesuffix("..."))
+    else:
+        assert found == expected
+
+
+# Attributes, batch fields, flags and metric names that have no signature: the words, and where verl has them.
+WORDS = {
+    "verl.trainer.ppo.v1.trainer_base": [
+        "self.use_reference_policy",
+        "self.role_worker_mapping[",
+        "self.reward_loop_manager",
+        "reward_loop_worker_handles",
+        '"ref_log_prob"',
+        '"old_log_probs"',
+        '"rollout_log_probs"',
+        '"rm_scores"',
+        '"advantages"',
+        '"actor/entropy"',
+        "latest_checkpointed_iteration.txt",
+    ],
+    "verl.trainer.ppo.v1.replay_buffer": ["self.poll_interval"],
+    "verl.trainer.ppo.core_algos": ['"actor/pg_clipfrac"'],
+    "verl.trainer.ppo.metric_utils": ['"response_length/mean"'],
+    "verl.trainer.sft_trainer_ray": ["self.resume_global_step", "self.training_client", "self.global_batch_size"],
+    "verl.workers.engine_workers": ["self.ref_worker_cls", "self.loss_fn", "set_loss_fn"],
+    "verl.workers.engine.fsdp.transformer_impl": [
+        "self._is_offload_param",
+        "self._is_offload_optimizer",
+        "self.engine_config.forward_only",
+        "offload_policy",
+        "distillation_use_topk",
+        "distillation_only",
+        "student_logits=",
+    ],
+    "verl.utils.tracking": ["VERL_FILE_LOGGER_PATH"],
+    "verl.utils.checkpoint.fsdp_checkpoint_manager": ['"huggingface"'],
+}
+
+
+@pytest.mark.parametrize(("module", "word"), [(module, word) for module, words in WORDS.items() for word in words])
+def test_word_in_source(module, word):
+    source = Path(importlib.util.find_spec(module).origin).read_text()
+    assert word in source, f"{module} no longer has {word}"
+
+
+@pytest.mark.parametrize(
+    "name", ["path", "trust_remote_code", "use_remove_padding", "use_shm", "override_config", "external_lib"]
+)
+def test_model_config_takes(name):
+    assert name in inspect.signature(_find("verl.workers.config:HFModelConfig")).parameters
+
+
+def test_platform_implements_all_that_verl_asks_of_one():
+    from verl_s2d.platforms.cpu import PlatformCPU
+
+    assert not PlatformCPU.__abstractmethods__
