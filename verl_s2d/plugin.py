@@ -1,12 +1,13 @@
 """What `import verl` loads, in every process (entry point group `verl.plugins`).
 
-verl hides a failing plugin at DEBUG level, so the outcome is kept in STATUS, and `verl-s2d check` prints it. Nothing
-heavy is imported here: registration that needs a heavy verl module waits until somebody imports that module.
+verl hides a failing plugin at DEBUG level, so a failure is logged here, kept in STATUS, and `verl-s2d check` prints it.
+Nothing heavy is imported here: registration that needs a heavy verl module waits until somebody imports that module.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
 import traceback
 from dataclasses import dataclass, field
 
@@ -62,5 +63,6 @@ def _register() -> None:
 try:
     _register()
 except Exception:
+    # Not raised: a module that fails is forgotten by Python, and STATUS with it, while verl would tell nobody.
     STATUS.error = traceback.format_exc()
-    raise
+    logging.getLogger(__name__).error("verl-s2d did not load; `verl-s2d check` tells more.", exc_info=True)
