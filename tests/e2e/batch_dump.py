@@ -1,0 +1,27 @@
+"""Loaded by verl (VERL_USE_EXTERNAL_MODULES) in the processes of a test: the trainer `s2d_opd_dump` is the OPD trainer
+that also saves, at its first step, every tensor of the batch that the update is about to see."""
+
+from __future__ import annotations
+
+import os
+
+from wrapt import when_imported
+
+FIELDS = ("prompts", "responses", "response_mask", "old_log_probs", "ref_log_prob", "advantages", "returns")
+
+
+@when_imported("verl_s2d.training.opd_trainer")
+def _register(opd) -> None:
+    import torch
+    import transfer_queue as tq
+    from verl.trainer.ppo.v1.trainer_base import register_trainer
+
+    @register_trainer("s2d_opd_dump")
+    class DumpingTrainer(opd.OpdTrainer):
+        def _compute_advantage(self, batch, metrics):
+            result = super()._compute_advantage(batch, metrics)
+            if self.global_steps == 1:
+                data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=list(FIELDS))
+                rows = {name: [row.clone() for row in data[name].unbind()] for name in FIELDS}
+                torch.save(rows, os.environ["S2D_BATCH_DUMP"])
+            return result

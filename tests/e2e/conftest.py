@@ -1,0 +1,86 @@
+"""One warm host and one Ray head for all tests that run verl, as a run of the workflow has them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny_verl import verl_command
+from verl_s2d.workflow.cluster import CLUSTER_MARKER, RayCluster
+from verl_s2d.workflow.logs import last_lines
+from verl_s2d.workflow.process import MARKER, kill_marked, marked_processes, stop, wait
+from verl_s2d.workflow.runner import stage_environment
+from verl_s2d.workflow.warm_launcher import WarmLauncher
+
+ROOT = Path(__file__).parents[2]
+_LIMIT_SECONDS = 600
+
+
+class Verl:
+    """Runs verl commands. `log` of the newest one stays readable for messages."""
+
+    def __init__(self, directory: Path):
+        self.run_id = uuid.uuid4().hex
+        # Test modules that verl is told to load are importable in every process.
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self.environment = stage_environment("cpu") | {MARKER: self.run_id, "PYTHONPATH": path}
+        self.environment.pop("RAY_ADDRESS", None)
+        self._launcher = WarmLauncher(self.environment | {CLUSTER_MARKER: self.run_id}, directory / "warm.log")
+        self._cluster = RayCluster(directory, self.run_id, self._launcher, self.environment, "cpu", 2)
+
+    def run(
+        self,
+        kind: str,
+        *,
+        student: Path,
+        data: Path,
+        out: Path,
+        steps: int,
+        overrides: Mapping[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> dict[int, dict[str, Any]]:
+        """Run `python -m verl.trainer.main_ppo` (tests/tiny_verl.py) to its end; returns step -> metrics.
+
+        Fails the test, with the end of the log, when the command fails or takes longer than ten minutes.
+        """
+        command = verl_command(kind, student=student, data=data, out=out, steps=steps, overrides=overrides)
+        code = self.execute(command, out, environment)
+        if code != 0:
+            pytest.fail("\n".join([f"{kind}: exit code {code}", *last_lines(out / "log.txt", 40)]))
+        lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+        return {line["step"]: line["data"] for line in lines}
+
+    def execute(self, command: list[str], out: Path, environment: Mapping[str, str] | None = None) -> int | None:
+        """Run a command on the Ray head, output to out/log.txt; returns its exit code, None when it took too long."""
+        out.mkdir(parents=True, exist_ok=True)
+        joined = self.environment | self._cluster.environment() | dict(environment or {})
+        handle = self._launcher.start(command, joined, out, out / "log.txt")
+        try:
+            return wait(handle, _LIMIT_SECONDS)
+        finally:
+            stop(handle, 5)
+            self._cluster.settle()
+
+    def close(self) -> None:
+        self._cluster.stop()
+        self._launcher.close()
+
+
+@pytest.fixture(scope="session")
+def verl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Verl]:
+    if sys.platform != "linux":
+        pytest.skip("the warm host is for Linux")
+    verl = Verl(tmp_path_factory.mktemp("verl"))
+    try:
+        yield verl
+        verl.close()
+        assert marked_processes(verl.run_id) == []
+    finally:
+        kill_marked(verl.run_id)

@@ -1,0 +1,161 @@
+"""Stage 2b in real verl with real vLLM, as a plain verl command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.tiny import write_model, write_problems
+from tests.tiny_training import prune, sharpen
+
+pytestmark = pytest.mark.e2e
+
+FORBIDDEN_VERIFIER = """
+from pathlib import Path
+def compute_score(*args, **kwargs):
+    Path(__file__).with_name("verifier-was-called").touch()
+    return 1.0
+"""
+
+BATCH = {
+    "data.train_batch_size": 32,
+    "actor_rollout_ref.rollout.n": 8,
+    "actor_rollout_ref.actor.ppo_mini_batch_size": 32,
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 128,
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": 128,
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 128,
+    "actor_rollout_ref.actor.optim.lr": 1.0e-3,
+}
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory) -> Path:
+    """Problems without their answers: all that this stage is given."""
+    directory = tmp_path_factory.mktemp("prompts")
+    rows = pq.read_table(write_problems(directory / "problems.parquet", 32)).to_pylist()
+    for row in rows:
+        row["reward_model"]["ground_truth"] = ""
+        assert set(row["extra_info"]) == {"index"}
+    pq.write_table(pa.Table.from_pylist(rows), directory / "prompts.parquet")
+    return directory / "prompts.parquet"
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    """Decided enough to have something to teach."""
+    return sharpen(write_model(tmp_path_factory.mktemp("teacher"), seed=7, hidden=64, layers=3), 3.0)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory, teacher) -> Path:
+    """Smaller than the teacher, and near it, as after a warmup."""
+    return prune(teacher, tmp_path_factory.mktemp("student"))
+
+
+@pytest.fixture(scope="module")
+def trained(verl, teacher, student, prompts, tmp_path_factory):
+    """(directory, metrics) of one run of 15 steps with beta 0.5 that saves its first batch."""
+    out = tmp_path_factory.mktemp("trained")
+    reach = "+ray_kwargs.ray_init.runtime_env.env_vars."
+    metrics = verl.run(
+        "opd",
+        student=student,
+        data=prompts,
+        out=out,
+        steps=15,
+        overrides=BATCH
+        | {
+            "trainer.v1.trainer_mode": "s2d_opd_dump",
+            "+s2d.teacher.path": str(teacher),
+            "+s2d.beta": 0.5,
+            f"{reach}VERL_USE_EXTERNAL_MODULES": "tests.e2e.batch_dump",
+            f"{reach}S2D_BATCH_DUMP": str(out / "batch.pt"),
+        },
+    )
+    return out, metrics
+
+
+def test_a_teacher_equal_to_the_student_teaches_nothing_and_no_verifier_runs(verl, teacher, prompts, tmp_path):
+    verifier = tmp_path / "verifier.py"
+    verifier.write_text(FORBIDDEN_VERIFIER)
+    metrics = verl.run(
+        "opd",
+        student=teacher,
+        data=prompts,
+        out=tmp_path / "run",
+        steps=1,
+        overrides={
+            "+s2d.teacher.path": str(teacher),
+            "reward.custom_reward_function.path": str(verifier),
+            "reward.custom_reward_function.name": "compute_score",
+        },
+    )[1]
+    assert abs(metrics["critic/advantages/max"]) < 1e-4 and abs(metrics["critic/advantages/min"]) < 1e-4
+    assert metrics["s2d/reverse_kl"] == pytest.approx(0, abs=1e-5)
+    assert metrics["actor/grad_norm"] < 1e-4
+    assert metrics["critic/score/max"] == metrics["critic/score/min"] == 0
+    assert not verifier.with_name("verifier-was-called").exists()
+
+
+def test_teacher_and_student_log_probs_are_those_of_plain_transformers(trained, teacher, student):
+    rows = torch.load(trained[0] / "batch.pt")
+    tokens = 0
+    for name, model in (("ref_log_prob", teacher), ("old_log_probs", student)):
+        network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        for prompt, response, found in zip(rows["prompts"], rows["responses"], rows[name], strict=True):
+            expected = plain_log_probs(network, prompt, response)
+            torch.testing.assert_close(found.float(), expected, atol=1e-3, rtol=0)
+            tokens += len(response)
+    assert tokens == 2 * trained[1][1]["s2d/sampled_tokens"]
+    differences = [(r - o).abs().mean() for r, o in zip(rows["ref_log_prob"], rows["old_log_probs"], strict=True)]
+    assert torch.stack(differences).mean() > 0.05, "teacher and student are too alike to tell an alignment error"
+
+
+def test_advantages_are_beta_times_the_log_ratio_on_the_mask_and_zero_elsewhere(trained):
+    rows = torch.load(trained[0] / "batch.pt")
+    for mask, advantage, returns, teacher, old in zip(
+        *(rows[n] for n in ("response_mask", "advantages", "returns", "ref_log_prob", "old_log_probs")), strict=True
+    ):
+        torch.testing.assert_close(advantage, torch.where(mask.bool(), 0.5 * (teacher - old), 0.0))
+        torch.testing.assert_close(advantage, returns)
+
+
+def test_the_sampled_reverse_kl_falls(trained):
+    kl = [data["s2d/reverse_kl"] for _, data in sorted(trained[1].items())]
+    assert len(kl) == 15
+    first, last = sum(kl[:3]) / 3, sum(kl[-3:]) / 3
+    assert first > 0.1 and last < 0.6 * first, kl
+    for name in ("s2d/reverse_kl_max", "s2d/clipped_tokens", "s2d/student_entropy", "s2d/response_length"):
+        assert all(name in data for data in trained[1].values()), name
+
+
+def test_two_ranks_start_from_the_same_divergence_and_train(verl, trained, teacher, student, prompts, tmp_path):
+    metrics = verl.run(
+        "opd",
+        student=student,
+        data=prompts,
+        out=tmp_path,
+        steps=6,
+        overrides=BATCH
+        | {
+            "+s2d.teacher.path": str(teacher),
+            "trainer.n_gpus_per_node": 2,
+        },
+    )
+    # The same student, teacher and prompts; the samples are independent.
+    assert metrics[1]["s2d/reverse_kl"] == pytest.approx(trained[1][1]["s2d/reverse_kl"], rel=0.4)
+    assert metrics[1]["actor/grad_norm"] > 0
+    assert metrics[6]["s2d/reverse_kl"] < metrics[1]["s2d/reverse_kl"]
+
+
+def plain_log_probs(network: torch.nn.Module, prompt: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
+    """(response,) log-probs of the response's tokens after the prompt."""
+    ids = torch.cat([prompt, response])
+    with torch.no_grad():
+        log_probs = network(ids[None]).logits[0].log_softmax(-1)
+    return log_probs[len(prompt) - 1 : -1].gather(1, response[:, None])[:, 0]
