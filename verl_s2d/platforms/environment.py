@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 CPU_ENVIRONMENT = {
     # verl: use the platform that verl_s2d.platforms.cpu registers, in processes that start before any probe could run.
     "VERL_PLATFORM": "cpu",
@@ -17,4 +19,6 @@ CPU_ENVIRONMENT = {
 
 def cpu_environment() -> dict[str, str]:
     """Variables to set for every verl and vLLM process on a machine without an accelerator."""
-    return dict(CPU_ENVIRONMENT)
+    # Trainer, rollout engine and agent loop overlap, and Ray would give each trainer more threads than there are cores.
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // 2))
+    return CPU_ENVIRONMENT | {"OMP_NUM_THREADS": threads}
