@@ -23,7 +23,7 @@ ROOT = str(Path(__file__).resolve().parents[2])
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    monkeypatch.setattr(cli, "_launcher", lambda plan: FakeStages())
+    monkeypatch.setattr("verl_s2d.workflow.runner.choose_launcher", lambda plan, environment: FakeStages())
     monkeypatch.delenv("FAKE", raising=False)
     # Importing verl takes ten seconds; what the answer means is tested below.
     monkeypatch.setattr("verl_s2d.workflow.registration._PROBE", f"print('S2D ' + {json.dumps(GOOD)!r})")
@@ -88,7 +88,8 @@ import sys
 sys.path.insert(0, {root!r})
 from tests.unit.workflow_project import FakeStages
 from verl_s2d import cli
-cli._launcher = lambda plan: FakeStages()
+from verl_s2d.workflow import runner
+runner.choose_launcher = lambda plan, environment: FakeStages()
 sys.exit(cli.main(["run", {recipe!r}, "--run-dir", {run!r}, "--rows", "direct-grpo"]))
 """
 

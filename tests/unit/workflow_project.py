@@ -109,7 +109,7 @@ def settings(**changes) -> dict:
         "stages": {
             "teacher_rl": {"steps": 4, "save_every": 2, "verl": dict(verl)},
             "rollouts": {"per_prompt": 2},
-            "warmup": {"steps": 4, "save_every": 2},
+            "warmup": {"steps": 4, "save_every": 2, "verl": {"data.train_batch_size": 4}},
             "opd": {"steps": 4, "save_every": 2, "verl": dict(verl)},
             "student_rl": {"steps": 4, "save_every": 2, "verl": dict(verl)},
         },
