@@ -64,7 +64,8 @@ _s2d_build() {
   command -v flock >/dev/null && flock 9
   [ "$(cat .venv/stamp 2>/dev/null)" = "$(_s2d_stamp)" ] && return
   _s2d_interpreter
-  _s2d_pip install --no-deps -r .ci/requirements-cpu.txt || _s2d_fail "the pinned packages cannot be installed."
+  _s2d_pip install --no-deps -r .ci/requirements-cpu.txt ||
+    _s2d_fail "the pinned packages cannot be installed (pycosat has no wheels: it needs a C compiler)."
   _s2d_say "$(grep -c '^[^#]' .ci/requirements-cpu.txt) pinned packages"
   _s2d_pip install --no-deps --no-build-isolation -e . || _s2d_fail "verl-s2d cannot be installed."
   _s2d_say "verl-s2d"
