@@ -1,4 +1,4 @@
-"""Tiny real artefacts for tests: a Qwen3 checkpoint with a word-level tokenizer, and problems in verl's parquet columns."""
+"""Tiny real artefacts for tests: a Qwen3 checkpoint with a word-level tokenizer, and problems in verl's columns."""
 
 from __future__ import annotations
 

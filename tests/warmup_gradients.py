@@ -1,12 +1,13 @@
 """One rank of a warmup step, run as a process of its own: writes the step's gradients and metrics to a file.
 
-    python -m tests.warmup_gradients STUDENT TEACHER CACHE OUT [key=value overrides ...]      (RANK, WORLD_SIZE etc. set)
+    python -m tests.warmup_gradients STUDENT TEACHER CACHE OUT [key=value overrides ...]    (RANK, WORLD_SIZE etc. set)
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import torch
 import yaml
@@ -24,7 +25,7 @@ from verl_s2d.training.warmup_worker import WarmupWorker
 
 
 def main(student: str, teacher: str, cache: str, out: str, *overrides: str) -> None:
-    overlay = yaml.safe_load(open(f"{verl_s2d.config.__path__[0]}/warmup-cpu.yaml"))
+    overlay = yaml.safe_load(Path(verl_s2d.config.__path__[0], "warmup-cpu.yaml").read_text())
     with initialize_config_module("verl_s2d.config", version_base=None):
         config = compose(
             "s2d_warmup",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hydra import compose, initialize_config_module
 from hypothesis import given
 from hypothesis import strategies as st
-from hydra import compose, initialize_config_module
 from verl.utils.config import omega_conf_to_dataclass
 
 from tests.tiny import WORDS, write_model
