@@ -3,33 +3,35 @@
     python -m verl_s2d.warm.host DIRECTORY --preload module,module
 
 writes DIRECTORY/python (see `interpreter`), serves DIRECTORY/socket, and prints one line when it is ready. Its owner
-holds the other end of its standard input; when that closes, for whatever reason (kill -9 included), every process that
-descends from the host is killed. Linux only: it is the child subreaper of everything started through it.
+holds the other end of its standard input; when that closes, for whatever reason (kill -9 included), or on SIGTERM,
+every process that descends from the host is killed. Linux only: it is the child subreaper of everything started through
+it.
 """
 
 from __future__ import annotations
 
 import argparse
 import array
-import atexit
 import contextlib
-import ctypes
 import importlib
 import json
 import os
-import runpy
+import resource
 import selectors
 import signal
 import socket
 import stat
 import sys
-import threading
-import traceback
-import types
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+from verl_s2d.warm import descendants, fork
+
+Request = dict[str, Any]
+"""What `interpreter` sends, with the descriptors that arrived under "received"."""
 
 
 def write_interpreter(directory: Path) -> Path:
@@ -49,7 +51,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--preload", default="", help="modules to import, comma separated")
     options = parser.parse_args()
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    descendants.adopt_orphans()
     announce = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # imports may print; standard output is for the one line that says ready
     _preload(filter(None, options.preload.split(",")))
@@ -57,9 +59,12 @@ def main() -> None:
     server = Server(options.directory / "socket")
     with announce:
         announce.write(f"ready {interpreter}\n")
+    # What is still in a buffer here would be printed once more by every fork.
+    sys.stdout.flush()
+    sys.stderr.flush()
     request = server.serve()
     if request is not None:
-        _exit(_exit_code(lambda: _run(request, interpreter)))
+        fork.run(request, interpreter)
 
 
 class _Postponed:
@@ -82,84 +87,166 @@ def _preload(modules: Iterable[str]) -> None:
     sys.meta_path.remove(_Postponed)
 
 
+@dataclass
+class _Arriving:
+    """A request of which parts may still be under way."""
+
+    connection: socket.socket
+    data: bytearray = field(default_factory=bytearray)
+    fds: array.array = field(default_factory=lambda: array.array("i"))
+
+    def read(self) -> Request | None:
+        """Take what has come; the request once it is whole.
+
+        Raises:
+            ValueError: it ended early, makes no sense, or brought more descriptors than this process may open.
+        """
+        part, ancillary, flags, _ = self.connection.recvmsg(1 << 16, socket.CMSG_SPACE(253 * self.fds.itemsize))
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                self.fds.frombytes(data[: len(data) - len(data) % self.fds.itemsize])
+        if not part or flags & socket.MSG_CTRUNC:
+            raise ValueError("the request ended early")
+        self.data += part
+        end = 8 + int.from_bytes(self.data[:8], "big")
+        if len(self.data) < max(end, 9):
+            return None
+        request = json.loads(self.data[8:end])
+        if len(request["fds"]) != len(self.fds):
+            raise ValueError("descriptors are missing")
+        return request | {"received": list(self.fds)}
+
+    def release(self) -> None:
+        """Close this process's copies of the descriptors."""
+        for fd in self.fds:
+            os.close(fd)
+
+
 class Server:
-    """Accepts requests and forks; one connection lives as long as its fork."""
+    """Accepts requests and forks; one connection lives as long as its fork. Never waits for a single client."""
 
     def __init__(self, path: Path):
         self.selector = selectors.DefaultSelector()
+        self.arriving: dict[socket.socket, _Arriving] = {}
         self.forks: dict[int, socket.socket] = {}
+        self.ended = False
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.setblocking(False)
         self.listener.bind(str(path))
-        self.listener.listen(128)
-        self.wakeup, wakeup = socket.socketpair()
+        self.listener.listen(1024)
+        self.wakeup, self.signalled = socket.socketpair()
         self.wakeup.setblocking(False)
-        wakeup.setblocking(False)
-        self._wakeup_end = wakeup
-        signal.set_wakeup_fd(wakeup.fileno())
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self.signalled.setblocking(False)
+        signal.set_wakeup_fd(self.signalled.fileno())
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
         # A Ctrl-C on the owner's terminal is the owner's to handle.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        for source in (self.listener, self.wakeup, sys.stdin):
-            self.selector.register(source, selectors.EVENT_READ)
+        self.selector.register(self.listener, selectors.EVENT_READ, self._accept)
+        self.selector.register(self.wakeup, selectors.EVENT_READ, self._wake_up)
+        self.selector.register(0, selectors.EVENT_READ, self._owner)
 
-    def serve(self) -> dict | None:
-        """Loop in the host; return the request in each fork, None when the owner is gone."""
-        while True:
-            for key, _ in self.selector.select(timeout=5):
-                if key.fileobj is self.listener:
-                    connection, _ = self.listener.accept()
-                    request = self._fork(connection)
-                    if request is not None:
-                        return request
-                elif key.fileobj is self.wakeup:
-                    self.wakeup.recv(4096)
-                elif key.fileobj is sys.stdin:
-                    if not os.read(0, 1):
-                        _kill_descendants()
-                        return None
-                else:
-                    self._signal(key.fileobj, key.data)
+    def serve(self) -> Request | None:
+        """Loop in the host; return the request in each fork, None when the owner is gone and all else with it."""
+        while not self.ended:
+            for key, _ in self.selector.select():
+                request = key.data(key.fileobj)
+                if request is not None:
+                    return request
             self._reap()
-
-    def _fork(self, connection: socket.socket) -> dict | None:
-        connection.settimeout(10)
-        try:
-            request, fds = _receive(connection)
-        except (OSError, ValueError):
-            connection.close()
-            return None
-        pid = os.fork()
-        if pid == 0:
-            self._leave()
-            connection.close()
-            request["received"] = fds
-            return request
-        for fd in fds:
-            os.close(fd)
-        self.forks[pid] = connection
-        self.selector.register(connection, selectors.EVENT_READ, pid)
+        descendants.kill_all()
         return None
 
-    def _leave(self) -> None:
-        """In the fork: let go of everything that is the host's."""
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        self.selector.close()
-        for end in (self.listener, self.wakeup, self._wakeup_end, *self.forks.values()):
-            end.close()
+    def _owner(self, stdin: int) -> None:
+        self.ended = self.ended or not os.read(stdin, 1)
 
-    def _signal(self, connection: socket.socket, pid: int) -> None:
+    def _wake_up(self, wakeup: socket.socket) -> None:
+        self.ended = self.ended or signal.SIGTERM in wakeup.recv(4096)
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # the client has gone, or no descriptor is free right now
+            time.sleep(0.01)
+            return
+        connection.setblocking(False)
+        self.arriving[connection] = _Arriving(connection)
+        self.selector.register(connection, selectors.EVENT_READ, self._receive)
+
+    def _receive(self, connection: socket.socket) -> Request | None:
+        arriving = self.arriving[connection]
+        try:
+            request = arriving.read()
+        except BlockingIOError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError):
+            self._forget(arriving)
+            connection.close()
+            return None
+        if request is None:
+            return None
+        pid = self._fork()
+        if pid == 0:
+            del self.arriving[connection]
+            self._leave(connection)
+            return request
+        self._forget(arriving)
+        if pid is None:
+            connection.close()
+            return None
+        self.forks[pid] = connection
+        self.selector.register(connection, selectors.EVENT_READ, lambda _: self._signal(pid, connection))
+        with contextlib.suppress(OSError):
+            connection.send(b"+")
+        return None
+
+    def _forget(self, arriving: _Arriving) -> None:
+        self.selector.unregister(arriving.connection)
+        del self.arriving[arriving.connection]
+        arriving.release()
+
+    def _fork(self) -> int | None:
+        """os.fork, None when the machine has no room for another process. The fork dies with this process."""
+        host = os.getpid()
+        # A signal sent to the fork before it has handlers of its own waits until it has.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            pid = os.fork()
+            if pid == 0:
+                fork.detach(host)
+            return pid
+        except OSError:
+            return None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def _leave(self, connection: socket.socket) -> None:
+        """In the fork: let go of everything that is the host's."""
+        self.selector.close()
+        for end in (self.listener, self.wakeup, self.signalled, connection, *self.forks.values()):
+            end.close()
+        for arriving in self.arriving.values():
+            arriving.connection.close()
+            arriving.release()
+
+    def _signal(self, pid: int, connection: socket.socket) -> None:
         """A byte is a signal to pass on; the end of the connection is the death of whoever asked for the fork."""
         try:
             number = connection.recv(1)
         except OSError:
             number = b""
-        if not number:
+        # Until it is reaped the number is the fork's, dead or alive.
+        if number:
+            with contextlib.suppress(OSError):
+                os.kill(pid, number[0])
+        else:
             self.selector.unregister(connection)
-        if pid in self.forks:
-            os.kill(pid, number[0] if number else signal.SIGKILL)
+            for kill in (os.killpg, os.kill):  # with its group, as its asker's launcher would have done
+                with contextlib.suppress(OSError):
+                    kill(pid, signal.SIGKILL)
 
     def _reap(self) -> None:
         while True:
@@ -173,145 +260,11 @@ class Server:
             if connection is None:  # an orphan of some fork, adopted as its subreaper
                 continue
             code = os.waitstatus_to_exitcode(status)
-            try:
-                connection.sendall(bytes([-code, 0] if code < 0 else [0, code]))
+            with contextlib.suppress(OSError):
+                connection.send(bytes([-code, 0] if code < 0 else [0, code]))
+            with contextlib.suppress(KeyError):  # its asker may have gone first
                 self.selector.unregister(connection)
-            except (OSError, KeyError):
-                pass
             connection.close()
-
-
-def _receive(connection: socket.socket) -> tuple[dict, list[int]]:
-    """One request: 8 bytes of length, then JSON whose first byte carries the file descriptors."""
-    size = int.from_bytes(_exactly(connection, 8), "big")
-    first, ancillary, _, _ = connection.recvmsg(1, socket.CMSG_SPACE(253 * 4))
-    fds = array.array("i")
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    return json.loads(first + _exactly(connection, size - 1)), list(fds)
-
-
-def _exactly(connection: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        part = connection.recv(size - len(data))
-        if not part:
-            raise ValueError("the request ended early")
-        data += part
-    return data
-
-
-def _run(request: dict, interpreter: Path) -> None:
-    """Become the requested process: its descriptors, environment, directory, arguments, and program."""
-    _adopt_descriptors(request.pop("received"), request["fds"])
-    os.setsid()
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    added_path = request["env"].get("PYTHONPATH", "")
-    os.environ.clear()
-    os.environ.update(request["env"])
-    os.chdir(request["cwd"])
-    # Whatever this process starts through sys.executable or multiprocessing's spawn starts warm as well.
-    sys.executable = str(interpreter)
-    if "multiprocessing.spawn" in sys.modules:
-        sys.modules["multiprocessing.spawn"].set_executable(sys.executable)
-    if "numpy" in sys.modules:  # the only preloaded generator that forks would share
-        sys.modules["numpy"].random.seed()
-    if "torch" in sys.modules and os.environ.get("OMP_NUM_THREADS", "").isdigit():
-        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    kind, *rest = request["args"]
-    head = os.getcwd() if kind == "-m" else "" if kind == "-c" else str(Path(kind).resolve().parent)
-    sys.path[:] = [head, *filter(None, added_path.split(":")), *(p for p in sys.path[1:] if p)]
-    sys.modules["__main__"] = main = types.ModuleType("__main__")
-    if kind == "-m":
-        sys.argv = list(rest)
-        runpy._run_module_as_main(rest[0])
-    elif kind == "-c":
-        sys.argv = ["-c", *rest[1:]]
-        exec(compile(rest[0], "<string>", "exec"), vars(main))
-    else:
-        sys.argv = [kind, *rest]
-        main.__file__ = kind
-        exec(compile(Path(kind).read_bytes(), kind, "exec"), vars(main))
-
-
-def _exit_code(run: Callable[[], None]) -> int:
-    """Run, and translate how it ended as the interpreter would."""
-    try:
-        run()
-    except SystemExit as end:
-        if end.code is None or isinstance(end.code, int):
-            return (end.code or 0) & 0xFF
-        print(end.code, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    return 0
-
-
-def _exit(code: int) -> None:
-    """Leave as the interpreter does, but without tearing down the preloaded modules (seconds, and nothing to gain)."""
-    threading._shutdown()
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            stream.flush()
-    os._exit(code)
-
-
-def _adopt_descriptors(received: list[int], wanted: list[int]) -> None:
-    """Give each received descriptor the number it had in the process that sent it."""
-    above = max([*wanted, *received]) + 1
-    os.closerange(above, above + 256)
-    parked = [os.dup2(fd, above + i) for i, fd in enumerate(received)]
-    for fd in received:
-        os.close(fd)
-    for fd, number in zip(parked, wanted, strict=True):
-        os.dup2(fd, number, inheritable=True)
-        os.close(fd)
-
-
-def _prctl(option: int, value: int) -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
-
-
-def _kill_descendants() -> None:
-    """SIGKILL everything below this process, again until nothing is left (a dying process may have just forked)."""
-    for _ in range(50):
-        alive = _descendants()
-        if not alive:
-            return
-        for pid in alive:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:
-            return
-
-
-def _descendants() -> list[int]:
-    parents: dict[int, int] = {}
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            fields = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if fields[0] != "Z":
-            parents[int(entry)] = int(fields[1])
-    below, found = {os.getpid()}, []
-    while True:
-        new = [pid for pid, parent in parents.items() if parent in below and pid not in below]
-        if not new:
-            return found
-        below.update(new)
-        found += new
 
 
 if __name__ == "__main__":

@@ -1,13 +1,19 @@
 """The executable that looks like `python`: asks the host to fork, then mirrors the fork's life.
 
 `write_interpreter` puts a copy of this file, with its two constants filled in, beside the host's socket. It runs with
-`-S -E` and imports only small modules, so it costs a few milliseconds. When the host is gone, or a flag is used that a
-fork cannot honour, it becomes the ordinary interpreter.
+`-S -E` and imports only small modules, so it costs a few milliseconds. When the host does not fork (it is gone, or
+cannot), or when the command line asks for what a fork cannot do, it becomes the ordinary interpreter.
+
+It sends 8 bytes of length and a JSON object whose first bytes carry its file descriptors. The host answers `+` once the
+fork exists, and when that ends two bytes: the signal that killed it, or 0, and its exit code. In between every byte
+sent is a signal to pass on, and the end of the connection is the death of this process.
 """
 
 import array
+import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import stat
@@ -15,8 +21,11 @@ import sys
 
 SOCKET = ""
 PYTHON = ""
-# Flags without effect on a process that has already started; every other flag means the ordinary interpreter.
-HARMLESS = {"-u", "-B", "-s", "-E", "-I", "-P"}
+# Flags that a fork can honour.
+UNBUFFERED = "-u"
+HARMLESS = {UNBUFFERED, "-B", "-s"}
+DESCRIPTORS_A_MESSAGE = 250
+"""Linux passes at most 253."""
 RUN_SCRIPT = (
     "import runpy, sys; sys.executable = {executable!r}; del sys.argv[0]; "
     "runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -26,41 +35,89 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signa
 
 def main() -> None:
     """Run `sys.argv` in a fork of the host and exit as it exits."""
-    args = sys.argv[1:]
+    args, unbuffered = sys.argv[1:], bool(os.environ.get("PYTHONUNBUFFERED"))
     while args and args[0] in HARMLESS:
+        unbuffered = unbuffered or args[0] == UNBUFFERED
         args = args[1:]
-    if not args or (args[0].startswith("-") and args[0] not in ("-c", "-m")):
+    if not is_program(args):
         become_python(sys.argv[1:])
     if is_ray_daemon(args[0]):
         # It decides with which interpreter workers start.
         become_python(["-u", "-c", RUN_SCRIPT.format(executable=os.path.abspath(sys.argv[0])), *args])
-    try:
-        host = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        host.connect(SOCKET)
-    except OSError:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    host, fds = ask(args, unbuffered)
+    if host is None:
         become_python(sys.argv[1:])
-    fds = [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd != host.fileno() and is_open(fd)]
-    request = json.dumps({"args": args, "env": dict(os.environ), "cwd": os.getcwd(), "fds": fds}).encode()
-    host.sendall(len(request).to_bytes(8, "big"))
-    host.sendmsg([request[:1]], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
-    host.sendall(request[1:])
-    for number in FORWARDED:
-        signal.signal(number, lambda number, _: host.sendall(bytes([number])))
-    # The fork holds them now; a pipe kept open here would hide the end of the other side from it.
-    for fd in fds:
-        os.close(fd)
-    status = host.recv(2)
-    if len(status) < 2:
-        os._exit(1)
-    if status[0]:
-        signal.signal(status[0], signal.SIG_DFL) if status[0] not in (signal.SIGKILL, signal.SIGSTOP) else None
-        os.kill(os.getpid(), status[0])
-    os._exit(status[1])
+    mirror(host, fds)
+
+
+def is_program(args: list) -> bool:
+    """Whether the arguments start with `-c code`, `-m module` or a script."""
+    if not args or args[0].startswith("-"):
+        return len(args) > 1 and args[0] in ("-c", "-m")
+    return os.path.isfile(args[0])
 
 
 def is_ray_daemon(script: str) -> bool:
     """Ray's agents and monitors end themselves when their parent is not the raylet; its workers do not look."""
     return "/site-packages/ray/" in script and "/ray/_private/workers/" not in script
+
+
+def ask(args: list, unbuffered: bool) -> tuple:
+    """(connection to the host that has forked, descriptors sent), or (None, []) when it has not."""
+    host = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    fds = [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd != host.fileno() and is_open(fd)]
+    os.umask(umask := os.umask(0))
+    request = json.dumps(
+        {
+            "args": args,
+            "env": dict(os.environ),
+            "cwd": os.getcwd(),
+            "fds": fds,
+            "unbuffered": unbuffered,
+            "umask": umask,
+            "open_files": resource.getrlimit(resource.RLIMIT_NOFILE),
+        }
+    ).encode()
+    parts = [fds[i : i + DESCRIPTORS_A_MESSAGE] for i in range(0, len(fds), DESCRIPTORS_A_MESSAGE)]
+    try:
+        host.connect(SOCKET)
+        host.sendall(len(request).to_bytes(8, "big"))
+        for i, part in enumerate(parts):
+            host.sendmsg([request[i : i + 1]], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", part))])
+        host.sendall(request[len(parts) :])
+        if host.recv(1) == b"+":
+            return host, fds
+    except OSError:
+        pass
+    host.close()
+    return None, []
+
+
+def mirror(host: socket.socket, fds: list) -> None:
+    """Pass signals on until the fork ends, then end the same way."""
+
+    def forward(number: int, _: object) -> None:
+        with contextlib.suppress(OSError):
+            host.sendall(bytes([number]))
+
+    for number in FORWARDED:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, forward)
+    # The fork holds them now; a pipe kept open here would hide the end of the other side from it.
+    for fd in fds:
+        os.close(fd)
+    status = b""
+    with contextlib.suppress(OSError):
+        status = host.recv(2, socket.MSG_WAITALL)
+    if len(status) < 2:
+        os._exit(1)
+    if status[0]:
+        if status[0] != signal.SIGKILL:
+            signal.signal(status[0], signal.SIG_DFL)
+        os.kill(os.getpid(), status[0])
+    os._exit(status[1])
 
 
 def is_open(fd: int) -> bool:

@@ -16,6 +16,7 @@ from verl_s2d.warm.preload import MODULES
 from verl_s2d.workflow.process import Handle, SubprocessLauncher
 
 _READY_SECONDS = 180
+_CLOSE_SECONDS = 15
 
 
 class WarmLauncher:
@@ -47,7 +48,7 @@ class WarmLauncher:
         if self._host is not None:
             self._host.stdin.close()
             try:
-                self._host.wait(15)
+                self._host.wait(_CLOSE_SECONDS)
             except subprocess.TimeoutExpired:
                 self._host.kill()
                 self._host.wait(10)
