@@ -39,16 +39,16 @@ _s2d_interpreter() {
   local candidate seen="" why=""
   for candidate in python3 python3.11 python3.12; do
     _s2d_fits "$candidate" || continue
-    candidate="$("$candidate" -c 'import sys; print(sys.executable)')"
+    candidate="$("$candidate" -c 'import os, sys; print(os.path.realpath(sys.executable))')"
     case "$seen" in *" $candidate "*) continue ;; esac
     seen="$seen $candidate "
     rm -rf .venv
-    "$candidate" -m venv .venv || { why="$why$candidate cannot make a virtual environment. "; continue; }
+    "$candidate" -m venv .venv || { why="$why$candidate cannot make a virtual environment."$'\n'; continue; }
     _s2d_say "$("$candidate" --version) in .venv"
     if ! _s2d_pip install --no-deps torch==2.13.0; then
-      why="$why$candidate: no torch 2.13.0 for it (see pip's message above). "
+      why="$why$candidate: pip has no torch 2.13.0 for it (its message is above)."$'\n'
     elif [ "$(_s2d_torch)" != cpu ]; then
-      why="$why$candidate: pip found torch 2.13.0 built for CUDA $(_s2d_torch), not for the CPU. "
+      why="$why$candidate: pip found torch 2.13.0 built for CUDA $(_s2d_torch), not for the CPU."$'\n'
     else
       _s2d_say "torch 2.13.0 (CPU build)"
       return
@@ -56,7 +56,7 @@ _s2d_interpreter() {
     rm -rf .venv
   done
   [ -n "$seen" ] || _s2d_fail "needs Python 3.11 or 3.12 with its venv module, as python3, python3.11 or python3.12."
-  _s2d_fail "${why}Give pip PyTorch's own CPU wheel index, in PIP_EXTRA_INDEX_URL (README, Installation)."
+  _s2d_fail "no CPU build of torch 2.13.0."$'\n'"${why}Give pip PyTorch's own CPU wheel index in PIP_EXTRA_INDEX_URL (see README)."
 }
 
 _s2d_build() {
