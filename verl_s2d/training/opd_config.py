@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -38,8 +40,8 @@ def read_opd_config(config: DictConfig) -> OpdConfig:
     Raises:
         UserError: a missing or unknown key, or a verl setting under which the teacher would not be the teacher.
     """
-    section = OmegaConf.to_container(config.get("s2d", OmegaConf.create()), resolve=True)
-    teacher = section.pop("teacher", None) or {}
+    section = _mapping(OmegaConf.select(config, "s2d"), "s2d")
+    teacher = _mapping(section.pop("teacher", None), "s2d.teacher")
     known = [f.name for f in fields(OpdConfig) if f.name != "teacher_path"]
     for key in section:
         if key not in known:
@@ -57,12 +59,42 @@ def read_opd_config(config: DictConfig) -> OpdConfig:
             remedy="add +s2d.teacher.path=<checkpoint directory or hub id>",
         )
     opd = OpdConfig(teacher_path=teacher["path"], **section)
+    _check_values(opd)
     if opd.objective not in OBJECTIVES:
         raise UserError(
             "unknown objective", key="s2d.objective", value=opd.objective, remedy=f"one of {list(OBJECTIVES)}"
         )
     _check_verl(config)
     return opd
+
+
+def _mapping(section: Any, key: str) -> dict[str, Any]:
+    if section is None:
+        return {}
+    if not OmegaConf.is_dict(section) and not isinstance(section, dict):
+        raise UserError(
+            "this is a section, not a value",
+            key=key,
+            value=section,
+            remedy="set the keys below it, as in s2d.teacher.path",
+        )
+    return OmegaConf.to_container(section, resolve=True) if OmegaConf.is_config(section) else dict(section)
+
+
+def _check_values(opd: OpdConfig) -> None:
+    for name, fits, remedy in (
+        ("beta", _is_number(opd.beta), "a finite number"),
+        ("whiten_advantages", isinstance(opd.whiten_advantages, bool), "true or false"),
+        ("poll_interval", _is_number(opd.poll_interval) and opd.poll_interval > 0, "seconds, more than 0"),
+    ):
+        if not fits:
+            raise UserError(
+                "not a usable value", key=f"s2d.{name}", value=getattr(opd, name), remedy=f"set it to {remedy}"
+            )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_verl(config: DictConfig) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import ray
 import torch
 import transfer_queue as tq
@@ -15,8 +17,11 @@ from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.workers.utils.padding import response_to_nested
 
+from verl_s2d.training.model_pair import check_tokens
 from verl_s2d.training.opd_config import OpdConfig, read_opd_config
 from verl_s2d.training.opd_metrics import sampled_reverse_kl_metrics
+
+logger = logging.getLogger(__name__)
 
 
 class _NoVerifier:
@@ -36,6 +41,13 @@ class OpdTrainer(PPOTrainerSync):
 
     def __init__(self, config: DictConfig):
         self.s2d: OpdConfig = read_opd_config(config)
+        for difference in check_tokens(
+            config.actor_rollout_ref.model.path,
+            self.s2d.teacher_path,
+            student_key="actor_rollout_ref.model.path",
+            teacher_key="s2d.teacher.path",
+        ):
+            logger.warning(difference)
         with open_dict(config):
             # verl compares the mode with "sync" to choose its replay buffer; this class is the choice already made.
             config.trainer.v1.trainer_mode = "sync"

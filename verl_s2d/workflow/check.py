@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from verl_s2d.data.models import ModelFacts
 from verl_s2d.errors import UserError
 from verl_s2d.workflow.manifest import installed_versions
 from verl_s2d.workflow.planning import Plan
 from verl_s2d.workflow.preflight.batches import check_batches
 from verl_s2d.workflow.preflight.data import check_data
 from verl_s2d.workflow.preflight.keys import check_verl_keys
-from verl_s2d.workflow.preflight.model_facts import ModelFacts
 from verl_s2d.workflow.preflight.models import check_models, models_of_rows
 from verl_s2d.workflow.preflight.software import check_verifier, check_versions
 from verl_s2d.workflow.registration import RegistrationProbe

@@ -1,4 +1,4 @@
-"""What a model directory says about itself, read without torch or transformers."""
+"""What model directories say about themselves, and whether two fit together; read without torch or transformers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from verl_s2d.errors import UserError
-from verl_s2d.workflow.identity import External
 
 _SMALL_FILES = (
     "config.json",
@@ -26,12 +25,14 @@ class ModelFacts:
 
     Attributes:
         role: `student` or `teacher`, for messages.
+        key: the setting that names the model, for messages.
         vocabulary: rows of the embedding.
         context: longest sequence in tokens, None when the configuration does not say.
         eos: ids that end a sequence.
     """
 
     role: str
+    key: str
     directory: Path
     vocabulary: int
     context: int | None
@@ -49,35 +50,35 @@ class ModelFacts:
         except Exception as error:  # the library raises bare Exception
             raise UserError(
                 f"The tokenizer cannot be read: {error}.",
-                key=self.role,
+                key=self.key,
                 value=str(path),
                 remedy="It needs a tokenizer.json.",
             ) from error
         return {i: token for token, i in tokenizer.get_vocab(with_added_tokens=True).items()}
 
 
-def read_model(directory: Path, role: str) -> ModelFacts:
-    """Facts of the model in a directory.
+def read_model(directory: Path, role: str, key: str | None = None) -> ModelFacts:
+    """Facts of the model in a directory; `key` is the setting that names it, its role unless given.
 
     Raises:
         UserError: its config.json cannot be read or does not give a vocabulary.
     """
+    key = key or role
     try:
         config = json.loads((directory / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"The model cannot be read: {error}.", key=role, value=str(directory), remedy="Check its config.json."
+            f"The model cannot be read: {error}.", key=key, value=str(directory), remedy="Check its config.json."
         ) from error
     text = config.get("text_config") or config
     if not isinstance(text.get("vocab_size"), int):
-        raise UserError(
-            "The model's config.json has no vocab_size.", key=role, value=str(directory), remedy="Check it."
-        )
+        raise UserError("The model's config.json has no vocab_size.", key=key, value=str(directory), remedy="Check it.")
     generation = _json(directory / "generation_config.json")
     tokenizer = _json(directory / "tokenizer_config.json")
     template = directory / "chat_template.jinja"
     return ModelFacts(
         role=role,
+        key=key,
         directory=directory,
         vocabulary=text["vocab_size"],
         context=text.get("max_position_embeddings"),
@@ -86,7 +87,7 @@ def read_model(directory: Path, role: str) -> ModelFacts:
     )
 
 
-def hub_files(model: External) -> Path:
+def hub_files(name: str, revision: str | None, key: str) -> Path:
     """Directory with the configuration and tokenizer of a hub model, from its cache or fetched now.
 
     Raises:
@@ -96,25 +97,60 @@ def hub_files(model: External) -> Path:
     from huggingface_hub.errors import EntryNotFoundError
 
     directory = None
-    for name in _SMALL_FILES:
+    for file in _SMALL_FILES:
         try:
-            found = hf_hub_download(model.location, name, revision=model.revision, etag_timeout=10)
+            found = hf_hub_download(name, file, revision=revision, etag_timeout=10)
         except EntryNotFoundError:
             continue
         except Exception as error:  # network, permission and validation errors have no common base
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
                 f"The model is neither a directory nor readable from the hub: {reason}",
-                key=model.key,
-                value=model.location,
+                key=key,
+                value=name,
                 remedy="Check the name, the network and your access to it, or give a local directory.",
             ) from error
         directory = directory or Path(found).parent
     if directory is None:
-        raise UserError(
-            "The hub repository is not a model.", key=model.key, value=model.location, remedy="Check the name."
-        )
+        raise UserError("The hub repository is not a model.", key=key, value=name, remedy="Check the name.")
     return directory
+
+
+def check_pair(student: ModelFacts, teacher: ModelFacts) -> None:
+    """Token ids must mean the same to both, and the teacher must be able to score all of them."""
+    if student.tokens != teacher.tokens:
+        first = min(
+            i for i in student.tokens.keys() | teacher.tokens.keys() if student.tokens.get(i) != teacher.tokens.get(i)
+        )
+        raise UserError(
+            f"The tokenizers differ, first at id {first}: {student.tokens.get(first)!r} for the student, "
+            f"{teacher.tokens.get(first)!r} for the teacher.",
+            key=teacher.key,
+            value=str(teacher.directory),
+            remedy="Distillation compares token by token: choose models that share a tokenizer.",
+        )
+    highest = max(student.tokens)
+    for model in (teacher, student):
+        if model.vocabulary <= highest:
+            raise UserError(
+                f"The vocabulary of the {model.role} has {model.vocabulary} entries, "
+                f"but token ids up to {highest} are in use.",
+                key=model.key,
+                value=str(model.directory),
+                remedy="Use a model whose embedding covers its tokenizer.",
+            )
+
+
+def differences(student: ModelFacts, teacher: ModelFacts) -> list[str]:
+    """What differs without being wrong: end of sequence, chat template, padded vocabulary."""
+    found = []
+    if student.eos != teacher.eos:
+        found.append(f"end-of-sequence ids differ: student {sorted(student.eos)}, teacher {sorted(teacher.eos)}")
+    if student.chat_template != teacher.chat_template:
+        found.append("chat templates differ: prompts are rendered with the template of the model that generates")
+    if student.vocabulary != teacher.vocabulary:
+        found.append(f"vocabularies are padded differently: student {student.vocabulary}, teacher {teacher.vocabulary}")
+    return found
 
 
 def _json(path: Path) -> dict[str, Any]:

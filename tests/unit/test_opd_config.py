@@ -1,0 +1,118 @@
+"""What the trainer s2d_opd refuses, before it starts a worker: its constructor raises and Ray was never asked."""
+
+from __future__ import annotations
+
+import pytest
+import ray
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
+
+from tests.tiny import WORDS, write_model, write_tokenizer
+from tests.tiny_verl import SIZES
+from verl_s2d.errors import UserError
+from verl_s2d.training.model_pair import check_tokens
+from verl_s2d.training.opd_config import OpdConfig, read_opd_config
+from verl_s2d.training.opd_trainer import OpdTrainer
+from verl_s2d.workflow.overrides import hydra_arguments, merge, overlay
+
+
+def composed(*changes: str, **chosen: object) -> DictConfig:
+    """verl's own configuration under the overlays of stage 2b and a CPU."""
+    base = merge(overlay("opd"), overlay("cpu"), SIZES, {"+s2d.teacher.path": "teacher"}, chosen)
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return compose("ppo_trainer", overrides=[*hydra_arguments(base), *changes])
+
+
+def refused(config: DictConfig) -> UserError:
+    with pytest.raises(UserError) as caught:
+        OpdTrainer(config)
+    assert not ray.is_initialized()
+    assert caught.value.remedy
+    return caught.value
+
+
+def test_defaults():
+    assert read_opd_config(composed()) == OpdConfig(teacher_path="teacher")
+
+
+def test_every_setting_is_read():
+    config = composed(
+        "+s2d.beta=0.5", "+s2d.whiten_advantages=true", "+s2d.poll_interval=1", "+s2d.objective=advantage"
+    )
+    assert read_opd_config(config) == OpdConfig("teacher", "advantage", 0.5, True, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "value"),
+    [
+        (["~s2d"], "s2d.teacher.path", None),
+        (["s2d.teacher.path=null"], "s2d.teacher.path", None),
+        (["s2d.teacher.path=''"], "s2d.teacher.path", ""),
+        (["~s2d", "+s2d=teacher"], "s2d", "teacher"),
+        (["~s2d", "+s2d.teacher=some/model"], "s2d.teacher", "some/model"),
+        (["+s2d.beta=much"], "s2d.beta", "much"),
+        (["+s2d.beta=inf"], "s2d.beta", float("inf")),
+        (["+s2d.whiten_advantages=1"], "s2d.whiten_advantages", 1),
+        (["+s2d.poll_interval=0"], "s2d.poll_interval", 0),
+        (["+s2d.betta=1"], "s2d.betta", 1),
+        (["+s2d.teacher.model=x"], "s2d.teacher.model", "x"),
+        (["+s2d.objective=reverse"], "s2d.objective", "reverse"),
+        (["algorithm.adv_estimator=grpo"], "algorithm.adv_estimator", "grpo"),
+        (["actor_rollout_ref.model.lora_rank=8"], "actor_rollout_ref.model.lora_rank", 8),
+        (["actor_rollout_ref.actor.use_kl_loss=true"], "actor_rollout_ref.actor.use_kl_loss", True),
+        (["algorithm.use_kl_in_reward=true"], "algorithm.use_kl_in_reward", True),
+        (["reward.reward_model.enable=true"], "reward.reward_model.enable", True),
+        (["distillation.enabled=true"], "distillation.enabled", True),
+        (
+            ["actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=null"],
+            "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu",
+            None,
+        ),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_value(changes, key, value):
+    error = refused(composed(*changes))
+    assert (error.key, error.value) == (key, value)
+
+
+def test_dynamic_batches_need_no_micro_batch_size():
+    key = "actor_rollout_ref.ref.log_prob"
+    read_opd_config(composed(f"{key}_micro_batch_size_per_gpu=null", f"{key}_use_dynamic_bsz=true"))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("models")
+    write_model(directory / "student", hidden=32)
+    write_model(directory / "teacher", hidden=32, seed=1)
+    return directory
+
+
+def pair(models, teacher: str) -> DictConfig:
+    return composed(**{"actor_rollout_ref.model.path": str(models / "student"), "+s2d.teacher.path": teacher})
+
+
+def test_a_teacher_that_does_not_exist(models):
+    error = refused(pair(models, str(models / "nowhere")))
+    assert error.key == "s2d.teacher.path" and error.value == str(models / "nowhere")
+
+
+def test_a_teacher_with_another_tokenizer_and_the_first_id_that_differs(models):
+    words = list(WORDS)
+    words[7], words[9] = words[9], words[7]
+    write_model(models / "other", words=words)
+    error = refused(pair(models, str(models / "other")))
+    assert error.key == "s2d.teacher.path" and "first at id 7: '2' for the student, '4' for the teacher" in str(error)
+
+
+def test_a_teacher_whose_vocabulary_is_smaller_than_the_ids_in_use(models):
+    write_model(models / "small", words=WORDS[:-2])
+    write_tokenizer(models / "small", WORDS)
+    error = refused(pair(models, str(models / "small")))
+    assert error.key == "s2d.teacher.path" and f"ids up to {len(WORDS) - 1}" in str(error)
+
+
+def test_models_that_share_their_tokens_pass_and_remote_storage_is_left_to_verl(models):
+    keys = {"student_key": "model", "teacher_key": "teacher"}
+    assert check_tokens(str(models / "student"), str(models / "teacher"), **keys) == []
+    assert check_tokens(str(models / "student"), "hdfs://somewhere/teacher", **keys) == []

@@ -1,0 +1,34 @@
+"""Do a teacher and a student of a verl command share their tokens? Asked before any worker starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from verl_s2d.data.models import check_pair, differences, hub_files, read_model
+
+
+def check_tokens(student: str, teacher: str, *, student_key: str, teacher_key: str) -> list[str]:
+    """Compare the tokenizers id by id and the vocabularies with them; returns what differs without being wrong.
+
+    Args:
+        student, teacher: checkpoint directories or hub ids. Nothing is compared where one is on remote storage
+            (`hdfs://` and the like), which only verl can read.
+        student_key, teacher_key: the settings that name them, for messages.
+
+    Raises:
+        UserError: a model that cannot be read, tokenizers that differ, or a vocabulary smaller than the ids in use.
+    """
+    if "://" in student or "://" in teacher:
+        return []
+    facts = [
+        read_model(_directory(path, key), role, key)
+        for path, role, key in ((student, "student", student_key), (teacher, "teacher", teacher_key))
+    ]
+    check_pair(*facts)
+    return differences(*facts)
+
+
+def _directory(path: str, key: str) -> Path:
+    local = Path(os.path.expanduser(path))
+    return local if local.is_dir() or local.is_absolute() else hub_files(path, None, key)
