@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -204,6 +205,20 @@ def test_without_a_host_it_is_the_ordinary_interpreter(tmp_path):
     host.close()
     done = host.run("-c", WARM + "; raise SystemExit(3)")
     assert (done.stdout, done.returncode) == ("False\n", 3)
+
+
+def test_a_host_that_takes_the_request_and_does_not_fork_means_a_cold_start(tmp_path):
+    host = Host(tmp_path / "host")
+    host.close()
+    host.socket.unlink()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(host.socket))
+        listener.listen()
+        process = host.start("-c", WARM)
+        connection, _ = listener.accept()
+        connection.recv(1 << 20)
+        connection.close()
+        assert process.communicate(timeout=30)[0] == "False\n"
 
 
 def test_a_module_that_cannot_be_imported_is_only_noted(host):
