@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from verl_s2d.objectives.forward_kl import forward_kl
 
@@ -39,26 +40,28 @@ def test_value_and_gradient_equal_the_float64_definition_at_any_chunk_size(shape
 
 
 def test_gradient_is_the_student_minus_the_teacher_and_matches_finite_differences():
-    student, teacher = logits(1, 7, 0).requires_grad_(), logits(1, 7, 1)
-    (grad,) = torch.autograd.grad(forward_kl(student.float(), teacher.float()).kl.sum(), student)
-    torch.testing.assert_close(grad, student.softmax(-1) - teacher.softmax(-1), atol=1e-6, rtol=1e-5)
-    step = 1e-6
-    for v in range(7):
-        nudge = torch.zeros_like(student)
-        nudge[0, v] = step
-        numeric = (reference(student + nudge, teacher) - reference(student - nudge, teacher)) / (2 * step)
-        assert abs(numeric.item() - grad[0, v].item()) < 1e-5
+    student, teacher = logits(3, 7, 0).requires_grad_(), logits(3, 9, 1)
+    rows = torch.tensor([2, 0])
+    (grad,) = torch.autograd.grad(forward_kl(student, teacher, rows=rows, vocab_size=6).kl.sum(), student)
+    expected = torch.zeros_like(student)
+    expected[rows, :6] = student.detach()[rows, :6].softmax(-1) - teacher[rows, :6].softmax(-1)
+    torch.testing.assert_close(grad, expected, atol=1e-14, rtol=0)
+    assert torch.autograd.gradcheck(
+        lambda x: forward_kl(x, teacher, rows=rows, vocab_size=6, chunk_tokens=1).kl, student, atol=1e-8, rtol=1e-6
+    )
 
 
 @settings(deadline=None, max_examples=60)
-@given(SHAPES, st.floats(-50, 50))
+@given(SHAPES, st.floats(-1e4, 1e4))
 def test_not_negative_zero_for_equal_and_blind_to_a_shift_of_all_logits(shape, shift):
     tokens, vocabulary, seed = shape
     student, teacher = logits(tokens, vocabulary, seed).float(), logits(tokens, vocabulary, seed + 1).float()
     kl = forward_kl(student, teacher).kl
     assert (kl >= -1e-6).all()
     assert forward_kl(student, student).kl.abs().sum() == 0
-    torch.testing.assert_close(forward_kl(student + shift, teacher - shift).kl, kl, rtol=1e-4, atol=1e-4)
+    # Adding the shift rounds the logits; the shifted ones, not the KL of the unrounded, are what must be exact.
+    shifted = student + shift, teacher - shift
+    torch.testing.assert_close(forward_kl(*shifted).kl.double(), reference(*shifted), rtol=1e-5, atol=1e-5)
     order = torch.randperm(vocabulary, generator=torch.Generator().manual_seed(seed))
     torch.testing.assert_close(forward_kl(student[:, order], teacher[:, order]).kl, kl, rtol=1e-5, atol=1e-5)
 
@@ -103,6 +106,51 @@ def test_extreme_logits_stay_finite(extreme):
     assert all(torch.isfinite(part).all() for part in result) and torch.isfinite(student.grad).all()
 
 
+def test_logits_spread_over_four_magnitudes_keep_value_and_gradient():
+    student = logits(6, 50, 0, scale=1e4).float().requires_grad_()
+    teacher = logits(6, 50, 1, scale=1e4).float()
+    kl = forward_kl(student, teacher).kl
+    torch.testing.assert_close(kl.double(), reference(student.detach(), teacher), rtol=1e-6, atol=1e-5)
+    kl.sum().backward()
+    exact = student.detach().double().softmax(-1) - teacher.double().softmax(-1)
+    torch.testing.assert_close(student.grad.double(), exact, rtol=0, atol=1e-6)
+
+
+def test_logits_that_are_not_numbers_are_not_hidden():
+    for broken in range(2):
+        pair = [torch.zeros(2, 3), torch.zeros(2, 3)]
+        pair[broken][1, 2] = float("nan")
+        kl = forward_kl(*pair).kl
+        assert kl[0] == 0 and torch.isnan(kl[1])
+
+
+class Allocations(TorchDispatchMode):
+    """Sizes, in elements, of the memory that operations allocated: views and in-place results do not count."""
+
+    def __init__(self, *inputs: torch.Tensor):
+        super().__init__()
+        self.sizes: list[int] = []
+        self._known = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        before = self._known | {x.untyped_storage().data_ptr() for x in args if isinstance(x, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.untyped_storage().data_ptr() not in before:
+            self.sizes.append(result.numel())
+        return result
+
+
+def test_nothing_larger_than_a_chunk_is_allocated_but_the_gradient():
+    tokens, vocabulary, chunk = 64, 50, 4
+    student, teacher = logits(tokens, vocabulary, 0).float().requires_grad_(), logits(tokens, vocabulary, 1).float()
+    with Allocations(student, teacher) as forward:
+        kl = forward_kl(student, teacher, chunk_tokens=chunk, vocab_size=vocabulary - 1).kl
+    assert max(forward.sizes) <= chunk * vocabulary
+    with Allocations(student, teacher) as backward:
+        kl.sum().backward()
+    assert [size for size in backward.sizes if size > chunk * vocabulary] == [tokens * vocabulary]
+
+
 def test_a_token_impossible_for_the_teacher_contributes_nothing():
     student = torch.zeros(1, 3, requires_grad=True)
     teacher = torch.tensor([[0.0, 0.0, float("-inf")]])
@@ -134,5 +182,6 @@ def test_bfloat16_logits_are_worked_on_in_float32():
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="tokens"):
         forward_kl(torch.zeros(2, 3), torch.zeros(3, 3))
-    with pytest.raises(ValueError, match="vocab_size"):
-        forward_kl(torch.zeros(2, 3), torch.zeros(2, 4), vocab_size=4)
+    for vocab_size in (4, 0):
+        with pytest.raises(ValueError, match="vocab_size"):
+            forward_kl(torch.zeros(2, 3), torch.zeros(2, 4), vocab_size=vocab_size)
