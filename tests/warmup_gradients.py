@@ -1,6 +1,6 @@
 """One rank of a warmup step, run as a process of its own: writes the step's gradients and metrics to a file.
 
-    python -m tests.warmup_gradients STUDENT TEACHER CACHE OUT [key=value overrides ...]    (RANK, WORLD_SIZE etc. set)
+python -m tests.warmup_gradients STUDENT TEACHER CACHE OUT [key=value overrides ...]    (RANK, WORLD_SIZE etc. set)
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from verl.utils.dataset.dataset_utils import SFTTensorCollator
 from verl.workers.engine_workers import TrainingWorkerConfig
 
 import verl_s2d.config
-from verl_s2d.training.warmup_checks import check_warmup
+from verl_s2d.training.warmup_checks import check_cache
 from verl_s2d.training.warmup_data import CachedRollouts
 from verl_s2d.training.warmup_worker import WarmupWorker
 
@@ -54,7 +54,7 @@ def main(student: str, teacher: str, cache: str, out: str, *overrides: str) -> N
         ),
         teacher_path=teacher,
         trust_remote_code=False,
-        vocab_size=check_warmup(config, model, rollouts),
+        vocab_size=check_cache(config, model, rollouts),
         chunk=3,
     )
     worker.reset()
@@ -76,7 +76,8 @@ def main(student: str, teacher: str, cache: str, out: str, *overrides: str) -> N
         batch,
         {
             "use_remove_padding": config.model.use_remove_padding,
-            "use_dynamic_bsz": False,
+            "use_dynamic_bsz": config.data.use_dynamic_bsz,
+            "max_token_len_per_gpu": config.data.max_token_len_per_gpu,
             "micro_batch_size_per_gpu": config.data.micro_batch_size_per_gpu,
             "temperature": 1.0,
             "global_batch_size": 8,

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 CASES = {
     "one micro-batch": (1, ["data.micro_batch_size_per_gpu=8"]),
     "micro-batches of two": (1, ["data.micro_batch_size_per_gpu=2"]),
+    "micro-batches by tokens": (1, ["data.use_dynamic_bsz=true", "data.max_token_len_per_gpu=24"]),
     "padded": (1, ["data.micro_batch_size_per_gpu=4", "model.use_remove_padding=false"]),
     "two data-parallel ranks": (2, ["data.micro_batch_size_per_gpu=2"]),
 }

@@ -12,7 +12,7 @@ from verl.utils.config import omega_conf_to_dataclass
 
 from tests.tiny import WORDS, write_model
 from verl_s2d.errors import UserError
-from verl_s2d.training.warmup_checks import check_settings, check_warmup
+from verl_s2d.training.warmup_checks import check_cache, check_models, check_settings
 from verl_s2d.training.warmup_data import CachedRollouts, ShuffledPasses
 
 
@@ -32,6 +32,7 @@ def write_cache(path, prompt=(3, 4), response=(5, 1), count=4):
 
 def configuration(artefacts, *overrides):
     base = [f"model.path={artefacts}/student", f"s2d.teacher.path={artefacts}/student", "data.train_batch_size=4"]
+    base.append("data.use_dynamic_bsz=false")
     with initialize_config_module("verl_s2d.config", version_base=None):
         return compose("s2d_warmup", [*base, "+model.override_config.attn_implementation=sdpa", *overrides])
 
@@ -39,7 +40,7 @@ def configuration(artefacts, *overrides):
 def check(artefacts, cache, *overrides) -> int:
     config = configuration(artefacts, *overrides)
     check_settings(config)
-    return check_warmup(config, omega_conf_to_dataclass(config.model), CachedRollouts(cache))
+    return check_cache(config, omega_conf_to_dataclass(config.model), CachedRollouts(cache))
 
 
 def test_good_input_gives_the_size_of_the_shared_vocabulary(artefacts, tmp_path):
@@ -51,11 +52,20 @@ def test_good_input_gives_the_size_of_the_shared_vocabulary(artefacts, tmp_path)
     [
         ("s2d.teacher.path=null", "s2d.teacher.path"),
         ("s2d.objective=forward_kl_topk", "s2d.objective"),
+        ("model.path=null", "model.path"),
         ("engine.strategy=megatron", "engine.strategy"),
+        ("engine=megatron", "engine.strategy"),
+        ("trainer.device=cpu", "engine.strategy"),
+        ("engine.pad_to_length=true", "engine.pad_to_length"),
         ("model.use_fused_kernels=true", "model.use_fused_kernels"),
         ("engine.ulysses_sequence_parallel_size=2", "engine.ulysses_sequence_parallel_size"),
         ("trainer.n_gpus_per_node=3", "data.train_batch_size"),
-        ("data.train_batch_size=5", "data.train_batch_size"),
+        ("data.train_batch_size=0", "data.train_batch_size"),
+        ("data.train_batch_size=8", "data.train_batch_size"),
+        ("data.micro_batch_size_per_gpu=3", "data.micro_batch_size_per_gpu"),
+        ("data.micro_batch_size_per_gpu=0", "data.micro_batch_size_per_gpu"),
+        ("trainer.total_training_steps=0", "trainer.total_training_steps"),
+        ("trainer.save_freq=0", "trainer.save_freq"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_by_key(artefacts, tmp_path, override, key):
@@ -73,19 +83,56 @@ def test_ids_beyond_the_teacher_and_rollouts_beyond_the_context_are_refused(arte
         check(artefacts, write_cache(tmp_path / "long.parquet", response=[5] * 200))
 
 
-@pytest.mark.parametrize("damage", ["missing", "garbage", "no column", "no response"])
+def test_a_rollout_longer_than_a_micro_batch_may_be_is_refused(artefacts, tmp_path):
+    cache = write_cache(tmp_path / "c.parquet", response=[5] * 20)
+    dynamic = ("data.use_dynamic_bsz=true", "data.max_token_len_per_gpu=21")
+    with pytest.raises(UserError, match="22 tokens") as error:
+        check(artefacts, cache, *dynamic)
+    assert error.value.key == "data.max_token_len_per_gpu"
+    check(artefacts, cache, dynamic[0], "data.max_token_len_per_gpu=22")
+
+
+def test_models_that_cannot_be_read_or_differ_in_tokens_are_refused(artefacts):
+    for path, problem in (("nowhere", "cannot be read"), ("small-vocabulary", "tokenizers differ")):
+        with pytest.raises(UserError, match=problem) as error:
+            check_models(configuration(artefacts, f"s2d.teacher.path={artefacts}/{path}"))
+        assert error.value.key == "s2d.teacher.path"
+
+
+NO_IDS = pa.array([[]], pa.list_(pa.int32()))
+DAMAGED = {
+    "no column": {"prompt_ids": [[1]]},
+    "no response": {"prompt_ids": [[1]], "response_ids": NO_IDS},
+    "no rows": {"prompt_ids": NO_IDS[:0], "response_ids": NO_IDS[:0]},
+    "no prompt": {"prompt_ids": NO_IDS, "response_ids": [[1]]},
+    "missing row": {"prompt_ids": [[1], None], "response_ids": [[1], [1]]},
+    "missing id": {"prompt_ids": [[1, None]], "response_ids": [[1]]},
+    "negative id": {"prompt_ids": [[1]], "response_ids": [[-1]]},
+    "text": {"prompt_ids": ["a"], "response_ids": ["b"]},
+}
+
+
+@pytest.mark.parametrize("damage", ["missing", "garbage", *DAMAGED])
 def test_a_cache_that_cannot_be_used_is_refused(tmp_path, damage):
     path = tmp_path / "c.parquet"
     if damage == "garbage":
         path.write_bytes(b"not parquet")
-    elif damage == "no column":
-        pq.write_table(pa.table({"prompt_ids": [[1]]}), path)
-    elif damage == "no response":
-        write_cache(path, response=())
-        pq.write_table(pa.table({"prompt_ids": [[1]], "response_ids": pa.array([[]], pa.list_(pa.int32()))}), path)
+    elif damage in DAMAGED:
+        pq.write_table(pa.table(DAMAGED[damage]), path)
     with pytest.raises(UserError) as error:
         CachedRollouts(str(path))
     assert error.value.key == "data.train_files" and error.value.remedy
+
+
+def test_a_rollout_is_prompt_and_response_with_the_mask_on_the_response(tmp_path):
+    rows = {"prompt_ids": [[1, 2], [4], [5]], "response_ids": [[3], [], [6, 7]]}
+    pq.write_table(pa.table(rows), tmp_path / "c.parquet", row_group_size=1)
+    rollouts = CachedRollouts(str(tmp_path / "c.parquet"))
+    assert (len(rollouts), rollouts.largest_id, rollouts.longest) == (2, 7, 3)
+    assert [{k: v.tolist() for k, v in rollouts[i].items()} for i in range(2)] == [
+        {"input_ids": [1, 2, 3], "position_ids": [0, 1, 2], "loss_mask": [0, 0, 1]},
+        {"input_ids": [5, 6, 7], "position_ids": [0, 1, 2], "loss_mask": [0, 1, 1]},
+    ]
 
 
 @given(st.integers(1, 30), st.integers(0, 100), st.integers(0, 5))

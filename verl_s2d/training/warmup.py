@@ -8,29 +8,47 @@ no verifier runs, no answer is read.
 
 from __future__ import annotations
 
+import logging
 import math
-import os
 import sys
 
 import hydra
 import ray
 from omegaconf import DictConfig, open_dict
 from torchdata.stateful_dataloader import StatefulDataLoader
+from verl.single_controller.ray import RayClassWithInitArgs, RayResourcePool, RayWorkerGroup
 from verl.trainer.sft_trainer_ray import SFTTrainer
 from verl.utils.dataset.dataset_utils import SFTTensorCollator
 from verl.utils.device import auto_set_device
+from verl.workers.engine_workers import TrainingWorkerConfig
 
 from verl_s2d.errors import UserError
-from verl_s2d.training.warmup_checks import check_warmup
+from verl_s2d.training.ray_cluster import join_ray, require_places
+from verl_s2d.training.warmup_checks import check_cache, check_models, check_settings
 from verl_s2d.training.warmup_data import CachedRollouts, ShuffledPasses
+from verl_s2d.training.warmup_worker import WarmupWorker
+
+logger = logging.getLogger(__name__)
 
 
 class WarmupTrainer(SFTTrainer):
-    """verl's SFT trainer (loop, checkpoints, resume, logging) with the teacher's distribution in place of labels."""
+    """verl's SFT trainer (loop, checkpoints, resume, logging) with the teacher's distribution in place of labels.
+
+    Ray is joined only after configuration, models and cache have been found good.
+
+    Raises:
+        UserError: they are not, or the cluster has no place for the workers.
+    """
+
+    def _build_config(self) -> None:
+        check_settings(self.config)
+        for difference in check_models(self.config):
+            logger.warning(difference)
+        super()._build_config()
 
     def _build_dataset(self) -> None:
         self.train_dataset, self.val_dataset = CachedRollouts(self.config.data.train_files), None
-        self.vocab_size = check_warmup(self.config, self.model_config, self.train_dataset)
+        self.vocab_size = check_cache(self.config, self.model_config, self.train_dataset)
 
     def _build_dataloader(self) -> None:
         """One epoch as long as training, so that a resumed loader continues at the exact batch."""
@@ -55,14 +73,13 @@ class WarmupTrainer(SFTTrainer):
         self.val_dataloader = None
         self.optimizer_config.total_training_steps = self.total_training_steps
         self.save_freq, self.test_freq = config.trainer.save_freq, -1
+        if self.save_freq == "after_each_epoch":
+            self.save_freq = math.ceil(size / self.global_batch_size)
 
     def _build_engine(self) -> None:
-        from verl.single_controller.ray import RayClassWithInitArgs, RayResourcePool, RayWorkerGroup
-        from verl.workers.engine_workers import TrainingWorkerConfig
-
-        from verl_s2d.training.warmup_worker import WarmupWorker
-
         config = self.config
+        join_ray(config)
+        require_places(config.trainer.nnodes, config.trainer.n_gpus_per_node)
         worker_config = TrainingWorkerConfig(
             model_type="language_model",
             model_config=self.model_config,
@@ -71,7 +88,10 @@ class WarmupTrainer(SFTTrainer):
             checkpoint_config=self.checkpoint_config,
             profiler_config=self.profiler_config,
         )
-        self.resource_pool = RayResourcePool(process_on_nodes=[config.trainer.n_gpus_per_node] * config.trainer.nnodes)
+        # One group of workers lives in each place; verl's default of ten would ask for ten CPUs a worker.
+        self.resource_pool = RayResourcePool(
+            process_on_nodes=[config.trainer.n_gpus_per_node] * config.trainer.nnodes, max_colocate_count=1
+        )
         self.training_client = RayWorkerGroup(
             resource_pool=self.resource_pool,
             ray_cls_with_init=RayClassWithInitArgs(
@@ -93,39 +113,15 @@ class WarmupTrainer(SFTTrainer):
         super().fit()
 
 
-def _init_ray(config: DictConfig) -> None:
-    """Join the cluster of RAY_ADDRESS, or start a local one; on a CPU its GPUs are logical."""
-    if ray.is_initialized():
-        return
-    arguments = {key: value for key, value in config.ray_kwargs.ray_init.items() if value is not None}
-    if not os.environ.get("RAY_ADDRESS") and config.trainer.device == "cpu":
-        arguments.setdefault("num_gpus", config.trainer.n_gpus_per_node)
-        # verl asks for three CPUs a worker; logical ones, on a machine that may have two.
-        arguments.setdefault("num_cpus", 4 * config.trainer.n_gpus_per_node + 4)
-    ray.init(runtime_env={"env_vars": {"TOKENIZERS_PARALLELISM": "true"}}, **arguments)
-
-
 @hydra.main(config_path="pkg://verl_s2d.config", config_name="s2d_warmup", version_base=None)
 def main(config: DictConfig) -> None:
-    """Train. Bad input ends with one message and exit code 2, before Ray starts."""
+    """Train. Bad input ends with one message and exit code 2."""
     auto_set_device(config)
     try:
-        trainer_checks(config)
-        _init_ray(config)
         WarmupTrainer(config).fit()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-def trainer_checks(config: DictConfig) -> None:
-    """What can be refused without building anything."""
-    from verl.utils.config import omega_conf_to_dataclass
-
-    from verl_s2d.training.warmup_checks import check_settings
-
-    check_settings(config)
-    check_warmup(config, omega_conf_to_dataclass(config.model), CachedRollouts(config.data.train_files))
 
 
 if __name__ == "__main__":

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig
 from verl.workers.config import HFModelConfig
 
 from verl_s2d.errors import UserError
+from verl_s2d.training.model_pair import check_tokens
 from verl_s2d.training.warmup_data import CachedRollouts
 
 OBJECTIVES = ("forward_kl",)
+_POSITIVE = (
+    "data.train_batch_size",
+    "data.micro_batch_size_per_gpu",
+    "data.max_token_len_per_gpu",
+    "s2d.chunk_tokens",
+    "trainer.total_epochs",
+    "trainer.n_gpus_per_node",
+    "trainer.nnodes",
+    "engine.ulysses_sequence_parallel_size",
+)
 
 
 def check_settings(config: DictConfig) -> None:
@@ -18,86 +31,169 @@ def check_settings(config: DictConfig) -> None:
     Raises:
         UserError: with the key, the value and the remedy.
     """
-    if not config.s2d.teacher.path:
-        raise UserError(
-            "the warmup needs a teacher",
-            key="s2d.teacher.path",
-            value=config.s2d.teacher.path,
-            remedy="set it to a checkpoint directory or hub id",
-        )
-    if config.s2d.objective not in OBJECTIVES:
-        raise UserError(
-            "unknown objective", key="s2d.objective", value=config.s2d.objective, remedy=f"one of {list(OBJECTIVES)}"
-        )
-    if config.engine.strategy not in ("fsdp", "fsdp2"):
-        raise UserError(
-            "this engine hands out vocabulary-sharded logits, whose forward KL is not in this release",
-            key="engine.strategy",
-            value=config.engine.strategy,
-            remedy="use engine.strategy=fsdp or fsdp2 for the warmup",
-        )
-    if config.model.use_fused_kernels:
-        raise UserError(
-            "fused kernels never show the logits that the objective needs",
-            key="model.use_fused_kernels",
-            value=True,
-            remedy="set model.use_fused_kernels=False",
-        )
+    for key in ("model.path", "s2d.teacher.path"):
+        path = OmegaConf.select(config, key)
+        _require(isinstance(path, str) and path != "", "a model is missing", key, path, "set it to a checkpoint")
+    _require(
+        config.s2d.objective in OBJECTIVES,
+        "unknown objective",
+        "s2d.objective",
+        config.s2d.objective,
+        f"one of {list(OBJECTIVES)}",
+    )
+    # Only some of verl's engine sections have a strategy to override; the rest are told apart by their class.
+    engine = config.engine.get("strategy") or config.engine.get("_target_")
+    _require(
+        engine in ("fsdp", "fsdp2"),
+        "the warmup needs whole rows of logits; an engine that shards them over the vocabulary, as Megatron's does, "
+        "needs the vocabulary-parallel objective, which is not in this release",
+        "engine.strategy",
+        engine,
+        "use engine.strategy=fsdp or fsdp2 for the warmup",
+    )
+    _require(
+        config.trainer.device != "cpu" or engine == "fsdp2",
+        "FSDP1 refuses parameters on a CPU",
+        "engine.strategy",
+        engine,
+        "set engine.strategy=fsdp2",
+    )
+    for key in _POSITIVE:
+        _require_positive(config, key)
+    if config.trainer.total_training_steps is not None:
+        _require_positive(config, "trainer.total_training_steps")
+    frequency = config.trainer.save_freq
+    _require(
+        frequency == "after_each_epoch" or (isinstance(frequency, int) and frequency != 0),
+        "not a frequency",
+        "trainer.save_freq",
+        frequency,
+        "give a number of steps, after_each_epoch, or -1 for the last step only",
+    )
+    _check_engine(config)
+    _check_batches(config)
+
+
+def _check_engine(config: DictConfig) -> None:
+    _require(
+        not config.model.use_fused_kernels,
+        "fused kernels never show the logits that the objective needs",
+        "model.use_fused_kernels",
+        True,
+        "set model.use_fused_kernels=False",
+    )
+    _require(
+        not config.engine.get("pad_to_length"),
+        "verl pads packed batches only without a distillation objective",
+        "engine.pad_to_length",
+        True,
+        "set engine.pad_to_length=False",
+    )
     attention = config.model.override_config.get("attn_implementation", "flash_attention_2")
-    if config.engine.ulysses_sequence_parallel_size > 1 and not attention.startswith("flash"):
-        raise UserError(
-            f"verl exchanges heads between sequence-parallel ranks in flash attention only; with {attention} each rank "
-            "would attend to its own part of the sequence",
-            key="engine.ulysses_sequence_parallel_size",
-            value=config.engine.ulysses_sequence_parallel_size,
-            remedy="set it to 1, or use flash attention",
-        )
-    ranks = config.trainer.n_gpus_per_node * config.trainer.nnodes // config.engine.ulysses_sequence_parallel_size
-    if config.data.train_batch_size % ranks:
-        raise UserError(
-            f"the batch does not divide over {ranks} data-parallel ranks",
-            key="data.train_batch_size",
-            value=config.data.train_batch_size,
-            remedy=f"use a multiple of {ranks}",
-        )
+    _require(
+        config.engine.ulysses_sequence_parallel_size == 1 or attention.startswith("flash"),
+        f"verl exchanges heads between sequence-parallel ranks in flash attention only; with {attention} each rank "
+        "would attend to its own part of the sequence",
+        "engine.ulysses_sequence_parallel_size",
+        config.engine.ulysses_sequence_parallel_size,
+        "set it to 1, or use flash attention",
+    )
 
 
-def check_warmup(config: DictConfig, student: HFModelConfig, rollouts: CachedRollouts) -> int:
-    """Check models against the cache; returns the real size of the shared vocabulary.
+def _check_batches(config: DictConfig) -> None:
+    world = config.trainer.n_gpus_per_node * config.trainer.nnodes
+    parallel = config.engine.ulysses_sequence_parallel_size
+    _require(
+        world % parallel == 0,
+        f"{world} ranks are not a whole number of sequence-parallel groups",
+        "engine.ulysses_sequence_parallel_size",
+        parallel,
+        f"choose a divisor of {world}",
+    )
+    ranks, batch, micro = world // parallel, config.data.train_batch_size, config.data.micro_batch_size_per_gpu
+    _require(
+        batch % ranks == 0,
+        f"the batch does not divide over {ranks} data-parallel ranks",
+        "data.train_batch_size",
+        batch,
+        f"use a multiple of {ranks}",
+    )
+    _require(
+        config.data.use_dynamic_bsz or batch // ranks % micro == 0,
+        f"the {batch // ranks} rollouts of a rank are not a whole number of micro-batches",
+        "data.micro_batch_size_per_gpu",
+        micro,
+        f"choose a divisor of {batch // ranks}, or set data.use_dynamic_bsz=True",
+    )
+
+
+def check_models(config: DictConfig) -> list[str]:
+    """Compare the tokenizers of teacher and student; returns what differs without being wrong.
+
+    Raises:
+        UserError: a model that cannot be read, or tokenizers that differ.
+    """
+    return check_tokens(
+        config.model.path, config.s2d.teacher.path, student_key="model.path", teacher_key="s2d.teacher.path"
+    )
+
+
+def check_cache(config: DictConfig, student: HFModelConfig, rollouts: CachedRollouts) -> int:
+    """Check settings and models against the cache; returns the real size of the shared vocabulary.
 
     Raises:
         UserError: with the key, the value and the remedy.
     """
     batch = config.data.train_batch_size
-    if batch > len(rollouts):
-        raise UserError(
-            f"the batch is larger than the cache of {len(rollouts)} rollouts",
-            key="data.train_batch_size",
-            value=batch,
-            remedy=f"use at most {len(rollouts)}, or sample more rollouts",
-        )
+    _require(
+        batch <= len(rollouts),
+        f"the batch is larger than the cache of {len(rollouts)} rollouts",
+        "data.train_batch_size",
+        batch,
+        f"use at most {len(rollouts)}, or sample more rollouts",
+    )
+    budget = config.data.max_token_len_per_gpu * config.engine.ulysses_sequence_parallel_size
+    _require(
+        not config.data.use_dynamic_bsz or rollouts.longest <= budget,
+        f"a cached rollout has {rollouts.longest} tokens, more than a micro-batch may have",
+        "data.max_token_len_per_gpu",
+        config.data.max_token_len_per_gpu,
+        f"give at least {-(-rollouts.longest // config.engine.ulysses_sequence_parallel_size)}",
+    )
     teacher = AutoConfig.from_pretrained(
         config.s2d.teacher.path, trust_remote_code=config.s2d.teacher.trust_remote_code
     )
-    sizes = {"s2d.teacher.path": _text(teacher), "model.path": _text(student.hf_config)}
-    for key, model in sizes.items():
-        if rollouts.largest_id >= model.vocab_size:
-            raise UserError(
-                f"the cache uses token id {rollouts.largest_id}, beyond the model's vocabulary of {model.vocab_size}",
-                key=key,
-                value=config.s2d.teacher.path if key == "s2d.teacher.path" else config.model.path,
-                remedy="teacher and student must share the tokenizer that the cache was sampled with",
-            )
+    models = {"s2d.teacher.path": _text(teacher), "model.path": _text(student.hf_config)}
+    for key, model in models.items():
+        _require(
+            rollouts.largest_id < model.vocab_size,
+            f"the cache uses token id {rollouts.largest_id}, beyond the model's vocabulary of {model.vocab_size}",
+            key,
+            OmegaConf.select(config, key),
+            "teacher and student must share the tokenizer that the cache was sampled with",
+        )
         context = getattr(model, "max_position_embeddings", None)
-        if context is not None and rollouts.longest > context:
-            raise UserError(
-                f"a cached rollout has {rollouts.longest} tokens, more than the model's context of {context}",
-                key=key,
-                value=context,
-                remedy="sample the cache again with a smaller max_tokens",
-            )
+        _require(
+            context is None or rollouts.longest <= context,
+            f"a cached rollout has {rollouts.longest} tokens, more than the model's context of {context}",
+            key,
+            OmegaConf.select(config, key),
+            "sample the cache again with a smaller max_tokens",
+        )
     # Rows beyond the tokenizer are padding of the embedding: no token, no probability.
-    return min(len(student.tokenizer), *(model.vocab_size for model in sizes.values()))
+    tokens = max(student.tokenizer.get_vocab().values()) + 1
+    return min(tokens, *(model.vocab_size for model in models.values()))
+
+
+def _require(fits: bool, problem: str, key: str, value: Any, remedy: str) -> None:
+    if not fits:
+        raise UserError(problem, key=key, value=value, remedy=remedy)
+
+
+def _require_positive(config: DictConfig, key: str) -> None:
+    value = OmegaConf.select(config, key)
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    _require(is_whole and value > 0, "not a positive whole number", key, value, "give one")
 
 
 def _text(config):
