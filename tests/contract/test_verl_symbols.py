@@ -46,6 +46,8 @@ def test_import_exists(name):
 
 # What is overridden or called: its parameters, in order. `...` ends the ones that matter to us.
 SIGNATURES = {
+    "verl.plugin.platform:get_platform": "",
+    "verl.plugin.platform.platform_base:PlatformBase.ray_resource_name": "self",
     "verl.plugin.platform.platform_manager:PlatformRegistry.get": "name",
     "verl.plugin.platform.platform_manager:PlatformRegistry.register": "platform",
     "verl.plugin.platform.platform_manager:PlatformRegistry.registered_names": "",
@@ -75,9 +77,13 @@ SIGNATURES = {
     "verl.single_controller.base.decorator:register": "dispatch_mode, execute_mode, blocking, ...",
     "verl.single_controller.base.decorator:make_nd_compute_dataproto_dispatch_fn": "mesh_name",
     "verl.single_controller.ray:RayClassWithInitArgs.__init__": "self, cls, args, kwargs",
-    "verl.single_controller.ray:RayResourcePool.__init__": "self, process_on_nodes, ...",
+    "verl.single_controller.ray:RayResourcePool.__init__": (
+        "self, process_on_nodes, use_gpu, name_prefix, max_colocate_count, ..."
+    ),
     "verl.single_controller.ray:RayWorkerGroup.__init__": "self, resource_pool, ray_cls_with_init, ...",
     "verl.trainer.sft_trainer_ray:SFTTrainer.__init__": "self, config",
+    "verl.trainer.constants_ppo:get_ppo_ray_runtime_env": "config",
+    "verl.trainer.sft_trainer_ray:SFTTrainer._build_config": "self",
     "verl.trainer.sft_trainer_ray:SFTTrainer._build_dataset": "self",
     "verl.trainer.sft_trainer_ray:SFTTrainer._build_dataloader": "self",
     "verl.trainer.sft_trainer_ray:SFTTrainer._build_engine": "self",
