@@ -225,6 +225,18 @@ def test_batches_that_do_not_divide_among_gpus(tmp_path):
     refuse(tmp_path, "ppo_mini_batch_size", "3 GPUs", cluster__gpus_per_node=3)
 
 
+def test_warmup_batches_that_the_worker_would_reject(tmp_path):
+    warmup = {"data.train_batch_size": 6}
+    refuse(tmp_path, "data.micro_batch_size_per_gpu", "divisor of 6", stages__warmup__verl=warmup)
+    refuse(
+        tmp_path,
+        "data.train_batch_size",
+        "multiple of 4",
+        stages__warmup__verl=warmup,
+        cluster__gpus_per_node=4,
+    )
+
+
 @pytest.mark.parametrize(
     ("key", "word"),
     [

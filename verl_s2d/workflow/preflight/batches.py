@@ -28,6 +28,7 @@ def check_batches(plan: Plan, nodes: Iterable[Node]) -> None:
             batch = value_of(node.settings["verl"], _TRAIN)
             if batch is not None:
                 _require_fits(node, batch, cached, "cached rollouts")
+                _check_warmup_micro_batches(node, batch, gpus)
 
 
 def _check_rl(node: Node, problems: int | None, gpus: int) -> None:
@@ -72,6 +73,26 @@ def _check_rl(node: Node, problems: int | None, gpus: int) -> None:
             key=_MICRO,
             value=micro,
             remedy=f"Choose a divisor of {per_gpu}.",
+        )
+
+
+def _check_warmup_micro_batches(node: Node, batch: int, gpus: int) -> None:
+    key, verl = "data.micro_batch_size_per_gpu", node.settings["verl"]
+    ranks = max(1, gpus // value_of(verl, "engine.ulysses_sequence_parallel_size", 1))
+    if batch % ranks:
+        raise UserError(
+            f"{node.name}: a batch of {batch} rollouts does not divide among {ranks} data-parallel ranks.",
+            key=_TRAIN,
+            value=batch,
+            remedy=f"Choose a multiple of {ranks}.",
+        )
+    micro = value_of(verl, key)
+    if not value_of(verl, "data.use_dynamic_bsz") and micro and batch // ranks % micro:
+        raise UserError(
+            f"{node.name}: the {batch // ranks} rollouts of a rank are not a whole number of micro-batches.",
+            key=key,
+            value=micro,
+            remedy=f"Choose a divisor of {batch // ranks}, or set data.use_dynamic_bsz: true.",
         )
 
 
