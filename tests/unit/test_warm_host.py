@@ -111,7 +111,7 @@ def test_a_client_that_says_nothing_or_half_a_request_blocks_nobody(host):
 
 def test_a_request_in_single_bytes_arrives(host):
     request = {"args": ["-c", "raise SystemExit(5)"], "env": dict(os.environ), "cwd": "/", "fds": []}
-    request |= {"unbuffered": False, "umask": 0o22, "open_files": [256, 256]}
+    request |= {"unbuffered": False, "umask": 0o22, "ignored": [], "open_files": [256, 256]}
     text = json.dumps(request).encode()
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(host.socket))
@@ -140,7 +140,7 @@ def test_a_signal_number_that_does_not_exist_harms_nobody(host):
     (fork,) = pids(process)
     request = json.dumps(
         {"args": ["-c", "import time; time.sleep(1)"], "env": dict(os.environ), "cwd": "/", "fds": []}
-        | {"unbuffered": False, "umask": 0o22, "open_files": [256, 256]}
+        | {"unbuffered": False, "umask": 0o22, "ignored": [], "open_files": [256, 256]}
     ).encode()
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(host.socket))

@@ -82,6 +82,18 @@ def test_an_exception_goes_to_the_programs_own_hook(host):
     assert done.stdout == "hook ZeroDivisionError\n"
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_ignored():
+    """Whatever these tests are started by (nohup, a shell's background job), their processes start undisturbed."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_signals_reach_the_program_and_its_answer_comes_back(host, number):
     code = (
@@ -106,6 +118,20 @@ def test_a_signal_that_is_ignored_stays_ignored(host):
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGHUP)
     assert process.communicate(timeout=10)[0] == "done\n" and process.returncode == 0
+
+
+def test_a_program_may_handle_a_signal_that_it_inherited_as_ignored(host, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import signal, sys, time\nsignal.signal(signal.SIGHUP, lambda *_: sys.exit(42))\n"
+        "print('ready', flush=True)\ntime.sleep(30)"
+    )
+    script = f'trap "" HUP; exec {host.python} {program}'
+    process = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=10) == 42
+    process.stdout.close()
 
 
 def test_descriptors_keep_their_numbers_however_many(host):

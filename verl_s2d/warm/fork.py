@@ -25,7 +25,8 @@ def detach(host: int) -> None:
     die_with_parent(host)
     os.setsid()
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGCHLD, signal.SIGTERM):
+    # What the host was started with (nohup, say) is not what this process was started with.
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -63,6 +64,8 @@ def _become(request: dict[str, Any], interpreter: Path) -> None:
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     os.umask(request["umask"])
+    for number in request["ignored"]:
+        signal.signal(number, signal.SIG_IGN)
     _open_streams(request["unbuffered"])
     added_path = request["env"].get("PYTHONPATH", "")
     os.environ.clear()

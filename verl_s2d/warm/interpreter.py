@@ -77,6 +77,7 @@ def ask(args: list, unbuffered: bool) -> tuple:
             "fds": fds,
             "unbuffered": unbuffered,
             "umask": umask,
+            "ignored": [number for number in FORWARDED if signal.getsignal(number) is signal.SIG_IGN],
             "open_files": resource.getrlimit(resource.RLIMIT_NOFILE),
         }
     ).encode()
@@ -102,9 +103,9 @@ def mirror(host: socket.socket, fds: list) -> None:
         with contextlib.suppress(OSError):
             host.sendall(bytes([number]))
 
+    # Also those that were ignored here: the fork ignores them too, until its program decides otherwise.
     for number in FORWARDED:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, forward)
+        signal.signal(number, forward)
     # The fork holds them now; a pipe kept open here would hide the end of the other side from it.
     for fd in fds:
         os.close(fd)
