@@ -145,3 +145,8 @@ def test_curves_merge_attempts(tmp_path):
     (metrics / "attempt-10.jsonl").write_text('{"step": 3, "data": {"s2d/reverse_kl": 0.2}}\n')
     (curve,) = read_curves([made])
     assert (curve.label, curve.steps, curve.values) == ("opd: reverse KL", [1, 2, 3], [0.5, 0.3, 0.2])
+
+
+def test_a_stage_that_no_verifier_scores_has_no_accuracy_curve(tmp_path):
+    made = stage(tmp_path, "opd", "d", **{"s2d/reverse_kl": [0.4, 0.3], "critic/score/mean": [0.0, 0.0]})
+    assert [curve.panel for curve in read_curves([made | {"seed": 0}])] == ["kl"]

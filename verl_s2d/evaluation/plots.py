@@ -44,7 +44,9 @@ def read_curves(stages: Sequence[Mapping[str, Any]]) -> list[Curve]:
     for stage in stages:
         metrics = _metrics(Path(stage["dir"]))
         name = stage["name"].removesuffix(f" (seed {stage['seed']})")
-        for panel, keys in (("kl", _KL_KEYS), ("accuracy", _ACCURACY_KEYS)):
+        # No verifier scores the rollouts of on-policy distillation; verl logs zeros for them.
+        unscored = any("s2d/reverse_kl" in data for data in metrics.values())
+        for panel, keys in (("kl", _KL_KEYS), ("accuracy", {} if unscored else _ACCURACY_KEYS)):
             for key, what in keys.items():
                 points = [(step, float(data[key])) for step, data in metrics.items() if data.get(key) is not None]
                 if points:
