@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def log_backends(chosen: Any) -> list[str]:
     return backends + [b for b in ("console", "file") if b not in backends]
 
 
-class _VerlTrainer:
+class _VerlTrainer(ABC):
     """What `grpo` and `opd` share."""
 
     semantics = 1
@@ -90,8 +91,9 @@ class _VerlTrainer:
         overrides = merge(chosen, resources, computed, runtime)
         return Command([sys.executable, "-m", "verl.trainer.main_ppo", *hydra_arguments(overrides)], env)
 
+    @abstractmethod
     def _computed(self, node: Node, context: Context) -> Mapping[str, Any]:
-        raise NotImplementedError
+        """Overrides of the one kind."""
 
     def finalize(self, node: Node, directory: Path) -> None:
         checkpoints.hand_off(node, directory, node.settings["steps"])
