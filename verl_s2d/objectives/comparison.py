@@ -1,0 +1,129 @@
+"""Two blocks of logits into divergences, their gradient, and what else the same pass can tell. All elementwise work.
+
+With z the logits, p = softmax(z), S the student, T the teacher, and m = beta p_T + (1 - beta) p_S:
+
+    forward_kl  KL(p_T || p_S)                               d/dz_S = p_S - p_T
+    reverse_kl  KL(p_S || p_T)                               d/dz_S = p_S (log p_S - log p_T - KL(p_S || p_T))
+    jsd         beta KL(p_T || m) + (1 - beta) KL(p_S || m)  d/dz_S = (1 - beta) p_S (log p_S - log m - KL(p_S || m))
+
+and of two results beside them, H(p_S): -p_S (log p_S + H), and log p_S(y): 1[v = y] - p_S.
+Gradients of stages 2a and 2b in arXiv 2605.12483; the generalised JSD is that of GKD (arXiv 2306.13649, eq. 1).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from verl_s2d.objectives.vocabulary import VocabularyShard, WholeVocabulary
+
+_FLOOR = -1e30
+OBJECTIVES = ("forward_kl", "reverse_kl", "jsd")
+
+
+class Comparison(NamedTuple):
+    """Rows of `values` are the fields of divergence.Divergence; the gradient of a row of logits is scale * student."""
+
+    values: torch.Tensor
+    scale: torch.Tensor
+
+
+def compare_(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    ids: torch.Tensor | None,
+    objective: str,
+    beta: float,
+    vocabulary: WholeVocabulary | VocabularyShard,
+    masked: bool,
+) -> Comparison:
+    """Compare two blocks of logits, (rows, ids here), float32 or float64. Overwrites both.
+
+    Args:
+        student: afterwards the gradient of each row's divergence with respect to it, up to `scale`.
+        teacher: afterwards scratch.
+        ids: (rows,) sampled ids counted from the first one held here; the log-probabilities are -inf where nobody
+            holds the id. None when not wanted.
+        objective: one of OBJECTIVES, or student_entropy or student_log_prob for the gradient of these.
+        beta: of jsd.
+        vocabulary: what is held here.
+        masked: logits may be -inf.
+
+    Returns:
+        values, (6, rows), and scale, (rows,).
+    """
+    # Subtracting the maximum first leaves the ids that carry the mass near zero, where float32 is exact: logits of
+    # 1e4 then lose nothing.
+    top = vocabulary.maximum(torch.stack((student.amax(-1), teacher.amax(-1)))).unsqueeze(-1)
+    student.sub_(top[0])
+    teacher.sub_(top[1])
+    if masked:
+        # 0 * log 0 is 0, which -inf would make NaN.
+        student.clamp_(min=_FLOOR)
+        teacher.clamp_(min=_FLOOR)
+    p_s, p_t = student.exp(), teacher.exp()
+    best = teacher.argmax(-1, keepdim=True)
+    agree = (teacher.gather(1, best) == 0) & (student.gather(1, best) == 0)
+    parts = [p_s.sum(-1), p_t.sum(-1), _dot(p_s, student), _dot(p_t, teacher), agree.squeeze(-1).to(student.dtype)]
+    if ids is not None:
+        parts += _at(ids, student, teacher)
+    if objective == "forward_kl":
+        parts.append(_dot(p_t, student))
+    elif objective == "reverse_kl":
+        parts.append(_dot(p_s, torch.sub(student, teacher, out=teacher)))
+    sums = vocabulary.total(torch.stack(parts))
+    sum_s, sum_t, energy_s, energy_t = sums[0], sums[1], sums[2] / sums[0], sums[3] / sums[1]
+    log_s, log_t = sum_s.log(), sum_t.log()
+    scale = sum_s.reciprocal()
+    if objective == "forward_kl":
+        divergence = energy_t - sums[-1] / sum_t + log_s - log_t
+        torch.addcmul(p_s, p_t, (-sum_s / sum_t).unsqueeze(-1), out=student)
+    elif objective == "reverse_kl":
+        mean = sums[-1] / sum_s
+        divergence = mean - log_s + log_t
+        torch.mul(p_s, teacher.sub_(mean.unsqueeze(-1)), out=student)
+    elif objective == "jsd":
+        mixture = torch.logaddexp(
+            teacher - (log_t - math.log(beta)).unsqueeze(-1), student - (log_s - math.log1p(-beta)).unsqueeze(-1)
+        )
+        student.sub_(mixture).sub_(log_s.unsqueeze(-1))
+        teacher.sub_(mixture).sub_(log_t.unsqueeze(-1))
+        kl_s, kl_t = vocabulary.total(torch.stack((_dot(p_s, student) * scale, _dot(p_t, teacher) / sum_t)))
+        divergence = beta * kl_t + (1 - beta) * kl_s
+        student.sub_(kl_s.unsqueeze(-1)).mul_(p_s)
+        scale = scale * (1 - beta)
+    elif objective == "student_entropy":
+        divergence = torch.zeros_like(log_s)
+        student.sub_(energy_s.unsqueeze(-1)).mul_(p_s).neg_()
+    else:
+        divergence = torch.zeros_like(log_s)
+        torch.neg(p_s, out=student)
+        here, position = _position(ids, student)
+        student.scatter_add_(1, position, (here * sum_s).unsqueeze(-1))
+    if ids is None:
+        sampled = [torch.full_like(log_s, math.nan)] * 2
+    else:
+        nobody = sums[7] == 0
+        sampled = [(sums[5] - log_s).masked_fill(nobody, -math.inf), (sums[6] - log_t).masked_fill(nobody, -math.inf)]
+    # Rounding alone can take a divergence below zero.
+    values = (divergence.clamp(min=0), log_s - energy_s, log_t - energy_t, sums[4], *sampled)
+    return Comparison(torch.stack(values), scale)
+
+
+def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.vecdot(a, b)
+
+
+def _at(ids: torch.Tensor, student: torch.Tensor, teacher: torch.Tensor) -> list[torch.Tensor]:
+    """Shifted logits of the sampled ids on both sides, and how many hold them: 0 or 1 here."""
+    here, position = _position(ids, student)
+    found = [torch.where(here, block.gather(1, position).squeeze(-1), 0.0) for block in (student, teacher)]
+    return [*found, here.to(student.dtype)]
+
+
+def _position(ids: torch.Tensor, block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which ids are held here, (rows,), and their columns, (rows, 1)."""
+    here = (ids >= 0) & (ids < block.shape[1])
+    return here, torch.where(here, ids, 0).unsqueeze(-1)

@@ -1,0 +1,148 @@
+"""The divergence as autograd sees it. Both functions save their inputs; neither saves a logits tensor it made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from verl_s2d.objectives.logits import GivenLogits, LinearLogits
+from verl_s2d.objectives.sweep import Gradients, Settings, compare_rows, linear_gradients, logits_gradient_
+
+# Places of the differentiable results beside the divergence itself, with their name in `comparison`.
+_BESIDE = {1: "student_entropy", 4: "student_log_prob"}
+
+
+class _Divergence(torch.autograd.Function):
+    """apply(student, teacher, rows, ids, hint, settings, *tensors of student, *tensors of teacher) -> six (tokens,)."""
+
+    @staticmethod
+    def _begin(ctx, student, teacher, rows, ids, hint, settings, tensors) -> None:
+        ctx.save_for_backward(rows, ids, hint, *tensors)
+        ctx.rebuild = (student.rebuild, teacher.rebuild)
+        ctx.split, ctx.settings = len(student.tensors), settings
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def _again(ctx) -> tuple[GivenLogits | LinearLogits, GivenLogits | LinearLogits]:
+        """Student and teacher on the saved tensors."""
+        tensors = ctx.saved_tensors[3:]
+        student, teacher = ctx.rebuild
+        return student(*tensors[: ctx.split]), teacher(*tensors[ctx.split :])
+
+    @staticmethod
+    def _spread(ctx, values: torch.Tensor, rows: torch.Tensor, tokens: int, ids: torch.Tensor | None):
+        """Values of rows as values of all tokens."""
+        results = values.new_zeros(len(values), tokens)
+        if ids is None:
+            results[-2:] = float("nan")
+        results[:, rows] = values
+        results = tuple(row.clone() for row in results)
+        differentiable = (0, *(_BESIDE if ids is not None else (1,)))
+        ctx.mark_non_differentiable(*(row for place, row in enumerate(results) if place not in differentiable))
+        return results
+
+    @staticmethod
+    def _beside(ctx, upstream: tuple) -> Iterator[tuple[Settings, torch.Tensor]]:
+        """What else is to be differentiated, with the weight of each row."""
+        rows = ctx.saved_tensors[0]
+        for place, name in _BESIDE.items():
+            if upstream[place] is not None:
+                yield replace(ctx.settings, objective=name), upstream[place][rows]
+
+
+class GivenDivergence(_Divergence):
+    """From logits that exist: backward compares them again, chunk by chunk."""
+
+    @staticmethod
+    def forward(ctx, student, teacher, rows, ids, hint, settings, *tensors):
+        _Divergence._begin(ctx, student, teacher, rows, ids, hint, settings, tensors)
+        return _Divergence._spread(ctx, compare_rows(student, teacher, rows, ids, settings), rows, student.tokens, ids)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *upstream):
+        student, teacher = _Divergence._again(ctx)
+        rows, ids = ctx.saved_tensors[:2]
+        gradient = torch.zeros_like(student.logits)
+        if upstream[0] is not None:
+            logits_gradient_(gradient, student, teacher, rows, None, upstream[0][rows], ctx.settings)
+        for settings, weights in _Divergence._beside(ctx, upstream):
+            logits_gradient_(gradient, student, teacher, rows, ids, weights, settings)
+        return *(None,) * 6, gradient, *(None for _ in teacher.tensors)
+
+
+class LinearDivergence(_Divergence):
+    """From hidden states and a head. With a hint, forward makes the gradients and backward has only to scale them.
+
+    The gradient of sum_i w_i D_i is linear in w: each token's own gradient to its hidden state is kept unweighted, so
+    it serves any w; the head's is accumulated with the hint, and tokens whose w is not the hint's add their difference.
+    """
+
+    @staticmethod
+    def forward(ctx, student, teacher, rows, ids, hint, settings, *tensors):
+        _Divergence._begin(ctx, student, teacher, rows, ids, hint, settings, tensors)
+        wants = ctx.needs_input_grad[6:9]
+        ctx.made = None
+        if hint is None or not any(wants):
+            values = compare_rows(student, teacher, rows, ids, settings)
+        else:
+            values, ctx.made = linear_gradients(student, teacher, rows, ids, hint, settings, wants=wants)
+        return _Divergence._spread(ctx, values, rows, student.tokens, ids)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *upstream):
+        student, teacher = _Divergence._again(ctx)
+        rows, ids, hint = ctx.saved_tensors[:3]
+        wants = ctx.needs_input_grad[6:9]
+        gradients = [None, None, None]
+        if upstream[0] is not None:
+            weights = upstream[0][rows]
+            made, ctx.made = ctx.made, None
+            if made is None:
+                _, made = linear_gradients(student, teacher, rows, None, weights, ctx.settings, wants=wants)
+            else:
+                # The head's gradient is handed over, not copied: a second backward through a kept graph makes it again.
+                _weigh_again(made, hint, weights, student, teacher, rows, ctx.settings, wants)
+            gradients = [None if made.hidden is None else made.hidden * weights.unsqueeze(-1), made.head, made.bias]
+        for settings, weights in _Divergence._beside(ctx, upstream):
+            _, more = linear_gradients(student, teacher, rows, ids, weights, settings, wants=wants)
+            more = [None if more.hidden is None else more.hidden * weights.unsqueeze(-1), more.head, more.bias]
+            gradients = [b if a is None else a + b for a, b in zip(gradients, more, strict=True)]
+        if gradients[0] is not None:
+            gradients[0] = torch.zeros_like(student.hidden).index_copy_(0, rows, gradients[0].to(student.hidden.dtype))
+        gradients[1:] = [g if g is None else g.to(t.dtype) for g, t in zip(gradients[1:], student.tensors[1:])]
+        return *(None,) * 6, *gradients, *(None for _ in teacher.tensors)
+
+
+def _weigh_again(
+    made: Gradients,
+    hint: torch.Tensor,
+    weights: torch.Tensor,
+    student: LinearLogits,
+    teacher: GivenLogits | LinearLogits,
+    rows: torch.Tensor,
+    settings: Settings,
+    wants: tuple[bool, bool, bool],
+) -> None:
+    """Turn head and bias gradients made with the hint into those of the weights, in place."""
+    known = hint != 0
+    if not (wants[1] or wants[2]) or not bool(known.any()):
+        factor = hint.new_ones(())
+    else:
+        factor = (weights[known] / hint[known]).median()
+    totals = [total for total in made[1:] if total is not None]
+    if factor != 1:
+        for total in totals:
+            total *= factor
+    difference = weights - factor * hint
+    missed = difference.abs() > 8 * torch.finfo(hint.dtype).eps * (factor * hint).abs()
+    if totals and bool(missed.any()):
+        _, more = linear_gradients(
+            student, teacher, rows[missed], None, difference[missed], settings, wants=(False, *wants[1:])
+        )
+        for total, part in zip(totals, (part for part in more if part is not None), strict=True):
+            total += part

@@ -1,0 +1,132 @@
+"""Exact full-vocabulary divergence of a student from a teacher, per token, without the logits ever existing as a whole.
+
+Stages 2a (forward KL on teacher rollouts) and 2b (reverse KL on student rollouts) of arXiv 2605.12483; formulas in
+`comparison`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from verl_s2d.objectives.comparison import OBJECTIVES
+from verl_s2d.objectives.differentiable import GivenDivergence, LinearDivergence
+from verl_s2d.objectives.logits import GivenLogits, LinearLogits
+from verl_s2d.objectives.sweep import Settings
+from verl_s2d.objectives.vocabulary import VocabularyShard, WholeVocabulary
+
+
+class Divergence(NamedTuple):
+    """Per-token results, each (tokens,), float32 or of float64 inputs float64; zero where the mask is.
+
+    `divergence`, `student_entropy` and `student_log_prob` carry gradients to the student, the last two at the price of
+    another pass over the tokens; nothing carries one to the teacher.
+
+    Attributes:
+        divergence: the objective's value, nats.
+        student_entropy, teacher_entropy: nats.
+        top1_agreement: 1 where both put the most mass on the same id.
+        student_log_prob, teacher_log_prob: of the sampled id; NaN everywhere when no ids were given.
+    """
+
+    divergence: torch.Tensor
+    student_entropy: torch.Tensor
+    teacher_entropy: torch.Tensor
+    top1_agreement: torch.Tensor
+    student_log_prob: torch.Tensor
+    teacher_log_prob: torch.Tensor
+
+
+def divergence(
+    student: torch.Tensor | LinearLogits,
+    teacher: torch.Tensor | LinearLogits,
+    *,
+    objective: str = "forward_kl",
+    beta: float = 0.5,
+    mask: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
+    sampled_ids: torch.Tensor | None = None,
+    vocab_size: int | None = None,
+    chunk_tokens: int | None = None,
+    shard: VocabularyShard | None = None,
+) -> Divergence:
+    """Divergence of each token's two next-token distributions over the full vocabulary.
+
+    With `LinearLogits` neither forward nor backward holds more than two (chunk_tokens, V) tensors and a block of
+    scratch, whatever the number of tokens.
+
+    Args:
+        student: logits (tokens, V_s), or LinearLogits, whose hidden states, head and bias get gradients where they
+            ask for them (a frozen head costs nothing).
+        teacher: logits (tokens, V_t), or LinearLogits; constant.
+        objective: forward_kl, reverse_kl or jsd.
+        beta: of jsd, between 0 and 1: 0 tends to beta * forward KL, 1 to (1 - beta) * reverse KL.
+        mask: (tokens,), nonzero on tokens wanted. The others are left out of every product; their results and
+            gradients are zero. Where weights are nonzero when None, everywhere when both are.
+        weights: (tokens,), what each token's divergence will be multiplied with in the loss, up to one constant:
+            mask times token weight over the number of tokens, say. Gradients are then made in the forward pass, with
+            no second computation of the logits. A hint only: gradients are exact for whatever comes back, tokens
+            whose gradient differs from the hint are computed again. Only LinearLogits profit.
+        sampled_ids: (tokens,) int64, ids whose log-probabilities to return.
+        vocab_size: real size of the shared vocabulary; ids from there on have probability zero on both sides.
+            min(V_s, V_t) when None.
+        chunk_tokens: tokens worked on at a time; 256 on a CPU and 1024 elsewhere when None.
+        shard: with logits or heads that a tensor-parallel group divides by ids: this rank's part. Results and hidden
+            states' gradients are the same on every rank; V_s and V_t are the sizes held here, and vocab_size, the
+            whole vocabulary's, is then needed.
+
+    Raises:
+        ValueError: shapes, objective, beta, vocab_size or chunk_tokens that make no sense together.
+    """
+    student, teacher = _as_logits(student), _as_logits(teacher)
+    columns = _check(student, teacher, objective, beta, vocab_size, shard)
+    for name, given in (("mask", mask), ("weights", weights), ("sampled_ids", sampled_ids)):
+        if given is not None and given.shape != (student.tokens,):
+            raise ValueError(f"{name} of shape {tuple(given.shape)} for {student.tokens} tokens")
+    if chunk_tokens is None:
+        chunk_tokens = 256 if student.device.type == "cpu" else 1024
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens {chunk_tokens} is not positive")
+    settings = Settings(objective, beta, columns, chunk_tokens, shard or WholeVocabulary())
+    if mask is None and weights is not None:
+        mask = weights != 0
+    if mask is None:
+        rows = torch.arange(student.tokens, device=student.device)
+    else:
+        rows = mask.to(student.device).nonzero().squeeze(-1)
+    ids = None if sampled_ids is None else sampled_ids.to(student.device)[rows].long()
+    hint = None if weights is None else weights.detach().to(student.device)[rows].to(student.dtype)
+    frozen = [None if tensor is None else tensor.detach() for tensor in teacher.tensors]
+    function = LinearDivergence if isinstance(student, LinearLogits) else GivenDivergence
+    return Divergence(*function.apply(student, teacher, rows, ids, hint, settings, *student.tensors, *frozen))
+
+
+def _as_logits(logits: torch.Tensor | LinearLogits) -> GivenLogits | LinearLogits:
+    return GivenLogits(logits) if isinstance(logits, torch.Tensor) else logits
+
+
+def _check(student, teacher, objective, beta, vocab_size, shard) -> int:
+    """How many of the real ids are held here."""
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective {objective!r} is none of {OBJECTIVES}")
+    if objective == "jsd" and not 0 < beta < 1:
+        raise ValueError(f"beta {beta} of jsd is not between 0 and 1; at the ends use reverse_kl or forward_kl")
+    if student.tokens != teacher.tokens:
+        raise ValueError(f"student has {student.tokens} tokens, teacher {teacher.tokens}")
+    held = min(student.vocab_size, teacher.vocab_size)
+    if shard is None:
+        if vocab_size is None:
+            return held
+        if not 1 <= vocab_size <= held:
+            raise ValueError(f"vocab_size {vocab_size} is not between 1 and the models' {held}")
+        return vocab_size
+    if vocab_size is None:
+        raise ValueError("vocab_size, the whole vocabulary's, is needed with a shard of it")
+    columns = max(0, min(vocab_size - shard.first, student.vocab_size))
+    if columns > teacher.vocab_size:
+        raise ValueError(
+            f"the student's shard has {columns} ids from {shard.first} on, the teacher's {teacher.vocab_size}: "
+            "pad both heads to the same vocabulary"
+        )
+    return columns

@@ -1,0 +1,116 @@
+"""Where logits come from: a tensor that exists, or hidden states and a head whose product never exists as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from verl_s2d.objectives.gemm import logits_of, wide
+
+
+@dataclass(frozen=True)
+class LinearLogits:
+    """softcap(hidden @ head.T + bias) / temperature, computed a chunk of tokens at a time.
+
+    Attributes:
+        hidden: (tokens, H).
+        head: (V, H), the output embedding's weight.
+        bias: (V,), or None.
+        softcap: z -> softcap tanh(z / softcap) after the bias, as in Gemma; None for none.
+        temperature: divides the logits.
+
+    Raises:
+        ValueError: the widths of hidden and head differ, or softcap or temperature is not positive.
+    """
+
+    hidden: torch.Tensor
+    head: torch.Tensor
+    bias: torch.Tensor | None = None
+    softcap: float | None = None
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.hidden.shape[-1] != self.head.shape[-1]:
+            raise ValueError(f"hidden states of width {self.hidden.shape[-1]}, head of width {self.head.shape[-1]}")
+        if (self.softcap is not None and self.softcap <= 0) or self.temperature <= 0:
+            raise ValueError(f"softcap {self.softcap} and temperature {self.temperature} must be positive")
+
+    @property
+    def tokens(self) -> int:
+        return self.hidden.shape[0]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.head.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return wide(self.hidden.dtype)
+
+    @property
+    def device(self) -> torch.device:
+        return self.hidden.device
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor | None, ...]:
+        return self.hidden, self.head, self.bias
+
+    @property
+    def rebuild(self) -> Callable[..., LinearLogits]:
+        """tensors -> the same on them; holds none of this one's."""
+        return partial(LinearLogits, softcap=self.softcap, temperature=self.temperature)
+
+    def write(self, rows: torch.Tensor | slice, out: torch.Tensor) -> torch.Tensor:
+        """Write the logits of these tokens and of the first out.shape[1] ids into out, (len(rows), ids)."""
+        vocab_size = out.shape[1]
+        logits_of(self.hidden[rows], self.head[:vocab_size], out)
+        if self.bias is not None:
+            out += self.bias[:vocab_size]
+        if self.softcap is not None:
+            out.div_(self.softcap).tanh_().mul_(self.softcap)
+        return out if self.temperature == 1 else out.div_(self.temperature)
+
+    def slope(self, logits: torch.Tensor) -> torch.Tensor:
+        """d logits / d (hidden @ head.T + bias) times temperature, of logits that `write` gave."""
+        return 1 - (logits * (self.temperature / self.softcap)).square_()
+
+
+@dataclass(frozen=True)
+class GivenLogits:
+    """Logits that an engine has already made: (tokens, V), any float dtype, -inf allowed."""
+
+    logits: torch.Tensor
+
+    softcap = None
+    temperature = 1.0
+
+    @property
+    def tokens(self) -> int:
+        return self.logits.shape[0]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.logits.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return wide(self.logits.dtype)
+
+    @property
+    def device(self) -> torch.device:
+        return self.logits.device
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor | None, ...]:
+        return (self.logits,)
+
+    @property
+    def rebuild(self) -> Callable[..., GivenLogits]:
+        return GivenLogits
+
+    def write(self, rows: torch.Tensor | slice, out: torch.Tensor) -> torch.Tensor:
+        """Write the logits of these tokens and of the first out.shape[1] ids into out, (len(rows), ids)."""
+        return out.copy_(self.logits[rows, : out.shape[1]])

@@ -1,0 +1,150 @@
+"""One pass over the tokens, a chunk at a time: logits of both sides, their comparison, and the student's gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from verl_s2d.objectives.comparison import compare_
+from verl_s2d.objectives.gemm import add_head_gradient, hidden_gradient
+from verl_s2d.objectives.logits import GivenLogits, LinearLogits
+from verl_s2d.objectives.vocabulary import VocabularyShard, WholeVocabulary
+
+# Blocks of the elementwise work on a CPU: four of them, the two of logits and two of probabilities, fit a core's cache.
+_BLOCK_ELEMENTS = 1 << 17
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a pass computes. `columns` is the number of real ids held here."""
+
+    objective: str
+    beta: float
+    columns: int
+    chunk_tokens: int
+    vocabulary: WholeVocabulary | VocabularyShard
+
+
+class Gradients(NamedTuple):
+    """Of each row's own divergence to its hidden state, (rows, H); of the weighted sum to head (V, H) and bias (V,)."""
+
+    hidden: torch.Tensor | None
+    head: torch.Tensor | None
+    bias: torch.Tensor | None
+
+
+def compare_rows(
+    student: GivenLogits | LinearLogits,
+    teacher: GivenLogits | LinearLogits,
+    rows: torch.Tensor,
+    ids: torch.Tensor | None,
+    settings: Settings,
+) -> torch.Tensor:
+    """(6, len(rows)) values of divergence.Divergence."""
+    values = _empty_values(student, teacher, rows)
+    for part, block in _chunks(student, teacher, rows, settings):
+        for piece in _pieces(block[0], settings):
+            result = _compare(block, piece, part, ids, settings, student, teacher)
+            values[:, part][:, piece] = result.values
+    return values
+
+
+def linear_gradients(
+    student: LinearLogits,
+    teacher: GivenLogits | LinearLogits,
+    rows: torch.Tensor,
+    ids: torch.Tensor | None,
+    weights: torch.Tensor,
+    settings: Settings,
+    *,
+    wants: tuple[bool, bool, bool],
+) -> tuple[torch.Tensor, Gradients]:
+    """Values and, in the same pass, the wanted gradients to (hidden, head, bias); weights is (len(rows),)."""
+    values = _empty_values(student, teacher, rows)
+    dtype, device = values.dtype, values.device
+    wants_hidden, wants_head, wants_bias = wants
+    by_hidden = torch.empty(len(rows), student.hidden.shape[1], dtype=dtype, device=device) if wants_hidden else None
+    by_head = torch.zeros(student.head.shape, dtype=dtype, device=device) if wants_head else None
+    by_bias = torch.zeros(student.vocab_size, dtype=dtype, device=device) if wants_bias else None
+    columns = settings.columns
+    for part, block in _chunks(student, teacher, rows, settings):
+        gradient = block[0]
+        scale = gradient.new_empty(len(gradient))
+        for piece in _pieces(gradient, settings):
+            slope = None if student.softcap is None else student.slope(gradient[piece])
+            result = _compare(block, piece, part, ids, settings, student, teacher)
+            values[:, part][:, piece] = result.values
+            scale[piece] = result.scale
+            if slope is not None:
+                gradient[piece] *= slope
+        gradient, scale = gradient[:, :columns], scale.unsqueeze(-1) / student.temperature
+        weighted = scale * weights[part].unsqueeze(-1)
+        if by_hidden is not None:
+            by_hidden[part] = settings.vocabulary.total(hidden_gradient(gradient, student.head[:columns]) * scale)
+        if by_head is not None:
+            hidden = student.hidden[rows[part]] * weighted
+            add_head_gradient(by_head[:columns], gradient, hidden, student.head.dtype)
+        if by_bias is not None:
+            by_bias[:columns] += (gradient.T @ weighted).squeeze(-1)
+    return values, Gradients(by_hidden, by_head, by_bias)
+
+
+def logits_gradient_(
+    out: torch.Tensor,
+    student: GivenLogits,
+    teacher: GivenLogits | LinearLogits,
+    rows: torch.Tensor,
+    ids: torch.Tensor | None,
+    weights: torch.Tensor,
+    settings: Settings,
+) -> None:
+    """Add the weighted gradient to the student's logits to these rows of out, (tokens, V)."""
+    for part, block in _chunks(student, teacher, rows, settings):
+        for piece in _pieces(block[0], settings):
+            result = _compare(block, piece, part, ids, settings, student, teacher)
+            block[0][piece] *= (result.scale * weights[part][piece]).unsqueeze(-1)
+        out[rows[part], : settings.columns] += block[0][:, : settings.columns].to(out.dtype)
+
+
+def _chunks(student, teacher, rows, settings):
+    """Each chunk's slice of rows with (2, tokens, columns) logits: the student's and the teacher's, in one buffer."""
+    size = max(1, min(settings.chunk_tokens, len(rows)))
+    # A shard of nothing but padding still takes part in the reductions, with one id that has no mass.
+    columns = max(1, settings.columns)
+    buffer = torch.empty(2, size, columns, dtype=_dtype(student, teacher), device=student.device)
+    for begin in range(0, len(rows), size):
+        part = slice(begin, min(begin + size, len(rows)))
+        block = buffer[:, : part.stop - part.start]
+        for side, logits in zip((student, teacher), block, strict=True):
+            if settings.columns:
+                side.write(rows[part], logits)
+            else:
+                logits.fill_(float("-inf"))
+        yield part, block
+
+
+def _pieces(logits: torch.Tensor, settings: Settings) -> list[slice]:
+    """Blocks of rows for the elementwise work: small where a cache is to be used, whole where ranks must meet."""
+    rows, columns = logits.shape
+    size = rows
+    if not logits.is_cuda and not settings.vocabulary.parallel:
+        size = max(1, _BLOCK_ELEMENTS * torch.get_num_threads() // columns)
+    return [slice(begin, min(begin + size, rows)) for begin in range(0, rows, size)]
+
+
+def _compare(block, piece, part, ids, settings, student, teacher):
+    here = None if ids is None else ids[part][piece] - settings.vocabulary.first
+    masked = settings.columns == 0 or isinstance(student, GivenLogits) or isinstance(teacher, GivenLogits)
+    return compare_(
+        block[0][piece], block[1][piece], here, settings.objective, settings.beta, settings.vocabulary, masked
+    )
+
+
+def _dtype(student, teacher) -> torch.dtype:
+    return torch.promote_types(student.dtype, teacher.dtype)
+
+
+def _empty_values(student, teacher, rows) -> torch.Tensor:
+    return torch.empty(6, len(rows), dtype=_dtype(student, teacher), device=student.device)
