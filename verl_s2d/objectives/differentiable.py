@@ -114,7 +114,9 @@ class LinearDivergence(_Divergence):
             gradients = [b if a is None else a + b for a, b in zip(gradients, more, strict=True)]
         if gradients[0] is not None:
             gradients[0] = torch.zeros_like(student.hidden).index_copy_(0, rows, gradients[0].to(student.hidden.dtype))
-        gradients[1:] = [g if g is None else g.to(t.dtype) for g, t in zip(gradients[1:], student.tensors[1:])]
+        gradients[1:] = [
+            g if g is None else g.to(t.dtype) for g, t in zip(gradients[1:], student.tensors[1:], strict=True)
+        ]
         return *(None,) * 6, *gradients, *(None for _ in teacher.tensors)
 
 

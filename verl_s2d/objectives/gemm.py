@@ -40,9 +40,7 @@ def hidden_gradient(gradient: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def add_head_gradient(
-    total: torch.Tensor, gradient: torch.Tensor, hidden: torch.Tensor, operands: torch.dtype
-) -> None:
+def add_head_gradient(total: torch.Tensor, gradient: torch.Tensor, hidden: torch.Tensor, operands: torch.dtype) -> None:
     """total += gradient.T @ hidden; (V, H), (tokens, V), (tokens, H), all in float32 or float64.
 
     On CUDA the product is taken of operands in the given low-precision dtype.
