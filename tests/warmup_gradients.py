@@ -19,7 +19,7 @@ from verl.utils.dataset.dataset_utils import SFTTensorCollator
 from verl.workers.engine_workers import TrainingWorkerConfig
 
 import verl_s2d.config
-from verl_s2d.training.warmup_checks import check_cache
+from verl_s2d.training.warmup_checks import check_cache, warmup_objective
 from verl_s2d.training.warmup_data import CachedRollouts
 from verl_s2d.training.warmup_worker import WarmupWorker
 
@@ -39,6 +39,7 @@ def main(student: str, teacher: str, cache: str, out: str, *overrides: str) -> N
                 "optim.clip_grad=1e9",
                 "optim.lr=1e-3",
                 "trainer.logger=[]",
+                "s2d.chunk_tokens=3",
                 *overrides,
             ],
         )
@@ -54,8 +55,8 @@ def main(student: str, teacher: str, cache: str, out: str, *overrides: str) -> N
         ),
         teacher_path=teacher,
         trust_remote_code=False,
-        vocab_size=check_cache(config, model, rollouts),
-        chunk=3,
+        objective=warmup_objective(config, check_cache(config, model, rollouts)),
+        skip_limit=config.s2d.skip_limit,
     )
     worker.reset()
     gradients: dict[str, torch.Tensor] = {}

@@ -22,6 +22,11 @@ CASES = {
     "micro-batches of two": (1, ["data.micro_batch_size_per_gpu=2"]),
     "micro-batches by tokens": (1, ["data.use_dynamic_bsz=true", "data.max_token_len_per_gpu=24"]),
     "padded": (1, ["data.micro_batch_size_per_gpu=4", "model.use_remove_padding=false"]),
+    "padded, from logits": (
+        1,
+        ["data.micro_batch_size_per_gpu=4", "model.use_remove_padding=false", "s2d.materialise_logits=true"],
+    ),
+    "from logits": (1, ["data.micro_batch_size_per_gpu=2", "s2d.materialise_logits=true"]),
     "two data-parallel ranks": (2, ["data.micro_batch_size_per_gpu=2"]),
 }
 

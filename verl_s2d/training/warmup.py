@@ -24,7 +24,7 @@ from verl.workers.engine_workers import TrainingWorkerConfig
 
 from verl_s2d.errors import UserError
 from verl_s2d.training.ray_cluster import join_ray, require_places
-from verl_s2d.training.warmup_checks import check_cache, check_models, check_settings
+from verl_s2d.training.warmup_checks import check_cache, check_models, check_settings, warmup_objective
 from verl_s2d.training.warmup_data import CachedRollouts, ShuffledPasses
 from verl_s2d.training.warmup_worker import WarmupWorker
 
@@ -48,7 +48,8 @@ class WarmupTrainer(SFTTrainer):
 
     def _build_dataset(self) -> None:
         self.train_dataset, self.val_dataset = CachedRollouts(self.config.data.train_files), None
-        self.vocab_size = check_cache(self.config, self.model_config, self.train_dataset)
+        vocab_size = check_cache(self.config, self.model_config, self.train_dataset)
+        self.objective = warmup_objective(self.config, vocab_size)
 
     def _build_dataloader(self) -> None:
         """One epoch as long as training, so that a resumed loader continues at the exact batch."""
@@ -99,8 +100,8 @@ class WarmupTrainer(SFTTrainer):
                 config=worker_config,
                 teacher_path=config.s2d.teacher.path,
                 trust_remote_code=config.s2d.teacher.trust_remote_code,
-                vocab_size=self.vocab_size,
-                chunk=config.s2d.chunk_tokens,
+                objective=self.objective,
+                skip_limit=config.s2d.skip_limit,
             ),
             device_name=config.trainer.device,
         )

@@ -9,6 +9,7 @@ from transformers import AutoConfig
 from verl.workers.config import HFModelConfig
 
 from verl_s2d.errors import UserError
+from verl_s2d.training.full_vocabulary import Objective
 from verl_s2d.training.model_pair import check_tokens
 from verl_s2d.training.warmup_data import CachedRollouts
 
@@ -17,7 +18,7 @@ _POSITIVE = (
     "data.train_batch_size",
     "data.micro_batch_size_per_gpu",
     "data.max_token_len_per_gpu",
-    "s2d.chunk_tokens",
+    "s2d.skip_limit",
     "trainer.total_epochs",
     "trainer.n_gpus_per_node",
     "trainer.nnodes",
@@ -60,8 +61,16 @@ def check_settings(config: DictConfig) -> None:
     )
     for key in _POSITIVE:
         _require_positive(config, key)
-    if config.trainer.total_training_steps is not None:
-        _require_positive(config, "trainer.total_training_steps")
+    for key in ("trainer.total_training_steps", "s2d.chunk_tokens"):
+        if OmegaConf.select(config, key) is not None:
+            _require_positive(config, key)
+    _require(
+        isinstance(config.s2d.materialise_logits, bool),
+        "not a yes or no",
+        "s2d.materialise_logits",
+        config.s2d.materialise_logits,
+        "set it to true or false",
+    )
     frequency = config.trainer.save_freq
     _require(
         frequency == "after_each_epoch" or (isinstance(frequency, int) and frequency != 0),
@@ -124,6 +133,16 @@ def _check_batches(config: DictConfig) -> None:
         "data.micro_batch_size_per_gpu",
         micro,
         f"choose a divisor of {batch // ranks}, or set data.use_dynamic_bsz=True",
+    )
+
+
+def warmup_objective(config: DictConfig, vocab_size: int) -> Objective:
+    """The objective that the settings name, over a shared vocabulary of this real size."""
+    return Objective(
+        config.s2d.objective,
+        vocab_size,
+        chunk_tokens=config.s2d.chunk_tokens,
+        materialise_logits=config.s2d.materialise_logits,
     )
 
 

@@ -1,0 +1,53 @@
+"""A teacher in a forward-only engine, asked about one micro-batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, TypeVar
+
+import torch
+from tensordict import TensorDict
+from verl.workers.engine import BaseEngine
+
+from verl_s2d.objectives.logits import LinearLogits
+from verl_s2d.training.head_seam import HeadSeam
+
+T = TypeVar("T")
+
+
+class FrozenTeacher:
+    """Hands the teacher's logits to a function where they exist: in its forward pass, in the student's own layout.
+
+    The same packing and the same slice of a parallel sequence, because it is the same micro-batch in the same engine.
+
+    Args:
+        engine: a forward-only engine, initialised.
+        linear: hand over hidden states and head, and never make the logits.
+    """
+
+    def __init__(self, engine: BaseEngine, *, linear: bool):
+        self._engine = engine
+        self._seam = HeadSeam(engine.module) if linear else None
+
+    def consult(self, micro_batch: TensorDict, use: Callable[[torch.Tensor | LinearLogits], T]) -> T:
+        """use(teacher) of a micro-batch; teacher is (tokens, V_t) logits, or LinearLogits of as many tokens.
+
+        Logits given as a tensor have been divided by the micro-batch's temperature; LinearLogits have not.
+        """
+        answers: list[T] = []
+
+        def at_head(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+            answers.append(use(LinearLogits(hidden.flatten(0, 1), weight, bias)))
+            return hidden.new_zeros(*hidden.shape[:2], 1)
+
+        def processor(student_logits: torch.Tensor | None = None, model_output: Any = None, **_: Any):
+            if student_logits is None:
+                return torch.zeros(()), {}
+            if self._seam is None:
+                answers.append(use(student_logits.squeeze(0)))
+            return {}
+
+        with torch.no_grad(), nullcontext() if self._seam is None else self._seam.using(at_head):
+            self._engine.forward_step(micro_batch, loss_function=processor, forward_only=True)
+        return answers[0]

@@ -1,0 +1,188 @@
+"""The exact full-vocabulary objectives as a loss function of verl's engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from verl.utils import tensordict_utils as tu
+from verl.utils.metric import AggregationType, Metric
+from verl.workers.engine import BaseEngine
+
+from verl_s2d.errors import UserError
+from verl_s2d.objectives.divergence import Divergence, divergence
+from verl_s2d.objectives.logits import LinearLogits
+from verl_s2d.training.frozen_teacher import FrozenTeacher
+from verl_s2d.training.head_seam import HeadSeam, has_plain_head
+from verl_s2d.training.token_layout import in_logits_layout, next_tokens
+
+Aggregate = Callable[[torch.Tensor, TensorDict], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised: see objectives.divergence.
+
+    Attributes:
+        name: forward_kl, reverse_kl or jsd.
+        beta: of jsd.
+        vocab_size: real size of the shared vocabulary.
+        chunk_tokens: tokens worked on at a time; None for a default.
+        materialise_logits: let the engine make the student's logits instead of working from hidden states and head.
+    """
+
+    name: str
+    vocab_size: int
+    beta: float = 0.5
+    chunk_tokens: int | None = None
+    materialise_logits: bool = False
+
+
+class FullVocabularyLoss:
+    """Divergence of the student from the teacher over the whole vocabulary, in the calls that verl's engines make.
+
+    An engine runs a micro-batch's forward pass, shows the loss what the model made of each token, and then asks for
+    the scalar. Here the divergence is computed at the output embedding: the model's "logits" are then already its
+    per-token results, and no logits exist. With materialise_logits, or a model that does more to its logits than a
+    matrix product, it is computed from the logits that the engine shows.
+
+    Args:
+        objective: what to minimise.
+        student, teacher: engines, initialised; the teacher's is forward-only.
+        aggregate: per-token values, (tokens,) packed, and micro-batch -> this rank's share of the loss.
+        prefix: of the metrics' names.
+    """
+
+    def __init__(
+        self, objective: Objective, *, student: BaseEngine, teacher: BaseEngine, aggregate: Aggregate, prefix: str
+    ):
+        self._objective, self._aggregate, self._prefix = objective, aggregate, prefix
+        self._linear = not objective.materialise_logits and all(
+            has_plain_head(engine.module, engine.model_config.hf_config) for engine in (student, teacher)
+        )
+        self._teacher = FrozenTeacher(teacher, linear=self._linear)
+        if self._linear:
+            self._stand_in(student)
+
+    def _stand_in(self, student: BaseEngine) -> None:
+        """Take the head's place in every pass that the student's engine makes with this loss."""
+        seam, step = HeadSeam(student.module), student.forward_step
+
+        def forward_step(micro_batch: TensorDict, loss_function: Any, forward_only: bool):
+            def at_head(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+                return self._at_head(micro_batch, hidden, weight, bias)
+
+            with seam.using(at_head) if loss_function is self else nullcontext():
+                return step(micro_batch, loss_function, forward_only)
+
+        student.forward_step = forward_step
+
+    def __call__(self, *, data: TensorDict, student_logits=None, model_output=None, dp_group=None, **_: Any):
+        if student_logits is None:
+            return self._reduce(model_output, data)
+        shown = student_logits.squeeze(0)
+        results = self._read(shown, data) if self._linear else self._from_logits(shown, data)
+        return {name: values.unsqueeze(0) for name, values in zip(Divergence._fields, results, strict=True)}
+
+    def _at_head(
+        self, micro_batch: TensorDict, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """(batch, tokens, H) -> (batch, tokens, results and a one)."""
+        packs = tu.get_non_tensor_data(micro_batch, key="use_remove_padding", default=True)
+        temperature = _temperature(micro_batch)
+        student = LinearLogits(hidden.flatten(0, 1), weight, bias, temperature=temperature)
+        padded = None if packs else hidden.shape[1]
+
+        def compare(teacher: LinearLogits) -> Divergence:
+            return self._compare(student, replace(teacher, temperature=temperature), micro_batch, padded)
+
+        loss, *beside = self._teacher.consult(micro_batch, compare)
+        # Detached, so that a backward pass does not come to them with a gradient of zero.
+        shown = (loss, *(values.detach() for values in beside), torch.ones_like(loss))
+        return torch.stack(shown, -1).unflatten(0, hidden.shape[:2])
+
+    def _from_logits(self, logits: torch.Tensor, micro_batch: TensorDict) -> Divergence:
+        return self._teacher.consult(
+            micro_batch, lambda teacher: self._compare(logits, teacher, micro_batch, padded=None)
+        )
+
+    def _compare(self, student, teacher, micro_batch: TensorDict, padded: int | None) -> Divergence:
+        """Per-token results, zero where no response token is predicted."""
+        hidden = student.hidden if isinstance(student, LinearLogits) else student
+        data = micro_batch.to(hidden.device)
+        weights, ids = (
+            in_logits_layout(packed, data, len(hidden), padded=padded)
+            for packed in (self._weights(data), next_tokens(data))
+        )
+        # The teacher's engine runs without gradients, the model perhaps in low precision; the objective does neither.
+        with torch.enable_grad(), torch.autocast(hidden.device.type, enabled=False):
+            return divergence(
+                student,
+                teacher,
+                objective=self._objective.name,
+                beta=self._objective.beta,
+                weights=weights,
+                sampled_ids=ids,
+                vocab_size=self._objective.vocab_size,
+                chunk_tokens=self._objective.chunk_tokens,
+            )
+
+    def _weights(self, micro_batch: TensorDict) -> torch.Tensor:
+        """(tokens,) derivative of the loss by each packed token's divergence: zero on all but predicted responses."""
+        tokens = micro_batch["input_ids"].values()
+        zeros = torch.zeros(len(tokens), device=tokens.device, requires_grad=True)
+        with torch.enable_grad():
+            return torch.autograd.grad(self._aggregate(zeros, micro_batch), zeros)[0]
+
+    def _read(self, shown: torch.Tensor, data: TensorDict) -> tuple[torch.Tensor, ...]:
+        """Results as the engine passed them on: divided by the temperature, as it does with logits."""
+        *results, one = (shown * _temperature(data)).unbind(-1)
+        if not torch.allclose(one, torch.ones_like(one), rtol=1e-5):
+            raise UserError(
+                "the model changes its logits after the output embedding, so hidden states and head are not enough",
+                key="s2d.materialise_logits",
+                value=False,
+                remedy="set s2d.materialise_logits=True",
+            )
+        return tuple(results)
+
+    def _reduce(self, model_output: dict[str, torch.Tensor], data: TensorDict) -> tuple[torch.Tensor, dict[str, Any]]:
+        values = {name: model_output[name].values() for name in Divergence._fields}
+        loss = self._aggregate(values["divergence"], data)
+        rows = self._weights(data) != 0
+        share = data["dp_size"] / max(data["batch_num_tokens"], 1)
+        means = {
+            self._objective.name: values["divergence"],
+            "student_entropy": values["student_entropy"],
+            "teacher_entropy": values["teacher_entropy"],
+            "top1_agreement": values["top1_agreement"],
+        }
+        metrics = {
+            f"{self._prefix}{name}": Metric(AggregationType.SUM, of[rows].detach().sum() * share)
+            for name, of in means.items()
+        }
+        tokens = Metric(AggregationType.SUM, int(rows.sum()) * data["dp_size"])
+        return loss, metrics | {f"{self._prefix}teacher_scored_tokens": tokens}
+
+
+def token_mean(values: torch.Tensor, data: TensorDict) -> torch.Tensor:
+    """Mean over the response tokens of the whole batch, on all ranks and micro-batches; values are (tokens,) packed.
+
+    `loss_mask` marks response tokens; row t predicts token t + 1. FSDP averages over ranks, hence dp_size.
+    """
+    predicts = torch.roll(data["loss_mask"].values(), shifts=-1, dims=0).to(values.device)
+    return (values * predicts).sum() / max(data["batch_num_tokens"], 1) * data["dp_size"]
+
+
+def _temperature(micro_batch: TensorDict) -> float:
+    temperature = micro_batch["temperature"] if "temperature" in micro_batch else 1.0
+    if isinstance(temperature, torch.Tensor):
+        first = temperature.flatten()[0]
+        if not bool((temperature == first).all()):
+            raise ValueError("one temperature for a whole micro-batch is needed")
+        temperature = first.item()
+    return float(temperature)
