@@ -153,6 +153,27 @@ def test_two_ranks_start_from_the_same_divergence_and_train(verl, trained, teach
     assert metrics[6]["s2d/reverse_kl"] < metrics[1]["s2d/reverse_kl"]
 
 
+@pytest.mark.parametrize("objective", ["reverse_kl", "jsd"])
+def test_an_exact_divergence_falls_and_starts_where_the_sampled_one_does(
+    verl, trained, teacher, student, prompts, tmp_path, objective
+):
+    metrics = verl.run(
+        "opd",
+        student=student,
+        data=prompts,
+        out=tmp_path,
+        steps=10,
+        overrides=BATCH | {"+s2d.teacher.path": str(teacher), "+s2d.objective": objective},
+    )
+    assert metrics[1]["s2d/reverse_kl"] == pytest.approx(trained[1][1]["s2d/reverse_kl"], rel=0.4)
+    values = [data[f"s2d/{objective}"] for _, data in sorted(metrics.items())]
+    assert len(values) == 10 and min(values) > 0 and sum(values[-3:]) < 0.6 * sum(values[:3]), values
+    for data in metrics.values():
+        assert data["s2d/skipped_updates"] == 0 and data["s2d/student_entropy"] > 0
+        assert data["s2d/teacher_scored_tokens"] == data["s2d/sampled_tokens"] > 0
+        assert data["critic/score/max"] == data["critic/score/min"] == 0
+
+
 def plain_log_probs(network: torch.nn.Module, prompt: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
     """(response,) log-probs of the response's tokens after the prompt."""
     ids = torch.cat([prompt, response])

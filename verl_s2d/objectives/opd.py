@@ -41,3 +41,17 @@ def sampled_token_advantage(
         on_tokens = advantages[mask]
         advantages = torch.where(mask, (advantages - on_tokens.mean()) / (on_tokens.std() + 1e-8), 0.0)
     return advantages
+
+
+def clip_advantages(advantages: torch.Tensor, response_mask: torch.Tensor, limit: float) -> tuple[torch.Tensor, float]:
+    """Advantages within [-limit, limit], and the share of response tokens that this changed.
+
+    A token that the teacher all but rules out has an advantage of minus ten and more, and outweighs hundreds of others.
+
+    Args:
+        advantages, response_mask: (batch, response).
+        limit: largest magnitude left, above 0.
+    """
+    mask = response_mask.bool()
+    beyond = (advantages.abs() > limit) & mask
+    return advantages.clamp(-limit, limit), (beyond.sum() / mask.sum().clamp(min=1)).item()

@@ -7,6 +7,7 @@ import math
 from tensordict import TensorDict
 from verl.single_controller.base.decorator import make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils import tensordict_utils as tu
+from verl.utils.metric import AggregationType, Metric
 from verl.workers.engine import BaseEngine
 from verl.workers.engine_workers import TrainingWorker, TrainingWorkerConfig
 
@@ -40,7 +41,7 @@ class GuardedWorker(TrainingWorker):
             metrics = tu.get(output, "metrics")
             skipped = not math.isfinite(metrics["grad_norm"])
             self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
-            metrics["skipped_updates"] = float(skipped)
+            metrics["skipped_updates"] = Metric(AggregationType.SUM, int(skipped))
             if self._skipped_in_a_row >= self._skip_limit:
                 raise NotFiniteError(
                     f"{self._skipped_in_a_row} updates in a row had a gradient norm of {metrics['grad_norm']} and a "

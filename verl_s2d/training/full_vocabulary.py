@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
+from verl.trainer.ppo.core_algos import agg_loss
 from verl.utils import tensordict_utils as tu
 from verl.utils.metric import AggregationType, Metric
 from verl.workers.engine import BaseEngine
+from verl.workers.utils.padding import no_padding_2_padding
 
 from verl_s2d.errors import UserError
 from verl_s2d.objectives.divergence import Divergence, divergence
@@ -155,16 +157,20 @@ class FullVocabularyLoss:
         loss = self._aggregate(values["divergence"], data)
         rows = self._weights(data) != 0
         share = data["dp_size"] / max(data["batch_num_tokens"], 1)
-        means = {
-            self._objective.name: values["divergence"],
-            "student_entropy": values["student_entropy"],
-            "teacher_entropy": values["teacher_entropy"],
-            "top1_agreement": values["top1_agreement"],
+        name = self._objective.name
+        means = {name: "divergence"} | {
+            field: field for field in ("student_entropy", "teacher_entropy", "top1_agreement")
         }
         metrics = {
-            f"{self._prefix}{name}": Metric(AggregationType.SUM, of[rows].detach().sum() * share)
-            for name, of in means.items()
+            f"{self._prefix}{metric}": Metric(AggregationType.SUM, values[field][rows].detach().sum() * share)
+            for metric, field in means.items()
         }
+        largest = values["divergence"][rows].detach().max() if bool(rows.any()) else 0.0
+        metrics[f"{self._prefix}{name}_max"] = Metric(AggregationType.MAX, largest)
+        if name == "jsd":
+            # On tokens the student sampled, comparable between objectives: log p_S - log p_T estimates the reverse KL.
+            ratio = (values["student_log_prob"] - values["teacher_log_prob"])[rows].detach()
+            metrics[f"{self._prefix}reverse_kl"] = Metric(AggregationType.SUM, ratio.sum() * share)
         tokens = Metric(AggregationType.SUM, int(rows.sum()) * data["dp_size"])
         return loss, metrics | {f"{self._prefix}teacher_scored_tokens": tokens}
 
@@ -178,8 +184,29 @@ def token_mean(values: torch.Tensor, data: TensorDict) -> torch.Tensor:
     return (values * predicts).sum() / max(data["batch_num_tokens"], 1) * data["dp_size"]
 
 
+def response_mean(
+    values: torch.Tensor, data: TensorDict, *, loss_agg_mode: str, loss_scale_factor: int | None
+) -> torch.Tensor:
+    """verl's aggregation of per-token losses over rollouts, as in its policy loss; values are (tokens,) packed.
+
+    Args:
+        loss_agg_mode, loss_scale_factor: those of actor_rollout_ref.actor.
+    """
+    mask = data["response_mask"]
+    mask = mask.to_padded_tensor(0) if mask.is_nested else mask
+    return agg_loss(
+        loss_mat=no_padding_2_padding(values, data),
+        loss_mask=mask.to(values.device, values.dtype),
+        loss_agg_mode=loss_agg_mode,
+        dp_size=data["dp_size"],
+        batch_num_tokens=max(data["batch_num_tokens"], 1),
+        global_batch_size=data["global_batch_size"],
+        loss_scale_factor=loss_scale_factor,
+    )
+
+
 def _temperature(micro_batch: TensorDict) -> float:
-    temperature = micro_batch["temperature"] if "temperature" in micro_batch else 1.0
+    temperature = micro_batch.get("temperature", 1.0)
     if isinstance(temperature, torch.Tensor):
         first = temperature.flatten()[0]
         if not bool((temperature == first).all()):

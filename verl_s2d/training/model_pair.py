@@ -29,6 +29,17 @@ def check_tokens(student: str, teacher: str, *, student_key: str, teacher_key: s
     return differences(*facts)
 
 
+def real_vocabulary(tokenizer, *configurations) -> int:
+    """Ids that mean something to every model: rows of an embedding beyond the tokenizer are padding, no token.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        configurations: the models' transformers configurations.
+    """
+    texts = [c.get_text_config() if hasattr(c, "get_text_config") else c for c in configurations]
+    return min(max(tokenizer.get_vocab().values()) + 1, *(text.vocab_size for text in texts))
+
+
 def _directory(path: str, key: str) -> Path:
     local = Path(os.path.expanduser(path))
     return local if local.is_dir() or local.is_absolute() else hub_files(path, None, key)

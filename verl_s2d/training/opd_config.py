@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from verl_s2d.errors import UserError
+from verl_s2d.training.engine_checks import check_logits_visible
 
 
 @dataclass(frozen=True)
@@ -17,20 +18,40 @@ class OpdConfig:
 
     Attributes:
         teacher_path: checkpoint of the frozen teacher (`s2d.teacher.path`), a directory or a hub id.
-        objective: `advantage`, the sampled-token signal through verl's policy loss.
+        trust_remote_code: run code that the teacher's checkpoint brings (`s2d.teacher.trust_remote_code`).
+        objective: `advantage`, the sampled-token signal through verl's policy loss; `reverse_kl` or `jsd`, the exact
+            divergence over the full vocabulary as a loss.
         beta: scale of the advantage.
+        jsd_beta: weight of the teacher's side in `jsd`, between 0 and 1.
         whiten_advantages: normalise advantages over the batch's response tokens.
+        advantage_clip: largest magnitude of an advantage; null for no limit.
+        chunk_tokens: tokens whose logits exist at a time; null for 256 on a CPU and 1024 elsewhere.
+        materialise_logits: let the engine make all the student's logits, instead of working from hidden states and
+            output embedding.
+        skip_limit: updates left out in a row, because their gradient was not finite, after which to stop.
         poll_interval: seconds between looks for finished rollouts.
     """
 
     teacher_path: str
+    trust_remote_code: bool = False
     objective: str = "advantage"
     beta: float = 1.0
+    jsd_beta: float = 0.5
     whiten_advantages: bool = False
+    advantage_clip: float | None = None
+    chunk_tokens: int | None = None
+    materialise_logits: bool = False
+    skip_limit: int = 5
     poll_interval: float = 0.05
 
+    def for_workers(self) -> dict[str, Any]:
+        """The `s2d` section with every key in it."""
+        section = asdict(self)
+        teacher = {"path": section.pop("teacher_path"), "trust_remote_code": section.pop("trust_remote_code")}
+        return section | {"teacher": teacher}
 
-OBJECTIVES = ("advantage",)
+
+OBJECTIVES = ("advantage", "reverse_kl", "jsd")
 _TEACHER_KEYS = ("path", "trust_remote_code")
 
 
@@ -42,7 +63,7 @@ def read_opd_config(config: DictConfig) -> OpdConfig:
     """
     section = _mapping(OmegaConf.select(config, "s2d"), "s2d")
     teacher = _mapping(section.pop("teacher", None), "s2d.teacher")
-    known = [f.name for f in fields(OpdConfig) if f.name != "teacher_path"]
+    known = [f.name for f in fields(OpdConfig) if f.name not in ("teacher_path", "trust_remote_code")]
     for key in section:
         if key not in known:
             raise UserError("unknown key", key=f"s2d.{key}", value=section[key], remedy=f"known keys: {known}")
@@ -58,13 +79,17 @@ def read_opd_config(config: DictConfig) -> OpdConfig:
             value=teacher.get("path"),
             remedy="add +s2d.teacher.path=<checkpoint directory or hub id>",
         )
-    opd = OpdConfig(teacher_path=teacher["path"], **section)
+    opd = OpdConfig(
+        teacher_path=teacher["path"], trust_remote_code=bool(teacher.get("trust_remote_code", False)), **section
+    )
     _check_values(opd)
     if opd.objective not in OBJECTIVES:
         raise UserError(
             "unknown objective", key="s2d.objective", value=opd.objective, remedy=f"one of {list(OBJECTIVES)}"
         )
     _check_verl(config)
+    if opd.objective != "advantage":
+        _check_full_vocabulary(config, opd.objective)
     return opd
 
 
@@ -84,7 +109,16 @@ def _mapping(section: Any, key: str) -> dict[str, Any]:
 def _check_values(opd: OpdConfig) -> None:
     for name, fits, remedy in (
         ("beta", _is_number(opd.beta), "a finite number"),
+        ("jsd_beta", _is_number(opd.jsd_beta) and 0 < opd.jsd_beta < 1, "a number between 0 and 1"),
         ("whiten_advantages", isinstance(opd.whiten_advantages, bool), "true or false"),
+        (
+            "advantage_clip",
+            opd.advantage_clip is None or (_is_number(opd.advantage_clip) and opd.advantage_clip > 0),
+            "a number above 0, or null",
+        ),
+        ("chunk_tokens", opd.chunk_tokens is None or _is_count(opd.chunk_tokens), "a whole number above 0, or null"),
+        ("materialise_logits", isinstance(opd.materialise_logits, bool), "true or false"),
+        ("skip_limit", _is_count(opd.skip_limit), "a whole number above 0"),
         ("poll_interval", _is_number(opd.poll_interval) and opd.poll_interval > 0, "seconds, more than 0"),
     ):
         if not fits:
@@ -95,6 +129,30 @@ def _check_values(opd: OpdConfig) -> None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _check_full_vocabulary(config: DictConfig, objective: str) -> None:
+    """Settings of verl's that an exact divergence as the loss would silently not obey."""
+    actor, section = config.actor_rollout_ref.actor, f"s2d.objective={objective}"
+    correction = (config.algorithm.get("rollout_correction") or {}).get("rollout_is")
+    for key, value, off in (
+        ("actor_rollout_ref.actor.entropy_coeff", actor.entropy_coeff, 0),
+        ("algorithm.rollout_correction.rollout_is", correction, None),
+    ):
+        if value not in (off, None):
+            raise UserError(
+                f"there is no policy loss with {section}, so this would have no effect",
+                key=key,
+                value=value,
+                remedy=f"set {key}={'null' if off is None else off}, or use s2d.objective=advantage",
+            )
+    check_logits_visible(
+        config.actor_rollout_ref.model, actor.get("fsdp_config") or {}, "actor_rollout_ref.actor.fsdp_config"
+    )
 
 
 def _check_verl(config: DictConfig) -> None:

@@ -17,9 +17,10 @@ from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.workers.utils.padding import response_to_nested
 
+from verl_s2d.objectives.opd import clip_advantages
 from verl_s2d.training.model_pair import check_tokens
 from verl_s2d.training.opd_config import OpdConfig, read_opd_config
-from verl_s2d.training.opd_metrics import sampled_reverse_kl_metrics
+from verl_s2d.training.opd_metrics import EXACT_METRICS, rollout_metrics, sampled_reverse_kl_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +36,10 @@ class OpdTrainer(PPOTrainerSync):
     """verl's synchronous trainer with a teacher for a reward.
 
     Sampled: the student, on its own prompts. Scored: each sampled token, by the teacher in the reference engine.
-    Signal: A_t = beta (log pi_T - log pi_old), through verl's ordinary policy loss. Deliberately absent: verifier,
-    answers, group normalisation, a KL loss to a reference policy (the teacher takes the reference's place).
+    Signal, by s2d.objective: `advantage`, A_t = beta (log pi_T - log pi_old), through verl's ordinary policy loss;
+    `reverse_kl` or `jsd`, the exact divergence over the vocabulary as the loss, with no policy loss and no pass for
+    log-probs. Deliberately absent: verifier, answers, group normalisation, a KL loss to a reference policy (the
+    teacher takes the reference's place).
     """
 
     def __init__(self, config: DictConfig):
@@ -51,7 +54,7 @@ class OpdTrainer(PPOTrainerSync):
         with open_dict(config):
             # verl compares the mode with "sync" to choose its replay buffer; this class is the choice already made.
             config.trainer.v1.trainer_mode = "sync"
-            config.actor_rollout_ref.s2d = config.s2d  # the section that travels to the workers
+            config.actor_rollout_ref.s2d = self.s2d.for_workers()  # the section that travels to the workers
             config.reward.num_workers = 0
         super().__init__(config)
         self.use_reference_policy = True
@@ -83,8 +86,21 @@ class OpdTrainer(PPOTrainerSync):
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
         return batch
 
+    def _compute_old_log_prob(self, batch, metrics: dict):
+        return super()._compute_old_log_prob(batch, metrics) if self._samples_signal else batch
+
+    def _compute_ref_log_prob(self, batch, metrics: dict):
+        return super()._compute_ref_log_prob(batch, metrics) if self._samples_signal else batch
+
+    @property
+    def _samples_signal(self) -> bool:
+        """Is the teacher asked about sampled tokens only?"""
+        return self.s2d.objective == "advantage"
+
     def _compute_advantage(self, batch, metrics: dict):
         """Hand the teacher's log-probs (verl's `ref_log_prob`) to the registered estimator."""
+        if not self._samples_signal:
+            return self._write_no_advantage(batch, metrics)
         fields = ["response_mask", "rm_scores", "rollout_log_probs", "old_log_probs", "ref_log_prob"]
         nested = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         response_mask = nested["response_mask"]
@@ -107,6 +123,12 @@ class OpdTrainer(PPOTrainerSync):
             beta=self.s2d.beta,
             whiten=self.s2d.whiten_advantages,
         )
+        if self.s2d.advantage_clip is not None:
+            clipped, share = clip_advantages(
+                data.batch["advantages"], data.batch["response_mask"], self.s2d.advantage_clip
+            )
+            data.batch["advantages"] = data.batch["returns"] = clipped
+            metrics["s2d/clipped_advantages"] = share
         metrics.update(
             sampled_reverse_kl_metrics(
                 data.batch["old_log_probs"], data.batch["ref_log_prob"], data.batch["response_mask"]
@@ -117,10 +139,26 @@ class OpdTrainer(PPOTrainerSync):
             keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(output, batch_size=len(batch))
         )
 
+    def _write_no_advantage(self, batch, metrics: dict):
+        """verl's metrics want advantages; an exact divergence as the loss has none."""
+        nested = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["response_mask"])
+        mask = nested["response_mask"]
+        padded = mask.to_padded_tensor(0)
+        metrics.update(rollout_metrics(padded))
+        zeros = response_to_nested(torch.zeros_like(padded, dtype=torch.float32), mask)
+        return tq.kv_batch_put(
+            keys=batch.keys,
+            partition_id=batch.partition_id,
+            fields=TensorDict({"advantages": zeros, "returns": zeros}, batch_size=len(batch)),
+        )
+
     def _update_actor(self, batch, metrics: dict):
-        """verl's update; its share of clipped tokens and the student's entropy also under this stage's names."""
+        """verl's update; what belongs to this stage also, or only, under this stage's names."""
         batch = super()._update_actor(batch, metrics)
         for ours, theirs in (("s2d/clipped_tokens", "actor/pg_clipfrac"), ("s2d/student_entropy", "actor/entropy")):
             if theirs in metrics:
                 metrics[ours] = metrics[theirs]
+        for name in EXACT_METRICS:
+            if f"actor/{name}" in metrics:
+                metrics[f"s2d/{name}"] = metrics.pop(f"actor/{name}")
         return batch

@@ -9,8 +9,13 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 
+from verl.single_controller.base.decorator import Dispatch, register
 from verl.workers.config import HFModelConfig
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker, TrainingWorkerConfig
+
+from verl_s2d.training.distilled_worker import DistilledWorker, GuardedWorker
+from verl_s2d.training.full_vocabulary import FullVocabularyLoss, Objective, response_mean
+from verl_s2d.training.model_pair import real_vocabulary
 
 
 def teacher_model_config(student: HFModelConfig, path: str, trust_remote_code: bool) -> HFModelConfig:
@@ -34,11 +39,37 @@ class TeacherWorker(TrainingWorker):
 
 
 class StudentTeacherWorker(ActorRolloutRefWorker):
-    """Actor, rollout and teacher in one worker. Reads `s2d.teacher` from the actor_rollout_ref section."""
+    """Actor, rollout and teacher in one worker. Reads `s2d` from the actor_rollout_ref section, all keys in it."""
 
     def __init__(self, config, role: str, **kwargs):
         super().__init__(config=config, role=role, **kwargs)
-        teacher = config.s2d.teacher
+        settings = config.s2d
         self.ref_worker_cls = partial(
-            TeacherWorker, teacher_path=teacher.path, trust_remote_code=bool(teacher.get("trust_remote_code", False))
+            TeacherWorker, teacher_path=settings.teacher.path, trust_remote_code=settings.teacher.trust_remote_code
+        )
+        self._exact = settings.objective != "advantage"
+        self.actor_worker_cls = partial(
+            DistilledWorker if self._exact else GuardedWorker, skip_limit=settings.skip_limit
+        )
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_model(self) -> None:
+        super().init_model()
+        if self._exact:
+            self.actor.learn_from(self.ref.engine, self._exact_loss())
+
+    def _exact_loss(self) -> FullVocabularyLoss:
+        settings, actor, student = self.config.s2d, self.config.actor, self.actor.model_config
+        objective = Objective(
+            settings.objective,
+            real_vocabulary(student.tokenizer, student.hf_config, self.ref.model_config.hf_config),
+            beta=settings.jsd_beta,
+            chunk_tokens=settings.chunk_tokens,
+            materialise_logits=settings.materialise_logits,
+        )
+        aggregate = partial(
+            response_mean, loss_agg_mode=actor.loss_agg_mode, loss_scale_factor=actor.get("loss_scale_factor")
+        )
+        return FullVocabularyLoss(
+            objective, student=self.actor.engine, teacher=self.ref.engine, aggregate=aggregate, prefix="actor/"
         )

@@ -9,8 +9,9 @@ from transformers import AutoConfig
 from verl.workers.config import HFModelConfig
 
 from verl_s2d.errors import UserError
+from verl_s2d.training.engine_checks import check_logits_visible
 from verl_s2d.training.full_vocabulary import Objective
-from verl_s2d.training.model_pair import check_tokens
+from verl_s2d.training.model_pair import check_tokens, real_vocabulary
 from verl_s2d.training.warmup_data import CachedRollouts
 
 OBJECTIVES = ("forward_kl",)
@@ -79,34 +80,8 @@ def check_settings(config: DictConfig) -> None:
         frequency,
         "give a number of steps, after_each_epoch, or -1 for the last step only",
     )
-    _check_engine(config)
+    check_logits_visible(config.model, config.engine, "engine", model_key="model")
     _check_batches(config)
-
-
-def _check_engine(config: DictConfig) -> None:
-    _require(
-        not config.model.use_fused_kernels,
-        "fused kernels never show the logits that the objective needs",
-        "model.use_fused_kernels",
-        True,
-        "set model.use_fused_kernels=False",
-    )
-    _require(
-        not config.engine.get("pad_to_length"),
-        "verl pads packed batches only without a distillation objective",
-        "engine.pad_to_length",
-        True,
-        "set engine.pad_to_length=False",
-    )
-    attention = config.model.override_config.get("attn_implementation", "flash_attention_2")
-    _require(
-        config.engine.ulysses_sequence_parallel_size == 1 or attention.startswith("flash"),
-        f"verl exchanges heads between sequence-parallel ranks in flash attention only; with {attention} each rank "
-        "would attend to its own part of the sequence",
-        "engine.ulysses_sequence_parallel_size",
-        config.engine.ulysses_sequence_parallel_size,
-        "set it to 1, or use flash attention",
-    )
 
 
 def _check_batches(config: DictConfig) -> None:
@@ -199,9 +174,7 @@ def check_cache(config: DictConfig, student: HFModelConfig, rollouts: CachedRoll
             OmegaConf.select(config, key),
             "sample the cache again with a smaller max_tokens",
         )
-    # Rows beyond the tokenizer are padding of the embedding: no token, no probability.
-    tokens = max(student.tokenizer.get_vocab().values()) + 1
-    return min(tokens, *(model.vocab_size for model in models.values()))
+    return real_vocabulary(student.tokenizer, *models.values())
 
 
 def _require(fits: bool, problem: str, key: str, value: Any, remedy: str) -> None:

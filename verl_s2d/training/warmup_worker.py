@@ -57,5 +57,7 @@ class WarmupWorker(DistilledWorker):
             for name, values in metrics.items():
                 if isinstance(values, list) and isinstance(values[0], Metric):
                     metrics[name] = Metric.aggregate_dp(values)
+                elif isinstance(values, Metric):
+                    metrics[name] = values.aggregate()
             metrics["train/teacher_scored_tokens"] = round(metrics["train/teacher_scored_tokens"])
         return output
