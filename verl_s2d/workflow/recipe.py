@@ -95,7 +95,7 @@ class OnPolicyDistillation:
 
     steps: int = at_least(1)
     save_every: int = at_least(1, 10)
-    objective: Literal["advantage"] = "advantage"
+    objective: Literal["advantage", "reverse_kl", "jsd"] = "advantage"
     beta: float = at_least(0, 1.0)
     verl: Overrides = field(default_factory=dict)
 
