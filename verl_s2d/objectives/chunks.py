@@ -1,0 +1,58 @@
+"""Which tokens are worked on, and how many at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from verl_s2d.objectives.logits import GivenLogits, LinearLogits
+
+
+def as_logits(logits: torch.Tensor | LinearLogits) -> GivenLogits | LinearLogits:
+    return GivenLogits(logits) if isinstance(logits, torch.Tensor) else logits
+
+
+def wanted_rows(mask: torch.Tensor | None, tokens: int, device: torch.device) -> torch.Tensor:
+    """(rows,) int64 indices of the tokens where the mask is nonzero; of all of them when None.
+
+    Raises:
+        ValueError: the mask is not of shape (tokens,).
+    """
+    if mask is None:
+        return torch.arange(tokens, device=device)
+    if mask.shape != (tokens,):
+        raise ValueError(f"mask of shape {tuple(mask.shape)} for {tokens} tokens")
+    return mask.to(device).nonzero().squeeze(-1)
+
+
+def shared_size(vocab_size: int | None, held: int) -> int:
+    """The real size of a vocabulary of which `held` ids are given; all of them when None.
+
+    Raises:
+        ValueError: not between 1 and what is given.
+    """
+    if vocab_size is None:
+        return held
+    if not 1 <= vocab_size <= held:
+        raise ValueError(f"vocab_size {vocab_size} is not between 1 and the models' {held}")
+    return vocab_size
+
+
+def tokens_at_a_time(chunk_tokens: int | None, device: torch.device) -> int:
+    """256 on a CPU and 1024 elsewhere when None.
+
+    Raises:
+        ValueError: not positive.
+    """
+    if chunk_tokens is None:
+        return 256 if device.type == "cpu" else 1024
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens {chunk_tokens} is not positive")
+    return chunk_tokens
+
+
+def parts(count: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` that cover range(count)."""
+    for begin in range(0, count, size):
+        yield slice(begin, min(begin + size, count))
