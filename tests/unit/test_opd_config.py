@@ -36,10 +36,23 @@ def test_defaults():
 
 
 def test_every_setting_is_read():
+    chosen = {
+        "objective": "jsd",
+        "beta": 0.5,
+        "jsd_beta": 0.3,
+        "whiten_advantages": True,
+        "advantage_clip": 5.0,
+        "chunk_tokens": 64,
+        "materialise_logits": True,
+        "skip_limit": 3,
+        "poll_interval": 1,
+    }
     config = composed(
-        "+s2d.beta=0.5", "+s2d.whiten_advantages=true", "+s2d.poll_interval=1", "+s2d.objective=advantage"
+        *(f"+s2d.{key}={str(value).lower()}" for key, value in chosen.items()), "+s2d.teacher.trust_remote_code=true"
     )
-    assert read_opd_config(config) == OpdConfig("teacher", "advantage", 0.5, True, 1)
+    expected = OpdConfig(teacher_path="teacher", trust_remote_code=True, **chosen)
+    assert read_opd_config(config) == expected
+    assert expected.for_workers() == chosen | {"teacher": {"path": "teacher", "trust_remote_code": True}}
 
 
 @pytest.mark.parametrize(
@@ -57,6 +70,11 @@ def test_every_setting_is_read():
         (["+s2d.betta=1"], "s2d.betta", 1),
         (["+s2d.teacher.model=x"], "s2d.teacher.model", "x"),
         (["+s2d.objective=reverse"], "s2d.objective", "reverse"),
+        (["+s2d.jsd_beta=1"], "s2d.jsd_beta", 1),
+        (["+s2d.advantage_clip=0"], "s2d.advantage_clip", 0),
+        (["+s2d.chunk_tokens=0.5"], "s2d.chunk_tokens", 0.5),
+        (["+s2d.materialise_logits=1"], "s2d.materialise_logits", 1),
+        (["+s2d.skip_limit=0"], "s2d.skip_limit", 0),
         (["algorithm.adv_estimator=grpo"], "algorithm.adv_estimator", "grpo"),
         (["actor_rollout_ref.model.lora_rank=8"], "actor_rollout_ref.model.lora_rank", 8),
         (["actor_rollout_ref.actor.use_kl_loss=true"], "actor_rollout_ref.actor.use_kl_loss", True),
@@ -72,6 +90,30 @@ def test_every_setting_is_read():
 )
 def test_a_bad_setting_is_named_with_its_value(changes, key, value):
     error = refused(composed(*changes))
+    assert (error.key, error.value) == (key, value)
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "value"),
+    [
+        ("actor_rollout_ref.actor.entropy_coeff=0.1", "actor_rollout_ref.actor.entropy_coeff", 0.1),
+        ("algorithm.rollout_correction.rollout_is=token", "algorithm.rollout_correction.rollout_is", "token"),
+        ("actor_rollout_ref.model.use_fused_kernels=true", "actor_rollout_ref.model.use_fused_kernels", True),
+        (
+            "actor_rollout_ref.actor.fsdp_config.pad_to_length=true",
+            "actor_rollout_ref.actor.fsdp_config.pad_to_length",
+            True,
+        ),
+        (
+            "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=2",
+            "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size",
+            2,
+        ),
+    ],
+)
+def test_what_an_exact_divergence_would_silently_not_obey_is_refused(change, key, value):
+    read_opd_config(composed(change, "+s2d.objective=advantage"))
+    error = refused(composed(change, "+s2d.objective=reverse_kl"))
     assert (error.key, error.value) == (key, value)
 
 
