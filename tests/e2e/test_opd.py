@@ -153,9 +153,11 @@ def test_two_ranks_start_from_the_same_divergence_and_train(verl, trained, teach
     assert metrics[6]["s2d/reverse_kl"] < metrics[1]["s2d/reverse_kl"]
 
 
-@pytest.mark.parametrize("objective", ["reverse_kl", "jsd"])
+@pytest.mark.parametrize(
+    ("objective", "more"), [("reverse_kl", {"+s2d.health_top_k": 4}), ("jsd", {"+s2d.keep_tokens": 0.5})]
+)
 def test_an_exact_divergence_falls_and_starts_where_the_sampled_one_does(
-    verl, trained, teacher, student, prompts, tmp_path, objective
+    verl, trained, teacher, student, prompts, tmp_path, objective, more
 ):
     metrics = verl.run(
         "opd",
@@ -163,11 +165,15 @@ def test_an_exact_divergence_falls_and_starts_where_the_sampled_one_does(
         data=prompts,
         out=tmp_path,
         steps=10,
-        overrides=BATCH | {"+s2d.teacher.path": str(teacher), "+s2d.objective": objective},
+        overrides=BATCH | {"+s2d.teacher.path": str(teacher), "+s2d.objective": objective} | more,
     )
     assert metrics[1]["s2d/reverse_kl"] == pytest.approx(trained[1][1]["s2d/reverse_kl"], rel=0.4)
     values = [data[f"s2d/{objective}"] for _, data in sorted(metrics.items())]
     assert len(values) == 10 and min(values) > 0 and sum(values[-3:]) < 0.6 * sum(values[:3]), values
+    if objective == "reverse_kl":
+        overlap = [data["s2d/overlap_ratio"] for _, data in sorted(metrics.items())]
+        assert 0 < overlap[0] < overlap[-1] <= 1
+        assert all(0 < data["s2d/teacher_mass_on_student_top"] <= 1 for data in metrics.values())
     for data in metrics.values():
         assert data["s2d/skipped_updates"] == 0 and data["s2d/student_entropy"] > 0
         assert data["s2d/teacher_scored_tokens"] == data["s2d/sampled_tokens"] > 0

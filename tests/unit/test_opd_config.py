@@ -44,6 +44,8 @@ def test_every_setting_is_read():
         "advantage_clip": 5.0,
         "chunk_tokens": 64,
         "materialise_logits": True,
+        "keep_tokens": 0.5,
+        "health_top_k": 8,
         "skip_limit": 3,
         "poll_interval": 1,
     }
@@ -75,6 +77,8 @@ def test_every_setting_is_read():
         (["+s2d.chunk_tokens=0.5"], "s2d.chunk_tokens", 0.5),
         (["+s2d.materialise_logits=1"], "s2d.materialise_logits", 1),
         (["+s2d.skip_limit=0"], "s2d.skip_limit", 0),
+        (["+s2d.keep_tokens=0"], "s2d.keep_tokens", 0),
+        (["+s2d.health_top_k=x"], "s2d.health_top_k", "x"),
         (["algorithm.adv_estimator=grpo"], "algorithm.adv_estimator", "grpo"),
         (["actor_rollout_ref.model.lora_rank=8"], "actor_rollout_ref.model.lora_rank", 8),
         (["actor_rollout_ref.actor.use_kl_loss=true"], "actor_rollout_ref.actor.use_kl_loss", True),

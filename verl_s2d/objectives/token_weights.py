@@ -123,14 +123,19 @@ def soft_or_weights(
     order = score.argsort(descending=True, stable=True)
     order = order[rollout[order].argsort(stable=True)]
     sizes = torch.zeros(rollouts + 1, dtype=torch.long, device=wanted.device).index_add_(0, rollout, wanted.long())
-    # 0.29 * 100 is 28.999999999999996, and its floor is to be 29.
-    quota = (keep * sizes.double() + 1e-9).floor().long()
+    quota = kept_tokens(sizes, keep)
     # After both sorts the rollouts lie where they lay, each with its best tokens first.
     begins = cu_seqlens.to(order)
     place = torch.arange(len(order), device=order.device) - begins[rollout]
     weights = torch.zeros(len(order), device=order.device)
     weights[order] = (place < quota[rollout]).float()
     return weights
+
+
+def kept_tokens(lengths: torch.Tensor, keep: float) -> torch.Tensor:
+    """floor(keep m) of rollouts of m tokens, int64."""
+    # 0.29 * 100 is 28.999999999999996, and its floor is to be 29.
+    return (keep * lengths.double() + 1e-9).floor().long()
 
 
 def paced_problem_weights(pass_rates: torch.Tensor, *, a: float = 1.0, b: float = 1.0) -> torch.Tensor:

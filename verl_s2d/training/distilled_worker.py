@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 
+import torch
 from tensordict import TensorDict
 from verl.single_controller.base.decorator import make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils import tensordict_utils as tu
+from verl.utils.device import get_device_name
 from verl.utils.metric import AggregationType, Metric
 from verl.workers.engine import BaseEngine
 from verl.workers.engine_workers import TrainingWorker, TrainingWorkerConfig
 
+from verl_s2d.objectives.token_weights import kept_tokens
 from verl_s2d.training.full_vocabulary import FullVocabularyLoss
 
 
@@ -54,13 +57,27 @@ class GuardedWorker(TrainingWorker):
 class DistilledWorker(GuardedWorker):
     """A guarded worker that can be given a teacher: from then on it trains on a full-vocabulary loss."""
 
-    def learn_from(self, teacher: BaseEngine, loss: FullVocabularyLoss) -> None:
-        """Train on this loss, with the teacher's engine ready while it is at work."""
-        self._teacher, self.loss_fn = teacher, loss
+    def learn_from(self, teacher: BaseEngine, loss: FullVocabularyLoss, keep_tokens: float | None = None) -> None:
+        """Train on this loss, with the teacher's engine ready while it is at work.
+
+        Args:
+            keep_tokens: the share of each rollout's tokens that the loss keeps, None for all.
+        """
+        self._teacher, self.loss_fn, self._keep_tokens = teacher, loss, keep_tokens
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"), blocking=False)
     def train_batch(self, data: TensorDict) -> TensorDict | None:
         """verl's training step. The flags make its engines call the loss on the logits first, and skip log-probs."""
         tu.assign_non_tensor(data, distillation_use_topk=True, distillation_only=True, calculate_entropy=False)
+        if self._keep_tokens is not None:
+            tu.assign_non_tensor(data, tokens_per_kept=self._tokens_per_kept(data))
         with self._teacher.eval_mode():
             return super().train_batch(data)
+
+    def _tokens_per_kept(self, data: TensorDict) -> float:
+        """Response tokens of the whole batch over those that floor(share x tokens) of each rollout leaves."""
+        mask = data["loss_mask"]
+        lengths = torch.stack([row.sum() for row in mask.unbind()]).double()
+        counts = torch.stack((lengths.sum(), kept_tokens(lengths, self._keep_tokens).sum())).to(get_device_name())
+        torch.distributed.all_reduce(counts, group=self.engine.get_data_parallel_group())
+        return (counts[0] / counts[1].clamp(min=1)).item()

@@ -17,7 +17,9 @@ from verl.workers.utils.padding import no_padding_2_padding
 
 from verl_s2d.errors import UserError
 from verl_s2d.objectives.divergence import Divergence, divergence
+from verl_s2d.objectives.health import TopKHealth, top_k_health
 from verl_s2d.objectives.logits import LinearLogits
+from verl_s2d.objectives.token_weights import soft_or_weights
 from verl_s2d.training.frozen_teacher import FrozenTeacher
 from verl_s2d.training.head_seam import HeadSeam, has_plain_head
 from verl_s2d.training.token_layout import in_logits_layout, next_tokens
@@ -35,6 +37,9 @@ class Objective:
         vocab_size: real size of the shared vocabulary.
         chunk_tokens: tokens worked on at a time; None for a default.
         materialise_logits: let the engine make the student's logits instead of working from hidden states and head.
+        keep_tokens: share of each rollout's tokens that TIP keeps (objectives.token_weights); None for all. The others
+            are compared, for the choice, but take no part in the gradient.
+        health_top_k: log how far the two top-k sets agree (objectives.health), for a second pass over the logits.
     """
 
     name: str
@@ -42,6 +47,12 @@ class Objective:
     beta: float = 0.5
     chunk_tokens: int | None = None
     materialise_logits: bool = False
+    keep_tokens: float | None = None
+    health_top_k: int | None = None
+
+
+# What travels through the engine for each token: what the loss is made of, what is only logged, and a one.
+_SHOWN = ("loss", *Divergence._fields, *TopKHealth._fields)
 
 
 class FullVocabularyLoss:
@@ -88,7 +99,7 @@ class FullVocabularyLoss:
             return self._reduce(model_output, data)
         shown = student_logits.squeeze(0)
         results = self._read(shown, data) if self._linear else self._from_logits(shown, data)
-        return {name: values.unsqueeze(0) for name, values in zip(Divergence._fields, results, strict=True)}
+        return {name: values.unsqueeze(0) for name, values in zip(_SHOWN, results, strict=True)}
 
     def _at_head(
         self, micro_batch: TensorDict, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
@@ -99,39 +110,72 @@ class FullVocabularyLoss:
         student = LinearLogits(hidden.flatten(0, 1), weight, bias, temperature=temperature)
         padded = None if packs else hidden.shape[1]
 
-        def compare(teacher: LinearLogits) -> Divergence:
+        def compare(teacher: LinearLogits) -> tuple[torch.Tensor, ...]:
             return self._compare(student, replace(teacher, temperature=temperature), micro_batch, padded)
 
-        loss, *beside = self._teacher.consult(micro_batch, compare)
-        # Detached, so that a backward pass does not come to them with a gradient of zero.
-        shown = (loss, *(values.detach() for values in beside), torch.ones_like(loss))
-        return torch.stack(shown, -1).unflatten(0, hidden.shape[:2])
+        results = self._teacher.consult(micro_batch, compare)
+        return torch.stack((*results, torch.ones_like(results[0])), -1).unflatten(0, hidden.shape[:2])
 
-    def _from_logits(self, logits: torch.Tensor, micro_batch: TensorDict) -> Divergence:
+    def _from_logits(self, logits: torch.Tensor, micro_batch: TensorDict) -> tuple[torch.Tensor, ...]:
         return self._teacher.consult(
             micro_batch, lambda teacher: self._compare(logits, teacher, micro_batch, padded=None)
         )
 
-    def _compare(self, student, teacher, micro_batch: TensorDict, padded: int | None) -> Divergence:
-        """Per-token results, zero where no response token is predicted."""
+    def _compare(self, student, teacher, micro_batch: TensorDict, padded: int | None) -> tuple[torch.Tensor, ...]:
+        """The numbers of _SHOWN for each token, zero where no response token is predicted."""
         hidden = student.hidden if isinstance(student, LinearLogits) else student
         data = micro_batch.to(hidden.device)
         weights, ids = (
             in_logits_layout(packed, data, len(hidden), padded=padded)
             for packed in (self._weights(data), next_tokens(data))
         )
+        settings = {
+            "objective": self._objective.name,
+            "beta": self._objective.beta,
+            "sampled_ids": ids,
+            "vocab_size": self._objective.vocab_size,
+            "chunk_tokens": self._objective.chunk_tokens,
+        }
         # The teacher's engine runs without gradients, the model perhaps in low precision; the objective does neither.
         with torch.enable_grad(), torch.autocast(hidden.device.type, enabled=False):
-            return divergence(
-                student,
-                teacher,
-                objective=self._objective.name,
-                beta=self._objective.beta,
-                weights=weights,
-                sampled_ids=ids,
-                vocab_size=self._objective.vocab_size,
-                chunk_tokens=self._objective.chunk_tokens,
-            )
+            if self._objective.keep_tokens is None:
+                results = divergence(student, teacher, weights=weights, **settings)
+                loss = results.divergence
+            else:
+                with torch.no_grad():
+                    results = divergence(student, teacher, mask=weights, **settings)
+                kept = self._selection(results, weights, data, padded)
+                loss = divergence(student, teacher, weights=weights * kept, **settings).divergence
+            health = self._health(student, teacher, weights)
+        # Detached, so that a backward pass does not come to them with a gradient of zero.
+        return loss, *(values.detach() for values in results), *health
+
+    def _selection(
+        self, results: Divergence, weights: torch.Tensor, data: TensorDict, padded: int | None
+    ) -> torch.Tensor:
+        """TIP's 0/1 for each token. Its ranges are those of the micro-batch, the part of a batch there is at a time."""
+        offsets = data["input_ids"].offsets()
+        if padded is not None:
+            offsets = torch.arange(0, len(weights) + 1, padded, device=weights.device)
+        return soft_or_weights(
+            results.student_entropy,
+            results.divergence,
+            offsets,
+            keep=self._objective.keep_tokens,
+            mask=weights != 0,
+        )
+
+    def _health(self, student, teacher, weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if self._objective.health_top_k is None:
+            return (torch.zeros_like(weights),) * len(TopKHealth._fields)
+        return top_k_health(
+            student,
+            teacher,
+            k=self._objective.health_top_k,
+            mask=weights,
+            vocab_size=self._objective.vocab_size,
+            chunk_tokens=self._objective.chunk_tokens,
+        )
 
     def _weights(self, micro_batch: TensorDict) -> torch.Tensor:
         """(tokens,) derivative of the loss by each packed token's divergence: zero on all but predicted responses."""
@@ -153,23 +197,26 @@ class FullVocabularyLoss:
         return tuple(results)
 
     def _reduce(self, model_output: dict[str, torch.Tensor], data: TensorDict) -> tuple[torch.Tensor, dict[str, Any]]:
-        values = {name: model_output[name].values() for name in Divergence._fields}
-        loss = self._aggregate(values["divergence"], data)
+        values = {name: model_output[name].values() for name in _SHOWN}
+        # Tokens that were not kept have a loss of zero: the mean over all becomes the mean over those kept.
+        loss = self._aggregate(values["loss"], data) * tu.get_non_tensor_data(data, "tokens_per_kept", default=1.0)
         rows = self._weights(data) != 0
         share = data["dp_size"] / max(data["batch_num_tokens"], 1)
         name = self._objective.name
-        means = {name: "divergence"} | {
+        logged = {name: "divergence"} | {
             field: field for field in ("student_entropy", "teacher_entropy", "top1_agreement")
         }
+        if self._objective.health_top_k is not None:
+            logged |= {field: field for field in TopKHealth._fields}
         metrics = {
-            f"{self._prefix}{metric}": Metric(AggregationType.SUM, values[field][rows].detach().sum() * share)
-            for metric, field in means.items()
+            f"{self._prefix}{metric}": Metric(AggregationType.SUM, values[field][rows].sum() * share)
+            for metric, field in logged.items()
         }
-        largest = values["divergence"][rows].detach().max() if bool(rows.any()) else 0.0
+        largest = values["divergence"][rows].max() if bool(rows.any()) else 0.0
         metrics[f"{self._prefix}{name}_max"] = Metric(AggregationType.MAX, largest)
         if name == "jsd":
             # On tokens the student sampled, comparable between objectives: log p_S - log p_T estimates the reverse KL.
-            ratio = (values["student_log_prob"] - values["teacher_log_prob"])[rows].detach()
+            ratio = (values["student_log_prob"] - values["teacher_log_prob"])[rows]
             metrics[f"{self._prefix}reverse_kl"] = Metric(AggregationType.SUM, ratio.sum() * share)
         tokens = Metric(AggregationType.SUM, int(rows.sum()) * data["dp_size"])
         return loss, metrics | {f"{self._prefix}teacher_scored_tokens": tokens}

@@ -28,6 +28,9 @@ class OpdConfig:
         chunk_tokens: tokens whose logits exist at a time; null for 256 on a CPU and 1024 elsewhere.
         materialise_logits: let the engine make all the student's logits, instead of working from hidden states and
             output embedding.
+        keep_tokens: share of each rollout's tokens on which an exact divergence is minimised, chosen by TIP's score;
+            null for all of them.
+        health_top_k: log how far the k most likely ids of student and teacher agree; null for not.
         skip_limit: updates left out in a row, because their gradient was not finite, after which to stop.
         poll_interval: seconds between looks for finished rollouts.
     """
@@ -41,6 +44,8 @@ class OpdConfig:
     advantage_clip: float | None = None
     chunk_tokens: int | None = None
     materialise_logits: bool = False
+    keep_tokens: float | None = None
+    health_top_k: int | None = None
     skip_limit: int = 5
     poll_interval: float = 0.05
 
@@ -89,7 +94,7 @@ def read_opd_config(config: DictConfig) -> OpdConfig:
         )
     _check_verl(config)
     if opd.objective != "advantage":
-        _check_full_vocabulary(config, opd.objective)
+        _check_full_vocabulary(config, opd)
     return opd
 
 
@@ -118,6 +123,12 @@ def _check_values(opd: OpdConfig) -> None:
         ),
         ("chunk_tokens", opd.chunk_tokens is None or _is_count(opd.chunk_tokens), "a whole number above 0, or null"),
         ("materialise_logits", isinstance(opd.materialise_logits, bool), "true or false"),
+        (
+            "keep_tokens",
+            opd.keep_tokens is None or (_is_number(opd.keep_tokens) and 0 < opd.keep_tokens <= 1),
+            "a number above 0 and at most 1, or null",
+        ),
+        ("health_top_k", opd.health_top_k is None or _is_count(opd.health_top_k), "a whole number above 0, or null"),
         ("skip_limit", _is_count(opd.skip_limit), "a whole number above 0"),
         ("poll_interval", _is_number(opd.poll_interval) and opd.poll_interval > 0, "seconds, more than 0"),
     ):
@@ -135,9 +146,9 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _check_full_vocabulary(config: DictConfig, objective: str) -> None:
+def _check_full_vocabulary(config: DictConfig, opd: OpdConfig) -> None:
     """Settings of verl's that an exact divergence as the loss would silently not obey."""
-    actor, section = config.actor_rollout_ref.actor, f"s2d.objective={objective}"
+    actor, section = config.actor_rollout_ref.actor, f"s2d.objective={opd.objective}"
     correction = (config.algorithm.get("rollout_correction") or {}).get("rollout_is")
     for key, value, off in (
         ("actor_rollout_ref.actor.entropy_coeff", actor.entropy_coeff, 0),
@@ -150,9 +161,15 @@ def _check_full_vocabulary(config: DictConfig, objective: str) -> None:
                 value=value,
                 remedy=f"set {key}={'null' if off is None else off}, or use s2d.objective=advantage",
             )
-    check_logits_visible(
-        config.actor_rollout_ref.model, actor.get("fsdp_config") or {}, "actor_rollout_ref.actor.fsdp_config"
-    )
+    engine = actor.get("fsdp_config") or {}
+    check_logits_visible(config.actor_rollout_ref.model, engine, "actor_rollout_ref.actor.fsdp_config")
+    if opd.keep_tokens is not None and (engine.get("ulysses_sequence_parallel_size") or 1) > 1:
+        raise UserError(
+            "tokens are chosen within whole rollouts, which sequence parallelism divides between ranks",
+            key="s2d.keep_tokens",
+            value=opd.keep_tokens,
+            remedy="leave it out, or set actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=1",
+        )
 
 
 def _check_verl(config: DictConfig) -> None:

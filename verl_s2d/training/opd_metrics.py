@@ -13,6 +13,9 @@ EXACT_METRICS = (
     "student_entropy",
     "teacher_entropy",
     "top1_agreement",
+    "overlap_ratio",
+    "teacher_mass_on_student_top",
+    "student_mass_on_teacher_top",
     "skipped_updates",
 )
 

@@ -56,7 +56,7 @@ class StudentTeacherWorker(ActorRolloutRefWorker):
     def init_model(self) -> None:
         super().init_model()
         if self._exact:
-            self.actor.learn_from(self.ref.engine, self._exact_loss())
+            self.actor.learn_from(self.ref.engine, self._exact_loss(), self.config.s2d.keep_tokens)
 
     def _exact_loss(self) -> FullVocabularyLoss:
         settings, actor, student = self.config.s2d, self.config.actor, self.actor.model_config
@@ -66,6 +66,8 @@ class StudentTeacherWorker(ActorRolloutRefWorker):
             beta=settings.jsd_beta,
             chunk_tokens=settings.chunk_tokens,
             materialise_logits=settings.materialise_logits,
+            keep_tokens=settings.keep_tokens,
+            health_top_k=settings.health_top_k,
         )
         aggregate = partial(
             response_mean, loss_agg_mode=actor.loss_agg_mode, loss_scale_factor=actor.get("loss_scale_factor")
