@@ -25,7 +25,15 @@ def write_tokenizer(directory: Path, words: list[str] = WORDS) -> None:
     tokenizer.save_pretrained(directory)
 
 
-def write_model(directory: Path, *, seed: int = 0, hidden: int = 32, layers: int = 2, words: list[str] = WORDS) -> Path:
+def write_model(
+    directory: Path,
+    *,
+    seed: int = 0,
+    hidden: int = 32,
+    layers: int = 2,
+    words: list[str] = WORDS,
+    tied: bool = False,
+) -> Path:
     """A randomly initialised Qwen3 checkpoint of a few thousand parameters, with its tokenizer."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -43,7 +51,7 @@ def write_model(directory: Path, *, seed: int = 0, hidden: int = 32, layers: int
         eos_token_id=1,
         pad_token_id=0,
         bos_token_id=None,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
         initializer_range=0.1,
     )
     Qwen3ForCausalLM(config).to(torch.float32).save_pretrained(directory)

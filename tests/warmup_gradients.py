@@ -60,6 +60,9 @@ def main(student: str, teacher: str, cache: str, out: str, *overrides: str) -> N
     )
     worker.reset()
     gradients: dict[str, torch.Tensor] = {}
+    widths: set[int] = set()
+    for engine in (worker.engine, worker.teacher.engine):
+        engine.module.get_output_embeddings().register_forward_hook(lambda *call: widths.add(call[-1].shape[-1]))
     step = worker.engine.optimizer_step
 
     def recorded_step():
@@ -69,7 +72,7 @@ def main(student: str, teacher: str, cache: str, out: str, *overrides: str) -> N
         return step()
 
     worker.engine.optimizer_step = recorded_step
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank = int(os.environ["RANK"])
     dp = worker.engine.get_data_parallel_size()
     mine = range(8)[worker.engine.get_data_parallel_rank() * (8 // dp) :][: 8 // dp]
     batch = SFTTensorCollator("no_padding")([rollouts[i] for i in mine])
@@ -88,7 +91,7 @@ def main(student: str, teacher: str, cache: str, out: str, *overrides: str) -> N
     )
     output = worker.train_batch(data)
     if rank == 0:
-        torch.save({"gradients": gradients, "metrics": dict(tu.get(output, "metrics")), "world": world}, out)
+        torch.save({"gradients": gradients, "metrics": dict(tu.get(output, "metrics")), "widths": widths}, out)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,6 +30,8 @@ CASES = {
     "from logits": (1, ["data.micro_batch_size_per_gpu=2", "s2d.materialise_logits=true"]),
     "two data-parallel ranks": (2, ["data.micro_batch_size_per_gpu=2"]),
 }
+# FSDP2 shards an output embedding of its own by itself, and one that is the input embedding too with the rest.
+HEADS = ("student", "tied-student")
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,7 @@ def artefacts(tmp_path_factory) -> Path:
     """Student, a larger teacher, and a cache whose rollouts differ in length (so token counts differ by rank)."""
     directory = tmp_path_factory.mktemp("warmup")
     write_model(directory / "student", seed=0)
+    write_model(directory / "tied-student", seed=0, tied=True)
     write_model(directory / "teacher", seed=1, layers=3, hidden=64)
     generator = torch.Generator().manual_seed(0)
     rollouts = [
@@ -50,13 +54,17 @@ def artefacts(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reference(artefacts) -> tuple[float, dict[str, torch.Tensor]]:
-    """Token-mean forward KL over the whole batch, one sequence at a time, by plain transformers in float32."""
+def reference(artefacts):
+    return cache(lambda student: plain_step(artefacts, student))
+
+
+def plain_step(artefacts: Path, student_name: str) -> tuple[float, dict[str, torch.Tensor]]:
+    """Token-mean forward KL over the whole batch, one sequence at a time, by plain transformers in float64."""
     from transformers import AutoModelForCausalLM
 
-    student = AutoModelForCausalLM.from_pretrained(artefacts / "student", dtype=torch.float32)
-    teacher = AutoModelForCausalLM.from_pretrained(artefacts / "teacher", dtype=torch.float32)
-    total, tokens = torch.zeros(()), 0
+    student = AutoModelForCausalLM.from_pretrained(artefacts / student_name, dtype=torch.float64)
+    teacher = AutoModelForCausalLM.from_pretrained(artefacts / "teacher", dtype=torch.float64)
+    total, tokens = torch.zeros((), dtype=torch.float64), 0
     for row in pq.read_table(artefacts / "rollouts.parquet").to_pylist():
         ids = torch.tensor([row["prompt_ids"] + row["response_ids"]])
         predicts = slice(len(row["prompt_ids"]) - 1, ids.shape[1] - 1)
@@ -70,12 +78,14 @@ def reference(artefacts) -> tuple[float, dict[str, torch.Tensor]]:
     return loss.item(), {name: parameter.grad for name, parameter in student.named_parameters()}
 
 
-def run_step(artefacts: Path, out: Path, ranks: int, overrides: list[str], teacher: str = "teacher") -> dict:
+def run_step(
+    artefacts: Path, out: Path, ranks: int, overrides: list[str], *, student: str = "student", teacher: str = "teacher"
+) -> dict:
     """One step on `ranks` gloo ranks; what rank 0 recorded."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tests.warmup_gradients", *(str(artefacts / n) for n in ("student", teacher))]
+    command = [sys.executable, "-m", "tests.warmup_gradients", *(str(artefacts / n) for n in (student, teacher))]
     command += [str(artefacts / "rollouts.parquet"), str(out), *overrides]
     shared = os.environ | cpu_environment() | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     shared |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
@@ -95,16 +105,21 @@ def run_step(artefacts: Path, out: Path, ranks: int, overrides: list[str], teach
     return torch.load(out, weights_only=False)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_loss_and_gradient_equal_plain_transformers(case, artefacts, reference, tmp_path):
-    loss, gradients = reference
-    step = run_step(artefacts, tmp_path / "step.pt", *CASES[case])
+@pytest.mark.parametrize(
+    ("student", "case"), [*((HEADS[0], case) for case in CASES), (HEADS[1], "two data-parallel ranks")]
+)
+def test_loss_and_gradient_equal_plain_transformers(student, case, artefacts, reference, tmp_path):
+    loss, gradients = reference(student)
+    step = run_step(artefacts, tmp_path / "step.pt", *CASES[case], student=student)
     assert step["metrics"]["loss"] == pytest.approx(loss, rel=1e-5)
     assert step["metrics"]["train/forward_kl"] == pytest.approx(loss, rel=1e-5)
     assert step["metrics"]["train/teacher_scored_tokens"] == sum(
         len(row["response_ids"]) for row in pq.read_table(artefacts / "rollouts.parquet").to_pylist()
     )
     assert set(step["gradients"]) == set(gradients)
+    # What the output embedding gave in a step: logits, or a few numbers per token.
+    vocabulary = step["gradients"]["model.embed_tokens.weight"].shape[0]
+    assert (vocabulary in step["widths"]) == ("from logits" in case), step["widths"]
     difference = sum((step["gradients"][n] - g).square().sum() for n, g in gradients.items()).sqrt()
     norm = sum(g.square().sum() for g in gradients.values()).sqrt()
     assert difference / norm < 1e-5

@@ -53,8 +53,11 @@ def test_good_input_gives_the_size_of_the_shared_vocabulary(artefacts, tmp_path)
         ("s2d.teacher.path=null", "s2d.teacher.path"),
         ("s2d.objective=forward_kl_topk", "s2d.objective"),
         ("model.path=null", "model.path"),
-        ("engine.strategy=megatron", "engine.strategy"),
-        ("engine=megatron", "engine.strategy"),
+        ("engine.strategy=torchtitan", "engine.strategy"),
+        ("engine=veomni", "engine.strategy"),
+        ("s2d.skip_limit=0", "s2d.skip_limit"),
+        ("s2d.chunk_tokens=0", "s2d.chunk_tokens"),
+        ("s2d.materialise_logits=1", "s2d.materialise_logits"),
         ("trainer.device=cpu", "engine.strategy"),
         ("engine.pad_to_length=true", "engine.pad_to_length"),
         ("model.use_fused_kernels=true", "model.use_fused_kernels"),
@@ -71,6 +74,26 @@ def test_good_input_gives_the_size_of_the_shared_vocabulary(artefacts, tmp_path)
 def test_settings_that_cannot_work_are_refused_by_key(artefacts, tmp_path, override, key):
     with pytest.raises(UserError) as error:
         check(artefacts, write_cache(tmp_path / "c.parquet"), override)
+    assert error.value.key == key and error.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("engine.pipeline_model_parallel_size=2", "engine.pipeline_model_parallel_size"),
+        ("engine.virtual_pipeline_model_parallel_size=2", "engine.virtual_pipeline_model_parallel_size"),
+        ("engine.dynamic_context_parallel=true", "engine.dynamic_context_parallel"),
+        ("engine.tensor_model_parallel_size=3", "engine.tensor_model_parallel_size"),
+        ("trainer.device=cpu", "engine.strategy"),
+    ],
+)
+def test_megatron_is_taken_in_layouts_in_which_the_teacher_can_be_asked(artefacts, tmp_path, override, key):
+    megatron = ("engine=megatron", "engine.tensor_model_parallel_size=2", "trainer.n_gpus_per_node=4")
+    megatron += ("data.micro_batch_size_per_gpu=2",)
+    cache = write_cache(tmp_path / "c.parquet")
+    assert check(artefacts, cache, *megatron) == len(WORDS)
+    with pytest.raises(UserError) as error:
+        check(artefacts, cache, *megatron, override)
     assert error.value.key == key and error.value.remedy
 
 

@@ -6,6 +6,7 @@ Stages 2a (forward KL on teacher rollouts) and 2b (reverse KL on student rollout
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ class Divergence(NamedTuple):
     Attributes:
         divergence: the objective's value, nats.
         student_entropy, teacher_entropy: nats.
-        top1_agreement: 1 where both put the most mass on the same id.
+        top1_agreement: 1 where both put the most mass on the same id, or on the same one of several.
         student_log_prob, teacher_log_prob: of the sampled id; NaN everywhere when no ids were given.
     """
 
@@ -72,15 +73,17 @@ def divergence(
         vocab_size: real size of the shared vocabulary; ids from there on have probability zero on both sides.
             min(V_s, V_t) when None.
         chunk_tokens: tokens worked on at a time; 256 on a CPU and 1024 elsewhere when None.
-        shard: with logits or heads that a tensor-parallel group divides by ids: this rank's part. Results and hidden
-            states' gradients are the same on every rank; V_s and V_t are the sizes held here, and vocab_size, the
-            whole vocabulary's, is then needed.
+        shard: with logits or heads that a tensor-parallel group divides by ids: this rank's part. V_s and V_t are the
+            sizes held here, and vocab_size, the whole vocabulary's, is then needed; everything else, hidden states
+            too, is whole and the same on every rank. So are the results and the hidden states' gradients, which are
+            summed over the group here and must not be again; heads and logits get their own part's.
 
     Raises:
-        ValueError: shapes, objective, beta, vocab_size or chunk_tokens that make no sense together.
+        ValueError: shapes, objective, beta, vocab_size or chunk_tokens that make no sense together; shards that do
+            not hold each id once, or ranks that differ in their number of tokens, on every rank.
     """
     student, teacher = _as_logits(student), _as_logits(teacher)
-    columns = _check(student, teacher, objective, beta, vocab_size, shard)
+    _check(student, teacher, objective, beta, vocab_size, shard)
     for name, given in (("mask", mask), ("weights", weights), ("sampled_ids", sampled_ids)):
         if given is not None and given.shape != (student.tokens,):
             raise ValueError(f"{name} of shape {tuple(given.shape)} for {student.tokens} tokens")
@@ -88,13 +91,18 @@ def divergence(
         chunk_tokens = 256 if student.device.type == "cpu" else 1024
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens {chunk_tokens} is not positive")
-    settings = Settings(objective, beta, columns, chunk_tokens, shard or WholeVocabulary())
     if mask is None and weights is not None:
         mask = weights != 0
     if mask is None:
         rows = torch.arange(student.tokens, device=student.device)
     else:
         rows = mask.to(student.device).nonzero().squeeze(-1)
+    if shard is None:
+        columns, exchange = vocab_size or min(student.vocab_size, teacher.vocab_size), None
+    else:
+        sizes = (student.vocab_size, teacher.vocab_size, vocab_size)
+        columns, exchange = shard.divide(len(rows), *sizes, student.device)
+    settings = Settings(objective, beta, columns, chunk_tokens, shard or WholeVocabulary(), exchange)
     ids = None if sampled_ids is None else sampled_ids.to(student.device)[rows].long()
     hint = None if weights is None else weights.detach().to(student.device)[rows].to(student.dtype)
     frozen = [None if tensor is None else tensor.detach() for tensor in teacher.tensors]
@@ -106,27 +114,15 @@ def _as_logits(logits: torch.Tensor | LinearLogits) -> GivenLogits | LinearLogit
     return GivenLogits(logits) if isinstance(logits, torch.Tensor) else logits
 
 
-def _check(student, teacher, objective, beta, vocab_size, shard) -> int:
-    """How many of the real ids are held here."""
+def _check(student, teacher, objective, beta, vocab_size, shard) -> None:
     if objective not in OBJECTIVES:
         raise ValueError(f"objective {objective!r} is none of {OBJECTIVES}")
     if objective == "jsd" and not 0 < beta < 1:
         raise ValueError(f"beta {beta} of jsd is not between 0 and 1; at the ends use reverse_kl or forward_kl")
     if student.tokens != teacher.tokens:
         raise ValueError(f"student has {student.tokens} tokens, teacher {teacher.tokens}")
-    held = min(student.vocab_size, teacher.vocab_size)
-    if shard is None:
-        if vocab_size is None:
-            return held
-        if not 1 <= vocab_size <= held:
-            raise ValueError(f"vocab_size {vocab_size} is not between 1 and the models' {held}")
-        return vocab_size
-    if vocab_size is None:
+    if shard is not None and vocab_size is None:
         raise ValueError("vocab_size, the whole vocabulary's, is needed with a shard of it")
-    columns = max(0, min(vocab_size - shard.first, student.vocab_size))
-    if columns > teacher.vocab_size:
-        raise ValueError(
-            f"the student's shard has {columns} ids from {shard.first} on, the teacher's {teacher.vocab_size}: "
-            "pad both heads to the same vocabulary"
-        )
-    return columns
+    held = math.inf if shard is not None else min(student.vocab_size, teacher.vocab_size)
+    if vocab_size is not None and not 1 <= vocab_size <= held:
+        raise ValueError(f"vocab_size {vocab_size} is not between 1 and the models' {held}")

@@ -10,7 +10,7 @@ import torch
 from verl_s2d.objectives.comparison import compare_
 from verl_s2d.objectives.gemm import add_head_gradient, hidden_gradient
 from verl_s2d.objectives.logits import GivenLogits, LinearLogits
-from verl_s2d.objectives.vocabulary import VocabularyShard, WholeVocabulary
+from verl_s2d.objectives.vocabulary import Exchange, VocabularyShard, WholeVocabulary
 
 # Blocks of the elementwise work on a CPU: four of them, the two of logits and two of probabilities, fit a core's cache.
 _BLOCK_ELEMENTS = 1 << 17
@@ -18,13 +18,14 @@ _BLOCK_ELEMENTS = 1 << 17
 
 @dataclass(frozen=True)
 class Settings:
-    """What a pass computes. `columns` is the number of real ids held here."""
+    """What a pass computes. `columns` real ids of the student are held here, the teacher's of them after `exchange`."""
 
     objective: str
     beta: float
     columns: int
     chunk_tokens: int
     vocabulary: WholeVocabulary | VocabularyShard
+    exchange: Exchange | None = None
 
 
 class Gradients(NamedTuple):
@@ -112,16 +113,20 @@ def _chunks(student, teacher, rows, settings):
     """Each chunk's slice of rows with (2, tokens, columns) logits: the student's and the teacher's, in one buffer."""
     size = max(1, min(settings.chunk_tokens, len(rows)))
     # A shard of nothing but padding still takes part in the reductions, with one id that has no mass.
-    columns = max(1, settings.columns)
+    columns, exchange = max(1, settings.columns), settings.exchange
     buffer = torch.empty(2, size, columns, dtype=_dtype(student, teacher), device=student.device)
+    held = None if exchange is None else buffer.new_empty(size, exchange.held)
     for begin in range(0, len(rows), size):
         part = slice(begin, min(begin + size, len(rows)))
         block = buffer[:, : part.stop - part.start]
-        for side, logits in zip((student, teacher), block, strict=True):
-            if settings.columns:
-                side.write(rows[part], logits)
-            else:
-                logits.fill_(float("-inf"))
+        if not settings.columns:
+            block.fill_(float("-inf"))
+        else:
+            student.write(rows[part], block[0])
+            if exchange is None:
+                teacher.write(rows[part], block[1])
+        if exchange is not None:
+            exchange(teacher.write(rows[part], held[: len(block[1])]), block[1])
         yield part, block
 
 
@@ -136,6 +141,8 @@ def _pieces(logits: torch.Tensor, settings: Settings) -> list[slice]:
 
 def _compare(block, piece, part, ids, settings, student, teacher):
     here = None if ids is None else ids[part][piece] - settings.vocabulary.first
+    if here is not None and not settings.columns:
+        here.fill_(-1)  # the one id that stands in for none must not be taken for a sampled one
     masked = settings.columns == 0 or isinstance(student, GivenLogits) or isinstance(teacher, GivenLogits)
     return compare_(
         block[0][piece], block[1][piece], here, settings.objective, settings.beta, settings.vocabulary, masked

@@ -40,3 +40,24 @@ def check_logits_visible(
             value=parallel,
             remedy="set it to 1, or use flash attention",
         )
+
+
+def check_megatron(engine: Mapping[str, Any], engine_key: str) -> None:
+    """Check verl's Megatron section.
+
+    Raises:
+        UserError: a layout in which the teacher could not be asked in the middle of the student's forward pass.
+    """
+    for name, plain, why in (
+        ("pipeline_model_parallel_size", 1, "the teacher is asked within the student's forward pass, in one stage"),
+        ("virtual_pipeline_model_parallel_size", None, "the teacher is asked in one stage"),
+        ("dynamic_context_parallel", False, "verl lays its tokens out anew for every micro-batch"),
+    ):
+        value = engine.get(name, plain)
+        if value not in (plain, None):
+            raise UserError(
+                f"an objective over the whole vocabulary is not there for this layout: {why}",
+                key=f"{engine_key}.{name}",
+                value=value,
+                remedy=f"set it to {'null' if plain is None else plain}, and divide by tensor or context instead",
+            )

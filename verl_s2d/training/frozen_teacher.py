@@ -12,6 +12,7 @@ from verl.workers.engine import BaseEngine
 
 from verl_s2d.objectives.logits import LinearLogits
 from verl_s2d.training.head_seam import HeadSeam
+from verl_s2d.training.megatron import forward, is_megatron
 
 T = TypeVar("T")
 
@@ -33,7 +34,8 @@ class FrozenTeacher:
     def consult(self, micro_batch: TensorDict, use: Callable[[torch.Tensor | LinearLogits], T]) -> T:
         """use(teacher) of a micro-batch; teacher is (tokens, V_t) logits, or LinearLogits of as many tokens.
 
-        Logits given as a tensor have been divided by the micro-batch's temperature; LinearLogits have not.
+        Logits given as a tensor have been divided by the micro-batch's temperature; LinearLogits have not. On Megatron
+        they are this rank's shard of the vocabulary.
         """
         answers: list[T] = []
 
@@ -45,9 +47,12 @@ class FrozenTeacher:
             if student_logits is None:
                 return torch.zeros(()), {}
             if self._seam is None:
-                answers.append(use(student_logits.squeeze(0)))
+                answers.append(use(student_logits.flatten(0, 1)))
             return {}
 
         with torch.no_grad(), nullcontext() if self._seam is None else self._seam.using(at_head):
-            self._engine.forward_step(micro_batch, loss_function=processor, forward_only=True)
+            if is_megatron(self._engine):
+                forward(self._engine, micro_batch, processor)
+            else:
+                self._engine.forward_step(micro_batch, loss_function=processor, forward_only=True)
         return answers[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -20,9 +21,13 @@ from verl_s2d.objectives.divergence import Divergence, divergence
 from verl_s2d.objectives.health import TopKHealth, top_k_health
 from verl_s2d.objectives.logits import LinearLogits
 from verl_s2d.objectives.token_weights import soft_or_weights
+from verl_s2d.objectives.vocabulary import VocabularyShard
 from verl_s2d.training.frozen_teacher import FrozenTeacher
 from verl_s2d.training.head_seam import HeadSeam, has_plain_head
+from verl_s2d.training.megatron import in_sharded_layout, is_megatron, vocabulary_shard
 from verl_s2d.training.token_layout import in_logits_layout, next_tokens
+
+_logger = logging.getLogger(__name__)
 
 Aggregate = Callable[[torch.Tensor, TensorDict], torch.Tensor]
 
@@ -61,7 +66,7 @@ class FullVocabularyLoss:
     An engine runs a micro-batch's forward pass, shows the loss what the model made of each token, and then asks for
     the scalar. Here the divergence is computed at the output embedding: the model's "logits" are then already its
     per-token results, and no logits exist. With materialise_logits, or a model that does more to its logits than a
-    matrix product, it is computed from the logits that the engine shows.
+    matrix product, it is computed from the logits that the engine shows, on Megatron a shard of the vocabulary.
 
     Args:
         objective: what to minimise.
@@ -74,12 +79,15 @@ class FullVocabularyLoss:
         self, objective: Objective, *, student: BaseEngine, teacher: BaseEngine, aggregate: Aggregate, prefix: str
     ):
         self._objective, self._aggregate, self._prefix = objective, aggregate, prefix
-        self._linear = not objective.materialise_logits and all(
+        self._sharded = is_megatron(student)
+        self._linear = not (objective.materialise_logits or self._sharded) and all(
             has_plain_head(engine.module, engine.model_config.hf_config) for engine in (student, teacher)
         )
         self._teacher = FrozenTeacher(teacher, linear=self._linear)
         if self._linear:
             self._stand_in(student)
+        elif not (objective.materialise_logits or self._sharded):
+            _logger.warning("a model's logits are not a plain product with its output embedding: both logits are made")
 
     def _stand_in(self, student: BaseEngine) -> None:
         """Take the head's place in every pass that the student's engine makes with this loss."""
@@ -94,12 +102,16 @@ class FullVocabularyLoss:
 
         student.forward_step = forward_step
 
-    def __call__(self, *, data: TensorDict, student_logits=None, model_output=None, dp_group=None, **_: Any):
+    def __call__(
+        self, *, data: TensorDict, student_logits=None, model_output=None, dp_group=None, data_format=None, **_: Any
+    ):
         if student_logits is None:
             return self._reduce(model_output, data)
-        shown = student_logits.squeeze(0)
-        results = self._read(shown, data) if self._linear else self._from_logits(shown, data)
-        return {name: values.unsqueeze(0) for name, values in zip(_SHOWN, results, strict=True)}
+        shown = student_logits.flatten(0, 1)
+        results = self._read(shown, data) if self._linear else self._from_logits(shown, data, data_format)
+        return {
+            name: values.unflatten(0, student_logits.shape[:2]) for name, values in zip(_SHOWN, results, strict=True)
+        }
 
     def _at_head(
         self, micro_batch: TensorDict, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
@@ -109,35 +121,60 @@ class FullVocabularyLoss:
         temperature = _temperature(micro_batch)
         student = LinearLogits(hidden.flatten(0, 1), weight, bias, temperature=temperature)
         padded = None if packs else hidden.shape[1]
+        data, rows = micro_batch.to(hidden.device), hidden.shape[:2].numel()
 
         def compare(teacher: LinearLogits) -> tuple[torch.Tensor, ...]:
-            return self._compare(student, replace(teacher, temperature=temperature), micro_batch, padded)
+            return self._compare(
+                student,
+                replace(teacher, temperature=temperature),
+                data,
+                lambda packed: in_logits_layout(packed, data, rows, padded=padded),
+                padded=padded,
+            )
 
         results = self._teacher.consult(micro_batch, compare)
         return torch.stack((*results, torch.ones_like(results[0])), -1).unflatten(0, hidden.shape[:2])
 
-    def _from_logits(self, logits: torch.Tensor, micro_batch: TensorDict) -> tuple[torch.Tensor, ...]:
-        return self._teacher.consult(
-            micro_batch, lambda teacher: self._compare(logits, teacher, micro_batch, padded=None)
-        )
+    def _from_logits(self, logits: torch.Tensor, data: TensorDict, data_format: str | None) -> tuple[torch.Tensor, ...]:
+        def compare(teacher: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            if self._sharded:
+                shard = vocabulary_shard(logits.shape[-1], teacher.shape[-1])
+                return self._compare(
+                    logits, teacher, data, lambda packed: in_sharded_layout(packed, data, data_format), shard=shard
+                )
+            return self._compare(
+                logits, teacher, data, lambda packed: in_logits_layout(packed, data, len(logits), padded=None)
+            )
 
-    def _compare(self, student, teacher, micro_batch: TensorDict, padded: int | None) -> tuple[torch.Tensor, ...]:
-        """The numbers of _SHOWN for each token, zero where no response token is predicted."""
-        hidden = student.hidden if isinstance(student, LinearLogits) else student
-        data = micro_batch.to(hidden.device)
-        weights, ids = (
-            in_logits_layout(packed, data, len(hidden), padded=padded)
-            for packed in (self._weights(data), next_tokens(data))
-        )
+        return self._teacher.consult(data, compare)
+
+    def _compare(
+        self,
+        student: torch.Tensor | LinearLogits,
+        teacher: torch.Tensor | LinearLogits,
+        data: TensorDict,
+        lay: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        padded: int | None = None,
+        shard: VocabularyShard | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        """The numbers of _SHOWN for each token, zero where no response token is predicted.
+
+        Args:
+            lay: puts numbers of packed tokens where the logits of these tokens are.
+            padded: the padded sequence length, where sequences are not packed.
+        """
+        weights, ids = lay(self._weights(data)), lay(next_tokens(data))
         settings = {
             "objective": self._objective.name,
             "beta": self._objective.beta,
             "sampled_ids": ids,
             "vocab_size": self._objective.vocab_size,
             "chunk_tokens": self._objective.chunk_tokens,
+            "shard": shard,
         }
         # The teacher's engine runs without gradients, the model perhaps in low precision; the objective does neither.
-        with torch.enable_grad(), torch.autocast(hidden.device.type, enabled=False):
+        with torch.enable_grad(), torch.autocast(weights.device.type, enabled=False):
             if self._objective.keep_tokens is None:
                 results = divergence(student, teacher, weights=weights, **settings)
                 loss = results.divergence
@@ -253,7 +290,7 @@ def response_mean(
 
 
 def _temperature(micro_batch: TensorDict) -> float:
-    temperature = micro_batch.get("temperature", 1.0)
+    temperature = tu.get(micro_batch, "temperature", 1.0)
     if isinstance(temperature, torch.Tensor):
         first = temperature.flatten()[0]
         if not bool((temperature == first).all()):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 # What some families do to the head's output: then hidden states and head are not the whole story of the logits.
 _TRANSFORMS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0, "lm_head_multiplier": 1.0}
@@ -22,7 +23,10 @@ def has_plain_head(module: torch.nn.Module, config) -> bool:
     """
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     plain = all(getattr(text, key, None) in (None, neutral) for key, neutral in _TRANSFORMS.items())
-    return plain and type(module.get_output_embeddings()) is torch.nn.Linear
+    head = type(module.get_output_embeddings())
+    # FSDP2 makes a sharded head's class one of its own: FSDPModule before the class that it was.
+    own = [base for base in head.__mro__[1:] if base is not FSDPModule] if issubclass(head, FSDPModule) else [head]
+    return plain and own[0] is torch.nn.Linear
 
 
 class HeadSeam:

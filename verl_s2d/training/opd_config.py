@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from verl_s2d.errors import UserError
-from verl_s2d.training.engine_checks import check_logits_visible
+from verl_s2d.training.engine_checks import check_logits_visible, check_megatron
 
 
 @dataclass(frozen=True)
@@ -161,15 +161,24 @@ def _check_full_vocabulary(config: DictConfig, opd: OpdConfig) -> None:
                 value=value,
                 remedy=f"set {key}={'null' if off is None else off}, or use s2d.objective=advantage",
             )
-    engine = actor.get("fsdp_config") or {}
-    check_logits_visible(config.actor_rollout_ref.model, engine, "actor_rollout_ref.actor.fsdp_config")
-    if opd.keep_tokens is not None and (engine.get("ulysses_sequence_parallel_size") or 1) > 1:
-        raise UserError(
-            "tokens are chosen within whole rollouts, which sequence parallelism divides between ranks",
-            key="s2d.keep_tokens",
-            value=opd.keep_tokens,
-            remedy="leave it out, or set actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=1",
-        )
+    megatron = actor.strategy == "megatron"
+    name = "megatron" if megatron else "fsdp_config"
+    engine, engine_key = actor.get(name) or {}, f"actor_rollout_ref.actor.{name}"
+    check_logits_visible(config.actor_rollout_ref.model, engine, engine_key)
+    if megatron:
+        check_megatron(engine, engine_key)
+    divided = (engine.get("ulysses_sequence_parallel_size") or 1) > 1
+    for key, value, fits in (
+        ("s2d.keep_tokens", opd.keep_tokens, not (megatron or divided)),
+        ("s2d.health_top_k", opd.health_top_k, not megatron),
+    ):
+        if value is not None and not fits:
+            raise UserError(
+                "this needs whole rollouts and the whole vocabulary on each rank",
+                key=key,
+                value=value,
+                remedy="leave it out, or use FSDP without sequence parallelism",
+            )
 
 
 def _check_verl(config: DictConfig) -> None:

@@ -9,12 +9,14 @@ from transformers import AutoConfig
 from verl.workers.config import HFModelConfig
 
 from verl_s2d.errors import UserError
-from verl_s2d.training.engine_checks import check_logits_visible
+from verl_s2d.training.engine_checks import check_logits_visible, check_megatron
 from verl_s2d.training.full_vocabulary import Objective
 from verl_s2d.training.model_pair import check_tokens, real_vocabulary
 from verl_s2d.training.warmup_data import CachedRollouts
 
 OBJECTIVES = ("forward_kl",)
+# Ranks of one of these share their sequences: Ulysses on FSDP, the others on Megatron.
+_PARALLEL_SIZES = ("ulysses_sequence_parallel_size", "tensor_model_parallel_size", "context_parallel_size")
 _POSITIVE = (
     "data.train_batch_size",
     "data.micro_batch_size_per_gpu",
@@ -23,7 +25,6 @@ _POSITIVE = (
     "trainer.total_epochs",
     "trainer.n_gpus_per_node",
     "trainer.nnodes",
-    "engine.ulysses_sequence_parallel_size",
 )
 
 
@@ -45,21 +46,23 @@ def check_settings(config: DictConfig) -> None:
     )
     # Only some of verl's engine sections have a strategy to override; the rest are told apart by their class.
     engine = config.engine.get("strategy") or config.engine.get("_target_")
+    megatron = engine == "megatron" or str(engine).endswith(".McoreEngineConfig")
     _require(
-        engine in ("fsdp", "fsdp2"),
-        "the warmup needs whole rows of logits; an engine that shards them over the vocabulary, as Megatron's does, "
-        "needs the vocabulary-parallel objective, which is not in this release",
+        megatron or engine in ("fsdp", "fsdp2"),
+        "the warmup knows how verl's FSDP and Megatron engines lay out tokens and logits, and no other",
         "engine.strategy",
         engine,
-        "use engine.strategy=fsdp or fsdp2 for the warmup",
+        "use engine.strategy=fsdp or fsdp2, or engine=megatron",
     )
     _require(
         config.trainer.device != "cpu" or engine == "fsdp2",
-        "FSDP1 refuses parameters on a CPU",
+        "on a CPU there is neither Megatron nor FSDP1, which refuses parameters there",
         "engine.strategy",
         engine,
         "set engine.strategy=fsdp2",
     )
+    if megatron:
+        check_megatron(config.engine, "engine")
     for key in _POSITIVE:
         _require_positive(config, key)
     for key in ("trainer.total_training_steps", "s2d.chunk_tokens"):
@@ -86,14 +89,17 @@ def check_settings(config: DictConfig) -> None:
 
 def _check_batches(config: DictConfig) -> None:
     world = config.trainer.n_gpus_per_node * config.trainer.nnodes
-    parallel = config.engine.ulysses_sequence_parallel_size
-    _require(
-        world % parallel == 0,
-        f"{world} ranks are not a whole number of sequence-parallel groups",
-        "engine.ulysses_sequence_parallel_size",
-        parallel,
-        f"choose a divisor of {world}",
-    )
+    engine, parallel = config.engine, 1
+    for name in _PARALLEL_SIZES:
+        size = engine.get(name) or 1
+        parallel *= size
+        _require(
+            isinstance(size, int) and size > 0 and world % parallel == 0,
+            f"{world} ranks are not a whole number of groups that work on the same sequences",
+            f"engine.{name}",
+            size,
+            f"choose sizes whose product divides {world}",
+        )
     ranks, batch, micro = world // parallel, config.data.train_batch_size, config.data.micro_batch_size_per_gpu
     _require(
         batch % ranks == 0,
@@ -146,13 +152,16 @@ def check_cache(config: DictConfig, student: HFModelConfig, rollouts: CachedRoll
         batch,
         f"use at most {len(rollouts)}, or sample more rollouts",
     )
-    budget = config.data.max_token_len_per_gpu * config.engine.ulysses_sequence_parallel_size
+    sequence_parallel = 1
+    for name in ("ulysses_sequence_parallel_size", "context_parallel_size"):
+        sequence_parallel *= config.engine.get(name) or 1
+    budget = config.data.max_token_len_per_gpu * sequence_parallel
     _require(
         not config.data.use_dynamic_bsz or rollouts.longest <= budget,
         f"a cached rollout has {rollouts.longest} tokens, more than a micro-batch may have",
         "data.max_token_len_per_gpu",
         config.data.max_token_len_per_gpu,
-        f"give at least {-(-rollouts.longest // config.engine.ulysses_sequence_parallel_size)}",
+        f"give at least {-(-rollouts.longest // sequence_parallel)}",
     )
     teacher = AutoConfig.from_pretrained(
         config.s2d.teacher.path, trust_remote_code=config.s2d.teacher.trust_remote_code
