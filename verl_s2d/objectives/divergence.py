@@ -6,14 +6,14 @@ Stages 2a (forward KL on teacher rollouts) and 2b (reverse KL on student rollout
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 
+from verl_s2d.objectives.chunks import as_logits, shared_size, tokens_at_a_time, wanted_rows
 from verl_s2d.objectives.comparison import OBJECTIVES
 from verl_s2d.objectives.differentiable import GivenDivergence, LinearDivergence
-from verl_s2d.objectives.logits import GivenLogits, LinearLogits
+from verl_s2d.objectives.logits import LinearLogits
 from verl_s2d.objectives.sweep import Settings
 from verl_s2d.objectives.vocabulary import VocabularyShard, WholeVocabulary
 
@@ -72,7 +72,7 @@ def divergence(
         sampled_ids: (tokens,) int64, ids whose log-probabilities to return.
         vocab_size: real size of the shared vocabulary; ids from there on have probability zero on both sides.
             min(V_s, V_t) when None.
-        chunk_tokens: tokens worked on at a time; 256 on a CPU and 1024 elsewhere when None.
+        chunk_tokens: tokens worked on at a time; when None 1024, on a CPU 512, or 256 of more than 65,536 ids.
         shard: with logits or heads that a tensor-parallel group divides by ids: this rank's part. V_s and V_t are the
             sizes held here, and vocab_size, the whole vocabulary's, is then needed; everything else, hidden states
             too, is whole and the same on every rank. So are the results and the hidden states' gradients, which are
@@ -82,36 +82,26 @@ def divergence(
         ValueError: shapes, objective, beta, vocab_size or chunk_tokens that make no sense together; shards that do
             not hold each id once, or ranks that differ in their number of tokens, on every rank.
     """
-    student, teacher = _as_logits(student), _as_logits(teacher)
+    student, teacher = as_logits(student), as_logits(teacher)
     _check(student, teacher, objective, beta, vocab_size, shard)
-    for name, given in (("mask", mask), ("weights", weights), ("sampled_ids", sampled_ids)):
+    for name, given in (("weights", weights), ("sampled_ids", sampled_ids)):
         if given is not None and given.shape != (student.tokens,):
             raise ValueError(f"{name} of shape {tuple(given.shape)} for {student.tokens} tokens")
-    if chunk_tokens is None:
-        chunk_tokens = 256 if student.device.type == "cpu" else 1024
-    if chunk_tokens < 1:
-        raise ValueError(f"chunk_tokens {chunk_tokens} is not positive")
     if mask is None and weights is not None:
         mask = weights != 0
-    if mask is None:
-        rows = torch.arange(student.tokens, device=student.device)
-    else:
-        rows = mask.to(student.device).nonzero().squeeze(-1)
+    rows = wanted_rows(mask, student.tokens, student.device)
     if shard is None:
-        columns, exchange = vocab_size or min(student.vocab_size, teacher.vocab_size), None
+        columns, exchange = shared_size(vocab_size, min(student.vocab_size, teacher.vocab_size)), None
     else:
         sizes = (student.vocab_size, teacher.vocab_size, vocab_size)
         columns, exchange = shard.divide(len(rows), *sizes, student.device)
+    chunk_tokens = tokens_at_a_time(chunk_tokens, student.device, columns)
     settings = Settings(objective, beta, columns, chunk_tokens, shard or WholeVocabulary(), exchange)
     ids = None if sampled_ids is None else sampled_ids.to(student.device)[rows].long()
     hint = None if weights is None else weights.detach().to(student.device)[rows].to(student.dtype)
     frozen = [None if tensor is None else tensor.detach() for tensor in teacher.tensors]
     function = LinearDivergence if isinstance(student, LinearLogits) else GivenDivergence
     return Divergence(*function.apply(student, teacher, rows, ids, hint, settings, *student.tensors, *frozen))
-
-
-def _as_logits(logits: torch.Tensor | LinearLogits) -> GivenLogits | LinearLogits:
-    return GivenLogits(logits) if isinstance(logits, torch.Tensor) else logits
 
 
 def _check(student, teacher, objective, beta, vocab_size, shard) -> None:
@@ -123,6 +113,5 @@ def _check(student, teacher, objective, beta, vocab_size, shard) -> None:
         raise ValueError(f"student has {student.tokens} tokens, teacher {teacher.tokens}")
     if shard is not None and vocab_size is None:
         raise ValueError("vocab_size, the whole vocabulary's, is needed with a shard of it")
-    held = math.inf if shard is not None else min(student.vocab_size, teacher.vocab_size)
-    if vocab_size is not None and not 1 <= vocab_size <= held:
-        raise ValueError(f"vocab_size {vocab_size} is not between 1 and the models' {held}")
+    if shard is not None and vocab_size < 1:
+        raise ValueError(f"vocab_size {vocab_size} is not positive")

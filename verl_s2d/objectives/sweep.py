@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 import torch
 
+from verl_s2d.objectives.chunks import parts
 from verl_s2d.objectives.comparison import compare_
 from verl_s2d.objectives.gemm import add_head_gradient, hidden_gradient
 from verl_s2d.objectives.logits import GivenLogits, LinearLogits
 from verl_s2d.objectives.vocabulary import Exchange, VocabularyShard, WholeVocabulary
 
 # Blocks of the elementwise work on a CPU: four of them, the two of logits and two of probabilities, fit a core's cache.
-_BLOCK_ELEMENTS = 1 << 17
+_BLOCK_ELEMENTS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,7 @@ def _chunks(student, teacher, rows, settings):
     columns, exchange = max(1, settings.columns), settings.exchange
     buffer = torch.empty(2, size, columns, dtype=_dtype(student, teacher), device=student.device)
     held = None if exchange is None else buffer.new_empty(size, exchange.held)
-    for begin in range(0, len(rows), size):
-        part = slice(begin, min(begin + size, len(rows)))
+    for part in parts(len(rows), size):
         block = buffer[:, : part.stop - part.start]
         if not settings.columns:
             block.fill_(float("-inf"))
@@ -136,7 +136,7 @@ def _pieces(logits: torch.Tensor, settings: Settings) -> list[slice]:
     size = rows
     if not logits.is_cuda and not settings.vocabulary.parallel:
         size = max(1, _BLOCK_ELEMENTS * torch.get_num_threads() // columns)
-    return [slice(begin, min(begin + size, rows)) for begin in range(0, rows, size)]
+    return list(parts(rows, size))
 
 
 def _compare(block, piece, part, ids, settings, student, teacher):
