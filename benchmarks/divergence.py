@@ -1,6 +1,6 @@
 """Full-vocabulary distillation losses side by side: time, peak memory and gradient error, forward and backward.
 
-    python -m benchmarks.divergence [cases=small,A,B] [rounds=5] [threads=1]
+    python -m benchmarks.divergence [cases=small,A,A4,B,gpu] [rounds=5] [threads=1]
 
 Everybody computes the loss sum_i w_i KL_i from the same hidden states and heads, and its gradients to the student's
 hidden states and head. Times are over the floor, the bare matrix products that any exact method needs: both heads
@@ -50,19 +50,27 @@ class Case:
 _SIZES = {
     "small": (64, 32, 48, 1000),
     "A": (1024, 256, 512, 32_768),
+    "A4": (4096, 256, 512, 32_768),
     "B": (512, 512, 1024, 151_936),
 }
 _GPU = Case("gpu", 8192, 2048, 4096, 151_936, dtype=torch.bfloat16, device="cuda")
 
 
 def cases(names: list[str]) -> list[Case]:
-    """Each size under both KLs, masked to 40 %, and with a frozen head; `gpu` alone under both KLs."""
+    """Each size under both KLs, masked to 40 %, with a frozen head, and A in bf16.
+
+    A4, which is there to show that memory does not grow with the tokens, under one KL; `gpu` under both.
+    """
     found = []
     for name in names:
         base = _GPU if name == "gpu" else Case(name, *_SIZES[name])
-        found += [base, replace(base, objective="reverse_kl")]
-        if name != "gpu":
+        found.append(base)
+        if name != "A4":
+            found.append(replace(base, objective="reverse_kl"))
+        if name in ("small", "A", "B"):
             found += [replace(base, kept=0.4), replace(base, frozen_head=True)]
+        if name == "A":
+            found.append(replace(base, dtype=torch.bfloat16))
     return found
 
 
@@ -216,13 +224,20 @@ def measure(case: Case, rounds: int) -> list[dict]:
         comparable = name != "floor" and "top-k" not in name
         error = _distance(gradients, exact) / norm if comparable else None
         del gradients
-        rows[name] = {"error": error, "memory": peak_bytes(problem, contestant) / unit}
+        rows[name] = {"error": error, "bytes": peak_bytes(problem, contestant)}
+        rows[name]["memory"] = rows[name]["bytes"] / unit
     times: dict[str, list[float]] = {name: [] for name in able}
     for _ in range(rounds):
         for name, contestant in able.items():
             times[name].append(seconds(problem, contestant))
     base = statistics.median(times["floor"])
-    about = {"case": case.name, "objective": case.objective, "kept": case.kept, "frozen_head": case.frozen_head}
+    about = {
+        "case": case.name,
+        "objective": case.objective,
+        "kept": case.kept,
+        "frozen_head": case.frozen_head,
+        "dtype": str(case.dtype).removeprefix("torch."),
+    }
     return [
         about | {"method": name, "ratio": statistics.median(times[name]) / base, "seconds": base} | row
         for name, row in rows.items()
@@ -259,6 +274,7 @@ def _table(rows: list[dict]) -> str:
 def _column(row: dict) -> str:
     parts = [row["case"], row["objective"].replace("_", " ").replace("kl", "KL")]
     parts += [f"{row['kept']:.0%} kept"] * (row["kept"] < 1) + ["frozen head"] * row["frozen_head"]
+    parts += ["bf16"] * (row["dtype"] == "bfloat16")
     return ", ".join(parts)
 
 
@@ -271,4 +287,4 @@ def _cell(row: dict | None) -> str:
 
 if __name__ == "__main__":
     given = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    main(given.get("cases", "small,A,B").split(","), int(given.get("rounds", 5)), int(given.get("threads", 1)))
+    main(given.get("cases", "small,A,A4,B").split(","), int(given.get("rounds", 5)), int(given.get("threads", 1)))
