@@ -19,12 +19,14 @@ from verl.utils.dataset.dataset_utils import SFTTensorCollator
 from verl.workers.engine_workers import TrainingWorkerConfig
 
 import verl_s2d.config
+from tests import flash_on_cpu
 from verl_s2d.training.warmup_checks import check_cache, warmup_objective
 from verl_s2d.training.warmup_data import CachedRollouts
 from verl_s2d.training.warmup_worker import WarmupWorker
 
 
 def main(student: str, teacher: str, cache: str, out: str, *overrides: str) -> None:
+    flash_on_cpu.register()
     overlay = yaml.safe_load(Path(verl_s2d.config.__path__[0], "warmup-cpu.yaml").read_text())
     with initialize_config_module("verl_s2d.config", version_base=None):
         config = compose(

@@ -14,10 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from tests import flash_on_cpu
 from tests.tiny import write_model
 from verl_s2d.platforms.environment import cpu_environment
 
 ROOT = Path(__file__).parents[2]
+ULYSSES = [
+    "engine.ulysses_sequence_parallel_size=2",
+    f"model.override_config.attn_implementation={flash_on_cpu.NAME}",
+]
 CASES = {
     "one micro-batch": (1, ["data.micro_batch_size_per_gpu=8"]),
     "micro-batches of two": (1, ["data.micro_batch_size_per_gpu=2"]),
@@ -29,6 +34,11 @@ CASES = {
     ),
     "from logits": (1, ["data.micro_batch_size_per_gpu=2", "s2d.materialise_logits=true"]),
     "two data-parallel ranks": (2, ["data.micro_batch_size_per_gpu=2"]),
+    "two sequence-parallel ranks": (2, ["data.micro_batch_size_per_gpu=4", *ULYSSES]),
+    "two sequence-parallel ranks, from logits": (
+        2,
+        ["data.micro_batch_size_per_gpu=4", *ULYSSES, "s2d.materialise_logits=true"],
+    ),
 }
 # FSDP2 shards an output embedding of its own by itself, and one that is the input embedding too with the rest.
 HEADS = ("student", "tied-student")
