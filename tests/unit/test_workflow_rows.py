@@ -36,6 +36,53 @@ def test_what_each_row_trains(tmp_path):
     assert trained(plan, "half-split") == [*bridge, "student-rl-2h"]
     assert trained(plan, "full-bridge") == ["teacher-rl-all", "rollouts-all", "warmup-all", "opd-all"]
     assert trained(plan, "raw-teacher") == ["rollouts-all-raw", "warmup-all-raw", "opd-all-raw"]
+    assert trained(plan, "opd-only") == ["teacher-rl-all", "opd-all-cold"]
+    assert trained(plan, "warmup-only") == ["teacher-rl-all", "rollouts-all", "warmup-all"]
+    assert trained(plan, "replay-control") == [*bridge, "student-rl-1h"]
+    upstream = ["rollouts-1h-upstream", "warmup-1h-upstream", "opd-1h-upstream"]
+    assert trained(plan, "held-out-upstream") == ["teacher-rl-1h", "teacher-rl-2h", *upstream]
+    same_size = [f"{stage}-all-same-size" for stage in ("teacher-rl", "rollouts", "warmup", "opd")]
+    assert trained(plan, "same-size-teacher") == same_size
+    assert trained(plan, "sft-teacher") == ["rollouts-all-sft", "warmup-all-sft", "opd-all-sft"]
+
+
+@pytest.mark.parametrize(("row", "dropped"), [("opd-only", "warmup"), ("warmup-only", "opd"), ("raw-teacher", "grpo")])
+def test_an_ablation_is_the_full_bridge_without_one_kind_of_stage(tmp_path, row, dropped):
+    plan = plan_of(tmp_path, rows=["full-bridge", row])
+    full, ablated = ({n.kind: n for n in stages(plan, name).values()} for name in ("full-bridge", row))
+    assert full.keys() - ablated.keys() >= {dropped}
+    for kind in ablated:
+        assert ablated[kind].settings == full[kind].settings
+
+
+def test_the_replay_control_differs_from_half_split_by_the_labels_of_stage_3(tmp_path):
+    plan = plan_of(tmp_path, rows=["half-split", "replay-control"])
+    fresh, replayed = (row.target.inputs["model"] for row in plan.rows)
+    inputs = [{role: n.digest for role, n in stage.inputs.items()} for stage in (fresh, replayed)]
+    assert inputs[0] == inputs[1] and fresh.externals == replayed.externals
+    assert {k for k in fresh.settings if fresh.settings[k] != replayed.settings[k]} == {"slice"}
+
+
+def test_the_labels_held_out_can_go_upstream_instead(tmp_path):
+    """The same updates on the same labels: half-split's Stage 3 and this row's second half of Stage 1."""
+    plan = plan_of(tmp_path, rows=["half-split", "held-out-upstream"])
+    upstream = {n.name: n for n in stages(plan, "held-out-upstream").values()}
+    assert upstream["teacher-rl-2h"].inputs["model"].name == "teacher-rl-1h"
+    assert upstream["opd-1h-upstream"].inputs["teacher"].name == "teacher-rl-2h"
+    assert upstream["opd-1h-upstream"].settings == next(n for n in plan.order if n.name == "opd-1h").settings
+
+
+def test_a_teacher_of_the_students_size_is_the_student_after_stage_1(tmp_path):
+    """Where stages 1 and 3 have the same settings, it is the model that direct GRPO ends with, trained once."""
+    plan = plan_of(tmp_path, rows=["same-size-teacher", "direct-grpo"])
+    bridged, direct = (row.target.inputs["model"] for row in plan.rows)
+    assert bridged.inputs["teacher"].digest == direct.digest
+
+
+def test_all_rows_are_those_with_a_teacher(tmp_path):
+    assert "sft-teacher" not in [r.name for r in plan_of(tmp_path, sft_teacher=None).rows]
+    with pytest.raises(UserError, match="sft_teacher"):
+        plan_of(tmp_path, rows=["sft-teacher"], sft_teacher=None)
 
 
 def test_half_split_is_the_bridge_plus_stage_3_and_nothing_else(tmp_path):

@@ -96,6 +96,7 @@ def settings(**changes) -> dict:
         "name": "tiny",
         "student": "student",
         "teacher": "teacher",
+        "sft_teacher": "sft",
         "data": {
             "train": "train.parquet",
             "eval": {"held": "held.parquet"},
@@ -131,6 +132,7 @@ def write_project(directory: Path, **changes) -> Path:
     """Models, data, verifier and recipe in a directory; returns the recipe."""
     write_model(directory / "student")
     write_model(directory / "teacher", weight=b"t")
+    write_model(directory / "sft", weight=b"f")
     write_problems(directory / "train.parquet", range(20))
     write_problems(directory / "held.parquet", range(5), prefix="held")
     (directory / "verifier.py").write_text("def score(*args, **kwargs):\n    return 1.0\n")

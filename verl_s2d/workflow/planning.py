@@ -43,16 +43,22 @@ class Plan:
 def make_plan(
     recipe: Recipe, *, run_dir: Path | None = None, rows: list[str] | None = None, seeds: list[int] | None = None
 ) -> Plan:
-    """Resolve rows and seeds (the recipe's own unless given; `["all"]` is every row) and build the graphs.
+    """Resolve rows and seeds (the recipe's own unless given) and build the graphs.
+
+    `["all"]` is every row for which the recipe has a teacher.
 
     Raises:
         UserError: unknown rows, unreadable inputs, missing stage settings.
     """
-    names = list(ROW_NAMES) if rows == ["all"] else list(dict.fromkeys(rows or recipe.rows))
+    names = _possible(recipe) if rows == ["all"] else list(dict.fromkeys(rows or recipe.rows))
     check_rows(names, "--rows")
     device = resolve_device(recipe.cluster.device)
     context = Context((run_dir or Path("runs") / recipe.name).resolve(), recipe.cluster, device)
     return Plan(recipe, build_rows(recipe, names, seeds or recipe.seeds, device), context)
+
+
+def _possible(recipe: Recipe) -> list[str]:
+    return [name for name in ROW_NAMES if recipe.sft_teacher is not None or name != "sft-teacher"]
 
 
 def resolve_device(choice: str) -> str:

@@ -6,7 +6,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-ROW_NAMES = ("cold-student", "direct-grpo", "bridge-only-1h", "half-split", "full-bridge", "raw-teacher")
+ROW_NAMES = (
+    "cold-student",
+    "direct-grpo",
+    "bridge-only-1h",
+    "half-split",
+    "full-bridge",
+    "raw-teacher",
+    "opd-only",
+    "warmup-only",
+    "replay-control",
+    "held-out-upstream",
+    "same-size-teacher",
+    "sft-teacher",
+)
 DEFAULT_ROWS = ROW_NAMES[:4]
 
 Overrides = dict[str, Any]
@@ -137,6 +150,8 @@ class Recipe:
     """A verifier of verl_s2d.rewards, or file.py:function beside the recipe."""
     stages: Stages = field(default_factory=Stages)
     teacher: Source | None = None
+    sft_teacher: Source | None = None
+    """For the row sft-teacher: a teacher trained on demonstrations instead of by Stage 1."""
     seeds: list[int] = field(default_factory=lambda: [0])
     rows: list[str] = field(default_factory=lambda: list(DEFAULT_ROWS))
     evaluation: Evaluation = field(default_factory=Evaluation)

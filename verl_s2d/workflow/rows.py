@@ -9,14 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from verl_s2d.errors import UserError
+from verl_s2d.workflow.builder import Builder, Model
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.identity import External, file_external, files_external, model_external
-from verl_s2d.workflow.overrides import merge, overlay, split_operational
-from verl_s2d.workflow.recipe import ROW_NAMES, Recipe, Source
-from verl_s2d.workflow.stages import kinds
-
-Model = Node | External
+from verl_s2d.workflow.identity import External
+from verl_s2d.workflow.recipe import ROW_NAMES, Recipe
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,17 @@ def full_bridge(b: Builder) -> Model:
 
 def raw_teacher(b: Builder) -> Model:
     """The full bridge without Stage 1."""
-    return b.bridge(b.teacher(), "all")
+    return b.bridge(b.teacher(), "all", of="raw")
+
+
+def opd_only(b: Builder) -> Model:
+    """The full bridge without Stage 2a."""
+    return b.opd(b.student(), b.teacher_rl(b.teacher(), "all"), "all", of="cold")
+
+
+def warmup_only(b: Builder) -> Model:
+    """The full bridge without Stage 2b: off-policy distillation."""
+    return b.warmed(b.teacher_rl(b.teacher(), "all"), "all")
 
 
 def bridge_only_1h(b: Builder) -> Model:
@@ -62,6 +68,26 @@ def half_split(b: Builder) -> Model:
     return b.student_rl(bridge_only_1h(b), "2h")
 
 
+def replay_control(b: Builder) -> Model:
+    """The same Stage 3 on the labels that the bridge has used: what fresh labels are worth."""
+    return b.student_rl(bridge_only_1h(b), "1h")
+
+
+def held_out_upstream(b: Builder) -> Model:
+    """The second half goes to the teacher, after its first, and reaches the student through the same bridge."""
+    return b.bridge(b.teacher_rl(b.teacher_rl(b.teacher(), "1h"), "2h"), "1h", of="upstream")
+
+
+def same_size_teacher(b: Builder) -> Model:
+    """The full bridge from a teacher that is the student after Stage 1: what the teacher's size is worth."""
+    return b.bridge(b.teacher_rl(b.student(), "all", of="same-size"), "all", of="same-size")
+
+
+def sft_teacher(b: Builder) -> Model:
+    """The full bridge from a teacher trained on demonstrations instead of by Stage 1."""
+    return b.bridge(b.sft_teacher(), "all", of="sft")
+
+
 ROWS: Mapping[str, Callable[[Builder], Model]] = {
     "cold-student": cold_student,
     "direct-grpo": direct_grpo,
@@ -69,6 +95,12 @@ ROWS: Mapping[str, Callable[[Builder], Model]] = {
     "half-split": half_split,
     "full-bridge": full_bridge,
     "raw-teacher": raw_teacher,
+    "opd-only": opd_only,
+    "warmup-only": warmup_only,
+    "replay-control": replay_control,
+    "held-out-upstream": held_out_upstream,
+    "same-size-teacher": same_size_teacher,
+    "sft-teacher": sft_teacher,
 }
 assert tuple(ROWS) == ROW_NAMES
 
@@ -86,196 +118,3 @@ def build_rows(recipe: Recipe, names: list[str], seeds: list[int], device: str) 
             builder = Builder(recipe, name, seed, device, externals, several_seeds=len(seeds) > 1)
             rows.append(Row(name, seed, builder.evaluate(ROWS[name](builder))))
     return rows
-
-
-class Builder:
-    """Makes the nodes of one row. Identities of files are computed once and shared through `externals`."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        row: str,
-        seed: int,
-        device: str,
-        externals: dict[Any, External],
-        *,
-        several_seeds: bool = False,
-    ):
-        self.recipe, self.row, self.seed, self.device = recipe, row, seed, device
-        self._externals, self._several_seeds = externals, several_seeds
-
-    def student(self) -> Model:
-        return self._model(self.recipe.student, "student")
-
-    def teacher(self) -> Model:
-        if self.recipe.teacher is None:
-            raise UserError(
-                f"Row {self.row} needs a teacher.", key="teacher", remedy="Add `teacher:`, or leave the row out."
-            )
-        return self._model(self.recipe.teacher, "teacher")
-
-    def bridge(self, teacher: Model, slice_name: str) -> Model:
-        """Stages 2a and 2b from the cold student."""
-        warmed = self.warmup(self.student(), teacher, self.rollouts(teacher, slice_name))
-        return self.opd(warmed, teacher, slice_name)
-
-    def teacher_rl(self, model: Model, slice_name: str) -> Node:
-        return self._grpo("teacher_rl", "teacher-rl", model, slice_name)
-
-    def student_rl(self, model: Model, slice_name: str) -> Node:
-        return self._grpo("student_rl", "student-rl", model, slice_name)
-
-    def rollouts(self, teacher: Model, slice_name: str) -> Node:
-        stage = self._stage("rollouts")
-        settings = {
-            "slice": slice_name,
-            "per_prompt": stage.per_prompt,
-            "temperature": stage.temperature,
-            "top_p": stage.top_p,
-            "top_k": stage.top_k,
-            "response_tokens": self.recipe.data.response_tokens,
-            "chat_template": self.recipe.data.chat_template,
-            "seed": self.seed,
-        }
-        name = f"rollouts-{_data_name(slice_name, teacher)}"
-        return self._node("rollouts", name, settings, model=teacher, slices=self.slices())
-
-    def warmup(self, student: Model, teacher: Model, rollouts: Node) -> Node:
-        stage = self._stage("warmup")
-        verl, operations = self._verl("warmup", stage.verl)
-        settings = {"objective": stage.objective, "steps": stage.steps, "seed": self.seed, "verl": verl}
-        operations = {"save_every": stage.save_every, "verl": operations}
-        return self._node(
-            "warmup",
-            f"warmup-{_data_name(rollouts.settings['slice'], teacher)}",
-            settings,
-            operations,
-            model=student,
-            teacher=teacher,
-            rollouts=rollouts,
-        )
-
-    def opd(self, student: Model, teacher: Model, slice_name: str) -> Node:
-        stage = self._stage("opd")
-        verl, operations = self._verl("opd", stage.verl)
-        settings = {**self._training(stage, slice_name, verl), "objective": stage.objective, "beta": stage.beta}
-        operations = {"save_every": stage.save_every, "verl": operations}
-        inputs = {"model": student, "teacher": teacher, "slices": self.slices()}
-        return self._node("opd", f"opd-{_data_name(slice_name, teacher)}", settings, operations, **inputs)
-
-    def evaluate(self, model: Model) -> Node:
-        chosen = self.recipe.evaluation
-        settings = {
-            "samples": chosen.samples,
-            "temperature": chosen.temperature,
-            "top_p": chosen.top_p,
-            "max_tokens": chosen.max_tokens or self.recipe.data.response_tokens,
-            "chat_template": self.recipe.data.chat_template,
-            "seed": self.seed,
-        }
-        inputs: dict[str, Model] = {"model": model}
-        if self.recipe.data.source is not None:
-            inputs["source"] = self._source()
-        for name, file in self.recipe.data.eval.items():
-            inputs[f"eval.{name}"] = self._file(f"data.eval.{name}", file)
-        return self._node("evaluate", f"evaluate-{self.row}", settings, **inputs, **self._verifier(settings))
-
-    def slices(self) -> Node:
-        data = self.recipe.data
-        inputs = {"train": self._file("data.train", data.train)} if data.source is None else {"source": self._source()}
-        return self._node("slices", "slices", {"labels": data.labels, "seed": self.seed}, **inputs)
-
-    def _grpo(self, key: str, name: str, model: Model, slice_name: str) -> Node:
-        stage = self._stage(key)
-        verl, operations = self._verl("grpo", stage.verl)
-        settings = self._training(stage, slice_name, verl)
-        operations = {"save_every": stage.save_every, "verl": operations}
-        inputs = {"model": model, "slices": self.slices(), **self._verifier(settings)}
-        return self._node("grpo", f"{name}-{slice_name}", settings, operations, **inputs)
-
-    def _training(self, stage: Any, slice_name: str, verl: dict[str, Any]) -> dict[str, Any]:
-        data = self.recipe.data
-        return {
-            "slice": slice_name,
-            "steps": stage.steps,
-            "prompt_tokens": data.prompt_tokens,
-            "response_tokens": data.response_tokens,
-            "chat_template": data.chat_template,
-            "seed": self.seed,
-            "verl": verl,
-        }
-
-    def _stage(self, key: str) -> Any:
-        stage = getattr(self.recipe.stages, key)
-        if stage is None:
-            raise UserError(
-                f"Row {self.row} needs this stage.",
-                key=f"stages.{key}",
-                remedy=f"Add `{key}:` under stages, or leave the row out.",
-            )
-        return stage
-
-    def _verl(self, kind: str, chosen: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Overlays and the recipe's keys, split into what decides the result and what does not."""
-        layers = [overlay(kind)]
-        if self.device == "cpu":
-            # The warmup has a configuration of its own, to which verl's RL keys mean nothing.
-            layers.append(overlay("warmup-cpu" if kind == "warmup" else "cpu"))
-        return split_operational(merge(*layers, chosen))
-
-    def _verifier(self, settings: dict[str, Any]) -> dict[str, External]:
-        """Enters the verifier into `settings`; returns the file it is in, when it is not one of ours."""
-        name = self.recipe.verifier
-        file, colon, function = name.rpartition(":")
-        settings["verifier"] = function if colon else name
-        return {"verifier": self._file("verifier", file)} if colon else {}
-
-    def _source(self) -> Node:
-        return self._script(self.recipe.data.source, "data", "data.source")
-
-    def _model(self, source: Source, role: str) -> Model:
-        if source.script is not None:
-            return self._script(source, "model", role)
-        directory = self.recipe.directory
-        return self._once((role, "model"), lambda: model_external(source.model, source.revision, directory, role))
-
-    def _script(self, source: Source, makes: str, key: str) -> Node:
-        args = {name: self.seed if value == "{seed}" else value for name, value in source.args.items()}
-        files = [self.recipe.directory / name for name in (source.script, *source.uses)]
-        external = self._once((key, "script"), lambda: files_external(files, f"{key}.script", source.script))
-        name = key.partition(".")[0]
-        return self._node("script", name, {"args": args, "makes": makes}, seeded=args != source.args, script=external)
-
-    def _file(self, key: str, name: str) -> External:
-        return self._once((key, name), lambda: file_external(self.recipe.directory / name, key, name))
-
-    def _once(self, key: Any, make: Callable[[], External]) -> External:
-        if key not in self._externals:
-            self._externals[key] = make()
-        return self._externals[key]
-
-    def _node(
-        self,
-        kind: str,
-        name: str,
-        settings: Mapping[str, Any],
-        operations: Mapping[str, Any] | None = None,
-        /,
-        seeded: bool = True,
-        **inputs: Any,
-    ) -> Node:
-        several = self._several_seeds and seeded
-        return Node(
-            kind=kind,
-            name=f"{name} (seed {self.seed})" if several else name,
-            settings=settings,
-            operations=operations or {},
-            inputs={role: x for role, x in inputs.items() if isinstance(x, Node)},
-            externals={role: x for role, x in inputs.items() if isinstance(x, External)},
-            semantics=kinds()[kind].semantics,
-        )
-
-
-def _data_name(slice_name: str, teacher: Model) -> str:
-    """What a bridge stage learns from, for its name: the slice, and whether its teacher had no Stage 1."""
-    return slice_name if isinstance(teacher, Node) and teacher.kind == "grpo" else f"{slice_name}-raw"

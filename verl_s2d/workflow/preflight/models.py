@@ -13,7 +13,8 @@ from verl_s2d.workflow.manifest import is_built
 from verl_s2d.workflow.planning import Plan
 
 _BRIDGE_KINDS = ("opd", "warmup")
-_ROLES = ("student", "teacher")
+_TEACHERS = ("teacher", "sft_teacher")
+_ROLES = ("student", *_TEACHERS)
 
 
 def check_models(plan: Plan) -> list[str]:
@@ -27,15 +28,16 @@ def check_models(plan: Plan) -> list[str]:
     for models, bridged in models_of_rows(plan):
         for model in models.values():
             _check_context(plan, model)
-        if bridged and len(models) == 2:
-            check_pair(models["student"], models["teacher"])
-            warnings += differences(models["student"], models["teacher"])
+        for role in _TEACHERS if bridged and "student" in models else ():
+            if role in models:
+                check_pair(models["student"], models[role])
+                warnings += differences(models["student"], models[role])
     return list(dict.fromkeys(warnings))
 
 
 def models_of_rows(plan: Plan) -> list[tuple[dict[str, ModelFacts], bool]]:
-    """For every seed: (facts of the `student` and `teacher` that its rows start from and that exist, whether one of
-    its rows distils). Hub models are represented by their small files, which are fetched."""
+    """For every seed: (facts of the student and teachers that its rows start from and that exist, by their key; whether
+    one of its rows distils). Hub models are represented by their small files, which are fetched."""
     facts: dict[tuple[str, Path], ModelFacts] = {}
     found: dict[int, tuple[dict[str, ModelFacts], bool]] = {}
     for row in plan.rows:
