@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from verl_s2d.evaluation.evaluate import is_correct, summarise
+from verl_s2d.evaluation.evaluate import GENERATIONS, is_correct, summarise
 from verl_s2d.evaluation.plots import read_curves
 from verl_s2d.evaluation.report import RowResult, build_report, write_report
 
@@ -54,6 +56,41 @@ def test_summary_by_hand():
     assert summary["mean_tokens"] == 3.5 and summary["truncated"] == 3
     assert result(0, 2, 4)["per_problem"]["eval"][1] == {"id": "p1", "correct": 2, "samples": 4}
     assert result(3)["sets"]["eval"]["stderr"] is None
+
+
+def test_a_file_of_generations_by_hand(tmp_path):
+    """Two problems of level 3, one of level 5, four samples each."""
+    right = {"a": (1, 1, 0, 0), "b": (0, 0, 0, 0), "c": (1, 1, 1, 0)}
+    rows = [
+        {
+            "set": "math",
+            "id": i,
+            "sample": n,
+            "response": "",
+            "response_ids": [7] * (n + 1),
+            "finish_reason": "length" if i == "b" else "stop",
+            "correct": bool(c),
+            "level": "5" if i == "c" else "3",
+        }
+        for i, scores in right.items()
+        for n, c in enumerate(scores)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, GENERATIONS), tmp_path / "generations.parquet")
+    summary = summarise(pq.read_table(tmp_path / "generations.parquet").to_pylist(), 4)["sets"]["math"]
+    # Problems 0.5, 0, 0.75: mean 5/12, squared differences (1/12)^2 + (5/12)^2 + (4/12)^2 = 42/144, over 2 and over 3.
+    assert summary["avg"] == pytest.approx(5 / 12) and summary["stderr"] == pytest.approx((42 / 144 / 2 / 3) ** 0.5)
+    # pass@2: 1 - C(2,2)/C(4,2), 0, 1 - 0.
+    assert summary["pass_at"] == pytest.approx({"1": 5 / 12, "2": (5 / 6 + 0 + 1) / 3, "4": 2 / 3})
+    assert summary["mean_tokens"] == 2.5 and summary["truncated"] == 4
+    assert summary["levels"] == {
+        "3": {"n_problems": 2, "avg": 0.25, "stderr": pytest.approx(0.25)},
+        "5": {"n_problems": 1, "avg": 0.75, "stderr": None},
+    }
+    whole = {"sets": {"math": summary}, "per_problem": {"math": [{"id": "a", "correct": 2, "samples": 4}]}}
+    assert (
+        "| row | 3 | 5 |\n|---|---|---|\n| x | 25.0 | 75.0 |"
+        in build_report([RowResult("x", 0, whole, ledger())]).markdown()
+    )
 
 
 @pytest.mark.parametrize(

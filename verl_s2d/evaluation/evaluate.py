@@ -34,6 +34,7 @@ GENERATIONS = pa.schema(
         ("response_ids", pa.list_(pa.int32())),
         ("finish_reason", pa.string()),
         ("correct", pa.bool_()),
+        ("level", pa.string()),
     ]
 )
 
@@ -100,8 +101,8 @@ def main(options: Options) -> None:
 def score_samples(
     set_name: str, problem: Problem, samples: Sequence[Completion], verifier: Verifier, tokenizer: Any
 ) -> list[dict[str, Any]]:
-    """Rows of generations.parquet for the samples of one problem."""
-    rows = []
+    """Rows of generations.parquet for the samples of one problem; `level` is its extra_info.level, as text."""
+    rows, level = [], problem.extra_info.get("level")
     for number, completion in enumerate(samples):
         # As verl's reward manager hands responses to a verifier.
         response = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
@@ -120,6 +121,7 @@ def score_samples(
                 "response_ids": completion.token_ids,
                 "finish_reason": completion.finish_reason,
                 "correct": is_correct(score),
+                "level": None if level is None else str(level),
             }
         )
     return rows
@@ -138,7 +140,8 @@ def summarise(rows: Sequence[Mapping[str, Any]], samples: int) -> dict[str, Any]
     """`sets` and `per_problem` of result.json from rows of generations.parquet.
 
     avg is the mean over problems of the mean over samples, stderr its standard error over problems (null for a single
-    problem), truncated the number of samples cut off by max_tokens.
+    problem), truncated the number of samples cut off by max_tokens. `levels` has both for the problems of each level,
+    where the data has levels.
     """
     by_set: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for row in rows:
@@ -147,19 +150,28 @@ def summarise(rows: Sequence[Mapping[str, Any]], samples: int) -> dict[str, Any]
     result: dict[str, Any] = {"sets": {}, "per_problem": {}}
     for name, problems in by_set.items():
         correct = {i: sum(row["correct"] for row in members) for i, members in problems.items()}
-        estimate = mean_and_stderr([c / samples for c in correct.values()])
         members = [row for rows in problems.values() for row in rows]
+        levels = sorted({level for row in members if (level := row.get("level")) is not None})
         result["sets"][name] = {
-            "n_problems": len(problems),
+            **_average(list(correct.values()), samples),
             "samples": samples,
-            "avg": estimate.mean,
-            "stderr": estimate.stderr if len(problems) > 1 else None,
             "pass_at": {str(k): sum(pass_at_k(c, samples, k) for c in correct.values()) / len(correct) for k in ks},
             "mean_tokens": sum(len(row["response_ids"]) for row in members) / len(members),
             "truncated": sum(row["finish_reason"] == "length" for row in members),
+            "levels": {
+                level: _average([c for i, c in correct.items() if problems[i][0].get("level") == level], samples)
+                for level in levels
+            },
         }
         result["per_problem"][name] = [{"id": i, "correct": c, "samples": samples} for i, c in correct.items()]
     return result
+
+
+def _average(correct: Sequence[int], samples: int) -> dict[str, Any]:
+    """Of each problem's number of right samples."""
+    estimate = mean_and_stderr([c / samples for c in correct])
+    stderr = estimate.stderr if len(correct) > 1 else None
+    return {"n_problems": len(correct), "avg": estimate.mean, "stderr": stderr}
 
 
 if __name__ == "__main__":

@@ -142,6 +142,12 @@ def _accuracy(members: Sequence[RowResult], set_name: str) -> dict[str, Any] | N
         "pass_at": {k: fmean(r["pass_at"][k] for r in results) for k in results[0]["pass_at"]},
         "mean_tokens": fmean(r["mean_tokens"] for r in results),
         "truncated": fmean(r["truncated"] for r in results),
+        "levels": {
+            level: fmean(r["levels"][level]["avg"] for r in results)
+            # Results of earlier versions have no levels.
+            for level in results[0].get("levels", {})
+            if all(level in r.get("levels", {}) for r in results)
+        },
         "per_seed": [
             {"seed": row.seed, "avg": r["avg"], "stderr": r["stderr"]} for row, r in zip(members, results, strict=True)
         ],

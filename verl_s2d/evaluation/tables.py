@@ -33,6 +33,10 @@ def markdown(data: Mapping[str, Any]) -> str:
     parts = ["# Report", "", f"Seeds: {seeds}. {_legend(data)}", "", *_markdown(*_rows(data))]
     if data["differences"]:
         parts += ["", "## Paired differences", "", f"{_difference_legend(data)}", "", *_markdown(*_differences(data))]
+    for name in data["sets"]:
+        header, body = _levels(data, name)
+        if body:
+            parts += ["", f"## {name} by level", "", "avg@k in percent.", "", *_markdown(header, body)]
     for plot in data.get("plots", ()):
         parts += ["", f"![{plot.removesuffix('.png')}]({plot})"]
     parts += ["", "## Stages", "", *_markdown(*_stages(data)), ""]
@@ -87,6 +91,17 @@ def _accuracy(values: Mapping[str, Any] | None) -> str:
     if len(values["per_seed"]) > 1:
         text += " (" + ", ".join(f"{100 * v['avg']:.1f}" for v in values["per_seed"]) + ")"
     return text
+
+
+def _levels(data: Mapping[str, Any], set_name: str) -> tuple[list[str], list[list[str]]]:
+    """Rows down, levels across; no rows where the set has no levels."""
+    of_rows = {row["name"]: (row["sets"][set_name] or {}).get("levels", {}) for row in data["rows"]}
+    levels = sorted({level for values in of_rows.values() for level in values})
+    body = [
+        [name, *(f"{100 * values[level]:.1f}" if level in values else "-" for level in levels)]
+        for name, values in of_rows.items()
+    ]
+    return ["row", *levels], body if levels else []
 
 
 def _differences(data: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
