@@ -65,13 +65,15 @@ def main(student: str, teacher: str, cache: str, out: str, *overrides: str) -> N
     widths: set[int] = set()
     for engine in (worker.engine, worker.teacher.engine):
         engine.module.get_output_embeddings().register_forward_hook(lambda *call: widths.add(call[-1].shape[-1]))
-    step = worker.engine.optimizer_step
+    step, updated = worker.engine.optimizer_step, []
 
     def recorded_step():
-        for name, parameter in worker.engine.module.named_parameters():
-            gradient = parameter.grad
-            gradients[name] = (gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient).clone()
-        return step()
+        parameters = dict(worker.engine.module.named_parameters())
+        before = {name: whole(parameter) for name, parameter in parameters.items()}
+        gradients.update((name, whole(parameter.grad)) for name, parameter in parameters.items())
+        norm = step()
+        updated.extend(n for n, old in before.items() if not torch.allclose(whole(parameters[n]), old, equal_nan=True))
+        return norm
 
     worker.engine.optimizer_step = recorded_step
     rank = int(os.environ["RANK"])
@@ -93,7 +95,13 @@ def main(student: str, teacher: str, cache: str, out: str, *overrides: str) -> N
     )
     output = worker.train_batch(data)
     if rank == 0:
-        torch.save({"gradients": gradients, "metrics": dict(tu.get(output, "metrics")), "widths": widths}, out)
+        metrics = dict(tu.get(output, "metrics"))
+        torch.save({"gradients": gradients, "metrics": metrics, "widths": widths, "updated": updated}, out)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of a tensor, put together when it is sharded."""
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
 
 
 if __name__ == "__main__":

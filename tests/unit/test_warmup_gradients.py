@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests import flash_on_cpu
 from tests.tiny import write_model
@@ -88,6 +89,10 @@ def plain_step(artefacts: Path, student_name: str) -> tuple[float, dict[str, tor
     return loss.item(), {name: parameter.grad for name, parameter in student.named_parameters()}
 
 
+class RankFailed(Exception):
+    """What the first rank wrote."""
+
+
 def run_step(
     artefacts: Path, out: Path, ranks: int, overrides: list[str], *, student: str = "student", teacher: str = "teacher"
 ) -> dict:
@@ -111,7 +116,8 @@ def run_step(
         for rank in range(ranks)
     ]
     outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * ranks, outputs[0][-3000:]
+    if any(process.returncode for process in processes):
+        raise RankFailed(outputs[0])
     return torch.load(out, weights_only=False)
 
 
@@ -126,7 +132,7 @@ def test_loss_and_gradient_equal_plain_transformers(student, case, artefacts, re
     assert step["metrics"]["train/teacher_scored_tokens"] == sum(
         len(row["response_ids"]) for row in pq.read_table(artefacts / "rollouts.parquet").to_pylist()
     )
-    assert set(step["gradients"]) == set(gradients)
+    assert set(step["gradients"]) == set(step["updated"]) == set(gradients)
     # What the output embedding gave in a step: logits, or a few numbers per token.
     vocabulary = step["gradients"]["model.embed_tokens.weight"].shape[0]
     assert (vocabulary in step["widths"]) == ("from logits" in case), step["widths"]
@@ -139,3 +145,16 @@ def test_a_teacher_equal_to_the_student_teaches_nothing(artefacts, tmp_path):
     step = run_step(artefacts, tmp_path / "step.pt", 1, ["data.micro_batch_size_per_gpu=8"], teacher="student")
     assert abs(step["metrics"]["train/forward_kl"]) < 1e-6
     assert all(g.abs().max() < 1e-6 for g in step["gradients"].values())
+
+
+def test_an_update_that_is_not_finite_is_left_out_and_counted_until_the_limit(artefacts, tmp_path):
+    broken = write_model(tmp_path / "student", seed=0)
+    weights = load_file(broken / "model.safetensors")
+    weights["lm_head.weight"][3, 2] = torch.nan
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    batch = "data.micro_batch_size_per_gpu=8"
+    step = run_step(artefacts, tmp_path / "step.pt", 1, [batch, "s2d.skip_limit=2"], student=str(broken))
+    assert step["metrics"]["train/skipped_updates"] == 1
+    assert step["updated"] == []
+    with pytest.raises(RankFailed, match=r"NotFiniteError: 1 updates in a row .* raise s2d.skip_limit \(now 1\)"):
+        run_step(artefacts, tmp_path / "step.pt", 1, [batch, "s2d.skip_limit=1"], student=str(broken))

@@ -15,6 +15,7 @@ from verl.workers.engine_workers import TrainingWorker, TrainingWorkerConfig
 
 from verl_s2d.objectives.token_weights import kept_tokens
 from verl_s2d.training.full_vocabulary import FullVocabularyLoss
+from verl_s2d.training.megatron import is_megatron
 
 
 class NotFiniteError(RuntimeError):
@@ -23,6 +24,8 @@ class NotFiniteError(RuntimeError):
 
 class GuardedWorker(TrainingWorker):
     """Counts updates whose gradient is not finite, which verl leaves out, and stops after too many in a row.
+
+    On Megatron verl does not look, and the weights are lost with the first of them: it stops there at once.
 
     Args:
         skip_limit: updates left out in a row after which to stop.
@@ -45,6 +48,12 @@ class GuardedWorker(TrainingWorker):
             skipped = not math.isfinite(metrics["grad_norm"])
             self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
             metrics["skipped_updates"] = Metric(AggregationType.SUM, int(skipped))
+            if skipped and is_megatron(self.engine):
+                raise NotFiniteError(
+                    f"an update with a gradient norm of {metrics['grad_norm']} and a loss of {metrics['loss']} went into "
+                    "the weights, which verl's Megatron engine does not prevent; lower the learning rate, and go on "
+                    "from the last checkpoint"
+                )
             if self._skipped_in_a_row >= self._skip_limit:
                 raise NotFiniteError(
                     f"{self._skipped_in_a_row} updates in a row had a gradient norm of {metrics['grad_norm']} and a "

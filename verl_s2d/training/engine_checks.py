@@ -46,8 +46,17 @@ def check_megatron(engine: Mapping[str, Any], engine_key: str) -> None:
     """Check verl's Megatron section.
 
     Raises:
-        UserError: a layout in which the teacher could not be asked in the middle of the student's forward pass.
+        UserError: a layout in which the teacher could not be asked in the middle of the student's forward pass, or a
+            replay of routes, which would send the teacher's tokens where the student's went.
     """
+    replay = (engine.get("router_replay") or {}).get("mode", "disabled")
+    if replay != "disabled":
+        raise UserError(
+            "verl would replay the student's routes in the teacher too",
+            key=f"{engine_key}.router_replay.mode",
+            value=replay,
+            remedy="set it to disabled",
+        )
     for name, plain, why in (
         ("pipeline_model_parallel_size", 1, "the teacher is asked within the student's forward pass, in one stage"),
         ("virtual_pipeline_model_parallel_size", None, "the teacher is asked in one stage"),
