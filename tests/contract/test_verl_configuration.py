@@ -46,6 +46,13 @@ def test_repeated_default_is_verls(key):
     assert OmegaConf.select(config, key, throw_on_missing=True) == VERL_BATCH_DEFAULTS[key]
 
 
+def test_gradients_are_clipped_as_published():
+    """The paper's 1.0 is verl's default, under a name for each engine, so no overlay says it."""
+    for engine, key in (("dp", "actor.grad_clip"), ("megatron", "actor.optim.clip_grad")):
+        config = composed("verl.trainer.main_ppo", [f"model_engine={engine}"])
+        assert OmegaConf.select(config.actor_rollout_ref, key, throw_on_missing=True) == 1.0
+
+
 def test_stage_actor_takes_the_keys_that_dataclasses_check(commands):
     """verl turns sections into dataclasses in its workers, where a key added by `+` can still be refused."""
     from verl.utils.config import omega_conf_to_dataclass

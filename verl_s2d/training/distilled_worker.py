@@ -50,9 +50,9 @@ class GuardedWorker(TrainingWorker):
             metrics["skipped_updates"] = Metric(AggregationType.SUM, int(skipped))
             if skipped and is_megatron(self.engine):
                 raise NotFiniteError(
-                    f"an update with a gradient norm of {metrics['grad_norm']} and a loss of {metrics['loss']} went into "
-                    "the weights, which verl's Megatron engine does not prevent; lower the learning rate, and go on "
-                    "from the last checkpoint"
+                    f"an update with a gradient norm of {metrics['grad_norm']} and a loss of {metrics['loss']} went "
+                    "into the weights, which verl's Megatron engine does not prevent; lower the learning rate, and go "
+                    "on from the last checkpoint"
                 )
             if self._skipped_in_a_row >= self._skip_limit:
                 raise NotFiniteError(

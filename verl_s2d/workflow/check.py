@@ -7,6 +7,7 @@ from typing import Any
 
 from verl_s2d.data.models import ModelFacts
 from verl_s2d.errors import UserError
+from verl_s2d.workflow.composition import CompositionProbe
 from verl_s2d.workflow.manifest import installed_versions
 from verl_s2d.workflow.planning import Plan
 from verl_s2d.workflow.preflight.batches import check_batches
@@ -46,7 +47,13 @@ def check_everything(plan: Plan | None) -> list[Finding]:
         _attempt("batch sizes", lambda: check_batches(plan, plan.order) or "fit slices and cluster"),
         _attempt("data", lambda: check_data(plan) or "no problem is in two slices, none is evaluated on"),
         *_models(plan),
+        _attempt("verl's own checks", lambda: _composition(plan)),
     ]
+
+
+def _composition(plan: Plan) -> str:
+    with CompositionProbe(plan, plan.order, stage_environment(plan.context.device)) as probe:
+        return f"accept the configuration of {probe.check()} training stages"
 
 
 def _registration(device: str) -> Finding:

@@ -1,14 +1,12 @@
-"""Does verl know our trainer and estimator? Asked of a process of its own, because importing verl takes ten seconds."""
+"""Does verl know our trainer and estimator?"""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from typing import Any
 
-_LIMIT_SECONDS = 180
+from verl_s2d.workflow.probe import Probe
+
 _PROBE = """
 import dataclasses, json
 import verl
@@ -36,47 +34,17 @@ print("\\nS2D " + json.dumps(answer, default=str))
 """
 
 
-class RegistrationProbe:
-    """Starts the question when made; `result` waits for the answer. Use it as a context manager: leaving it ends the
-    process if it still runs."""
+class RegistrationProbe(Probe):
+    """Asks when made; `result` waits for the answer."""
 
     def __init__(self, environment: Mapping[str, str]):
-        # -P: a directory called verl in the working directory must not be taken for the package.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _PROBE],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=dict(environment),
-            text=True,
-            start_new_session=True,
-        )
-        self._result: tuple[bool, str] | None = None
+        super().__init__(["-c", _PROBE], environment)
 
     def result(self) -> tuple[bool, str]:
         """(whether all is registered, what is, or what went wrong). verl keeps silent about a plugin that fails, so
         the exception that the plugin stored is told."""
-        if self._result is None:
-            self._result = self._wait()
-        return self._result
-
-    def _wait(self) -> tuple[bool, str]:
-        try:
-            out, err = self._process.communicate(timeout=_LIMIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            return False, f"import verl did not end within {_LIMIT_SECONDS} s"
-        line = next((x for x in reversed(out.splitlines()) if x.startswith("S2D ")), None)
-        if line is None:
-            return False, f"import verl failed:\n{err[-2000:]}"
-        return judge(json.loads(line[4:]))
-
-    def __enter__(self) -> RegistrationProbe:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.communicate()
+        answer, failure = self.answer()
+        return (False, failure) if answer is None else judge(answer)
 
 
 def judge(answer: Mapping[str, Any]) -> tuple[bool, str]:

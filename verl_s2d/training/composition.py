@@ -1,0 +1,69 @@
+"""Would verl accept these commands? Composes the configuration of each and runs verl's own checks, and ours, on it.
+
+    python -m verl_s2d.training.composition < commands.json
+
+Reads a list of {name, argv}, argv as `workflow` starts it, from standard input. Writes one line, `S2D ` and a JSON
+object {name: null, or {problem, key, value, remedy}}: verl prints to standard output too.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
+from verl.trainer.main_ppo import auto_set_device, need_critic, need_reference_policy, validate_config
+
+from verl_s2d.errors import UserError
+from verl_s2d.training.opd_config import read_opd_config
+from verl_s2d.training.warmup_checks import check_settings
+
+
+def problem_of(argv: Sequence[str]) -> dict[str, Any] | None:
+    """What is wrong with a command `python -m MODULE overrides...`; None when nothing is, or for other modules.
+
+    Needs neither models nor data nor an accelerator.
+    """
+    module, overrides = argv[2], list(argv[3:])
+    if module not in _CHECKS:
+        return None
+    package, name, check = _CHECKS[module]
+    try:
+        with initialize_config_module(package, version_base=None):
+            config = compose(name, overrides)
+        check(config)
+    except UserError as error:
+        return {"problem": error.problem, "key": error.key, "value": repr(error.value), "remedy": error.remedy}
+    except Exception as error:
+        # Of hydra's messages the first line says what, and of its cause's why.
+        messages = [str(e).strip().partition("\n")[0] for e in (error, error.__cause__) if e is not None]
+        problem = f"{type(error).__name__}: {'; '.join(filter(None, dict.fromkeys(messages)))}"
+        return {"problem": problem, "key": None, "value": None, "remedy": None}
+    return None
+
+
+def _check_rl(config: DictConfig) -> None:
+    """As verl's main_ppo begins, and then our trainer."""
+    auto_set_device(config)
+    validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+    if config.trainer.v1.trainer_mode == "s2d_opd":
+        read_opd_config(config)
+
+
+_CHECKS = {
+    "verl.trainer.main_ppo": ("verl.trainer.config", "ppo_trainer", _check_rl),
+    "verl_s2d.training.warmup": ("verl_s2d.config", "s2d_warmup", check_settings),
+}
+
+
+def main() -> None:
+    commands = json.load(sys.stdin)
+    answer = {command["name"]: problem_of(command["argv"]) for command in commands}
+    print(f"\nS2D {json.dumps(answer)}")
+
+
+if __name__ == "__main__":
+    main()
