@@ -1,4 +1,4 @@
-"""verl-s2d check | plan | run | status | report.
+"""verl-s2d check | plan | run | status | report | prepare.
 
 Exit codes: 0 done, 1 a stage (or check) failed, 2 bad input, 130 interrupted.
 """
@@ -63,6 +63,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--keep-going", action="store_true", help="after a failure go on with independent stages")
     command("status", _status, "what is done, running, missing")
     command("report", _report, "accuracy and ledger of the finished rows")
+    text = "DAPO-Math-17k, MATH-500 and AIME in verl's columns: deduplicated, checked for contamination, halved"
+    settings = (
+        "train, eval (comma separated), template=boxed|dapo, thinking, seed, contamination=report|remove, ngram, "
+        "overlap, sources.<set>=<parquet or hub id>; described in verl_s2d/data/prepare.py"
+    )
+    prepare = commands.add_parser("prepare", help=text, description=text)
+    prepare.set_defaults(command=_prepare)
+    prepare.add_argument("out", type=Path, help="directory to write")
+    prepare.add_argument("settings", nargs="*", metavar="key=value", help=settings)
+    prepare.add_argument("--json", action="store_true", help="print the manifest as JSON on standard output")
     return parser
 
 
@@ -128,6 +138,15 @@ def _run(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     return _write_report(_load(options), options)
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    from verl_s2d import arguments
+    from verl_s2d.data.prepare import Options, prepare, summary
+
+    manifest = prepare(arguments.parse([f"out={options.out}", *options.settings], Options))
+    _print_json(manifest) if options.json else print(summary(manifest))
+    return OK
 
 
 def _write_report(plan: Plan, options: argparse.Namespace) -> int:

@@ -1,1 +1,1 @@
-"""Problems in verl's parquet columns: reading, checking, slicing the labels."""
+"""Problems in verl's parquet columns: published sets prepared, read, checked, the labels sliced."""

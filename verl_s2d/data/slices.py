@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -68,6 +69,11 @@ def slices_digest(slices: dict[str, list[str]]) -> str:
     return hashlib.sha256(json.dumps(slices, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def summary(slices: dict[str, list[str]], seed: int) -> dict[str, Any]:
+    """What slices.json says: the number of labels, the seed, the digest, and the ids of every slice."""
+    return {"labels": len(slices["all"]), "seed": seed, "digest": slices_digest(slices), "slices": slices}
+
+
 def without_answers(table: pa.Table) -> pa.Table:
     """The same problems with nothing an answer could be in.
 
@@ -101,8 +107,7 @@ def write_slices(options: Options) -> dict[str, list[str]]:
         rows = table.take([row[i] for i in ids]).combine_chunks()
         write_parquet(rows, out / f"{name}.parquet")
         write_parquet(without_answers(rows), out / f"{name}-prompts.parquet")
-    summary = {"labels": len(slices["all"]), "seed": options.seed, "digest": slices_digest(slices), "slices": slices}
-    write_json(summary, out / "slices.json")
+    write_json(summary(slices, options.seed), out / "slices.json")
     return slices
 
 

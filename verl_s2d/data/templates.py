@@ -1,0 +1,68 @@
+r"""Prompt templates: what stands before and after a problem in the message a model reads.
+
+    boxed   <problem> Please reason step by step, and put your final answer within \boxed{}.
+    dapo    Solve the following ... Answer: $Answer ... <problem> Remember to put your answer ... after "Answer:".
+
+`boxed` is the instruction of the authors' repository, `dapo` that of DAPO-Math-17k as published, which a sibling paper
+uses; the paper itself (arXiv 2605.12483) names none. Training and evaluation get the same one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from verl_s2d.errors import UserError
+
+
+@dataclass(frozen=True)
+class Template:
+    """Text before and after the problem."""
+
+    before: str
+    after: str
+
+    def apply(self, problem: str) -> str:
+        return f"{self.before}{problem}{self.after}"
+
+    def matches(self, prompt: str) -> bool:
+        fits = len(prompt) >= len(self.before) + len(self.after)
+        return fits and prompt.startswith(self.before) and prompt.endswith(self.after)
+
+
+_BOXED = r"Please reason step by step, and put your final answer within \boxed{}."
+
+TEMPLATES = {
+    "boxed": Template("", f" {_BOXED}"),
+    "dapo": Template(
+        "Solve the following math problem step by step. The last line of your response should be of the form "
+        "Answer: $Answer (without quotes) where $Answer is the answer to the problem.\n\n",
+        '\n\nRemember to put your answer on its own line after "Answer:".',
+    ),
+}
+# Other spellings of `boxed` that published files have; recognised, never written.
+_VARIANTS = {"boxed": (Template("", f"\n\n{_BOXED}"), Template("", f"\n{_BOXED}"))}
+
+
+def template(name: str) -> Template:
+    """The template of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in TEMPLATES:
+        raise UserError(
+            "Unknown prompt template.", key="template", value=name, remedy=f"Choose from {', '.join(TEMPLATES)}."
+        )
+    return TEMPLATES[name]
+
+
+def strip(prompt: str) -> tuple[str, str | None]:
+    """The problem in a prompt, and the name of the template it was in; the prompt itself and None when it was in none.
+
+    One template is taken off: `strip(TEMPLATES[name].apply(x)) == (x, name)` for every text x.
+    """
+    for name, own in TEMPLATES.items():
+        for known in (*_VARIANTS.get(name, ()), own):
+            if known.matches(prompt):
+                return prompt[len(known.before) : len(prompt) - len(known.after)], name
+    return prompt, None
