@@ -131,6 +131,23 @@ def test_unreachable_hub_models(tmp_path, monkeypatch):
     refuse(tmp_path, "student", "no network", "nobody/nothing", student="nobody/nothing")
 
 
+def test_a_hub_that_cannot_be_reached_is_not_a_repository_without_a_model(tmp_path, monkeypatch):
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def download(*args, **kwargs):
+        raise LocalEntryNotFoundError("offline, and not in the cache")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    refuse(tmp_path, "student", "offline", "nobody/nothing", student="nobody/nothing")
+
+
+def test_verifier_options(tmp_path):
+    refuse(tmp_path, "verifier.form", "oxed", verifier={"name": "math", "form": "oxed"})
+    refuse(tmp_path, "verifier.name", "maths", "Did you mean math", verifier={"name": "maths"})
+    refuse(tmp_path, "verifier.name", "without options", verifier={"name": "verifier.py:score", "form": "boxed"})
+    refuse(tmp_path, "verifier.name", "None", verifier={"form": "boxed"})
+
+
 def test_tokenizers_that_differ(tmp_path):
     def swap():
         write_model(tmp_path / "teacher", words=[*WORDS[:3], "c", "b"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.unit.workflow_project import write_project, write_scripts
@@ -241,6 +243,15 @@ def test_the_chat_template_is_the_same_in_every_stage(tmp_path):
         assert "+data.apply_chat_template_kwargs.enable_thinking=false" in command(plan, name).argv
     for name in ("rollouts-1h", "evaluate-half-split"):
         assert "chat_template.enable_thinking=false" in command(plan, name).argv
+
+
+def test_a_verifiers_options_reach_training_and_evaluation(tmp_path):
+    chosen = {"name": "math", "form": "boxed"}
+    plan = plan_of(tmp_path, rows=["direct-grpo"], verifier=chosen)
+    argv = command(plan, "student-rl-all").argv[3:]
+    assert json.loads(parsed(argv)["+reward.custom_reward_function.reward_kwargs.verifier"]) == chosen
+    evaluated = dict(a.split("=", 1) for a in command(plan, "evaluate-direct-grpo").argv[3:])
+    assert json.loads(evaluated["verifier"]) == chosen
 
 
 def test_hydra_reads_the_arguments_as_they_were_meant(tmp_path):

@@ -94,15 +94,16 @@ def hub_files(name: str, revision: str | None, key: str) -> Path:
         UserError: the hub does not have it or cannot be reached.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     directory = None
     for file in _SMALL_FILES:
         try:
             found = hf_hub_download(name, file, revision=revision, etag_timeout=10)
-        except EntryNotFoundError:
-            continue
         except Exception as error:  # network, permission and validation errors have no common base
+            # A repository without the file. Not having reached the hub is another kind of the same error.
+            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                continue
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
                 f"The model is neither a directory nor readable from the hub: {reason}",

@@ -1,7 +1,7 @@
 """The reward function that stages 1 and 3 give to verl: a verifier whose every call is written down.
 
     reward.custom_reward_function.path=pkg://verl_s2d.rewards.ledgered  name=compute_score
-    +reward.custom_reward_function.reward_kwargs.verifier=reasoning_gym  (or /path/file.py:function)
+    +reward.custom_reward_function.reward_kwargs.verifier=math  (or /path/file.py:function, or {name:math,form:boxed})
     +reward.custom_reward_function.reward_kwargs.ledger_dir=DIR
 
 verl calls it in threads of several processes at once. Each process appends to a file of its own, one write a line, so
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def compute_score(
     ground_truth: Any,
     extra_info: dict[str, Any] | None = None,
     *,
-    verifier: str,
+    verifier: str | Mapping[str, Any],
     ledger_dir: str,
     **kwargs: Any,
 ) -> Score:

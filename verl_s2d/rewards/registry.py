@@ -1,4 +1,4 @@
-"""Verifiers by name, or by file and function."""
+"""Verifiers by name, or by file and function, with options."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,17 +19,78 @@ from verl_s2d.errors import UserError
 Score = float | Mapping[str, Any]
 Verifier = Callable[..., Score]
 
-VERIFIERS = {"reasoning_gym": "verl_s2d.rewards.reasoning_gym:compute_score"}
-"""Name -> module:function; imported on first use, because a verifier may need a library that others do not."""
+VERIFIERS = {
+    "math": "verl_s2d.rewards.mathematics:compute_score",
+    "reasoning_gym": "verl_s2d.rewards.reasoning_gym:compute_score",
+}
+"""Name -> module:function; imported on first use, because a verifier may need a library that others do not.
+
+A module may have a function `check(**options)` that raises UserError unless the verifier works on this machine.
+"""
+
+
+def resolve(verifier: str | Mapping[str, Any]) -> Verifier:
+    """The verifier called so, the function in `file.py:function`, or either with options: {name: math, form: boxed}.
+
+    Options may also come as the JSON text of such a mapping, for command lines. They become keyword arguments of calls.
+
+    Raises:
+        UserError: unknown name, a file or function that cannot be loaded, or options without a name.
+    """
+    name, options = _name_and_options(verifier)
+    return functools.partial(_by_name(name), **options) if options else _by_name(name)
+
+
+def check(verifier: str | Mapping[str, Any], problem: Mapping[str, Any] | None = None) -> None:
+    """Try a verifier before anything expensive starts.
+
+    Args:
+        problem: data_source, ground_truth and extra_info of a real problem; the verifier then scores an empty response.
+
+    Raises:
+        UserError: it cannot be loaded, says itself that it does not work here, raises, or returns no score.
+    """
+    score = resolve(verifier)
+    name, options = _name_and_options(verifier)
+    module = sys.modules[VERIFIERS[name].partition(":")[0]] if name in VERIFIERS else None
+    if hasattr(module, "check"):
+        module.check(**options)
+    if problem is None:
+        return
+    try:
+        result = score(solution_str="", **problem)
+        float(result["score"] if isinstance(result, Mapping) else result)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"The verifier fails on an empty response: {type(error).__name__}: {error}",
+            key="verifier",
+            value=name,
+            remedy="Return a number, or a mapping with `score`, for any response; 0 when it has no answer.",
+        ) from error
+
+
+def _name_and_options(verifier: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    if isinstance(verifier, str) and verifier.lstrip().startswith("{"):
+        try:
+            verifier = json.loads(verifier)
+        except ValueError as error:
+            raise UserError(
+                f"The verifier's options are not JSON: {error}", key="verifier", value=verifier, remedy="Correct them."
+            ) from error
+    if isinstance(verifier, str):
+        return verifier, {}
+    options = dict(verifier)
+    if not isinstance(options.get("name"), str):
+        raise UserError(
+            "The verifier has no name.", key="verifier.name", value=options.get("name"), remedy="Add `name: math`."
+        )
+    return options.pop("name"), options
 
 
 @functools.cache
-def resolve(name: str) -> Verifier:
-    """The verifier called `name`, or the function in `file.py:function`.
-
-    Raises:
-        UserError: unknown name, or a file or function that cannot be loaded.
-    """
+def _by_name(name: str) -> Verifier:
     if name in VERIFIERS:
         module, _, function = VERIFIERS[name].partition(":")
         try:

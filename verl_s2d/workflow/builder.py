@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -161,6 +162,9 @@ class Builder:
     def _verifier(self, settings: dict[str, Any]) -> dict[str, External]:
         """Enters the verifier into `settings`; returns the file it is in, when it is not one of ours."""
         name = self.recipe.verifier
+        if not isinstance(name, str):
+            settings["verifier"] = json.dumps(name, sort_keys=True)
+            return {}
         file, colon, function = name.rpartition(":")
         settings["verifier"] = function if colon else name
         return {"verifier": self._file("verifier", file)} if colon else {}

@@ -42,7 +42,7 @@ def check_everything(plan: Plan | None) -> list[Finding]:
         return findings
     return [
         *findings,
-        _attempt("verifier", lambda: check_verifier(plan) or plan.recipe.verifier),
+        _attempt("verifier", lambda: check_verifier(plan) or str(plan.recipe.verifier)),
         _attempt("verl keys", lambda: check_verl_keys(plan.order) or "all known to verl"),
         _attempt("batch sizes", lambda: check_batches(plan, plan.order) or "fit slices and cluster"),
         _attempt("data", lambda: check_data(plan) or "no problem is in two slices, none is evaluated on"),

@@ -146,8 +146,9 @@ class Recipe:
     name: str
     student: Source
     data: Data
-    verifier: str
-    """A verifier of verl_s2d.rewards, or file.py:function beside the recipe."""
+    verifier: str | dict[str, Any]
+    """A verifier of verl_s2d.rewards, alone or with options ({name: math, form: boxed}), or file.py:function beside the
+    recipe."""
     stages: Stages = field(default_factory=Stages)
     teacher: Source | None = None
     sft_teacher: Source | None = None

@@ -192,7 +192,9 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
             return None
-        return _convert(next(a for a in args if a is not type(None)), value, key)
+        choices = [a for a in args if a is not type(None)]
+        mappings = [a for a in choices if typing.get_origin(a) is dict and isinstance(value, Mapping)]
+        return _convert((mappings or choices)[0], value, key)
     if origin is typing.Literal:
         if any(value is option or (value == option and type(value) is type(option)) for option in args):
             return value

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.metadata
+import json
 
 from verl_s2d.errors import UserError
 from verl_s2d.workflow.planning import Plan
@@ -31,19 +33,21 @@ def check_versions() -> None:
 
 
 def check_verifier(plan: Plan) -> None:
-    """Raises UserError unless the recipe's verifier is a known name, or a function that its file defines."""
+    """Raises UserError unless the recipe's verifier is a known name and works, or a function that its file defines."""
     from verl_s2d.rewards.registry import VERIFIERS
 
-    name = plan.recipe.verifier
-    file, colon, function = name.rpartition(":")
-    if not colon:
+    chosen = plan.recipe.verifier
+    name = chosen if isinstance(chosen, str) else chosen.get("name")
+    file, colon, function = str(name).rpartition(":")
+    if not colon or not isinstance(chosen, str):
         if name not in VERIFIERS:
             raise UserError(
-                "Unknown verifier.",
-                key="verifier",
+                "Unknown verifier." if not colon else "Options are for named verifiers.",
+                key="verifier" if isinstance(chosen, str) else "verifier.name",
                 value=name,
-                remedy=f"{suggestion(name, VERIFIERS)} Or give file.py:function.",
+                remedy=f"{suggestion(name, VERIFIERS)} Or give file.py:function, without options.",
             )
+        _check_named(json.dumps(chosen if not isinstance(chosen, str) else {"name": chosen}, sort_keys=True))
         return
     try:
         tree = ast.parse((plan.recipe.directory / file).read_text())
@@ -56,3 +60,11 @@ def check_verifier(plan: Plan) -> None:
         raise UserError(
             f"The file has no function {function!r}.", key="verifier", value=name, remedy=suggestion(function, names)
         )
+
+
+@functools.cache
+def _check_named(verifier: str) -> None:
+    """Once a process: it may have to start one of its own to see that it works."""
+    from verl_s2d.rewards.registry import check
+
+    check(verifier)
