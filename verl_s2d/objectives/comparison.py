@@ -39,11 +39,11 @@ def compare_(
     vocabulary: WholeVocabulary | VocabularyShard,
     masked: bool,
 ) -> Comparison:
-    """Compare two blocks of logits, (rows, ids here), float32 or float64. Overwrites both.
+    """Compare two blocks of logits, (rows, ids here), float32 or float64. Overwrites both, or the student's alone.
 
     Args:
         student: afterwards the gradient of each row's divergence with respect to it, up to `scale`.
-        teacher: afterwards scratch.
+        teacher: afterwards of no use.
         ids: (rows,) sampled ids counted from the first one held here; the log-probabilities are -inf where nobody
             holds the id. None when not wanted.
         objective: one of OBJECTIVES, or student_entropy or student_log_prob for the gradient of these.
@@ -58,7 +58,9 @@ def compare_(
     # 1e4 then lose nothing.
     top = vocabulary.maximum(torch.stack((student.amax(-1), teacher.amax(-1)))).unsqueeze(-1)
     student.sub_(top[0])
-    teacher.sub_(top[1])
+    # Blocks that fit a cache are read once and not written back; a whole chunk must not be there twice.
+    whole_chunk = teacher.is_cuda or vocabulary.parallel
+    teacher = teacher.sub_(top[1]) if whole_chunk else teacher - top[1]
     if masked:
         # 0 * log 0 is 0, which -inf would make NaN.
         student.clamp_(min=_FLOOR)
@@ -115,7 +117,9 @@ def compare_(
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vecdot(a, b)
+    """Of each row. vecdot writes the products down before it adds them; a single row, all of a block at a large
+    vocabulary, does without."""
+    return torch.dot(a[0], b[0]).unsqueeze(0) if len(a) == 1 else torch.linalg.vecdot(a, b)
 
 
 def _at(ids: torch.Tensor, student: torch.Tensor, teacher: torch.Tensor) -> list[torch.Tensor]:

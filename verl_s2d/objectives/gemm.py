@@ -40,17 +40,22 @@ def hidden_gradient(gradient: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def add_head_gradient(total: torch.Tensor, gradient: torch.Tensor, hidden: torch.Tensor, operands: torch.dtype) -> None:
+def add_head_gradient(
+    total: torch.Tensor, gradient: torch.Tensor, hidden: torch.Tensor, operands: torch.dtype, *, first: bool = False
+) -> None:
     """total += gradient.T @ hidden; (V, H), (tokens, V), (tokens, H), all in float32 or float64.
 
-    On CUDA the product is taken of operands in the given low-precision dtype.
+    On CUDA the product is taken of operands in the given low-precision dtype. With `first` what is in total does not
+    count: it need not be zeros, which for a large head are another pass over memory.
     """
+    beta = 0 if first else 1
     if not total.is_cuda or operands == total.dtype:
-        total.addmm_(gradient.T, hidden)
+        total.addmm_(gradient.T, hidden, beta=beta)
         return
     hidden = hidden.to(operands)
     for part in _parts(len(total)):
-        total[part] += torch.mm(gradient[:, part].T.to(operands), hidden, out_dtype=total.dtype)
+        product = torch.mm(gradient[:, part].T.to(operands), hidden, out_dtype=total.dtype)
+        total[part] = product if first else total[part].add_(product)
 
 
 def _parts(size: int) -> list[slice]:

@@ -68,9 +68,11 @@ def linear_gradients(
     dtype, device = values.dtype, values.device
     wants_hidden, wants_head, wants_bias = wants
     by_hidden = torch.empty(len(rows), student.hidden.shape[1], dtype=dtype, device=device) if wants_hidden else None
-    by_head = torch.zeros(student.head.shape, dtype=dtype, device=device) if wants_head else None
+    by_head = torch.empty(student.head.shape, dtype=dtype, device=device) if wants_head else None
     by_bias = torch.zeros(student.vocab_size, dtype=dtype, device=device) if wants_bias else None
     columns = settings.columns
+    if by_head is not None:
+        by_head[columns if len(rows) else 0 :] = 0  # no chunk writes there
     for part, block in _chunks(student, teacher, rows, settings):
         gradient = block[0]
         scale = gradient.new_empty(len(gradient))
@@ -87,7 +89,7 @@ def linear_gradients(
             by_hidden[part] = settings.vocabulary.total(hidden_gradient(gradient, student.head[:columns]) * scale)
         if by_head is not None:
             hidden = student.hidden[rows[part]] * weighted
-            add_head_gradient(by_head[:columns], gradient, hidden, student.head.dtype)
+            add_head_gradient(by_head[:columns], gradient, hidden, student.head.dtype, first=part.start == 0)
         if by_bias is not None:
             by_bias[:columns] += (gradient.T @ weighted).squeeze(-1)
     return values, Gradients(by_hidden, by_head, by_bias)
