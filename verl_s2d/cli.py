@@ -159,7 +159,7 @@ def _write_report(plan: Plan, options: argparse.Namespace) -> int:
         else:
             print("No row is finished yet.", file=sys.stderr)
         return FAILED
-    report = report_of(rows, plan.context.run_dir)
+    report = report_of(rows, plan)
     if options.json:
         print(report.to_json())
         return OK

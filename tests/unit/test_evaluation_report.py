@@ -168,6 +168,14 @@ def test_rows_over_different_sets_and_problems():
     assert "| c | - | 25.0 |" in report.markdown()
 
 
+def test_published_results_stand_beside_the_rows():
+    rows = [RowResult(name, 0, result(1, 2), ledger()) for name in ("a", "b")]
+    text = build_report(rows, {"b": {"eval": 71.25, "elsewhere": 1.0}, "c": {"eval": 2.0}}).markdown()
+    assert "| row | avg@4 | published | labels |" in text
+    assert "| a | 37.5 +- 12.5 | - | 0 |" in text and "| b | 37.5 +- 12.5 | 71.2 | 0 |" in text
+    assert "published" not in build_report(rows).markdown()
+
+
 def test_a_report_of_nothing_and_of_a_row_given_twice():
     row = RowResult("a", 0, result(1, 2), ledger())
     for rows in ([], [row, row]):

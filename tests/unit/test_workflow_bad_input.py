@@ -141,6 +141,10 @@ def test_a_hub_that_cannot_be_reached_is_not_a_repository_without_a_model(tmp_pa
     refuse(tmp_path, "student", "offline", "nobody/nothing", student="nobody/nothing")
 
 
+def test_published_results_of_no_row(tmp_path):
+    refuse(tmp_path, "published", "Did you mean half-split", published={"half-splits": {"held": 50.0}})
+
+
 def test_verifier_options(tmp_path):
     refuse(tmp_path, "verifier.form", "oxed", verifier={"name": "math", "form": "oxed"})
     refuse(tmp_path, "verifier.name", "maths", "Did you mean math", verifier={"name": "maths"})

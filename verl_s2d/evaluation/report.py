@@ -60,16 +60,21 @@ class Report:
         return markdown(self.data)
 
 
-def write_report(rows: Sequence[RowResult], out_dir: str | Path) -> Report:
+Published = Mapping[str, Mapping[str, float]]
+"""avg@k in percent that somebody published: row -> evaluation set -> value."""
+
+
+def write_report(rows: Sequence[RowResult], out_dir: str | Path, published: Published | None = None) -> Report:
     """Write report.json, report.md, accuracy.png and, if any stage logged curves, curves.png.
 
     Args:
         rows: in the order in which they are to be shown; a name occurs once a seed.
+        published: shown beside them.
     """
     from verl_s2d.evaluation.plots import plot_accuracy, plot_curves, read_curves
 
     out = Path(out_dir)
-    report = build_report(rows)
+    report = build_report(rows, published)
     stages = {stage["digest"]: {**stage, "seed": row.seed} for row in rows for stage in row.stages}
     curves = read_curves(list(stages.values()))
     with written_whole(out / "accuracy.png") as temporary:
@@ -85,7 +90,7 @@ def write_report(rows: Sequence[RowResult], out_dir: str | Path) -> Report:
     return report
 
 
-def build_report(rows: Sequence[RowResult]) -> Report:
+def build_report(rows: Sequence[RowResult], published: Published | None = None) -> Report:
     """Aggregate rows over their seeds, and compare them pairwise within a seed.
 
     Raises:
@@ -102,7 +107,10 @@ def build_report(rows: Sequence[RowResult]) -> Report:
             "seeds": sorted({row.seed for row in rows}),
             "sets": sets,
             "samples": sorted({values["samples"] for row in rows for values in row.result["sets"].values()}),
-            "rows": [_row(name, members, sets) for name, members in by_name.items()],
+            "rows": [
+                _row(name, members, sets) | {"published": dict((published or {}).get(name, {}))}
+                for name, members in by_name.items()
+            ],
             "differences": [
                 difference
                 for a, b in combinations(names, 2)

@@ -65,7 +65,9 @@ def _difference_legend(data: Mapping[str, Any]) -> str:
 def _rows(data: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     many = len(data["sets"]) > 1
     samples = "/".join(map(str, data["samples"]))
+    published = [s for s in data["sets"] if any(s in row.get("published", {}) for row in data["rows"])]
     header = ["row", *(f"avg@{samples}{f' {s}' if many else ''}" for s in data["sets"])]
+    header += [f"published{f' {s}' if many else ''}" for s in published]
     header += ["labels", "verifier calls", "sampled tokens", "teacher-scored tokens", "updates", "minutes"]
     body = []
     for row in data["rows"]:
@@ -74,6 +76,7 @@ def _rows(data: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             [
                 row["name"],
                 *(_accuracy(row["sets"][s]) for s in data["sets"]),
+                *(f"{row['published'][s]:.1f}" if s in row["published"] else "-" for s in published),
                 *(f"{ledger[k]:,.0f}" for k in ("labels_read", "verifier_calls", "sampled_tokens")),
                 *(f"{ledger[k]:,.0f}" for k in ("teacher_scored_tokens", "updates")),
                 f"{ledger['seconds'] / 60:.1f}",

@@ -157,6 +157,8 @@ class Recipe:
     rows: list[str] = field(default_factory=lambda: list(DEFAULT_ROWS))
     evaluation: Evaluation = field(default_factory=Evaluation)
     cluster: Cluster = field(default_factory=Cluster)
+    published: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Somebody else's avg@k to lay beside the rows, in percent: row -> evaluation set -> value."""
     path: Path = field(default=Path(), metadata={"hidden": True})
     """The file it came from (set by the loader, not a key)."""
 

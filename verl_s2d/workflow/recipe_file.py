@@ -81,6 +81,8 @@ def _check_recipe(recipe: Recipe) -> None:
             remedy="Use letters, digits, '.', '_', '-'.",
         )
     check_rows(recipe.rows, "rows")
+    if recipe.published:
+        check_rows(recipe.published, "published")
     if not recipe.seeds or len(set(recipe.seeds)) != len(recipe.seeds):
         raise UserError(
             "Seeds must be a non-empty list without repetition.",

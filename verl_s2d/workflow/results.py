@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from verl_s2d.evaluation.report import Report, RowResult, build_report, write_report
 from verl_s2d.workflow.graph import Node, ancestors
@@ -18,10 +17,11 @@ def finished_rows(plan: Plan) -> list[RowResult]:
     return [_row(plan, row.name, row.seed, row.target) for row in plan.rows if row.target.digest in built]
 
 
-def report_of(rows: list[RowResult], run_dir: Path) -> Report:
+def report_of(rows: list[RowResult], plan: Plan) -> Report:
     """The report; its files are written unless they say the same already (drawing the plots takes longer than all
     the rest of a run that has nothing to build)."""
-    report = build_report(rows)
+    run_dir, published = plan.context.run_dir, plan.recipe.published
+    report = build_report(rows, published)
     try:
         written = json.loads((run_dir / "report.json").read_text())
     except (OSError, ValueError):
@@ -29,7 +29,7 @@ def report_of(rows: list[RowResult], run_dir: Path) -> Report:
     same = json.loads(json.dumps(report.data)) == {k: v for k, v in written.items() if k != "plots"}
     if same and all((run_dir / name).is_file() for name in ("report.md", *written.get("plots", ()))):
         return Report(written)
-    return write_report(rows, run_dir)
+    return write_report(rows, run_dir, published)
 
 
 def _row(plan: Plan, name: str, seed: int, target: Node) -> RowResult:
