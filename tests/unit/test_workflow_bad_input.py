@@ -95,6 +95,19 @@ def test_yaml_that_does_not_parse_or_says_a_thing_twice(tmp_path):
         load_recipe(tmp_path / "none.yaml")
 
 
+def test_settings_of_another_stage_can_be_merged_in_and_changed(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    data = settings()
+    data["stages"]["opd"]["verl"] = "HERE"
+    base = "&base {a.b: 1, a.c: 2}"
+    text = yaml.safe_dump(data).replace("HERE", "\n      <<: [&more {<<: *base, a.b: 3}]\n      a.c: 4")
+    recipe.write_text(f"published: {{cold-student: {base}}}\n{text}")
+    assert load_recipe(recipe).stages.opd.verl == {"a.b": 3, "a.c": 4}
+    recipe.write_text(recipe.read_text() + "a: &a {x: 1, x: 2}\n")
+    with pytest.raises(UserError, match="given twice"):
+        load_recipe(recipe)
+
+
 def test_numbers_are_read_as_people_write_them(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     text = yaml.safe_dump(settings(stages__opd__verl=None))

@@ -245,6 +245,20 @@ def test_the_chat_template_is_the_same_in_every_stage(tmp_path):
         assert "chat_template.enable_thinking=false" in command(plan, name).argv
 
 
+def test_a_large_model_is_sampled_on_several_gpus_and_is_the_same_result(tmp_path):
+    alone = plan_of(tmp_path, rows=["half-split"])
+    shared = plan_of(
+        tmp_path,
+        rows=["half-split"],
+        stages__rollouts={"per_prompt": 2, "tensor_parallel_size": 8},
+        evaluation={"samples": 2, "tensor_parallel_size": 2},
+    )
+    for name, size in (("rollouts-1h", 8), ("evaluate-half-split", 2)):
+        assert f"tensor_parallel_size={size}" in command(shared, name).argv
+        assert "tensor_parallel_size=1" in command(alone, name).argv
+    assert [n.digest for n in shared.order] == [n.digest for n in alone.order]
+
+
 def test_a_verifiers_options_reach_training_and_evaluation(tmp_path):
     chosen = {"name": "math", "form": "boxed"}
     plan = plan_of(tmp_path, rows=["direct-grpo"], verifier=chosen)

@@ -68,7 +68,8 @@ class Builder:
             "seed": self.seed,
         }
         name = _name("rollouts", slice_name, of)
-        return self._node("rollouts", name, settings, model=teacher, slices=self.slices())
+        operations = {"tensor_parallel_size": stage.tensor_parallel_size}
+        return self._node("rollouts", name, settings, operations, model=teacher, slices=self.slices())
 
     def warmup(self, student: Model, teacher: Model, rollouts: Node, *, of: str = "") -> Node:
         stage = self._stage("warmup")
@@ -108,7 +109,9 @@ class Builder:
             inputs["source"] = self._source()
         for name, file in self.recipe.data.eval.items():
             inputs[f"eval.{name}"] = self._file(f"data.eval.{name}", file)
-        return self._node("evaluate", f"evaluate-{self.row}", settings, **inputs, **self._verifier(settings))
+        inputs |= self._verifier(settings)
+        operations = {"tensor_parallel_size": chosen.tensor_parallel_size}
+        return self._node("evaluate", f"evaluate-{self.row}", settings, operations, **inputs)
 
     def slices(self) -> Node:
         data = self.recipe.data

@@ -71,6 +71,8 @@ class Evaluation:
     top_p: float = at_least(0, 1.0)
     max_tokens: int | None = at_least(1, None)
     """Null: data.response_tokens."""
+    tensor_parallel_size: int = at_least(1, 1)
+    """GPUs that the model is divided among. It does not change what is built."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ class Rollouts:
     temperature: float = at_least(0, 1.0)
     top_p: float = at_least(0, 1.0)
     top_k: int = at_least(-1, -1)
+    tensor_parallel_size: int = at_least(1, 1)
+    """GPUs that the teacher is divided among: a 70B model needs several. It does not change what is built."""
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,19 @@ from verl_s2d.workflow.stages.computed import COMPUTED_KEYS, bare_key
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
     """yaml as people write it: `1e-3` is a number (yaml 1.1 says text), and a key given twice is an error."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def __init__(self, stream: str):
+        super().__init__(stream)
+        self._flattened: set[int] = set()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put the keys of `<<: *other` in; a mapping's own keys replace them, and are looked at before they do."""
+        if id(node) in self._flattened:
+            return
+        self._flattened.add(id(node))
         seen: set = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise UserError(
@@ -32,7 +42,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
                     remedy="Keep one of the two.",
                 )
             seen.add(key)
-        return super().construct_mapping(node, deep=deep)
+        super().flatten_mapping(node)
 
 
 _Loader.add_implicit_resolver(

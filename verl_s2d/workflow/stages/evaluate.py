@@ -25,6 +25,7 @@ class Evaluate(SimpleKind):
             "verifier": verifier_argument(node),
             "out": str(directory),
             **{key: s[key] for key in ("samples", "temperature", "top_p", "max_tokens", "seed")},
+            **node.operations,
             **{f"chat_template.{name}": value for name, value in s["chat_template"].items()},
             **{f"set.{name}": str(path) for name, path in evaluation_files(node, "source", context).items()},
         }

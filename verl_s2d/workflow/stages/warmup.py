@@ -34,6 +34,7 @@ class Rollouts(SimpleKind):
             "top_k": s["top_k"],
             "max_tokens": s["response_tokens"],
             "seed": s["seed"],
+            **node.operations,
             **{f"chat_template.{name}": value for name, value in s["chat_template"].items()},
         }
         env = {"VERL_FILE_LOGGER_PATH": str(metrics_file(directory, attempt))}
