@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +52,14 @@ class Node:
     @cached_property
     def digest(self) -> str:
         """sha256 over kind, semantics, settings, input digests and external identities."""
+        # What it is built from first: in a long chain each digest would otherwise wait for the next on Python's stack.
+        waiting: list[Node] = list(self.inputs.values())
+        while waiting:
+            below = [n for n in waiting[-1].inputs.values() if "digest" not in n.__dict__]
+            if below:
+                waiting += below
+            else:
+                _ = waiting.pop().digest
         text = canonical_json(
             {
                 "kind": self.kind,
@@ -78,37 +87,64 @@ def stage_dir(run_dir: Path, node: Node) -> Path:
 
 def ancestors(node: Node) -> list[Node]:
     """The node and all it is built from, each digest once, inputs before users."""
+    return list(_collect([node]).values())
+
+
+def _collect(targets: Iterable[Node]) -> dict[str, Node]:
+    """digest -> node of all that the targets are built from, inputs before users. Visits every node once."""
     found: dict[str, Node] = {}
-
-    def visit(current: Node) -> None:
-        if current.digest in found:
-            return
-        for role in sorted(current.inputs):
-            visit(current.inputs[role])
-        found[current.digest] = current
-
-    visit(node)
-    return list(found.values())
+    for target in targets:
+        waiting = [(target, False)]
+        while waiting:
+            node, inputs_done = waiting.pop()
+            if node.digest in found:
+                continue
+            if inputs_done:
+                found[node.digest] = node
+                continue
+            waiting.append((node, True))
+            waiting += [(node.inputs[role], False) for role in sorted(node.inputs, reverse=True)]
+    return found
 
 
 def build_order(targets: Iterable[Node]) -> list[Node]:
     """All nodes that `targets` need, each digest once: inputs before users, preparation before training, and
     otherwise in the order in which the targets ask for them."""
-    nodes: dict[str, Node] = {}
-    for target in targets:
-        for node in ancestors(target):
-            nodes.setdefault(node.digest, node)
+    nodes = _collect(targets)
     rank = {digest: (node.kind not in PREPARATION_KINDS, i) for i, (digest, node) in enumerate(nodes.items())}
-    missing = {digest: {n.digest for n in node.inputs.values()} for digest, node in nodes.items()}
-    ready = [(rank[d], d) for d, needs in missing.items() if not needs]
+    needs = {digest: {n.digest for n in node.inputs.values()} for digest, node in nodes.items()}
+    users: dict[str, list[str]] = {digest: [] for digest in nodes}
+    for digest, sources in needs.items():
+        for source in sources:
+            users[source].append(digest)
+    ready = [(rank[d], d) for d, sources in needs.items() if not sources]
     heapq.heapify(ready)
     order = []
     while ready:
         _, digest = heapq.heappop(ready)
         order.append(nodes[digest])
-        for other, needs in missing.items():
-            if digest in needs:
-                needs.discard(digest)
-                if not needs:
-                    heapq.heappush(ready, (rank[other], other))
+        for user in users[digest]:
+            needs[user].discard(digest)
+            if not needs[user]:
+                heapq.heappush(ready, (rank[user], user))
     return order
+
+
+def users_of(targets: Sequence[Node]) -> dict[str, list[int]]:
+    """digest -> which of the targets (their positions, ascending) are built from that node."""
+    # One integer a node, a bit a target: handed down from users to inputs, every edge is looked at once.
+    bits: dict[str, int] = defaultdict(int)
+    for i, target in enumerate(targets):
+        bits[target.digest] |= 1 << i
+    for node in reversed(_collect(targets).values()):
+        for source in node.inputs.values():
+            bits[source.digest] |= bits[node.digest]
+    return {digest: list(_positions(mask)) for digest, mask in bits.items()}
+
+
+def _positions(mask: int) -> Iterator[int]:
+    """Positions of the bits that are set, ascending."""
+    while mask:
+        lowest = mask & -mask
+        yield lowest.bit_length() - 1
+        mask ^= lowest

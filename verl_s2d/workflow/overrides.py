@@ -32,6 +32,8 @@ _OPERATIONAL = (
 )
 """Keys (a trailing dot: all keys below) that say how work is done without influence on its result: changing them
 must not retrain anything. When in doubt a key is left out of this list."""
+_OPERATIONAL_KEYS = frozenset(key for key in _OPERATIONAL if not key.endswith("."))
+_OPERATIONAL_PREFIXES = tuple(key for key in _OPERATIONAL if key.endswith("."))
 
 
 @functools.cache
@@ -57,7 +59,7 @@ def split_operational(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dic
 
     def operational(key: str) -> bool:
         bare = bare_key(key)
-        return any(bare.startswith(k) if k.endswith(".") else bare == k for k in _OPERATIONAL)
+        return bare in _OPERATIONAL_KEYS or bare.startswith(_OPERATIONAL_PREFIXES)
 
     decisive = {k: v for k, v in overrides.items() if not operational(k)}
     return decisive, {k: v for k, v in overrides.items() if operational(k)}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from verl_s2d.workflow.graph import Node, build_order
+from verl_s2d.workflow.graph import Node, build_order, users_of
 from verl_s2d.workflow.manifest import is_built
 from verl_s2d.workflow.recipe import ROW_NAMES, Recipe
 from verl_s2d.workflow.recipe_file import check_rows
@@ -36,8 +36,11 @@ class Plan:
 
     def rows_of(self, node: Node) -> list[str]:
         """Names of the rows that use a stage, each once."""
-        names = [row.name for row in self.rows if node.digest in {n.digest for n in build_order([row.target])}]
-        return list(dict.fromkeys(names))
+        return list(dict.fromkeys(self.rows[i].name for i in self._users[node.digest]))
+
+    @cached_property
+    def _users(self) -> dict[str, list[int]]:
+        return users_of([row.target for row in self.rows])
 
 
 def make_plan(
