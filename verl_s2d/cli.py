@@ -1,4 +1,4 @@
-"""verl-s2d check | plan | run | status | report | prepare.
+"""verl-s2d check | plan | run | status | report | verify | gc | prepare.
 
 Exit codes: 0 done, 1 a stage (or check) failed, 2 bad input, 130 interrupted.
 """
@@ -63,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--keep-going", action="store_true", help="after a failure go on with independent stages")
     command("status", _status, "what is done, running, missing")
     command("report", _report, "accuracy and ledger of the finished rows")
+    verify = commands.add_parser("verify", help="read every output of a run and compare it with its digest")
+    verify.set_defaults(command=_verify)
+    verify.add_argument("run", type=Path, help="run directory, or the recipe whose default run directory it is")
+    verify.add_argument("--json", action="store_true", help="print JSON on standard output")
     text = "DAPO-Math-17k, MATH-500 and AIME in verl's columns: deduplicated, checked for contamination, halved"
     settings = (
         "train, eval (comma separated), template=boxed|dapo, thinking, seed, contamination=report|remove, ngram, "
@@ -138,6 +142,15 @@ def _run(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     return _write_report(_load(options), options)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from verl_s2d.workflow.verify import verify_run
+
+    run = options.run
+    verification = verify_run(run if run.is_dir() else make_plan(load_recipe(run)).context.run_dir)
+    _print_json(verification.data()) if options.json else print(verification.text())
+    return OK if verification.ok else FAILED
 
 
 def _prepare(options: argparse.Namespace) -> int:

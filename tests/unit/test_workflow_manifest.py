@@ -167,7 +167,8 @@ def test_time_of_a_killed_attempt_ends_with_its_last_sign_of_life(tmp_path):
 def test_tracker_repair(tmp_path):
     checkpoints.repair(tmp_path / "none")
     for step in (2, 4, 6):
-        (tmp_path / f"global_step_{step}").mkdir()
+        (tmp_path / f"global_step_{step}" / "actor").mkdir(parents=True)
+        (tmp_path / f"global_step_{step}" / "actor" / "model_world_size_1_rank_0.pt").touch()
     for step in (2, 4):
         (tmp_path / f"global_step_{step}" / "data.pt").touch()
     tracker = tmp_path / checkpoints.TRACKER

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -178,7 +179,8 @@ def test_checkpoints_of_another_cluster_size_are_refused(tmp_path, monkeypatch):
     plan = project(tmp_path, rows=["direct-grpo"])
     build(plan)
     saved = directory(plan, "student-rl-all") / "checkpoints" / "global_step_2" / "actor"
-    (saved / "model_world_size_4_rank_0.pt").touch()
+    with zipfile.ZipFile(saved / "model_world_size_4_rank_0.pt", "w"):
+        pass
     (failure,) = build(plan)
     assert "checkpoints of 4 processes" in str(failure)
 

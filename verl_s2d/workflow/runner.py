@@ -15,10 +15,11 @@ from verl_s2d.workflow import attempts
 from verl_s2d.workflow.cluster import CLUSTER_MARKER, RayCluster
 from verl_s2d.workflow.failures import Interrupted, StageFailed
 from verl_s2d.workflow.graph import PREPARATION_KINDS, Node
-from verl_s2d.workflow.manifest import MANIFEST, write_manifest
+from verl_s2d.workflow.manifest import write_manifest
 from verl_s2d.workflow.planning import Plan
 from verl_s2d.workflow.process import MARKER, Launcher, SubprocessLauncher, kill_marked
 from verl_s2d.workflow.progress import Progress
+from verl_s2d.workflow.repair import discard_broken_remains, require_whole, verified_missing
 from verl_s2d.workflow.run_directory import opened
 from verl_s2d.workflow.stage_process import run_attempt
 from verl_s2d.workflow.stages import checkpoints, kinds
@@ -52,7 +53,7 @@ def run_plan(
         Interrupted: Ctrl-C or SIGTERM; the running stage has been stopped.
     """
     with opened(plan.context.run_dir, plan.recipe.name) as run_id:
-        missing = plan.missing()
+        missing = verified_missing(plan, progress.note)
         if not missing:
             return []
         leftovers = kill_marked(run_id)
@@ -116,8 +117,7 @@ class _Runner:
     def _build(self, node: Node, index: int, count: int) -> None:
         kind, directory = kinds()[node.kind], self._plan.context.directory(node)
         directory.mkdir(parents=True, exist_ok=True)
-        # A manifest that does not belong to this node is not one.
-        (directory / MANIFEST).unlink(missing_ok=True)
+        discard_broken_remains(directory, self._progress.note)
         tries = 1 + self._plan.context.cluster.retries
         for remaining in reversed(range(tries)):
             if kind.finished_before(node, directory):
@@ -142,6 +142,7 @@ class _Runner:
         kind.clean(directory)
 
     def _attempt(self, node: Node, kind: StageKind, directory: Path, index: int, count: int) -> None:
+        require_whole(node, self._plan, self._progress.note)
         self._prepare_resume(node, directory)
         environment = dict(self._environment)
         if kind.needs_ray:
@@ -172,6 +173,8 @@ class _Runner:
     def _prepare_resume(self, node: Node, directory: Path) -> None:
         saved = directory / "checkpoints"
         checkpoints.repair(saved)
+        for problem in checkpoints.set_aside_damaged(saved):
+            self._progress.note(f"{node.name} goes on from an older checkpoint: {problem}")
         wrote, cluster = checkpoints.world_size(saved), self._plan.context.cluster
         if wrote is not None and wrote != cluster.nodes * cluster.gpus_per_node:
             raise StageFailed(

@@ -7,11 +7,14 @@ import re
 import shutil
 from pathlib import Path
 
+from verl_s2d.workflow.archives import checkpoint_problems
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.stages.base import require_export
 
 TRACKER = "latest_checkpointed_iteration.txt"
+DAMAGED = "damaged_"
+"""Before the name of a step that cannot be read."""
 _EXPORTS = ("actor/huggingface", "actor/model/huggingface", "huggingface", "model/huggingface")
 """Where FSDP and Megatron checkpoints of verl's RL trainer and of the warmup keep the Hugging Face weights."""
 
@@ -29,7 +32,8 @@ def repair(checkpoints: Path) -> None:
     """Make a directory that a kill left behind resumable again.
 
     verl's RL trainer rewrites its tracker in place: a kill at the wrong moment leaves it empty, and verl then fails on
-    every resume. The dataloader state is written just before the tracker, so the newest step that has one is complete.
+    every resume. The dataloader state is written just before the tracker, so the newest step that has one is complete;
+    of steps that verl has thinned out (trainer.max_actor_ckpt_to_keep) it is all that is left.
     """
     tracker = checkpoints / TRACKER
     if not tracker.exists() or completed_step(checkpoints) is not None:
@@ -37,7 +41,9 @@ def repair(checkpoints: Path) -> None:
     complete = [
         int(m[1])
         for p in checkpoints.iterdir()
-        if (m := re.fullmatch(r"global_step_(\d+)", p.name)) and any(p.glob("data*.pt"))
+        if (m := re.fullmatch(r"global_step_(\d+)", p.name))
+        and any(p.glob("data*.pt"))
+        and any(file.is_file() for file in p.glob("*/**/*"))
     ]
     if not complete:
         tracker.unlink()
@@ -45,6 +51,25 @@ def repair(checkpoints: Path) -> None:
     temporary = tracker.with_suffix(".repair")
     temporary.write_text(str(max(complete)))
     os.replace(temporary, tracker)
+
+
+def set_aside_damaged(checkpoints: Path) -> list[str]:
+    """Make the newest whole step the one to resume from; returns what was wrong with newer ones, one line a file.
+
+    Damaged steps are renamed, so that verl does not find them. Without a whole step the stage begins again.
+    """
+    told = []
+    while (step := completed_step(checkpoints)) is not None:
+        directory = checkpoints / f"global_step_{step}"
+        problems = checkpoint_problems(directory)
+        if not problems:
+            break
+        told += [f"{directory}/{problem}" for problem in problems]
+        aside = checkpoints / f"{DAMAGED}{directory.name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(directory, aside)
+        repair(checkpoints)
+    return told
 
 
 def world_size(checkpoints: Path) -> int | None:
