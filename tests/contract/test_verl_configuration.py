@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from verl_s2d.workflow.planning import make_plan
 from verl_s2d.workflow.recipe_file import load_recipe
 from verl_s2d.workflow.stages import kinds
-from verl_s2d.workflow.stages.reinforcement import VERL_BATCH_DEFAULTS
+from verl_s2d.workflow.stages.batch_settings import VERL_BATCH_DEFAULTS
 
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart" / "quickstart.yaml"
 CONFIGS = {

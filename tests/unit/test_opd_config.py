@@ -47,6 +47,7 @@ def test_every_setting_is_read():
         "keep_tokens": 0.5,
         "health_top_k": 8,
         "skip_limit": 3,
+        "token_budget": 5,
         "poll_interval": 1,
     }
     config = composed(

@@ -2,8 +2,9 @@
 
     python workflow_stage.py MODULE key=value ...
 
-FAKE (environment, JSON): {"<kind>": "crash@2" | "hang@2" | "hard-hang@2" | "slow" | "no-export"}; a crash happens once,
-recorded by a file in the stage directory.
+FAKE (environment, JSON): {"<kind>": "crash@2" | "hang@2" | "hard-hang@2" | "slow" | "no-export" | "calls" | "short"}.
+A crash happens once, recorded by a file in the stage directory. A stage calls the verifier once a step, with "calls"
+once a response; "short" ends it after a step, whatever its budget of tokens.
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ def train(arguments: dict[str, str], stage: Path, behaviour: str, metrics_file: 
     """verl's loop: resume from the tracker, call the verifier, save, log."""
     what, _, at = behaviour.partition("@")
     steps, every = int(arguments["trainer.total_training_steps"]), int(arguments["trainer.save_freq"])
+    budget = int(arguments.get("s2d.token_budget", 0))
+    responses = int(arguments["data.train_batch_size"]) * int(arguments.get("actor_rollout_ref.rollout.n", 1))
+    few = arguments.get("trainer.v1.trainer_mode") == "s2d_opd" and what != "calls"
+    tokens = 5 if few else round(2.5 * responses)
     saved = Path(arguments["trainer.default_local_dir"])
     tracker = saved / "latest_checkpointed_iteration.txt"
     start = int(tracker.read_text()) if tracker.exists() else 0
@@ -73,10 +78,12 @@ def train(arguments: dict[str, str], stage: Path, behaviour: str, metrics_file: 
         if ledger:
             Path(ledger).mkdir(exist_ok=True)
             with (Path(ledger) / f"{os.getpid()}.jsonl").open("a") as stream:
-                stream.write(json.dumps({"id": f"problem-{step}"}) + "\n")
+                line = json.dumps({"id": f"problem-{step}"}) + "\n"
+                stream.write(line * (responses if what == "calls" else 1))
         data = {"response_length/mean": 2.5, "train/teacher_scored_tokens": 7}
-        data |= {"s2d/sampled_tokens": 5, "s2d/teacher_scored_tokens": 6}
-        if step % every == 0 or step == steps:
+        data |= {"s2d/sampled_tokens": tokens, "s2d/teacher_scored_tokens": 6}
+        spent = budget and (step * tokens >= budget or what == "short")
+        if step % every == 0 or step == steps or spent:
             export = (
                 saved
                 / f"global_step_{step}"
@@ -89,8 +96,13 @@ def train(arguments: dict[str, str], stage: Path, behaviour: str, metrics_file: 
             (saved / f"global_step_{step}").mkdir(parents=True, exist_ok=True)
             with zipfile.ZipFile(saved / f"global_step_{step}" / "data.pt", "w") as archive:
                 archive.writestr("data.pkl", "state of the loader")
+            if budget:
+                text = json.dumps({"sampled_tokens": step * tokens})
+                (saved / f"global_step_{step}" / "sampled_tokens.json").write_text(text)
             tracker.write_text(str(step))
         os.write(metrics, json.dumps({"step": step, "data": data}).encode() + b"\n")
+        if spent:
+            break
     os.close(metrics)
 
 

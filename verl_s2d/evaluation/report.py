@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -17,6 +17,16 @@ LEDGER_NUMBERS = ("verifier_calls", "sampled_tokens", "teacher_scored_tokens", "
 
 
 @dataclass(frozen=True)
+class Match:
+    """Where a matched row was to stop, and where it did: `reached` of the `wanted` items `by` of the row `to`."""
+
+    to: str
+    by: str
+    wanted: int
+    reached: int
+
+
+@dataclass(frozen=True)
 class RowResult:
     """One row under one seed.
 
@@ -24,6 +34,7 @@ class RowResult:
         result: result.json of its evaluation.
         ledger: labels_read (problem ids), verifier_calls, sampled_tokens, teacher_scored_tokens, updates, seconds.
         stages: the stages behind it, each with kind, name, dir, digest, seconds, updates.
+        matched: of a row that stops where another one ended.
     """
 
     name: str
@@ -31,6 +42,7 @@ class RowResult:
     result: Mapping[str, Any]
     ledger: Mapping[str, Any]
     stages: Sequence[Mapping[str, Any]] = ()
+    matched: Match | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +142,12 @@ def _row(name: str, members: Sequence[RowResult], sets: Sequence[str]) -> dict[s
         # Means over seeds. Labels are a set in each seed, so here only their number.
         "ledger": {"labels_read": fmean(len(row.ledger["labels_read"]) for row in members), **ledger},
         "per_seed": [
-            {"seed": row.seed, "ledger": dict(row.ledger), "stages": [dict(stage) for stage in row.stages]}
+            {
+                "seed": row.seed,
+                "ledger": dict(row.ledger),
+                "stages": [dict(stage) for stage in row.stages],
+                "matched": None if row.matched is None else asdict(row.matched),
+            }
             for row in members
         ],
     }

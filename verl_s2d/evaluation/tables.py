@@ -10,10 +10,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+_MATCH_LEGEND = "These rows stopped at the first step at or past what another row consumed."
+
 
 def terminal(data: Mapping[str, Any]) -> str:
     """One table of the rows; one of the paired differences if there are two rows. Never narrower than the first."""
     tables = [_rich("Rows", *_rows(data))]
+    header, body = _matches(data)
+    if body:
+        tables.append(_rich("Matched rows", header, body))
     if data["differences"]:
         tables.append(_rich("Paired differences", *_differences(data)))
     text = io.StringIO()
@@ -31,6 +36,9 @@ def markdown(data: Mapping[str, Any]) -> str:
     """The same tables with what their numbers mean, the plots, and the stages of every row."""
     seeds = ", ".join(map(str, data["seeds"]))
     parts = ["# Report", "", f"Seeds: {seeds}. {_legend(data)}", "", *_markdown(*_rows(data))]
+    header, body = _matches(data)
+    if body:
+        parts += ["", "## Matched rows", "", _MATCH_LEGEND, "", *_markdown(header, body)]
     if data["differences"]:
         parts += ["", "## Paired differences", "", f"{_difference_legend(data)}", "", *_markdown(*_differences(data))]
     for name in data["sets"]:
@@ -105,6 +113,22 @@ def _levels(data: Mapping[str, Any], set_name: str) -> tuple[list[str], list[lis
         for name, values in of_rows.items()
     ]
     return ["row", *levels], body if levels else []
+
+
+def _matches(data: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """A line for every matched row and seed."""
+    seeds = ["seed"] if len(data["seeds"]) > 1 else []
+    body = []
+    for row in data["rows"]:
+        for of_seed in row["per_seed"]:
+            match = of_seed.get("matched")
+            if match is None:
+                continue
+            wanted, reached = match["wanted"], match["reached"]
+            line = [row["name"], *([str(of_seed["seed"])] if seeds else []), match["to"], match["by"].replace("_", " ")]
+            missed = f"{reached - wanted:+,} ({100 * (reached - wanted) / wanted:+.1f} %)"
+            body.append([*line, f"{wanted:,}", f"{reached:,}", missed])
+    return ["row", *seeds, "matched to", "by", "there", "here", "missed by"], body
 
 
 def _differences(data: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -19,6 +19,7 @@ from verl.trainer.main_ppo import auto_set_device, need_critic, need_reference_p
 
 from verl_s2d.errors import UserError
 from verl_s2d.training.opd_config import read_opd_config
+from verl_s2d.training.token_budget import read_token_budget
 from verl_s2d.training.warmup_checks import check_settings
 
 
@@ -49,6 +50,7 @@ def _check_rl(config: DictConfig) -> None:
     """As verl's main_ppo begins, and then our trainer."""
     auto_set_device(config)
     validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+    read_token_budget(config)
     if config.trainer.v1.trainer_mode == "s2d_opd":
         read_opd_config(config)
 

@@ -32,6 +32,7 @@ class OpdConfig:
             null for all of them.
         health_top_k: log how far the k most likely ids of student and teacher agree; null for not.
         skip_limit: updates left out in a row, because their gradient was not finite, after which to stop.
+        token_budget: sampled tokens after which to stop; null for as many steps as verl is asked for.
         poll_interval: seconds between looks for finished rollouts.
     """
 
@@ -47,6 +48,7 @@ class OpdConfig:
     keep_tokens: float | None = None
     health_top_k: int | None = None
     skip_limit: int = 5
+    token_budget: int | None = None
     poll_interval: float = 0.05
 
     def for_workers(self) -> dict[str, Any]:

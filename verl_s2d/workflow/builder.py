@@ -12,6 +12,7 @@ from verl_s2d.workflow.identity import External, file_external, files_external, 
 from verl_s2d.workflow.overrides import merge, overlay, split_operational
 from verl_s2d.workflow.recipe import Recipe, Source
 from verl_s2d.workflow.stages import kinds
+from verl_s2d.workflow.stages.preparation import slice_sizes
 
 Model = Node | External
 
@@ -117,6 +118,26 @@ class Builder:
         data = self.recipe.data
         inputs = {"train": self._file("data.train", data.train)} if data.source is None else {"source": self._source()}
         return self._node("slices", "slices", {"labels": data.labels, "seed": self.seed}, **inputs)
+
+    def slice_sizes(self) -> dict[str, int]:
+        """Slice name -> its number of problems, from the recipe and its files alone.
+
+        Raises:
+            UserError: a script has still to make the training problems, and the recipe does not say how many are used.
+        """
+        data = self.recipe.data
+        if data.labels is not None:
+            return slice_sizes(data.labels)
+        if data.train is None:
+            raise UserError(
+                "To match rows by labels their number has to be known in advance.",
+                key="data.labels",
+                value=None,
+                remedy="Say how many labelled problems are used.",
+            )
+        from verl_s2d.data.problems import read_table
+
+        return slice_sizes(read_table(self.recipe.directory / data.train, key="data.train").num_rows)
 
     def _teacher(self, key: str) -> Model:
         source = getattr(self.recipe, key)

@@ -18,6 +18,10 @@ PREPARATION_KINDS = ("script", "slices")
 """Cheap kinds, built first, so that what they make can be checked before anything is trained."""
 
 
+MATCHED = "matched"
+"""Role of an input whose ledger says when to stop, and which is otherwise not read."""
+
+
 def canonical_json(value: Any) -> str:
     """One text for one meaning: keys sorted, no spaces, no NaN.
 
@@ -86,11 +90,16 @@ def stage_dir(run_dir: Path, node: Node) -> Path:
 
 
 def ancestors(node: Node) -> list[Node]:
-    """The node and all it is built from, each digest once, inputs before users."""
+    """The node and all that has to be there before it, each digest once, inputs before users."""
     return list(_collect([node]).values())
 
 
-def _collect(targets: Iterable[Node]) -> dict[str, Node]:
+def lineage(node: Node) -> list[Node]:
+    """Ancestors without those that say no more than when to stop: what its model is made of."""
+    return list(_collect([node], leave_out=MATCHED).values())
+
+
+def _collect(targets: Iterable[Node], leave_out: str | None = None) -> dict[str, Node]:
     """digest -> node of all that the targets are built from, inputs before users. Visits every node once."""
     found: dict[str, Node] = {}
     for target in targets:
@@ -103,7 +112,7 @@ def _collect(targets: Iterable[Node]) -> dict[str, Node]:
                 found[node.digest] = node
                 continue
             waiting.append((node, True))
-            waiting += [(node.inputs[role], False) for role in sorted(node.inputs, reverse=True)]
+            waiting += [(node.inputs[role], False) for role in sorted(node.inputs, reverse=True) if role != leave_out]
     return found
 
 

@@ -35,6 +35,11 @@ def add_ledgers(ledgers: Iterable[Mapping[str, Any]]) -> Ledger:
     return total
 
 
+def amount(ledger: Mapping[str, Any], item: str) -> int:
+    """How much of an item a ledger holds; of `labels` their number."""
+    return len(ledger["labels_read"]) if item == "labels" else ledger[item]
+
+
 def verifier_calls(directory: Path) -> tuple[list[str], int]:
     """(problem ids whose answers were read, calls) from <stage>/verifier/*.jsonl, one line {"id": ...} a call.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from verl_s2d.workflow.graph import Node, build_order, users_of
 from verl_s2d.workflow.manifest import is_built
-from verl_s2d.workflow.recipe import ROW_NAMES, Recipe
+from verl_s2d.workflow.recipe import Recipe
 from verl_s2d.workflow.recipe_file import check_rows
 from verl_s2d.workflow.rows import Row, build_rows
 from verl_s2d.workflow.stages.base import Context
@@ -54,14 +54,19 @@ def make_plan(
         UserError: unknown rows, unreadable inputs, missing stage settings.
     """
     names = _possible(recipe) if rows == ["all"] else list(dict.fromkeys(rows or recipe.rows))
-    check_rows(names, "--rows")
+    check_rows(names, "--rows", recipe.row_names)
     device = resolve_device(recipe.cluster.device)
     context = Context((run_dir or Path("runs") / recipe.name).resolve(), recipe.cluster, device)
     return Plan(recipe, build_rows(recipe, names, seeds or recipe.seeds, device), context)
 
 
 def _possible(recipe: Recipe) -> list[str]:
-    return [name for name in ROW_NAMES if recipe.sft_teacher is not None or name != "sft-teacher"]
+    def possible(name: str) -> bool:
+        if name in recipe.matched:
+            return possible(recipe.matched[name].row) and possible(recipe.matched[name].to)
+        return recipe.sft_teacher is not None or name != "sft-teacher"
+
+    return [name for name in recipe.row_names if possible(name)]
 
 
 def resolve_device(choice: str) -> str:

@@ -22,6 +22,9 @@ ROW_NAMES = (
 )
 DEFAULT_ROWS = ROW_NAMES[:4]
 
+LedgerItem = Literal["labels", "verifier_calls", "sampled_tokens", "updates"]
+"""What a row can be matched by."""
+
 Overrides = dict[str, Any]
 
 
@@ -129,6 +132,19 @@ class Stages:
 
 
 @dataclass(frozen=True)
+class Matched:
+    """One more row: `row`, its last stage stopped where the whole row has consumed what the row `to` consumed.
+
+    It stops at the first step at or past that, however many steps the stage's settings ask for. The report says by how
+    much it missed.
+    """
+
+    row: str
+    to: str
+    by: LedgerItem
+
+
+@dataclass(frozen=True)
 class Cluster:
     """Where stages run. None of it changes what is built, so none of it rebuilds anything."""
 
@@ -159,12 +175,20 @@ class Recipe:
     """For the row sft-teacher: a teacher trained on demonstrations instead of by Stage 1."""
     seeds: list[int] = field(default_factory=lambda: [0])
     rows: list[str] = field(default_factory=lambda: list(DEFAULT_ROWS))
+    matched: dict[str, Matched] = field(default_factory=dict)
+    """More rows, by a name of yours: {direct-grpo-same-calls: {row: direct-grpo, to: half-split, by: verifier_calls}}.
+    """
     evaluation: Evaluation = field(default_factory=Evaluation)
     cluster: Cluster = field(default_factory=Cluster)
     published: dict[str, dict[str, float]] = field(default_factory=dict)
     """Somebody else's avg@k to lay beside the rows, in percent: row -> evaluation set -> value."""
     path: Path = field(default=Path(), metadata={"hidden": True})
     """The file it came from (set by the loader, not a key)."""
+
+    @property
+    def row_names(self) -> tuple[str, ...]:
+        """Every row there is to choose from."""
+        return (*ROW_NAMES, *self.matched)
 
     @property
     def directory(self) -> Path:

@@ -14,8 +14,10 @@ from typing import Any
 import yaml
 
 from verl_s2d.errors import UserError
-from verl_s2d.workflow.recipe import ROW_NAMES, Recipe, Source
+from verl_s2d.workflow.recipe import ROW_NAMES, Matched, Recipe, Source
 from verl_s2d.workflow.stages.computed import COMPUTED_KEYS, bare_key
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
@@ -83,16 +85,17 @@ def load_recipe(path: str | Path) -> Recipe:
 
 
 def _check_recipe(recipe: Recipe) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", recipe.name):
+    if not _NAME.fullmatch(recipe.name):
         raise UserError(
             "The name is used for a directory.",
             key="name",
             value=recipe.name,
             remedy="Use letters, digits, '.', '_', '-'.",
         )
-    check_rows(recipe.rows, "rows")
+    _check_matched(recipe.matched)
+    check_rows(recipe.rows, "rows", recipe.row_names)
     if recipe.published:
-        check_rows(recipe.published, "published")
+        check_rows(recipe.published, "published", recipe.row_names)
     if not recipe.seeds or len(set(recipe.seeds)) != len(recipe.seeds):
         raise UserError(
             "Seeds must be a non-empty list without repetition.",
@@ -143,14 +146,43 @@ def _check_recipe(recipe: Recipe) -> None:
                 )
 
 
-def check_rows(names: Iterable[str], key: str) -> None:
+def _check_matched(matched: Mapping[str, Matched]) -> None:
+    """Names of their own, of rows that exist, and no circle."""
+    for name, chosen in matched.items():
+        key = f"matched.{name}"
+        if name in ROW_NAMES or not _NAME.fullmatch(name):
+            raise UserError(
+                "A matched row is one more row, under a name of its own.",
+                key=key,
+                value=name,
+                remedy="Use letters, digits, '.', '_', '-', and not the name of a row that there is.",
+            )
+        check_rows([chosen.row], f"{key}.row", ROW_NAMES)
+        check_rows([chosen.to], f"{key}.to", (*ROW_NAMES, *matched))
+        if chosen.to in (name, chosen.row):
+            raise UserError(
+                "A row cannot be matched to itself.", key=f"{key}.to", value=chosen.to, remedy="Name another row."
+            )
+        chain = [name]
+        while chain[-1] in matched:
+            chain.append(matched[chain[-1]].to)
+            if chain[-1] in chain[:-1]:
+                raise UserError(
+                    "These rows are matched in a circle, so none of them says where to stop.",
+                    key=f"{key}.to",
+                    value=" -> ".join(chain),
+                    remedy="Match one of them to a row that is not matched.",
+                )
+
+
+def check_rows(names: Iterable[str], key: str, known: Iterable[str]) -> None:
     """Raises UserError naming the first unknown row and the nearest known one."""
-    names = list(names)
+    names, known = list(names), list(known)
     if not names:
-        raise UserError("No row is chosen.", key=key, value=names, remedy=f"Choose from {', '.join(ROW_NAMES)}.")
+        raise UserError("No row is chosen.", key=key, value=names, remedy=f"Choose from {', '.join(known)}.")
     for name in names:
-        if name not in ROW_NAMES:
-            raise UserError("Unknown row.", key=key, value=name, remedy=suggestion(name, ROW_NAMES))
+        if name not in known:
+            raise UserError("Unknown row.", key=key, value=name, remedy=suggestion(name, known))
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

@@ -16,10 +16,11 @@ try:
     from verl.trainer.ppo.v1 import get_trainer_cls
     if "s2d_opd" not in ADV_ESTIMATOR_REGISTRY:
         answer["missing"].append("advantage estimator s2d_opd")
-    try:
-        get_trainer_cls("s2d_opd")
-    except Exception as error:
-        answer["missing"].append(f"trainer s2d_opd ({error})")
+    for name in ("s2d_opd", "s2d_token_budget"):
+        try:
+            get_trainer_cls(name)
+        except Exception as error:
+            answer["missing"].append(f"trainer {name} ({error})")
 except Exception:
     import traceback
     answer["error"] = traceback.format_exc()

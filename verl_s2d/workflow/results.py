@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 
 from verl_s2d.errors import UserError
-from verl_s2d.evaluation.report import Report, RowResult, build_report, write_report
+from verl_s2d.evaluation.report import Match, Report, RowResult, build_report, write_report
 from verl_s2d.workflow.digests import damage
-from verl_s2d.workflow.graph import Node, ancestors
-from verl_s2d.workflow.ledger import add_ledgers, empty_ledger
+from verl_s2d.workflow.graph import Node, ancestors, lineage
+from verl_s2d.workflow.ledger import Ledger, add_ledgers, amount, empty_ledger
 from verl_s2d.workflow.manifest import inspect_manifest, read_manifest
 from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.rows import Row
+from verl_s2d.workflow.stages.budget import wanted
 
 
 def finished_rows(plan: Plan) -> list[RowResult]:
     """The rows whose evaluation is there, in the order of the plan."""
     built = {node.digest for node in plan.order} - {node.digest for node in plan.missing()}
-    return [_row(plan, row.name, row.seed, row.target) for row in plan.rows if row.target.digest in built]
+    return [_row(plan, row) for row in plan.rows if row.target.digest in built]
 
 
 def report_of(rows: list[RowResult], plan: Plan) -> Report:
@@ -51,11 +53,11 @@ def _require_whole(plan: Plan, target: Node) -> None:
             )
 
 
-def _row(plan: Plan, name: str, seed: int, target: Node) -> RowResult:
-    _require_whole(plan, target)
-    result = json.loads((plan.context.directory(target) / "result.json").read_text())
+def _row(plan: Plan, row: Row) -> RowResult:
+    _require_whole(plan, row.target)
+    result = json.loads((plan.context.directory(row.target) / "result.json").read_text())
     ledgers, stages = [], []
-    for node in ancestors(target):
+    for node in lineage(row.target):
         directory = plan.context.directory(node)
         # An ancestor may be missing when its directory was deleted after the row was finished.
         manifest = read_manifest(directory) or {"ledger": empty_ledger(), "seconds": 0.0}
@@ -71,4 +73,14 @@ def _row(plan: Plan, name: str, seed: int, target: Node) -> RowResult:
                 "updates": manifest["ledger"]["updates"],
             }
         )
-    return RowResult(name, seed, result, add_ledgers(ledgers), stages)
+    ledger = add_ledgers(ledgers)
+    return RowResult(row.name, row.seed, result, ledger, stages, _match(plan, row.target, ledger))
+
+
+def _match(plan: Plan, target: Node, ledger: Ledger) -> Match | None:
+    model = target.inputs.get("model")
+    matched = model.settings.get("matched") if model else None
+    if matched is None:
+        return None
+    goal = wanted(model, plan.context.directory(model).parent)
+    return None if goal is None else Match(matched["to"], matched["by"], goal, amount(ledger, matched["by"]))

@@ -12,6 +12,7 @@ from typing import Any
 from verl_s2d.workflow.builder import Builder, Model
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.identity import External
+from verl_s2d.workflow.matching import matched_model
 from verl_s2d.workflow.recipe import ROW_NAMES, Recipe
 
 
@@ -116,5 +117,14 @@ def build_rows(recipe: Recipe, names: list[str], seeds: list[int], device: str) 
     for seed in seeds:
         for name in names:
             builder = Builder(recipe, name, seed, device, externals, several_seeds=len(seeds) > 1)
-            rows.append(Row(name, seed, builder.evaluate(ROWS[name](builder))))
+            rows.append(Row(name, seed, builder.evaluate(_model(builder, name))))
     return rows
+
+
+def _model(builder: Builder, name: str) -> Model:
+    """What a row ends with; of a matched one, the other row's last stage with a budget."""
+    chosen = builder.recipe.matched.get(name)
+    if chosen is None:
+        return ROWS[name](builder)
+    model, target = _model(builder, chosen.row), _model(builder, chosen.to)
+    return matched_model(name, chosen, model, target, builder.slice_sizes)

@@ -148,10 +148,10 @@ class _Runner:
         if kind.needs_ray:
             environment |= self._cluster.environment()
         attempt = attempts.begin(directory)
-        command = kind.command(node, self._plan.context, attempt)
         began, ok = time.monotonic(), False
         self._progress.stage_started(node, index, count, kind.total_steps(node), attempt)
         try:
+            command = kind.command(node, self._plan.context, attempt)
             run_attempt(
                 node,
                 command,

@@ -9,10 +9,9 @@ from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.overrides import value_of
 from verl_s2d.workflow.planning import Plan
 from verl_s2d.workflow.preflight.data import slice_size
-from verl_s2d.workflow.stages.reinforcement import batch_setting
+from verl_s2d.workflow.stages.batch_settings import MINI, TRAIN, N, batch_setting, require_batch_sizes
 
-_TRAIN, _MINI = "data.train_batch_size", "actor_rollout_ref.actor.ppo_mini_batch_size"
-_MICRO, _N = "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu", "actor_rollout_ref.rollout.n"
+_MICRO = "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"
 
 
 def check_batches(plan: Plan, nodes: Iterable[Node]) -> None:
@@ -25,38 +24,36 @@ def check_batches(plan: Plan, nodes: Iterable[Node]) -> None:
             rollouts = node.inputs["rollouts"]
             prompts = slice_size(plan, rollouts)
             cached = None if prompts is None else prompts * rollouts.settings["per_prompt"]
-            batch = value_of(node.settings["verl"], _TRAIN)
+            batch = value_of(node.settings["verl"], TRAIN)
             if batch is not None:
                 _require_fits(node, batch, cached, "cached rollouts")
                 _check_warmup_micro_batches(node, batch, gpus)
 
 
 def _check_rl(node: Node, problems: int | None, gpus: int) -> None:
-    train, mini, micro, n = (batch_setting(node, key) for key in (_TRAIN, _MINI, _MICRO, _N))
-    for key, value in ((_TRAIN, train), (_MINI, mini), (_N, n)):
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"{node.name}: not a batch size.", key=key, value=value, remedy="Give a positive integer.")
+    require_batch_sizes(node)
+    train, mini, micro, n = (batch_setting(node, key) for key in (TRAIN, MINI, _MICRO, N))
     _require_fits(node, train, problems, "problems in its slice")
     if mini > train:
         raise UserError(
             f"{node.name}: the mini-batch is larger than the batch of {train} prompts.",
-            key=_MINI,
+            key=MINI,
             value=mini,
-            remedy=f"At most {train} ({_TRAIN}).",
+            remedy=f"At most {train} ({TRAIN}).",
         )
     if train % mini:
         raise UserError(
             f"{node.name}: the batch of {train} prompts is not a whole number of mini-batches.",
-            key=_MINI,
+            key=MINI,
             value=mini,
-            remedy=f"Choose a divisor of {train} ({_TRAIN}).",
+            remedy=f"Choose a divisor of {train} ({TRAIN}).",
         )
     if mini * n % gpus:
         raise UserError(
             f"{node.name}: a mini-batch has {mini} x {n} sequences, which do not divide among {gpus} GPUs.",
-            key=_MINI,
+            key=MINI,
             value=mini,
-            remedy=f"Make {_MINI} x {_N} a multiple of {gpus}.",
+            remedy=f"Make {MINI} x {N} a multiple of {gpus}.",
         )
     if batch_setting(node, "actor_rollout_ref.actor.use_dynamic_bsz"):
         return
@@ -82,7 +79,7 @@ def _check_warmup_micro_batches(node: Node, batch: int, gpus: int) -> None:
     if batch % ranks:
         raise UserError(
             f"{node.name}: a batch of {batch} rollouts does not divide among {ranks} data-parallel ranks.",
-            key=_TRAIN,
+            key=TRAIN,
             value=batch,
             remedy=f"Choose a multiple of {ranks}.",
         )
@@ -100,7 +97,7 @@ def _require_fits(node: Node, batch: int, available: int | None, what: str) -> N
     if available is not None and batch > available:
         raise UserError(
             f"{node.name}: a batch is larger than the {available} {what}.",
-            key=_TRAIN,
+            key=TRAIN,
             value=batch,
             remedy=f"At most {available}, or use more labels (data.labels).",
         )

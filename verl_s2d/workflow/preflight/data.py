@@ -9,7 +9,7 @@ from verl_s2d.errors import UserError
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.manifest import is_built
 from verl_s2d.workflow.planning import Plan
-from verl_s2d.workflow.stages.preparation import TRAIN_FILE, evaluation_files
+from verl_s2d.workflow.stages.preparation import TRAIN_FILE, evaluation_files, slice_sizes
 
 
 def check_data(plan: Plan) -> None:
@@ -96,7 +96,7 @@ def slice_size(plan: Plan, node: Node) -> int | None:
         import pyarrow.parquet
 
         count = pyarrow.parquet.read_metadata(train).num_rows
-    return {"all": count, "1h": count // 2, "2h": count - count // 2}[name]
+    return slice_sizes(count)[name]
 
 
 def _train_file(plan: Plan, slices: Node) -> Path | None:

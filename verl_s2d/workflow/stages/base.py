@@ -40,6 +40,8 @@ class StageKind(Protocol):
     semantics: int
     """Raised by hand when the meaning of the kind changes, which rebuilds its nodes and what depends on them."""
     needs_ray: bool
+    consumes: tuple[str, ...]
+    """Items of the ledger that its stages fill, by the names that rows are matched by."""
 
     def command(self, node: Node, context: Context, attempt: int) -> Command:
         """How it is started. `attempt` counts from 1; its metrics go to metrics/attempt-<attempt>.jsonl."""
@@ -72,6 +74,7 @@ class SimpleKind:
 
     semantics = 1
     needs_ray = False
+    consumes: tuple[str, ...] = ()
     required_files: tuple[str, ...] = ()
 
     def finalize(self, node: Node, directory: Path) -> None:

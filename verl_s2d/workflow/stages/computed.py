@@ -17,6 +17,7 @@ COMPUTED_KEYS = {
     "s2d.teacher.path": _MODEL,
     "s2d.beta": _OBJECTIVE,
     "s2d.objective": _OBJECTIVE,
+    "s2d.token_budget": "Add a row under `matched:` instead.",
     "data.train_files": _SLICE,
     "data.val_files": _SLICE,
     "data.max_prompt_length": "Set data.prompt_tokens.",

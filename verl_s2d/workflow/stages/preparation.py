@@ -14,6 +14,11 @@ TRAIN_FILE = "train.parquet"
 SLICES = ("all", "1h", "2h")
 
 
+def slice_sizes(labels: int) -> dict[str, int]:
+    """Slice name -> its number of problems."""
+    return {"all": labels, "1h": labels // 2, "2h": labels - labels // 2}
+
+
 def evaluation_files(node: Node, role: str, context: Context) -> dict[str, Path]:
     """Evaluation sets a node reads: name -> parquet.
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.ledger import Ledger, empty_ledger, sum_over_steps, verifier_calls
 from verl_s2d.workflow.metrics import read_metrics
@@ -21,21 +22,15 @@ from verl_s2d.workflow.stages.base import (
     model_location,
     verifier_argument,
 )
-
-VERL_BATCH_DEFAULTS = {
-    "data.train_batch_size": 1024,
-    "actor_rollout_ref.actor.ppo_mini_batch_size": 256,
-    "actor_rollout_ref.actor.ppo_epochs": 1,
-    "actor_rollout_ref.rollout.n": 1,
-    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": None,
-    "actor_rollout_ref.actor.use_dynamic_bsz": False,
-}
-"""Values of verl 0.9's yaml where neither overlay nor recipe gives one (a contract test compares them)."""
+from verl_s2d.workflow.stages.batch_settings import batch_setting, sequences_per_step
+from verl_s2d.workflow.stages.budget import last_step, left, length, steps_to_ask_for
 
 
-def batch_setting(node: Node, key: str) -> Any:
-    """The value of one of VERL_BATCH_DEFAULTS' keys for this node."""
-    return value_of(node.settings["verl"], key, VERL_BATCH_DEFAULTS[key])
+def token_budget(node: Node, directory: Path) -> dict[str, int | None]:
+    """The trainer's budget of tokens, for a stage that is matched by them; null until it has been measured."""
+    if node.settings["steps"] is not None or node.settings["matched"]["by"] != "sampled_tokens":
+        return {}
+    return {"+s2d.token_budget": left(node, directory.parent)}
 
 
 def log_backends(chosen: Any) -> list[str]:
@@ -54,6 +49,7 @@ class _VerlTrainer(ABC):
     def command(self, node: Node, context: Context, attempt: int) -> Command:
         directory = context.directory(node)
         settings = node.settings
+        steps = steps_to_ask_for(node, directory.parent)
         chosen = merged_verl(node)
         data = str(context.directory(node.inputs["slices"]) / f"{settings['slice']}{self.parquet_suffix}.parquet")
         computed: dict[str, Any] = {
@@ -69,9 +65,9 @@ class _VerlTrainer(ABC):
             "actor_rollout_ref.rollout.seed": settings["seed"],
             "trainer.val_before_train": False,
             "trainer.test_freq": -1,
-            "trainer.total_training_steps": settings["steps"],
+            "trainer.total_training_steps": steps,
             # An epoch has at least one step, so the step count alone ends the stage.
-            "trainer.total_epochs": settings["steps"],
+            "trainer.total_epochs": steps or 1,
             "trainer.default_local_dir": str(directory / "checkpoints"),
             "trainer.resume_mode": "auto",
             "trainer.save_freq": node.operations["save_every"],
@@ -96,10 +92,14 @@ class _VerlTrainer(ABC):
         """Overrides of the one kind."""
 
     def finalize(self, node: Node, directory: Path) -> None:
-        checkpoints.hand_off(node, directory, node.settings["steps"])
+        steps = last_step(node, directory)
+        if steps is None:
+            raise StageFailed(f"{node.name} ended before it had spent its budget.", log=directory / "log.txt")
+        checkpoints.hand_off(node, directory, steps)
 
     def finished_before(self, node: Node, directory: Path) -> bool:
-        return checkpoints.finished(node, directory, node.settings["steps"])
+        steps = last_step(node, directory)
+        return steps is not None and checkpoints.finished(node, directory, steps)
 
     def clean(self, directory: Path) -> None:
         checkpoints.delete(directory)
@@ -107,18 +107,22 @@ class _VerlTrainer(ABC):
     def total_steps(self, node: Node) -> int | None:
         return node.settings["steps"]
 
-    def _updates(self, node: Node) -> int:
-        per_step = batch_setting(node, "data.train_batch_size") / batch_setting(
+    def updates_per_step(self, node: Node) -> float:
+        mini_batches = batch_setting(node, "data.train_batch_size") / batch_setting(
             node, "actor_rollout_ref.actor.ppo_mini_batch_size"
         )
-        return round(node.settings["steps"] * per_step * batch_setting(node, "actor_rollout_ref.actor.ppo_epochs"))
+        return mini_batches * batch_setting(node, "actor_rollout_ref.actor.ppo_epochs")
 
 
 class Grpo(_VerlTrainer):
     """Stock GRPO against the verifier, every call of which is entered in the ledger."""
 
+    consumes = ("labels", "verifier_calls", "sampled_tokens", "updates")
+
     def _computed(self, node: Node, context: Context) -> Mapping[str, Any]:
+        budget = token_budget(node, context.directory(node))
         return {
+            **({"trainer.v1.trainer_mode": "s2d_token_budget", **budget} if budget else {}),
             "reward.custom_reward_function.path": "pkg://verl_s2d.rewards.ledgered",
             "reward.custom_reward_function.name": "compute_score",
             "+reward.custom_reward_function.reward_kwargs.verifier": verifier_argument(node),
@@ -126,30 +130,31 @@ class Grpo(_VerlTrainer):
         }
 
     def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
-        sequences = batch_setting(node, "data.train_batch_size") * batch_setting(node, "actor_rollout_ref.rollout.n")
+        sequences, steps = sequences_per_step(node), last_step(node, directory)
         labels, calls = verifier_calls(directory)
 
         def sampled(data: Mapping[str, Any]) -> float | None:
             mean = data.get("response_length/mean")
             return None if mean is None else round(mean * sequences)
 
-        tokens = sum_over_steps(read_metrics(directory), node.settings["steps"], sampled)
+        tokens = sum_over_steps(read_metrics(directory), steps, sampled)
         return empty_ledger(seconds) | {
             "labels_read": labels,
             "verifier_calls": calls,
             "sampled_tokens": tokens,
-            "updates": self._updates(node),
+            "updates": round(steps * self.updates_per_step(node)),
         }
 
     def describe(self, node: Node) -> str:
         s = node.settings
-        return f"GRPO on slice {s['slice']} with verifier {s['verifier']}, {s['steps']} steps"
+        return f"GRPO on slice {s['slice']} with verifier {s['verifier']}, {length(node)}"
 
 
 class Opd(_VerlTrainer):
     """On-policy distillation. It is given prompts without answers, and no reward function."""
 
     parquet_suffix = "-prompts"
+    consumes = ("sampled_tokens", "updates")
 
     def _computed(self, node: Node, context: Context) -> Mapping[str, Any]:
         return {
@@ -158,10 +163,11 @@ class Opd(_VerlTrainer):
             "+s2d.teacher.path": model_location(node, "teacher", context),
             "+s2d.beta": node.settings["beta"],
             "+s2d.objective": node.settings["objective"],
+            **token_budget(node, context.directory(node)),
         }
 
     def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
-        metrics, steps = read_metrics(directory), node.settings["steps"]
+        metrics, steps = read_metrics(directory), last_step(node, directory)
         # Read rather than assumed to be empty: a verifier called by mistake must show.
         labels, calls = verifier_calls(directory)
         return empty_ledger(seconds) | {
@@ -169,9 +175,9 @@ class Opd(_VerlTrainer):
             "verifier_calls": calls,
             "sampled_tokens": sum_over_steps(metrics, steps, lambda data: data.get("s2d/sampled_tokens")),
             "teacher_scored_tokens": sum_over_steps(metrics, steps, lambda data: data.get("s2d/teacher_scored_tokens")),
-            "updates": self._updates(node),
+            "updates": round(steps * self.updates_per_step(node)),
         }
 
     def describe(self, node: Node) -> str:
         s = node.settings
-        return f"on-policy distillation on prompts of slice {s['slice']}, beta {s['beta']:g}, {s['steps']} steps"
+        return f"on-policy distillation on prompts of slice {s['slice']}, beta {s['beta']:g}, {length(node)}"

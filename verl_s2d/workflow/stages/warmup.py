@@ -14,6 +14,7 @@ from verl_s2d.workflow.metrics import read_metrics
 from verl_s2d.workflow.overrides import hydra_arguments, merge, plain_arguments, value_of
 from verl_s2d.workflow.stages import checkpoints
 from verl_s2d.workflow.stages.base import Command, Context, SimpleKind, merged_verl, metrics_file, model_location
+from verl_s2d.workflow.stages.budget import length
 from verl_s2d.workflow.stages.reinforcement import log_backends
 
 
@@ -21,6 +22,7 @@ class Rollouts(SimpleKind):
     """K samples a prompt from the teacher, through vLLM, into one parquet."""
 
     required_files = ("rollouts.parquet", "rollouts.json")
+    consumes = ("sampled_tokens",)
 
     def command(self, node: Node, context: Context, attempt: int) -> Command:
         directory, s = context.directory(node), node.settings
@@ -66,6 +68,7 @@ class Warmup:
 
     semantics = 1
     needs_ray = True
+    consumes = ("updates",)
 
     def command(self, node: Node, context: Context, attempt: int) -> Command:
         directory, s = context.directory(node), node.settings
@@ -103,8 +106,11 @@ class Warmup:
         scored = sum_over_steps(read_metrics(directory), steps, lambda data: data.get("train/teacher_scored_tokens"))
         return empty_ledger(seconds) | {"teacher_scored_tokens": scored, "updates": steps}
 
+    def updates_per_step(self, node: Node) -> float:
+        return 1
+
     def describe(self, node: Node) -> str:
-        return f"forward KL to the teacher on its cached rollouts, {node.settings['steps']} steps"
+        return f"forward KL to the teacher on its cached rollouts, {length(node)}"
 
     def total_steps(self, node: Node) -> int | None:
         return node.settings["steps"]
