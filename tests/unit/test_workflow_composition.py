@@ -35,6 +35,18 @@ def test_all_stages_of_all_rows_are_accepted(tmp_path):
     assert accepted(tmp_path, rows=["all"]) == 19
 
 
+def test_stages_of_matched_rows_are_accepted_before_their_budget_is_known(tmp_path):
+    matched = {
+        "calls": {"row": "direct-grpo", "to": "half-split", "by": "verifier_calls"},
+        "tokens": {"row": "direct-grpo", "to": "half-split", "by": "sampled_tokens"},
+        "opd-tokens": {"row": "bridge-only-1h", "to": "half-split", "by": "sampled_tokens"},
+    }
+    assert accepted(tmp_path, rows=list(matched), matched=matched) == 7
+    with pytest.raises(UserError, match=r"student-rl-all-tokens(?s:.*)lr_scheduler_type(?s:.*)match by verifier_calls"):
+        cosine = {"actor_rollout_ref.actor.optim.lr_scheduler_type": "cosine"}
+        accepted(tmp_path, "student_rl", cosine, rows=["calls", "tokens"], matched=matched)
+
+
 @pytest.mark.parametrize(
     ("stage", "change", "words"),
     [
