@@ -63,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--keep-going", action="store_true", help="after a failure go on with independent stages")
     command("status", _status, "what is done, running, missing")
     command("report", _report, "accuracy and ledger of the finished rows")
+    gc = command("gc", _gc, "what no kept row needs: a dry run unless --delete; takes a run directory, too")
+    choice = gc.add_mutually_exclusive_group()
+    choice.add_argument("--delete", action="store_true", help="remove it")
+    choice.add_argument("--dry-run", action="store_true", help="only say what would be removed (default)")
     verify = commands.add_parser("verify", help="read every output of a run and compare it with its digest")
     verify.set_defaults(command=_verify)
     verify.add_argument("run", type=Path, help="run directory, or the recipe whose default run directory it is")
@@ -142,6 +146,16 @@ def _run(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     return _write_report(_load(options), options)
+
+
+def _gc(options: argparse.Namespace) -> int:
+    from verl_s2d.workflow.collect import collect
+    from verl_s2d.workflow.kept import plan_to_keep
+
+    plan = plan_to_keep(options.recipe, options.run_dir, options.rows, options.seeds)
+    collection = collect(plan, delete=options.delete)
+    _print_json(collection.data()) if options.json else print(collection.text())
+    return OK
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from verl_s2d.workflow.digests import damage, unread_bytes
 from verl_s2d.workflow.failures import StageFailed
-from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.graph import MATCHED, Node
 from verl_s2d.workflow.hf_export import export_problem
 from verl_s2d.workflow.manifest import MANIFEST, inspect_manifest, is_built, read_manifest
 from verl_s2d.workflow.planning import Plan
@@ -21,6 +21,8 @@ _REPORTED = "result.json"
 """The one output that no stage reads and the report does."""
 
 Note = Callable[[str], None]
+Files = tuple[str, ...] | None
+"""Names of outputs; None: all of them."""
 
 
 def verified_missing(plan: Plan, note: Note) -> list[Node]:
@@ -32,9 +34,10 @@ def verified_missing(plan: Plan, note: Note) -> list[Node]:
     while True:
         missing = plan.missing()
         damaged = False
-        for node, only in _read_next(plan, missing):
+        for node, files in _read_next(plan, missing):
             directory = plan.context.directory(node)
-            problems = _problems(node, directory, note, only)
+            # Gone: set aside a moment ago, for another file.
+            problems = _problems(node, directory, note, files) if directory.is_dir() else []
             if problems:
                 damaged = True
                 aside = set_aside(directory)
@@ -49,9 +52,9 @@ def verified_missing(plan: Plan, note: Note) -> list[Node]:
 def require_whole(node: Node, plan: Plan, note: Note) -> None:
     """Raises StageFailed naming the damaged file if a stage would read one. Files verified before are not read again
     unless they have been touched since."""
-    for source in node.inputs.values():
+    for role, source in node.inputs.items():
         directory = plan.context.directory(source)
-        problems = _problems(source, directory, note)
+        problems = _problems(source, directory, note, _read_by(role))
         if problems:
             raise StageFailed(
                 f"{node.name} did not start, because what it reads from {source.name} was damaged while the run was "
@@ -59,15 +62,20 @@ def require_whole(node: Node, plan: Plan, note: Note) -> None:
             )
 
 
-def set_aside(directory: Path) -> Path:
+def set_aside(path: Path) -> Path:
     """Move a stage's directory, or a part of it, out of the way; returns where to."""
-    stages = next(parent for parent in directory.parents if parent.name == "stages")
-    folder = stages / ASIDE
+    return move_into(ASIDE, path)
+
+
+def move_into(name: str, path: Path) -> Path:
+    """Rename something below `stages` to stages/<name>/<what it was called>.<number>; returns the new path."""
+    stages = next(parent for parent in path.parents if parent.name == "stages")
+    folder = stages / name
     folder.mkdir(exist_ok=True)
-    name = "-".join(directory.relative_to(stages).parts)
-    aside = next(path for number in count(1) if not (path := folder / f"{name}.{number}").exists())
-    os.rename(directory, aside)
-    return aside
+    called = "-".join(path.relative_to(stages).parts)
+    target = next(t for number in count(1) if not (t := folder / f"{called}.{number}").exists())
+    os.rename(path, target)
+    return target
 
 
 def discard_broken_remains(directory: Path, note: Note) -> None:
@@ -83,25 +91,28 @@ def discard_broken_remains(directory: Path, note: Note) -> None:
         note(f"{model} is damaged ({problem}) and was moved to {set_aside(model)}")
 
 
-def _read_next(plan: Plan, missing: Iterable[Node]) -> Iterator[tuple[Node, str | None]]:
-    """Finished stages that missing ones read, each once, and those whose result.json the report will read."""
-    missing = list(missing)
-    waiting = {node.digest for node in missing}
-    seen = set()
-    for source in (source for node in missing for source in node.inputs.values()):
-        if source.digest not in waiting | seen:
-            seen.add(source.digest)
-            yield source, None
-    for row in plan.rows:
-        if row.target.digest not in waiting | seen:
-            seen.add(row.target.digest)
-            yield row.target, _REPORTED
+def _read_next(plan: Plan, missing: Iterable[Node]) -> Iterator[tuple[Node, Files]]:
+    """Finished stages that missing ones read, and those whose result.json the report will read; each once with the same
+    files."""
+    read = [(source, _read_by(role)) for node in missing for role, source in node.inputs.items()]
+    read += [(row.target, (_REPORTED,)) for row in plan.rows]
+    seen = {(node.digest, files) for node in missing for files in (None, (), (_REPORTED,))}
+    for node, files in read:
+        if (node.digest, files) not in seen:
+            seen.add((node.digest, files))
+            yield node, files
 
 
-def _problems(node: Node, directory: Path, note: Note, only: str | None = None) -> list[str]:
+def _read_by(role: str) -> Files:
+    """What a stage reads of an input: all its outputs, or for the one that says when to stop only the ledger in its
+    manifest."""
+    return () if role == MATCHED else None
+
+
+def _problems(node: Node, directory: Path, note: Note, files: Files) -> list[str]:
     if not is_built(node, directory):
         return [inspect_manifest(directory)[1] or f"{MANIFEST}: missing"]
-    outputs = [o for o in read_manifest(directory)["outputs"] if only in (None, o["name"])]
+    outputs = [o for o in read_manifest(directory)["outputs"] if files is None or o["name"] in files]
     if (size := unread_bytes(directory, outputs)) >= _WORTH_TELLING:
         note(f"verifying {size / 2**30:.1f} GiB of {node.name} before they are read")
     return damage(directory, outputs)

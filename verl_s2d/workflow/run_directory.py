@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from verl_s2d.errors import UserError
@@ -45,12 +45,25 @@ def check_run_directory(run_dir: Path, recipe_name: str) -> None:
 
 
 def read_record(run_dir: Path) -> dict | None:
-    """{"recipe": name, "id": id of the run}, None when there is none."""
+    """{"recipe": name, "id": id of the run, and what `remember` entered}, None when there is none."""
     try:
         record = json.loads((run_dir / _RECORD).read_text())
         return record if {"recipe", "id"} <= record.keys() else None
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def remember(run_dir: Path, recipe_file: Path, rows: Iterable[str], seeds: Iterable[int]) -> None:
+    """Enter the recipe's file, and the rows and seeds in addition to those that were ever asked for here, into the
+    record: what `gc` keeps. Only for whoever holds the directory."""
+    record = read_record(run_dir)
+    entry = {
+        "file": str(recipe_file),
+        "rows": list(dict.fromkeys([*record.get("rows", ()), *rows])),
+        "seeds": sorted({*record.get("seeds", ()), *seeds}),
+    }
+    if record != (record := record | entry):
+        write_atomically(run_dir / _RECORD, json.dumps(record) + "\n")
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from verl_s2d.workflow.planning import Plan
 from verl_s2d.workflow.process import MARKER, Launcher, SubprocessLauncher, kill_marked
 from verl_s2d.workflow.progress import Progress
 from verl_s2d.workflow.repair import discard_broken_remains, require_whole, verified_missing
-from verl_s2d.workflow.run_directory import opened
+from verl_s2d.workflow.run_directory import opened, remember
 from verl_s2d.workflow.stage_process import run_attempt
 from verl_s2d.workflow.stages import checkpoints, kinds
 from verl_s2d.workflow.stages.base import StageKind
@@ -53,6 +53,9 @@ def run_plan(
         Interrupted: Ctrl-C or SIGTERM; the running stage has been stopped.
     """
     with opened(plan.context.run_dir, plan.recipe.name) as run_id:
+        remember(
+            plan.context.run_dir, plan.recipe.path, *zip(*((row.name, row.seed) for row in plan.rows), strict=True)
+        )
         missing = verified_missing(plan, progress.note)
         if not missing:
             return []
