@@ -130,13 +130,16 @@ def naive(problem: Problem) -> list[torch.Tensor]:
     return list(torch.autograd.grad((value * problem.weights).sum(), problem.wanted))
 
 
-def ours(problem: Problem, *, hinted: bool = True, chunk_tokens: int | None = None) -> list[torch.Tensor]:
+def ours(
+    problem: Problem, *, hinted: bool = True, chunk_tokens: int | None = None, compiled: bool = True
+) -> list[torch.Tensor]:
     """With the token weights known beforehand, as in training, or not."""
     result = divergence(
         problem.student,
         problem.teacher,
         objective=problem.case.objective,
         chunk_tokens=chunk_tokens,
+        compiled=compiled,
         **{"weights" if hinted else "mask": problem.weights},
     )
     return list(torch.autograd.grad((result.divergence * problem.weights).sum(), problem.wanted))
@@ -148,6 +151,7 @@ def contestants() -> dict[str, Contestant]:
         "floor": floor,
         "naive": naive,
         "ours": ours,
+        "ours, eager": lambda problem: ours(problem, compiled=False),
         "ours, chunk 64": lambda problem: ours(problem, chunk_tokens=64),
         "ours, weights unknown": lambda problem: ours(problem, hinted=False),
     }

@@ -96,7 +96,9 @@ def main(student: str, teacher: str, cache: str, out: str, *overrides: str) -> N
     output = worker.train_batch(data)
     if rank == 0:
         metrics = dict(tu.get(output, "metrics"))
-        torch.save({"gradients": gradients, "metrics": metrics, "widths": widths, "updated": updated}, out)
+        compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        recorded = {"gradients": gradients, "metrics": metrics, "widths": widths, "updated": updated}
+        torch.save(recorded | {"compiled": compiled}, out)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -174,6 +174,7 @@ WORDS = {
         "self._is_offload_param",
         "self._is_offload_optimizer",
         "self.engine_config.forward_only",
+        "self.engine_config.use_torch_compile",
         "offload_policy",
         "distillation_use_topk",
         "distillation_only",

@@ -28,6 +28,7 @@ CASES = {
     "one micro-batch": (1, ["data.micro_batch_size_per_gpu=8"]),
     "micro-batches of two": (1, ["data.micro_batch_size_per_gpu=2"]),
     "micro-batches by tokens": (1, ["data.use_dynamic_bsz=true", "data.max_token_len_per_gpu=24"]),
+    "compiled": (1, ["data.micro_batch_size_per_gpu=4", "engine.use_torch_compile=true"]),
     "padded": (1, ["data.micro_batch_size_per_gpu=4", "model.use_remove_padding=false"]),
     "padded, from logits": (
         1,
@@ -136,6 +137,7 @@ def test_loss_and_gradient_equal_plain_transformers(student, case, artefacts, re
     # What the output embedding gave in a step: logits, or a few numbers per token.
     vocabulary = step["gradients"]["model.embed_tokens.weight"].shape[0]
     assert (vocabulary in step["widths"]) == ("from logits" in case), step["widths"]
+    assert (step["compiled"] > 0) == (case == "compiled")
     difference = sum((step["gradients"][n] - g).square().sum() for n, g in gradients.items()).sqrt()
     norm = sum(g.square().sum() for g in gradients.values()).sqrt()
     assert difference / norm < 1e-5

@@ -58,8 +58,9 @@ def compare_(
     # 1e4 then lose nothing.
     top = vocabulary.maximum(torch.stack((student.amax(-1), teacher.amax(-1)))).unsqueeze(-1)
     student.sub_(top[0])
-    # Blocks that fit a cache are read once and not written back; a whole chunk must not be there twice.
-    whole_chunk = teacher.is_cuda or vocabulary.parallel
+    # Blocks that fit a cache are read once and not written back; a whole chunk must not be there twice. A compiler has
+    # neither there twice, and would write back what is overwritten here.
+    whole_chunk = (teacher.is_cuda or vocabulary.parallel) and not torch.compiler.is_compiling()
     teacher = teacher.sub_(top[1]) if whole_chunk else teacher - top[1]
     if masked:
         # 0 * log 0 is 0, which -inf would make NaN.

@@ -50,6 +50,7 @@ def divergence(
     sampled_ids: torch.Tensor | None = None,
     vocab_size: int | None = None,
     chunk_tokens: int | None = None,
+    compiled: bool = False,
     shard: VocabularyShard | None = None,
 ) -> Divergence:
     """Divergence of each token's two next-token distributions over the full vocabulary.
@@ -72,7 +73,9 @@ def divergence(
         sampled_ids: (tokens,) int64, ids whose log-probabilities to return.
         vocab_size: real size of the shared vocabulary; ids from there on have probability zero on both sides.
             min(V_s, V_t) when None.
-        chunk_tokens: tokens worked on at a time; when None 1024, on a CPU 512, or 256 of more than 65,536 ids.
+        chunk_tokens: tokens worked on at a time; when None 512, on a CPU 256 of more than 65,536 ids.
+        compiled: use torch.compile for the elementwise work, not where a shard is given. The first call then takes
+            seconds, the others less: see benchmarks/RESULTS.md.
         shard: with logits or heads that a tensor-parallel group divides by ids: this rank's part. V_s and V_t are the
             sizes held here, and vocab_size, the whole vocabulary's, is then needed; everything else, hidden states
             too, is whole and the same on every rank. So are the results and the hidden states' gradients, which are
@@ -96,7 +99,8 @@ def divergence(
         sizes = (student.vocab_size, teacher.vocab_size, vocab_size)
         columns, exchange = shard.divide(len(rows), *sizes, student.device)
     chunk_tokens = tokens_at_a_time(chunk_tokens, student.device, columns)
-    settings = Settings(objective, beta, columns, chunk_tokens, shard or WholeVocabulary(), exchange)
+    compiled = compiled and shard is None  # a collective in the middle leaves little to fuse
+    settings = Settings(objective, beta, columns, chunk_tokens, shard or WholeVocabulary(), exchange, compiled)
     ids = None if sampled_ids is None else sampled_ids.to(student.device)[rows].long()
     hint = None if weights is None else weights.detach().to(student.device)[rows].to(student.dtype)
     frozen = [None if tensor is None else tensor.detach() for tensor in teacher.tensors]

@@ -9,6 +9,7 @@ import torch
 
 from verl_s2d.objectives.chunks import parts
 from verl_s2d.objectives.comparison import compare_
+from verl_s2d.objectives.fused import ROWS, compare_fused_
 from verl_s2d.objectives.gemm import add_head_gradient, hidden_gradient
 from verl_s2d.objectives.logits import GivenLogits, LinearLogits
 from verl_s2d.objectives.vocabulary import Exchange, VocabularyShard, WholeVocabulary
@@ -27,6 +28,7 @@ class Settings:
     chunk_tokens: int
     vocabulary: WholeVocabulary | VocabularyShard
     exchange: Exchange | None = None
+    compiled: bool = False
 
 
 class Gradients(NamedTuple):
@@ -137,7 +139,7 @@ def _pieces(logits: torch.Tensor, settings: Settings) -> list[slice]:
     rows, columns = logits.shape
     size = rows
     if not logits.is_cuda and not settings.vocabulary.parallel:
-        size = max(1, _BLOCK_ELEMENTS * torch.get_num_threads() // columns)
+        size = max(ROWS if settings.compiled else 1, _BLOCK_ELEMENTS * torch.get_num_threads() // columns)
     return list(parts(rows, size))
 
 
@@ -146,7 +148,8 @@ def _compare(block, piece, part, ids, settings, student, teacher):
     if here is not None and not settings.columns:
         here.fill_(-1)  # the one id that stands in for none must not be taken for a sampled one
     masked = settings.columns == 0 or isinstance(student, GivenLogits) or isinstance(teacher, GivenLogits)
-    return compare_(
+    compare = compare_fused_ if settings.compiled else compare_
+    return compare(
         block[0][piece], block[1][piece], here, settings.objective, settings.beta, settings.vocabulary, masked
     )
 

@@ -80,6 +80,8 @@ class FullVocabularyLoss:
     ):
         self._objective, self._aggregate, self._prefix = objective, aggregate, prefix
         self._sharded = is_megatron(student)
+        # verl's own switch; its Megatron configuration has none.
+        self._compiled = not self._sharded and student.engine_config.use_torch_compile
         self._linear = not (objective.materialise_logits or self._sharded) and all(
             has_plain_head(engine.module, engine.model_config.hf_config) for engine in (student, teacher)
         )
@@ -171,6 +173,7 @@ class FullVocabularyLoss:
             "sampled_ids": ids,
             "vocab_size": self._objective.vocab_size,
             "chunk_tokens": self._objective.chunk_tokens,
+            "compiled": self._compiled,
             "shard": shard,
         }
         # The teacher's engine runs without gradients, the model perhaps in low precision; the objective does neither.
