@@ -140,7 +140,7 @@ def test_keep_going_builds_independent_branches(tmp_path, monkeypatch):
 
 def test_a_stalled_stage_is_stopped_with_all_it_started(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE", json.dumps({"grpo": "hard-hang@2"}))
-    monkeypatch.setattr("verl_s2d.workflow.stage_process._LOOK_SECONDS", 0.2)
+    monkeypatch.setattr("verl_s2d.workflow.watchdog._LOOK_SECONDS", 0.2)
     monkeypatch.setattr("verl_s2d.workflow.stage_process._GRACE_SECONDS", 0.5)
     plan = project(tmp_path, rows=["direct-grpo"], cluster__stall_minutes=0.03)
     (failure,) = build(plan)

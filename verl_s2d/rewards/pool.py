@@ -34,6 +34,8 @@ _START_SECONDS = 120.0
 _WALL_FACTOR = 4
 """A call may last so many times its processor time, on a machine that is busy otherwise."""
 _GRACE_SECONDS = 5.0
+_FREE_SECONDS = 1800.0
+"""To get a process: as long as a hundred callers, all with answers that use up their time, keep the processes busy."""
 _COMMAND = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -85,7 +87,9 @@ class _Process:
         except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(popen.pid, signal.SIGKILL)
-            popen.wait()
+            # One that even SIGKILL does not end waits for a disk; it is left to init.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                popen.wait(_GRACE_SECONDS)
         popen.stdout.close()
 
     def forget(self) -> None:
@@ -177,6 +181,7 @@ class Pool:
 
     Raises (from `compare`):
         UserError: math-verify is not installed, or its process does not start.
+        TimeoutError: no process became free.
     """
 
     def __init__(self, processes: int = PROCESSES) -> None:
@@ -188,7 +193,12 @@ class Pool:
 
     def compare(self, truth: str, answer: str, seconds: float) -> Outcome:
         """Whether the answers are equal, within `seconds` of processor time."""
-        process = self._free.get()
+        try:
+            process = self._free.get(timeout=_FREE_SECONDS)
+        except queue.Empty:
+            raise TimeoutError(
+                f"none of the math verifier's processes {self.pids()} was free for {_FREE_SECONDS / 60:g} minutes"
+            ) from None
         try:
             for _ in range(2):
                 try:

@@ -70,6 +70,7 @@ def main() -> None:
             with contextlib.suppress(BaseException):
                 os._exit(_serve(comparison.agree, replies))
             os._exit(1)
+        # no limit: the child's life, which its calls' timers, its owner's SIGUSR1 or the end of its input end
         _, status = os.waitpid(child, 0)
         children[0] = 0
         code = os.waitstatus_to_exitcode(status)
@@ -86,7 +87,7 @@ def _serve(agree: Any, replies: int) -> int:
     _confine()
     requests = os.fdopen(0, "rb", closefd=False)
     for _ in range(MAX_REQUESTS):
-        line = requests.readline()
+        line = requests.readline()  # no limit: idle until there is a request or its owner has gone
         if not line:
             return CLOSED
         request = json.loads(line)

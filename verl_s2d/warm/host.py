@@ -101,6 +101,7 @@ class _Arriving:
         Raises:
             ValueError: it ended early, makes no sense, or brought more descriptors than this process may open.
         """
+        # no limit: the connection does not block
         part, ancillary, flags, _ = self.connection.recvmsg(1 << 16, socket.CMSG_SPACE(253 * self.fds.itemsize))
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -152,7 +153,7 @@ class Server:
     def serve(self) -> Request | None:
         """Loop in the host; return the request in each fork, None when the owner is gone and all else with it."""
         while not self.ended:
-            for key, _ in self.selector.select():
+            for key, _ in self.selector.select():  # no limit: idle until a request comes or its owner has gone
                 request = key.data(key.fileobj)
                 if request is not None:
                     return request

@@ -26,6 +26,8 @@ UNBUFFERED = "-u"
 HARMLESS = {UNBUFFERED, "-B", "-s"}
 DESCRIPTORS_A_MESSAGE = 250
 """Linux passes at most 253."""
+ANSWER_SECONDS = 60
+"""To fork. A host that does not is taken for gone: it kills a fork whose asker has hung up."""
 RUN_SCRIPT = (
     "import runpy, sys; sys.executable = {executable!r}; del sys.argv[0]; "
     "runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -82,6 +84,7 @@ def ask(args: list, unbuffered: bool) -> tuple:
         }
     ).encode()
     parts = [fds[i : i + DESCRIPTORS_A_MESSAGE] for i in range(0, len(fds), DESCRIPTORS_A_MESSAGE)]
+    host.settimeout(ANSWER_SECONDS)
     try:
         host.connect(SOCKET)
         host.sendall(len(request).to_bytes(8, "big"))
@@ -89,6 +92,7 @@ def ask(args: list, unbuffered: bool) -> tuple:
             host.sendmsg([request[i : i + 1]], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", part))])
         host.sendall(request[len(parts) :])
         if host.recv(1) == b"+":
+            host.settimeout(None)
             return host, fds
     except OSError:
         pass
@@ -101,7 +105,7 @@ def mirror(host: socket.socket, fds: list) -> None:
 
     def forward(number: int, _: object) -> None:
         with contextlib.suppress(OSError):
-            host.sendall(bytes([number]))
+            host.sendall(bytes([number]))  # no limit: one byte, into an empty buffer
 
     # Also those that were ignored here: the fork ignores them too, until its program decides otherwise.
     for number in FORWARDED:
@@ -111,6 +115,7 @@ def mirror(host: socket.socket, fds: list) -> None:
         os.close(fd)
     status = b""
     with contextlib.suppress(OSError):
+        # no limit: this process lives as long as its fork, as the fork would under its own pid
         status = host.recv(2, socket.MSG_WAITALL)
     if len(status) < 2:
         os._exit(1)

@@ -81,26 +81,49 @@ class RayCluster:
         self._head = self._launcher.start(argv, environment, self._run_dir, log)
         deadline = time.monotonic() + _START_SECONDS
         while not _listening(port) or b"Ray runtime started" not in log.read_bytes()[already:]:
-            if self._head.poll() is not None or time.monotonic() > deadline:
+            ended = self._head.poll() is not None
+            if ended or time.monotonic() > deadline:
                 self.stop()
-                raise StageFailed("The local Ray head did not start.", log=log, lines=last_lines(log, 15))
+                why = "it ended" if ended else f"not ready after {_START_SECONDS} s"
+                raise StageFailed(f"The local Ray head did not start: {why}.", log=log, lines=last_lines(log, 15))
             time.sleep(0.1)
         self._address = f"127.0.0.1:{port}"
 
-    def settle(self) -> None:
-        """Wait (with a limit) until the actors of the stage that ended are gone from the local head.
+    def settle(self) -> str:
+        """Wait until the actors of the stage that ended are gone from the local head, which is stopped if they stay.
 
         verl's TransferQueue has one name in the whole cluster: a stage that starts too early would join the queue of
         the one before, which is about to vanish.
+
+        Returns:
+            Which stayed, in words; empty when all is quiet.
         """
         if self._head is None:
-            return
+            return ""
         deadline = time.monotonic() + _QUIET_SECONDS
-        while _busy_workers(self._run_id):
+        while left := self.at_work():
             if time.monotonic() > deadline:
                 self.stop()
-                return
+                return f"{', '.join(left)} had not after {_QUIET_SECONDS} s"
             time.sleep(0.1)
+        return ""
+
+    def worker_logs(self) -> Path | None:
+        """Directory of the local head's worker logs; None with the user's cluster, where they may be anybody's."""
+        return self._temporary / "session_latest" / "logs" if self._head is not None else None
+
+    def at_work(self) -> list[str]:
+        """Workers of the local head that hold an actor or run a task: Ray writes that into their process title."""
+        found = []
+        for pid in marked_processes(self._run_id, CLUSTER_MARKER):
+            try:
+                title = Path(f"/proc/{pid}/cmdline").read_bytes()
+            except OSError:
+                continue
+            if title.startswith(b"ray::") and not title.startswith(_IDLE_TITLES):
+                name = title.removeprefix(b"ray::").split(b"\0")[0].decode(errors="replace").strip()
+                found.append(f"{name} (process {pid})")
+        return found
 
     def stop(self) -> None:
         """Stop the local head with everything it started. The user's cluster is left alone."""
@@ -114,19 +137,6 @@ class RayCluster:
 
 
 _IDLE_TITLES = (b"ray::IDLE", b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")
-
-
-def _busy_workers(run_id: str) -> list[int]:
-    """Ray workers of the run that hold an actor or run a task: Ray writes that into their process title."""
-    busy = []
-    for pid in marked_processes(run_id, CLUSTER_MARKER):
-        try:
-            title = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            continue
-        if title.startswith(b"ray::") and not title.startswith(_IDLE_TITLES):
-            busy.append(pid)
-    return busy
 
 
 def _free_port() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -12,15 +13,19 @@ class StageFailed(Exception):
         problem: what happened, one sentence.
         log: the stage's log file.
         lines: the last lines of it worth reading.
+        others: logs that may be worth a look too.
     """
 
-    def __init__(self, problem: str, *, log: Path | None = None, lines: list[str] | None = None):
+    def __init__(
+        self, problem: str, *, log: Path | None = None, lines: list[str] | None = None, others: Iterable[Path] = ()
+    ):
         self.problem, self.log, self.lines = problem, log, lines or []
         text = [problem]
         if self.lines:
             text += [f"  | {line}" for line in self.lines]
         if log is not None:
             text.append(f"  whole log: {log}")
+        text += [f"  the stage's own log: {other}" for other in others]
         super().__init__("\n".join(text))
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -10,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _LIMIT_SECONDS = 180
+_END_SECONDS = 10
 
 
 class Probe:
@@ -47,7 +51,11 @@ class Probe:
         try:
             out, err = self._process.communicate(timeout=_LIMIT_SECONDS)
         except subprocess.TimeoutExpired:
-            return None, f"import verl did not end within {_LIMIT_SECONDS} s"
+            self._end()
+            return (
+                None,
+                f"import verl (process {self._process.pid}) did not end within {_LIMIT_SECONDS} s",
+            )
         line = next((x for x in reversed(out.splitlines()) if x.startswith("S2D ")), None)
         return (None, f"import verl failed:\n{err[-2000:]}") if line is None else (json.loads(line[4:]), "")
 
@@ -56,5 +64,11 @@ class Probe:
 
     def __exit__(self, *_: object) -> None:
         if self._process.poll() is None:
-            self._process.kill()
-            self._process.communicate()
+            self._end()
+
+    def _end(self) -> None:
+        """With its session: a child that held the pipes would keep us waiting."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.communicate(timeout=_END_SECONDS)

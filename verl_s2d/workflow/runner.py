@@ -24,6 +24,7 @@ from verl_s2d.workflow.run_directory import opened, remember
 from verl_s2d.workflow.stage_process import run_attempt
 from verl_s2d.workflow.stages import checkpoints, kinds
 from verl_s2d.workflow.stages.base import StageKind
+from verl_s2d.workflow.watchdog import Limits
 
 Check = Callable[[bool], None]
 """Raises UserError on bad input; the argument says whether training comes next, so that nothing may stay open."""
@@ -151,6 +152,7 @@ class _Runner:
         if kind.needs_ray:
             environment |= self._cluster.environment()
         attempt = attempts.begin(directory)
+        cluster = self._plan.context.cluster
         began, ok = time.monotonic(), False
         self._progress.stage_started(node, index, count, kind.total_steps(node), attempt)
         try:
@@ -162,16 +164,18 @@ class _Runner:
                 attempt,
                 launcher=self._launcher,
                 environment=environment | dict(command.env),
-                stall_seconds=60 * self._plan.context.cluster.stall_minutes,
+                limits=Limits(60 * cluster.stall_minutes, 60 * cluster.step_minutes),
+                stepping=kind.needs_ray,
                 progress=self._progress,
+                workers=self._cluster if kind.needs_ray else None,
             )
             kind.finalize(node, directory)
             ok = True
         finally:
             attempts.end(directory, attempt, 0 if ok else 1)
             self._progress.stage_ended(node, time.monotonic() - began, ok)
-        if kind.needs_ray:
-            self._cluster.settle()
+        if kind.needs_ray and (lingering := self._cluster.settle()):
+            self._progress.note(f"{node.name} has ended, but {lingering}; the Ray head was started again")
 
     def _prepare_resume(self, node: Node, directory: Path) -> None:
         saved = directory / "checkpoints"

@@ -5,19 +5,30 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
+from verl_s2d.workflow.evidence import Evidence, keep
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.logs import last_lines
-from verl_s2d.workflow.metrics import last_step
-from verl_s2d.workflow.process import Launcher, stop
+from verl_s2d.workflow.process import Handle, Launcher, stop
 from verl_s2d.workflow.progress import Progress
 from verl_s2d.workflow.stages.base import Command, metrics_file
+from verl_s2d.workflow.watchdog import Limits, Watchdog
 
 _POLL_SECONDS = 0.1
-_LOOK_SECONDS = 2.0
 _GRACE_SECONDS = 15.0
 _SHOWN_LINES = 15
+
+
+class Workers(Protocol):
+    """What is known of the Ray workers of a stage."""
+
+    def worker_logs(self) -> Path | None:
+        """Directory of their logs, None when it cannot be read here."""
+
+    def at_work(self) -> list[str]:
+        """Those that hold an actor or run a task, with what they run, as far as this machine knows."""
 
 
 def run_attempt(
@@ -28,71 +39,69 @@ def run_attempt(
     *,
     launcher: Launcher,
     environment: Mapping[str, str],
-    stall_seconds: float,
+    limits: Limits,
+    stepping: bool,
     progress: Progress,
+    workers: Workers | None = None,
 ) -> None:
     """Run the command to its end; whatever way this function is left, the process is gone.
 
+    Args:
+        stepping: whether the stage counts steps.
+        workers: of a stage that runs on Ray.
+
     Raises:
-        StageFailed: it exited with an error, or nothing in its directory changed for `stall_seconds`.
+        StageFailed: it exited with an error, or made no progress for longer than `limits` allow.
     """
     log, metrics = directory / "log.txt", metrics_file(directory, attempt)
     metrics.parent.mkdir(exist_ok=True)
     with log.open("a") as stream:
         stream.write(f"=== attempt {attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+    logs = workers.worker_logs() if workers else None
+    watchdog = Watchdog(directory, metrics, logs, limits, stepping=stepping)
     handle = launcher.start(command.argv, environment, directory, log)
     try:
-        watch = _Watch(directory, metrics)
-        while (code := handle.poll()) is None:
-            time.sleep(_POLL_SECONDS)
-            if watch.look():
-                if watch.step is not None:
-                    progress.stage_step(watch.step)
-                if watch.silent_seconds > stall_seconds:
-                    raise StageFailed(
-                        f"{node.name} stalled: no output for {watch.silent_seconds / 60:.1f} minutes "
-                        f"(limit: cluster.stall_minutes = {stall_seconds / 60:g}), so it was stopped.",
-                        log=log,
-                        lines=last_lines(log, _SHOWN_LINES),
-                    )
+        code = _watch(node, handle, watchdog, progress, directory, attempt, workers)
         if code != 0:
             how = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
-            raise StageFailed(f"{node.name} {how}.", log=log, lines=last_lines(log, _SHOWN_LINES))
+            raise _failure(f"{node.name} {how}; {watchdog.progress()}", watchdog.worker_error(), directory, attempt)
     finally:
         stop(handle, _GRACE_SECONDS)
 
 
-class _Watch:
-    """Signs of life of a stage: the size and time of everything in its directory."""
+def _watch(
+    node: Node,
+    handle: Handle,
+    watchdog: Watchdog,
+    progress: Progress,
+    directory: Path,
+    attempt: int,
+    workers: Workers | None,
+) -> int:
+    """The exit code, when it ends."""
+    # no limit: the watchdog's
+    while (code := handle.poll()) is None:
+        time.sleep(_POLL_SECONDS)
+        if not watchdog.look():
+            continue
+        if watchdog.step is not None:
+            progress.stage_step(watchdog.step)
+        stall = watchdog.stalled()
+        if stall is not None:
+            at_work = workers.at_work() if workers else []
+            waiting = f" At work: {', '.join(at_work)}." if at_work else ""
+            problem = f"{node.name} stalled: {stall}, so it was stopped; {watchdog.progress()}.{waiting}"
+            raise _failure(problem.removesuffix("."), watchdog.error(), directory, attempt)
+    return code
 
-    def __init__(self, directory: Path, metrics: Path):
-        self._directory, self._metrics = directory, metrics
-        self._looked = self._changed = time.monotonic()
-        self._seen: object = None
-        self.step: int | None = None
 
-    @property
-    def silent_seconds(self) -> float:
-        return time.monotonic() - self._changed
-
-    def look(self) -> bool:
-        """Look again when it is time to; whether it was."""
-        now = time.monotonic()
-        if now - self._looked < _LOOK_SECONDS:
-            return False
-        self._looked = now
-        seen = self._snapshot()
-        if seen != self._seen:
-            self._seen, self._changed = seen, now
-        self.step = last_step(self._metrics) if self._metrics.exists() else None
-        return True
-
-    def _snapshot(self) -> tuple[int, int, float]:
-        count, size, newest = 0, 0, 0.0
-        for path in self._directory.rglob("*"):
-            try:
-                stat = path.stat()
-            except OSError:
-                continue
-            count, size, newest = count + 1, size + stat.st_size, max(newest, stat.st_mtime)
-        return count, size, newest
+def _failure(problem: str, error: Evidence | None, directory: Path, attempt: int) -> StageFailed:
+    """The failure with the lines that say most: the end of an error, otherwise the end of the stage's log."""
+    log = directory / "log.txt"
+    if error is None:
+        return StageFailed(f"{problem}.", log=log, lines=last_lines(log, _SHOWN_LINES))
+    if error.log != log:
+        error = keep(error, directory, attempt)
+    whose = [f"error of {error.actor}:"] if error.actor else []
+    others = [log] if error.log != log else []
+    return StageFailed(f"{problem}.", log=error.log, lines=whose + error.lines, others=others)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import shutil
@@ -51,7 +52,8 @@ class WarmLauncher:
                 self._host.wait(_CLOSE_SECONDS)
             except subprocess.TimeoutExpired:
                 self._host.kill()
-                self._host.wait(10)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._host.wait(10)
             self._host.stdout.close()
             self._host = None
         if self._directory is not None:
@@ -81,6 +83,8 @@ class WarmLauncher:
                 start_new_session=True,
             )
         if not self._ready():
+            with self._log.open("a") as log:
+                log.write(f"the warm host was not ready after {_READY_SECONDS} s, or ended; processes start cold\n")
             self._gave_up = True
             self.close()
 
