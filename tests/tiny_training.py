@@ -1,4 +1,4 @@
-"""Plain-PyTorch preparation of the checkpoints of tests/tiny.py."""
+"""Plain-PyTorch preparation of the checkpoints of tests/tiny.py, and what they say."""
 
 from __future__ import annotations
 
@@ -27,6 +27,14 @@ def prune(model: Path, out: Path) -> Path:
     network.save_pretrained(out)
     write_tokenizer(out)
     return out
+
+
+def plain_log_probs(network: torch.nn.Module, prompt: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
+    """(response, vocabulary) log-probs of each next token of the response."""
+    ids = torch.cat([prompt, response])
+    with torch.no_grad():
+        log_probs = network(ids[None]).logits[0].log_softmax(-1)
+    return log_probs[len(prompt) - 1 : -1]
 
 
 def _load(model: Path) -> torch.nn.Module:

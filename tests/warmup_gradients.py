@@ -13,6 +13,7 @@ import torch
 import yaml
 from hydra import compose, initialize_config_module
 from tensordict import TensorDict
+from torch.distributed.tensor import distribute_tensor
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.dataset.dataset_utils import SFTTensorCollator
@@ -20,6 +21,7 @@ from verl.workers.engine_workers import TrainingWorkerConfig
 
 import verl_s2d.config
 from tests import flash_on_cpu
+from verl_s2d.objectives import differentiable
 from verl_s2d.training.warmup_checks import check_cache, warmup_objective
 from verl_s2d.training.warmup_data import CachedRollouts
 from verl_s2d.training.warmup_worker import WarmupWorker
@@ -61,7 +63,10 @@ def main(student: str, teacher: str, cache: str, out: str, *overrides: str) -> N
         skip_limit=config.s2d.skip_limit,
     )
     worker.reset()
+    fill_adapters(worker.engine.module)
+    wanted = recorded_wants()
     gradients: dict[str, torch.Tensor] = {}
+    adapters: dict[str, torch.Tensor] = {}
     widths: set[int] = set()
     for engine in (worker.engine, worker.teacher.engine):
         engine.module.get_output_embeddings().register_forward_hook(lambda *call: widths.add(call[-1].shape[-1]))
@@ -70,7 +75,10 @@ def main(student: str, teacher: str, cache: str, out: str, *overrides: str) -> N
     def recorded_step():
         parameters = dict(worker.engine.module.named_parameters())
         before = {name: whole(parameter) for name, parameter in parameters.items()}
-        gradients.update((name, whole(parameter.grad)) for name, parameter in parameters.items())
+        gradients.update(
+            (n, whole(parameter.grad)) for n, parameter in parameters.items() if parameter.grad is not None
+        )
+        adapters.update((name, value) for name, value in before.items() if ".lora_" in name)
         norm = step()
         updated.extend(n for n, old in before.items() if not torch.allclose(whole(parameters[n]), old, equal_nan=True))
         return norm
@@ -98,7 +106,30 @@ def main(student: str, teacher: str, cache: str, out: str, *overrides: str) -> N
         metrics = dict(tu.get(output, "metrics"))
         compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         recorded = {"gradients": gradients, "metrics": metrics, "widths": widths, "updated": updated}
-        torch.save(recorded | {"compiled": compiled}, out)
+        torch.save(recorded | {"compiled": compiled, "adapters": adapters, "wanted": wanted}, out)
+
+
+def fill_adapters(module: torch.nn.Module) -> None:
+    """Give LoRA's second factors, which start at zero and would hide the first ones' gradient, values of their own."""
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in module.named_parameters():
+        if ".lora_B." in name:
+            full = 0.1 * torch.randn(parameter.shape, generator=generator)
+            with torch.no_grad():
+                parameter.copy_(distribute_tensor(full, parameter.device_mesh, parameter.placements))
+
+
+def recorded_wants() -> set[tuple[bool, bool, bool]]:
+    """Which gradients the divergence makes from here on: of hidden states, head and bias."""
+    wanted: set[tuple[bool, bool, bool]] = set()
+    original = differentiable.linear_gradients
+
+    def recording(*arguments, wants, **options):
+        wanted.add(tuple(wants))
+        return original(*arguments, wants=wants, **options)
+
+    differentiable.linear_gradients = recording
+    return wanted
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -138,6 +138,12 @@ WORDS = {
     "verl.trainer.ppo.v1.trainer_base": [
         "self.use_reference_policy",
         "self.role_worker_mapping[",
+        "self.mapping[role]",
+        "mapping=self.mapping",
+        # With LoRA verl would take the student without its adapter for the reference: where it decides, and acts.
+        "self.ref_in_actor = lora_rank > 0",
+        "if self.ref_in_actor:\n            output = self.actor_rollout_wg.compute_log_prob(batch)\n        else:",
+        "output = self.ref_policy_wg.compute_ref_log_prob(batch)",
         "self.reward_loop_manager",
         "reward_loop_worker_handles",
         '"ref_log_prob"',
@@ -204,7 +210,8 @@ WORDS = {
         "self.module = self._build_megatron_module()",
     ],
     "verl.utils.tracking": ["VERL_FILE_LOGGER_PATH"],
-    "verl.utils.checkpoint.fsdp_checkpoint_manager": ['"huggingface"'],
+    "verl.utils.checkpoint.fsdp_checkpoint_manager": ['"huggingface"', '"lora_train_meta.json"'],
+    "verl.utils.vllm.utils": ["get_unstacked_mapper"],
 }
 
 

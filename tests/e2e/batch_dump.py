@@ -7,7 +7,8 @@ import os
 
 from wrapt import when_imported
 
-FIELDS = ("prompts", "responses", "response_mask", "old_log_probs", "ref_log_prob", "advantages", "returns")
+FIELDS = ("prompts", "responses", "response_mask", "advantages", "returns")
+SAMPLED = ("old_log_probs", "ref_log_prob")
 
 
 @when_imported("verl_s2d.training.opd_trainer")
@@ -21,7 +22,8 @@ def _register(opd) -> None:
         def _compute_advantage(self, batch, metrics):
             result = super()._compute_advantage(batch, metrics)
             if self.global_steps == 1:
-                data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=list(FIELDS))
-                rows = {name: [row.clone() for row in data[name].unbind()] for name in FIELDS}
+                fields = [*FIELDS, *(SAMPLED if self.s2d.objective == "advantage" else ())]
+                data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+                rows = {name: [row.clone() for row in data[name].unbind()] for name in fields}
                 torch.save(rows, os.environ["S2D_BATCH_DUMP"])
             return result

@@ -1,4 +1,4 @@
-"""One warm host and one Ray head for all tests that run verl, as a run of the workflow has them."""
+"""One warm host and one Ray head for all tests that run verl, as a run of the workflow has them; models and prompts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from tests.tiny import write_model, write_problems
+from tests.tiny_training import prune, sharpen
 from tests.tiny_verl import verl_command
 from verl_s2d.workflow.cluster import CLUSTER_MARKER, RayCluster
 from verl_s2d.workflow.logs import last_lines
@@ -84,3 +88,27 @@ def verl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Verl]:
         assert marked_processes(verl.run_id) == []
     finally:
         kill_marked(verl.run_id)
+
+
+@pytest.fixture(scope="session")
+def prompts(tmp_path_factory) -> Path:
+    """Problems without their answers: all that this stage is given."""
+    directory = tmp_path_factory.mktemp("prompts")
+    rows = pq.read_table(write_problems(directory / "problems.parquet", 32)).to_pylist()
+    for row in rows:
+        row["reward_model"]["ground_truth"] = ""
+        assert set(row["extra_info"]) == {"index"}
+    pq.write_table(pa.Table.from_pylist(rows), directory / "prompts.parquet")
+    return directory / "prompts.parquet"
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory) -> Path:
+    """Decided enough to have something to teach."""
+    return sharpen(write_model(tmp_path_factory.mktemp("teacher"), seed=7, hidden=64, layers=3), 3.0)
+
+
+@pytest.fixture(scope="session")
+def student(tmp_path_factory, teacher) -> Path:
+    """Smaller than the teacher, and near it, as after a warmup."""
+    return prune(teacher, tmp_path_factory.mktemp("student"))

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.tiny import write_model, write_problems
-from tests.tiny_training import prune, sharpen
+from tests.tiny_training import plain_log_probs
 
 pytestmark = pytest.mark.e2e
 
@@ -31,30 +26,6 @@ BATCH = {
     "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 128,
     "actor_rollout_ref.actor.optim.lr": 1.0e-3,
 }
-
-
-@pytest.fixture(scope="module")
-def prompts(tmp_path_factory) -> Path:
-    """Problems without their answers: all that this stage is given."""
-    directory = tmp_path_factory.mktemp("prompts")
-    rows = pq.read_table(write_problems(directory / "problems.parquet", 32)).to_pylist()
-    for row in rows:
-        row["reward_model"]["ground_truth"] = ""
-        assert set(row["extra_info"]) == {"index"}
-    pq.write_table(pa.Table.from_pylist(rows), directory / "prompts.parquet")
-    return directory / "prompts.parquet"
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory) -> Path:
-    """Decided enough to have something to teach."""
-    return sharpen(write_model(tmp_path_factory.mktemp("teacher"), seed=7, hidden=64, layers=3), 3.0)
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory, teacher) -> Path:
-    """Smaller than the teacher, and near it, as after a warmup."""
-    return prune(teacher, tmp_path_factory.mktemp("student"))
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +79,7 @@ def test_teacher_and_student_log_probs_are_those_of_plain_transformers(trained, 
     for name, model in (("ref_log_prob", teacher), ("old_log_probs", student)):
         network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         for prompt, response, found in zip(rows["prompts"], rows["responses"], rows[name], strict=True):
-            expected = plain_log_probs(network, prompt, response)
+            expected = plain_log_probs(network, prompt, response).gather(1, response[:, None])[:, 0]
             torch.testing.assert_close(found.float(), expected, atol=1e-3, rtol=0)
             tokens += len(response)
     assert tokens == 2 * trained[1][1]["s2d/sampled_tokens"]
@@ -179,11 +150,3 @@ def test_an_exact_divergence_falls_and_starts_where_the_sampled_one_does(
         assert data["s2d/skipped_updates"] == 0 and data["s2d/student_entropy"] > 0
         assert data["s2d/teacher_scored_tokens"] == data["s2d/sampled_tokens"] > 0
         assert data["critic/score/max"] == data["critic/score/min"] == 0
-
-
-def plain_log_probs(network: torch.nn.Module, prompt: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
-    """(response,) log-probs of the response's tokens after the prompt."""
-    ids = torch.cat([prompt, response])
-    with torch.no_grad():
-        log_probs = network(ids[None]).logits[0].log_softmax(-1)
-    return log_probs[len(prompt) - 1 : -1].gather(1, response[:, None])[:, 0]

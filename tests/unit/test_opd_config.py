@@ -6,6 +6,7 @@ import pytest
 import ray
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
+from verl.trainer.ppo.utils import Role
 
 from tests.tiny import WORDS, write_model, write_tokenizer
 from tests.tiny_verl import SIZES
@@ -13,6 +14,7 @@ from verl_s2d.errors import UserError
 from verl_s2d.training.model_pair import check_tokens
 from verl_s2d.training.opd_config import OpdConfig, read_opd_config
 from verl_s2d.training.opd_trainer import OpdTrainer
+from verl_s2d.training.teacher_worker import StudentTeacherWorker
 from verl_s2d.workflow.overrides import hydra_arguments, merge, overlay
 
 
@@ -81,7 +83,6 @@ def test_every_setting_is_read():
         (["+s2d.keep_tokens=0"], "s2d.keep_tokens", 0),
         (["+s2d.health_top_k=x"], "s2d.health_top_k", "x"),
         (["algorithm.adv_estimator=grpo"], "algorithm.adv_estimator", "grpo"),
-        (["actor_rollout_ref.model.lora_rank=8"], "actor_rollout_ref.model.lora_rank", 8),
         (["actor_rollout_ref.actor.use_kl_loss=true"], "actor_rollout_ref.actor.use_kl_loss", True),
         (["algorithm.use_kl_in_reward=true"], "algorithm.use_kl_in_reward", True),
         (["reward.reward_model.enable=true"], "reward.reward_model.enable", True),
@@ -163,3 +164,41 @@ def test_models_that_share_their_tokens_pass_and_remote_storage_is_left_to_verl(
     keys = {"student_key": "model", "teacher_key": "teacher"}
     assert check_tokens(str(models / "student"), str(models / "teacher"), **keys) == []
     assert check_tokens(str(models / "student"), "hdfs://somewhere/teacher", **keys) == []
+
+
+LORA = {"actor_rollout_ref.model.lora_rank": 4, "actor_rollout_ref.model.lora.merge": True}
+
+
+def test_with_lora_the_workers_still_have_a_reference_engine_and_it_is_the_teachers(monkeypatch):
+    # Ray writes into the methods of a class that becomes an actor's; what verl's look like is another test's matter.
+    monkeypatch.setattr(ray, "remote", lambda cls: cls)
+    trainer = object.__new__(OpdTrainer)
+    trainer.config = composed(**LORA)
+    assert read_opd_config(trainer.config) == OpdConfig(teacher_path="teacher")
+    trainer._init_resource_pool_mgr()
+    assert set(trainer.role_worker_mapping) == {Role.ActorRolloutRef}
+    assert trainer.role_worker_mapping[Role.ActorRolloutRef] is StudentTeacherWorker
+    assert set(trainer.resource_pool_manager.mapping) == {Role.ActorRolloutRef, Role.RewardModel}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("lora_rank", -1),
+        ("lora_alpha", 0),
+        ("lora.merge", False),
+        ("lora.rank", 8),
+        ("lora_adapter_path", "some/adapter"),
+        ("target_parameters", ["mlp.experts.gate_up_proj"]),
+    ],
+)
+def test_lora_settings_that_this_stage_cannot_honour_are_refused(key, value):
+    name = f"actor_rollout_ref.model.{key}"
+    written = f"+{name}" if key == "target_parameters" else name
+    error = refused(composed(**LORA | {written: value}))
+    assert (error.key, error.value) == (name, value)
+
+
+def test_lora_on_another_engine_is_refused():
+    error = refused(composed("actor_rollout_ref.actor.strategy=veomni", **LORA))
+    assert (error.key, error.value) == ("actor_rollout_ref.model.lora_rank", 4)

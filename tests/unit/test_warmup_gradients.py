@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from tests import flash_on_cpu
-from tests.tiny import write_model
+from tests.tiny import WORDS, write_model
 from verl_s2d.platforms.environment import cpu_environment
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +43,7 @@ CASES = {
         ["data.micro_batch_size_per_gpu=4", *ULYSSES, "s2d.materialise_logits=true"],
     ),
 }
+LORA = ["model.lora_rank=4", "model.lora_alpha=6"]
 # FSDP2 shards an output embedding of its own by itself, and one that is the input embedding too with the rest.
 HEADS = ("student", "tied-student")
 
@@ -70,11 +72,21 @@ def reference(artefacts):
     return cache(lambda student: plain_step(artefacts, student))
 
 
-def plain_step(artefacts: Path, student_name: str) -> tuple[float, dict[str, torch.Tensor]]:
-    """Token-mean forward KL over the whole batch, one sequence at a time, by plain transformers in float64."""
+def plain_step(
+    artefacts: Path, student_name: str, adapters: dict[str, torch.Tensor] | None = None
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """Token-mean forward KL over the whole batch, one sequence at a time, by plain transformers in float64.
+
+    Args:
+        adapters: values of LoRA's parameters, which alone are then trained (LORA).
+    """
     from transformers import AutoModelForCausalLM
 
     student = AutoModelForCausalLM.from_pretrained(artefacts / student_name, dtype=torch.float64)
+    if adapters is not None:
+        student = get_peft_model(student, LoraConfig(r=4, lora_alpha=6, target_modules="all-linear"))
+        result = student.load_state_dict({n: a.double() for n, a in adapters.items()}, strict=False)
+        assert not result.unexpected_keys
     teacher = AutoModelForCausalLM.from_pretrained(artefacts / "teacher", dtype=torch.float64)
     total, tokens = torch.zeros((), dtype=torch.float64), 0
     for row in pq.read_table(artefacts / "rollouts.parquet").to_pylist():
@@ -87,7 +99,7 @@ def plain_step(artefacts: Path, student_name: str) -> tuple[float, dict[str, tor
         tokens += len(row["response_ids"])
     loss = total / tokens
     loss.backward()
-    return loss.item(), {name: parameter.grad for name, parameter in student.named_parameters()}
+    return loss.item(), {n: parameter.grad for n, parameter in student.named_parameters() if parameter.requires_grad}
 
 
 class RankFailed(Exception):
@@ -138,9 +150,26 @@ def test_loss_and_gradient_equal_plain_transformers(student, case, artefacts, re
     vocabulary = step["gradients"]["model.embed_tokens.weight"].shape[0]
     assert (vocabulary in step["widths"]) == ("from logits" in case), step["widths"]
     assert (step["compiled"] > 0) == (case == "compiled")
-    difference = sum((step["gradients"][n] - g).square().sum() for n, g in gradients.items()).sqrt()
-    norm = sum(g.square().sum() for g in gradients.values()).sqrt()
-    assert difference / norm < 1e-5
+    assert relative_difference(step["gradients"], gradients) < 1e-5
+
+
+@pytest.mark.parametrize(("student", "ranks"), [(HEADS[0], 2), (HEADS[1], 1)])
+def test_with_lora_only_the_adapters_have_a_gradient_and_it_is_that_of_peft(student, ranks, artefacts, tmp_path):
+    step = run_step(artefacts, tmp_path / "step.pt", ranks, ["data.micro_batch_size_per_gpu=2", *LORA], student=student)
+    loss, gradients = plain_step(artefacts, student, step["adapters"])
+    assert step["metrics"]["loss"] == pytest.approx(loss, rel=1e-5)
+    assert set(step["gradients"]) == set(step["updated"]) == set(step["adapters"]) == set(gradients)
+    assert len(gradients) == 2 * 7 * 2 and all(".lora_" in name for name in gradients)
+    assert all(gradient.abs().max() > 0 for gradient in gradients.values())
+    assert relative_difference(step["gradients"], gradients) < 1e-5
+    # The output embedding is frozen: no gradient was made for it, and no logits.
+    assert step["wanted"] == {(True, False, False)}
+    assert len(WORDS) not in step["widths"]
+
+
+def relative_difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> torch.Tensor:
+    difference = sum((found[name] - gradient).square().sum() for name, gradient in expected.items()).sqrt()
+    return difference / sum(gradient.square().sum() for gradient in expected.values()).sqrt()
 
 
 def test_a_teacher_equal_to_the_student_teaches_nothing(artefacts, tmp_path):

@@ -62,6 +62,7 @@ def test_good_input_gives_the_size_of_the_shared_vocabulary(artefacts, tmp_path)
         ("engine.pad_to_length=true", "engine.pad_to_length"),
         ("model.use_fused_kernels=true", "model.use_fused_kernels"),
         ("engine.ulysses_sequence_parallel_size=2", "engine.ulysses_sequence_parallel_size"),
+        ("model.lora.rank=8", "model.lora.rank"),
         ("trainer.n_gpus_per_node=3", "data.train_batch_size"),
         ("data.train_batch_size=0", "data.train_batch_size"),
         ("data.train_batch_size=8", "data.train_batch_size"),
@@ -85,6 +86,7 @@ def test_settings_that_cannot_work_are_refused_by_key(artefacts, tmp_path, overr
         ("engine.dynamic_context_parallel=true", "engine.dynamic_context_parallel"),
         ("engine.tensor_model_parallel_size=3", "engine.tensor_model_parallel_size"),
         ("trainer.device=cpu", "engine.strategy"),
+        ("model.lora_rank=8", "model.lora_rank"),
     ],
 )
 def test_megatron_is_taken_in_layouts_in_which_the_teacher_can_be_asked(artefacts, tmp_path, override, key):

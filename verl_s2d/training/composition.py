@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from verl.trainer.main_ppo import auto_set_device, need_critic, need_reference_policy, validate_config
 
 from verl_s2d.errors import UserError
+from verl_s2d.training.lora_checks import check_lora
 from verl_s2d.training.opd_config import read_opd_config
 from verl_s2d.training.token_budget import read_token_budget
 from verl_s2d.training.warmup_checks import check_settings
@@ -53,6 +54,9 @@ def _check_rl(config: DictConfig) -> None:
     read_token_budget(config)
     if config.trainer.v1.trainer_mode == "s2d_opd":
         read_opd_config(config)
+    else:
+        worker = config.actor_rollout_ref
+        check_lora(worker.model, worker.actor.strategy, "actor_rollout_ref.model", worker.rollout.name)
 
 
 _CHECKS = {

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_s2d.errors import UserError
 from verl_s2d.training.engine_checks import check_logits_visible, check_megatron
+from verl_s2d.training.lora_checks import check_lora
 
 
 @dataclass(frozen=True)
@@ -192,17 +193,7 @@ def _check_verl(config: DictConfig) -> None:
             value=str(config.algorithm.adv_estimator),
             remedy="set algorithm.adv_estimator=s2d_opd",
         )
-    if (
-        (model.get("lora_rank", 0) or 0) > 0
-        or model.get("lora", {}).get("rank", 0) > 0
-        or model.get("lora_adapter_path")
-    ):
-        raise UserError(
-            "with LoRA verl takes the base student for the reference policy, so the teacher would never be asked",
-            key="actor_rollout_ref.model.lora_rank",
-            value=model.get("lora_rank", 0),
-            remedy="train the full student in this stage (lora_rank=0)",
-        )
+    check_lora(model, actor.strategy, "actor_rollout_ref.model", config.actor_rollout_ref.rollout.name)
     for key, on in (
         ("actor_rollout_ref.actor.use_kl_loss", actor.use_kl_loss),
         ("algorithm.use_kl_in_reward", config.algorithm.use_kl_in_reward),

@@ -63,19 +63,21 @@ class OpdTrainer(StopsAtTokenBudget, PPOTrainerSync):
         self.replay_buffer.poll_interval = min(self.replay_buffer.poll_interval, self.s2d.poll_interval)
 
     def _init_resource_pool_mgr(self) -> None:
-        """Ask verl for a worker with a reference engine, and put the teacher's worker class there."""
-        actor = self.config.actor_rollout_ref.actor
-        actor.use_kl_loss = True
-        try:
-            super()._init_resource_pool_mgr()
-        finally:
-            actor.use_kl_loss = False
+        """Give the workers a reference engine, the teacher's.
+
+        Without a KL loss verl would build none, and with LoRA it would take the student without its adapter for one.
+        """
+        super()._init_resource_pool_mgr()
         from verl_s2d.training.teacher_worker import StudentTeacherWorker
 
+        del self.role_worker_mapping[Role.ActorRollout]
         self.role_worker_mapping[Role.ActorRolloutRef] = ray.remote(StudentTeacherWorker)
+        self.mapping[Role.ActorRolloutRef] = self.mapping.pop(Role.ActorRollout)
 
     def _setup(self) -> None:
         super()._setup()
+        # With LoRA verl would ask the student without its adapter for the reference's log-probs.
+        self.ref_in_actor = False
         self.reward_loop_manager = _NoVerifier()
 
     def _compute_reward_colocate(self, batch, metrics: dict | None = None):

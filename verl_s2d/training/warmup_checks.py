@@ -11,6 +11,7 @@ from verl.workers.config import HFModelConfig
 from verl_s2d.errors import UserError
 from verl_s2d.training.engine_checks import check_logits_visible, check_megatron
 from verl_s2d.training.full_vocabulary import Objective
+from verl_s2d.training.lora_checks import check_lora
 from verl_s2d.training.model_pair import check_tokens, real_vocabulary
 from verl_s2d.training.warmup_data import CachedRollouts
 
@@ -63,6 +64,7 @@ def check_settings(config: DictConfig) -> None:
     )
     if megatron:
         check_megatron(config.engine, "engine")
+    check_lora(config.model, "megatron" if megatron else engine, "model")
     for key in _POSITIVE:
         _require_positive(config, key)
     for key in ("trainer.total_training_steps", "s2d.chunk_tokens"):

@@ -10,6 +10,7 @@ from pathlib import Path
 from verl_s2d.workflow.archives import checkpoint_problems
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.stages.adapters import has_adapter, merge_adapter
 from verl_s2d.workflow.stages.base import require_export
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -92,7 +93,8 @@ def find_export(checkpoints: Path, step: int) -> Path | None:
 
 
 def hand_off(node: Node, directory: Path, steps: int) -> None:
-    """Verify the export of the last step and move it to <stage>/model. Does nothing when that is done already.
+    """Verify the export of the last step and move it to <stage>/model, a LoRA adapter merged into its weights. Does
+    nothing when that is done already.
 
     Raises:
         StageFailed: the last step was not reached, or its export is incomplete.
@@ -106,6 +108,11 @@ def hand_off(node: Node, directory: Path, steps: int) -> None:
         if export is None:
             raise StageFailed(f"{node.name} saved no Hugging Face weights at step {step}.", log=log)
         require_export(node, export)
+        if has_adapter(export):
+            merged = directory / "model.merged"
+            merge_adapter(node, export, merged, log)
+            require_export(node, merged)
+            export = merged
         os.rename(export, model)
     require_export(node, model)
 

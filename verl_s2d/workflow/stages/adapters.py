@@ -1,0 +1,34 @@
+"""Hand-off of a stage that trained a LoRA adapter: the next one starts from weights that have taken it in."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from verl_s2d.workflow.failures import StageFailed
+from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.hf_export import safetensors_names
+from verl_s2d.workflow.overrides import plain_arguments
+
+
+def has_adapter(export: Path) -> bool:
+    """Whether a complete Hugging Face directory holds an adapter beside its weights, as verl's FSDP engine saves it."""
+    return any(".lora_" in name for file in export.glob("*.safetensors") for name in safetensors_names(file))
+
+
+def merge_adapter(node: Node, export: Path, out: Path, log: Path) -> None:
+    """Write the model with the adapter merged to `out`; what an earlier attempt left there is overwritten.
+
+    Raises:
+        StageFailed: it cannot be merged.
+    """
+    arguments = plain_arguments({"checkpoint": str(export.parent), "out": str(out)})
+    command = [sys.executable, "-m", "verl_s2d.training.merge_adapter", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    if ended.returncode != 0:
+        raise StageFailed(
+            f"{node.name}: its adapter cannot be merged into its weights.",
+            log=log,
+            lines=ended.stderr.splitlines()[-8:],
+        )
