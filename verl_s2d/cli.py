@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     run = command("run", _run, "build what is missing, then report; running again resumes")
     run.add_argument("--keep-going", action="store_true", help="after a failure go on with independent stages")
     command("status", _status, "what is done, running, missing")
-    command("report", _report, "accuracy and ledger of the finished rows")
+    command("report", _report, "accuracy and ledger of the finished rows; a run directory will do for the recipe")
     gc = command("gc", _gc, "what no kept row needs: a dry run unless --delete; takes a run directory, too")
     choice = gc.add_mutually_exclusive_group()
     choice.add_argument("--delete", action="store_true", help="remove it")
@@ -145,7 +145,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    return _write_report(_load(options), options)
+    if not options.recipe.is_dir():
+        return _write_report(_load(options), options)
+    if options.run_dir:
+        remedy = "Give a recipe with its run directory, or the run directory alone."
+        raise UserError("Two directories are given.", key="--run-dir", value=str(options.run_dir), remedy=remedy)
+    return _write_report(None, options)
 
 
 def _gc(options: argparse.Namespace) -> int:
@@ -176,22 +181,29 @@ def _prepare(options: argparse.Namespace) -> int:
     return OK
 
 
-def _write_report(plan: Plan, options: argparse.Namespace) -> int:
-    from verl_s2d.workflow.results import finished_rows, report_of
+def _write_report(plan: Plan | None, options: argparse.Namespace) -> int:
+    """Of the plan's rows, or without one of all rows found in the directory that stands in the recipe's place."""
+    from verl_s2d.evaluation.report import Facts
+    from verl_s2d.workflow.results import finished_rows, found_rows, recorded_facts, report_of
 
-    rows = finished_rows(plan)
+    if plan is not None:
+        run_dir, rows = plan.context.run_dir, finished_rows(plan)
+        facts = Facts(plan.recipe.name, **plan.facts())
+    else:
+        run_dir = options.recipe.resolve()
+        rows, facts = found_rows(run_dir, options.rows, options.seeds), recorded_facts(run_dir)
     if not rows:
         if options.json:
             _print_json({"rows": []})
         else:
             print("No row is finished yet.", file=sys.stderr)
         return FAILED
-    report = report_of(rows, plan)
+    report = report_of(rows, run_dir, facts)
     if options.json:
         print(report.to_json())
         return OK
     print(report.table())
-    print(f"report, plots and data: {plan.context.run_dir / 'report.md'}")
+    print(f"report with plots: {run_dir / 'report.html'} (also report.md, report.json)")
     return OK
 
 

@@ -69,6 +69,11 @@ def test_run_status_report(tmp_path, capsys, monkeypatch):
     assert code == 0 and "half-split" in out and "report.md" in out
     assert time.monotonic() - began < 1
     assert (tmp_path / "run" / "report.json").stat().st_mtime_ns == written
+    _, out, _ = call(capsys, "report", recipe, *where, "--json")
+    assert call(capsys, "report", tmp_path / "run", "--json")[1] == out, "the run directory says the same"
+    assert json.loads(out)["run"]["command"] == f"verl-s2d run {recipe} --run-dir {tmp_path / 'run'}"
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "half-split" in page and page.count("<svg") > 5
 
 
 def test_bad_input_is_exit_code_2_with_nothing_on_standard_output(tmp_path, capsys):

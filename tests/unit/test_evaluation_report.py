@@ -8,44 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.unit.report_rows import ledger, markdown_of, result, stage
 from verl_s2d.evaluation.evaluate import GENERATIONS, is_correct, summarise
-from verl_s2d.evaluation.plots import read_curves
-from verl_s2d.evaluation.report import RowResult, build_report, write_report
-
-
-def result(*correct: int, samples: int = 4, name: str = "eval") -> dict:
-    """result.json of a set whose problems have so many right samples each."""
-    rows = [
-        {
-            "set": name,
-            "id": f"p{i}",
-            "correct": s < right,
-            "response_ids": [1] * (2 + s),
-            "finish_reason": "length" if s == 0 else "stop",
-        }
-        for i, right in enumerate(correct)
-        for s in range(samples)
-    ]
-    return summarise(rows, samples)
-
-
-def ledger(labels=(), **numbers):
-    zero = {"verifier_calls": 0, "sampled_tokens": 0, "teacher_scored_tokens": 0, "updates": 0, "seconds": 0.0}
-    return {"labels_read": list(labels), **zero, **numbers}
-
-
-def stage(directory, name, digest, **metrics):
-    (directory / digest / "metrics").mkdir(parents=True)
-    lines = [json.dumps({"step": s, "data": {k: v[s - 1] for k, v in metrics.items()}}) for s in (1, 2)]
-    (directory / digest / "metrics/attempt-1.jsonl").write_text("\n".join(lines))
-    return {
-        "kind": "x",
-        "name": name,
-        "dir": str(directory / digest),
-        "digest": digest,
-        "seconds": 60.0,
-        "updates": 2,
-    }
+from verl_s2d.evaluation.report import Facts, RowResult, build_report
 
 
 def test_summary_by_hand():
@@ -87,10 +52,9 @@ def test_a_file_of_generations_by_hand(tmp_path):
         "5": {"n_problems": 1, "avg": 0.75, "stderr": None},
     }
     whole = {"sets": {"math": summary}, "per_problem": {"math": [{"id": "a", "correct": 2, "samples": 4}]}}
-    assert (
-        "| row | 3 | 5 |\n|---|---|---|\n| x | 25.0 | 75.0 |"
-        in build_report([RowResult("x", 0, whole, ledger())]).markdown()
-    )
+    text = markdown_of(build_report([RowResult("x", 0, whole, ledger())]))
+    assert "| row | 3 (2 problems) | 5 (1 problems) |\n|---|---|---|\n| x | 25.0 +- 25.0 | 75.0 |" in text
+    assert "| x | 41.7 | 61.1 | 66.7 | 2.5 | 33.3 % |" in text, "pass@k, tokens, 4 of 12 truncated"
 
 
 @pytest.mark.parametrize(
@@ -105,30 +69,37 @@ def test_what_counts_as_right(score, right):
 
 
 def test_one_seed(tmp_path):
-    shared = stage(tmp_path, "teacher-rl", "aaaa", **{"critic/score/mean": [0.1, 0.2]})
-    own = stage(tmp_path, "opd", "bbbb", **{"s2d/reverse_kl": [0.5, 0.4], "response_length/mean": [4, 4]})
+    shared = stage("teacher-rl", "aaaa", critic__score__mean=[0.1, 0.2])
+    own = stage("opd", "bbbb", "opd", s2d__reverse_kl=[0.5, 0.4], response_length__mean=[4, 4])
     rows = [
         RowResult("cold", 0, result(0, 1, 2), ledger()),
         RowResult("bridge", 0, result(2, 3, 4), ledger(["a", "b"], updates=4, seconds=90.0), [shared, own]),
         RowResult("full", 0, result(2, 3, 4), ledger(["a"], verifier_calls=1234), [shared]),
     ]
-    data = write_report(rows, tmp_path / "out").data
-    assert json.loads((tmp_path / "out/report.json").read_text()) == json.loads(json.dumps(data))
+    report = build_report(rows, Facts("mine", {"student": "a/b"}, "verl-s2d run mine.yaml"))
+    report.write(tmp_path)
+    data = report.data
+    assert json.loads((tmp_path / "report.json").read_text()) == json.loads(json.dumps(data))
     assert [row["name"] for row in data["rows"]] == ["cold", "bridge", "full"]
     bridge = data["rows"][1]
     assert bridge["sets"]["eval"]["avg"] == 0.75 and bridge["sets"]["eval"]["stderr_over"] == "problems"
     assert bridge["ledger"]["labels_read"] == 2 and bridge["per_seed"][0]["ledger"]["labels_read"] == ["a", "b"]
+    assert bridge["per_seed"][0]["stages"] == ["aaaa", "bbbb"]
     first, _, last = data["differences"]
     assert (first["row"], first["minus"], first["mean"]) == ("bridge", "cold", 0.5)
     assert first["interval"] == [0.5, 0.5] and last["mean"] == 0.0
 
-    text = (tmp_path / "out/report.md").read_text()
+    text = (tmp_path / "report.md").read_text()
     assert "| bridge | 75.0 +- 14.4 | 2 | 0 | 0 | 0 | 4 | 1.5 |" in text
     assert "| bridge - cold | +50.0 | +50.0 to +50.0 |" in text
-    assert "| teacher-rl | x | aaaa | 2 | 1.0 | bridge, full |" in text
-    for plot in data["plots"]:
-        assert f"({plot})" in text and (tmp_path / "out" / plot).read_bytes().startswith(b"\x89PNG")
-    assert data["plots"] == ["accuracy.png", "curves.png"]
+    assert "| teacher-rl | 1.00 | 2 | grpo | aaaa | bridge, full |" in text
+    assert "- recipe: mine\n- student: a/b\n" in text and "- repeat: verl-s2d run mine.yaml" in text
+    plots = [name for name in report.files if name.endswith(".svg")]
+    assert {"plots/accuracy-0.svg", "plots/score.svg", "plots/reverse-kl.svg", "plots/length.svg"} <= set(plots)
+    for name in report.files:
+        assert (tmp_path / name).is_file()
+    for name in plots:
+        assert f"({name})" in text and "<svg" in (tmp_path / name).read_text()
 
 
 def test_several_seeds(tmp_path):
@@ -145,7 +116,7 @@ def test_several_seeds(tmp_path):
     (difference,) = report.data["differences"]
     assert [s["mean"] for s in difference["per_seed"]] == [0.25, 0.5, 0.5]
     assert difference["interval"] == pytest.approx([5 / 12 - 4.303 / 12, 5 / 12 + 4.303 / 12], abs=1e-3)
-    assert "66.7 +- 8.3 (50.0, 75.0, 75.0)" in report.markdown()
+    assert "66.7 +- 8.3 (50.0, 75.0, 75.0)" in markdown_of(report)
     assert "+41.7" in report.table() and "+25.0, +50.0, +50.0" in report.table()
     assert json.loads(report.to_json()) == report.data
 
@@ -153,7 +124,7 @@ def test_several_seeds(tmp_path):
 def test_two_seeds_have_no_interval_and_a_missing_row_is_left_out():
     rows = [RowResult(n, s, result(0, s + 1), ledger()) for n, s in (("a", 0), ("a", 1), ("b", 1), ("b", 0), ("c", 1))]
     differences = {(d["row"], d["minus"]): d for d in build_report(rows).data["differences"]}
-    assert differences["b", "a"]["interval"] is None and "| b - a | +0.0 | - |" in build_report(rows).markdown()
+    assert differences["b", "a"]["interval"] is None and "| b - a | +0.0 | - |" in markdown_of(build_report(rows))
     assert [s["seed"] for s in differences["c", "a"]["per_seed"]] == [1]
 
 
@@ -165,15 +136,17 @@ def test_rows_over_different_sets_and_problems():
     ]
     report = build_report(rows)
     assert report.data["differences"] == []
-    assert "| c | - | 25.0 |" in report.markdown()
+    assert "| c | - | 25.0 |" in markdown_of(report)
 
 
 def test_published_results_stand_beside_the_rows():
     rows = [RowResult(name, 0, result(1, 2), ledger()) for name in ("a", "b")]
-    text = build_report(rows, {"b": {"eval": 71.25, "elsewhere": 1.0}, "c": {"eval": 2.0}}).markdown()
+    text = markdown_of(
+        build_report(rows, Facts(published={"b": {"eval": 71.25, "elsewhere": 1.0}, "c": {"eval": 2.0}}))
+    )
     assert "| row | avg@4 | published | labels |" in text
     assert "| a | 37.5 +- 12.5 | - | 0 |" in text and "| b | 37.5 +- 12.5 | 71.2 | 0 |" in text
-    assert "published" not in build_report(rows).markdown()
+    assert "ublished" not in markdown_of(build_report(rows))
 
 
 def test_a_report_of_nothing_and_of_a_row_given_twice():
@@ -183,15 +156,39 @@ def test_a_report_of_nothing_and_of_a_row_given_twice():
             build_report(rows)
 
 
-def test_curves_merge_attempts(tmp_path):
-    made = stage(tmp_path, "opd (seed 1)", "d", **{"s2d/reverse_kl": [0.5, 0.4]}) | {"seed": 1}
-    metrics = tmp_path / "d/metrics"
-    (metrics / "attempt-2.jsonl").write_text('{"step": 2, "data": {"s2d/reverse_kl": 0.3}}\n{"step": 3, "da')
-    (metrics / "attempt-10.jsonl").write_text('{"step": 3, "data": {"s2d/reverse_kl": 0.2}}\n')
-    (curve,) = read_curves([made])
-    assert (curve.label, curve.steps, curve.values) == ("opd: reverse KL", [1, 2, 3], [0.5, 0.3, 0.2])
+def test_stages_are_listed_once_in_the_order_in_which_they_began():
+    early, late = stage("b", "bb") | {"began": 10.0, "ended": 70.0}, stage("a", "aa") | {"began": 80.0, "ended": 140.0}
+    versions = [{"verl": "0.9.1"}, {"verl": "0.9.2"}]
+    rows = [
+        RowResult("x", 0, result(1, 2), ledger(), [late | {"name": "a (seed 0)", "versions": versions[0]}]),
+        RowResult("x", 1, result(1, 2), ledger(), [early, late | {"name": "a (seed 1)"}]),
+        RowResult("y", 1, result(1, 2), ledger(), [early | {"versions": versions[1]}]),
+    ]
+    data = build_report(rows).data
+    assert [(s["name"], s["rows"], s["seeds"]) for s in data["stages"]] == [
+        ("b", ["x", "y"], [1]),
+        ("a", ["x"], [0, 1]),
+    ]
+    assert data["run"]["began"] == 10.0 and data["run"]["ended"] == 140.0 and data["run"]["seconds"] == 120.0
+    assert data["run"]["versions"] == {"verl": ["0.9.1"]}, "of a stage seen twice the first is taken"
 
 
-def test_a_stage_that_no_verifier_scores_has_no_accuracy_curve(tmp_path):
-    made = stage(tmp_path, "opd", "d", **{"s2d/reverse_kl": [0.4, 0.3], "critic/score/mean": [0.0, 0.0]})
-    assert [curve.panel for curve in read_curves([made | {"seed": 0}])] == ["kl"]
+def test_warnings_are_there_when_a_stage_gave_reason():
+    made = stage("opd", "dd", "opd", s2d__reverse_kl=[0.4, float("nan"), 0.3], s2d__skipped_updates=[0, 1, 0])
+    report = build_report([RowResult("x", 0, result(1, 2), ledger(), [made])])
+    assert report.data["alarms"] == [
+        {"stage": "opd", "seeds": [0], "step": 2, "text": "1 update was left out, because a gradient was not finite."},
+        {"stage": "opd", "seeds": [0], "step": 2, "text": "s2d/reverse_kl was not finite at 1 of 3 steps."},
+    ]
+    assert "not finite at 1 of 3" in report.table() and "## Warnings" in markdown_of(report)
+    quiet = build_report(
+        [RowResult("x", 0, result(1, 2), ledger(), [stage("opd", "dd", "opd", s2d__reverse_kl=[0.4])])]
+    )
+    assert quiet.data["alarms"] == [] and "Warnings" not in markdown_of(quiet) + quiet.table()
+
+
+def test_names_that_are_markup_stay_text():
+    report = build_report([RowResult("[red]|<b>\x1b[31m`\ud800", 0, result(1, 2), ledger())])
+    text = markdown_of(report)
+    assert r"| \[red\]\|&lt;b&gt;\ufffd\[31m\`\ufffd | 37.5".replace(r"\ufffd", "\ufffd") in text
+    assert "[red]|<b>\ufffd[31m`\ufffd" in report.table()

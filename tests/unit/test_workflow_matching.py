@@ -6,15 +6,17 @@ import json
 
 import pytest
 
+from tests.unit.report_rows import markdown_of
 from tests.unit.test_workflow_bad_input import refuse
 from tests.unit.workflow_project import FakeStages, settings, write_project, write_scripts
 from verl_s2d.errors import UserError
+from verl_s2d.evaluation.report import Facts
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import ancestors, lineage
 from verl_s2d.workflow.planning import make_plan
 from verl_s2d.workflow.progress import PlainProgress
 from verl_s2d.workflow.recipe_file import load_recipe
-from verl_s2d.workflow.results import finished_rows, report_of
+from verl_s2d.workflow.results import finished_rows, found_rows, report_of
 from verl_s2d.workflow.runner import run_plan
 from verl_s2d.workflow.stages import kinds
 
@@ -119,10 +121,11 @@ def test_verifier_calls_become_steps_once_they_are_counted(tmp_path, monkeypatch
     assert rows["m"].ledger["verifier_calls"] == 96 and rows["m"].ledger["updates"] == 8
     match = rows["m"].matched
     assert (match.to, match.by, match.wanted, match.reached) == ("half-split", "verifier_calls", 88, 96)
-    report = report_of(list(rows.values()), plan)
-    assert "| m | half-split | verifier calls | 88 | 96 | +8 (+9.1 %) |" in report.markdown()
+    report = report_of(list(rows.values()), plan.context.run_dir, Facts("x"))
+    assert "| m | half-split | verifier calls | 88 | 96 | +8 (+9.1 %) |" in markdown_of(report)
     assert "Matched rows" in report.table()
     assert report.data["rows"][1]["per_seed"][0]["matched"]["wanted"] == 88
+    assert {r.name: r for r in found_rows(plan.context.run_dir)} == rows, "the run directory says the same"
     assert [s["name"] for s in rows["m"].stages] == ["slices", "student-rl-all-m", "evaluate-m"]
 
 

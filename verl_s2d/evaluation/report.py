@@ -1,48 +1,42 @@
-"""The report over rows and seeds: what each row reached and what it consumed, with plots."""
+"""The report over rows and seeds: what each row reached, what it consumed and what its stages logged, as data."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from verl_s2d.data.files import write_json, written_whole
-from verl_s2d.evaluation.stats import mean_and_stderr, paired_bootstrap, t_interval
+from verl_s2d.evaluation.rows import RowResult, compare, summarise_row
 
-LEDGER_NUMBERS = ("verifier_calls", "sampled_tokens", "teacher_scored_tokens", "updates", "seconds")
+if TYPE_CHECKING:
+    from verl_s2d.evaluation.document import Section
+
+PLOTS = "plots"
 
 
-@dataclass(frozen=True)
-class Match:
-    """Where a matched row was to stop, and where it did: `reached` of the `wanted` items `by` of the row `to`."""
-
-    to: str
-    by: str
-    wanted: int
-    reached: int
+Published = Mapping[str, Mapping[str, float]]
+"""avg@k in percent that somebody published: row -> evaluation set -> value."""
 
 
 @dataclass(frozen=True)
-class RowResult:
-    """One row under one seed.
+class Facts:
+    """What a run was, as far as its rows do not say it.
 
     Attributes:
-        result: result.json of its evaluation.
-        ledger: labels_read (problem ids), verifier_calls, sampled_tokens, teacher_scored_tokens, updates, seconds.
-        stages: the stages behind it, each with kind, name, dir, digest, seconds, updates.
-        matched: of a row that stops where another one ended.
+        about: name -> text, for example student -> its hub id.
+        command: what repeats the run; empty when unknown.
+        published: shown beside the rows.
     """
 
-    name: str
-    seed: int
-    result: Mapping[str, Any]
-    ledger: Mapping[str, Any]
-    stages: Sequence[Mapping[str, Any]] = ()
-    matched: Match | None = None
+    recipe: str = ""
+    about: Mapping[str, str] = field(default_factory=dict)
+    command: str = ""
+    published: Published = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,173 +49,133 @@ class Report:
 
     data: dict[str, Any]
 
-    def table(self) -> str:
-        """The rows, and their paired differences where there are any, as text for a terminal."""
-        from verl_s2d.evaluation.tables import terminal
+    @cached_property
+    def sections(self) -> list[Section]:
+        """The data in words, tables and plots: what report.md and report.html both show."""
+        from verl_s2d.evaluation.document import document
 
-        return terminal(self.data)
+        return document(self.data)
+
+    @property
+    def files(self) -> list[str]:
+        """Names of what `write` writes."""
+        plots = [f"{PLOTS}/{plot.name}.svg" for section in self.sections for plot in section.plots]
+        return ["report.json", "report.md", "report.html", *plots]
+
+    def table(self) -> str:
+        """The rows, their paired differences and what to be warned of, as text for a terminal."""
+        from verl_s2d.evaluation.text import terminal
+
+        return terminal(self.sections)
 
     def to_json(self) -> str:
         """Content of report.json."""
         return json.dumps(self.data, indent=1, ensure_ascii=False, allow_nan=False)
 
-    def markdown(self) -> str:
-        """Content of report.md."""
-        from verl_s2d.evaluation.tables import markdown
+    def write(self, out_dir: str | Path) -> None:
+        """Write `files`, report.json last."""
+        from verl_s2d.evaluation.page import page
+        from verl_s2d.evaluation.text import markdown
 
-        return markdown(self.data)
+        out = Path(out_dir)
+        drawn = {plot.name: plot.svg() for section in self.sections for plot in section.plots}
+        for name, svg in drawn.items():
+            _write(out / PLOTS / f"{name}.svg", svg)
+        _write(out / "report.md", markdown(self.data, self.sections, plots=PLOTS))
+        _write(out / "report.html", page(self.data, self.sections, drawn))
+        write_json(self.data, out / "report.json")
 
 
-Published = Mapping[str, Mapping[str, float]]
-"""avg@k in percent that somebody published: row -> evaluation set -> value."""
-
-
-def write_report(rows: Sequence[RowResult], out_dir: str | Path, published: Published | None = None) -> Report:
-    """Write report.json, report.md, accuracy.png and, if any stage logged curves, curves.png.
+def build_report(rows: Sequence[RowResult], facts: Facts | None = None) -> Report:
+    """Aggregate rows over their seeds, and compare them pairwise within a seed.
 
     Args:
         rows: in the order in which they are to be shown; a name occurs once a seed.
-        published: shown beside them.
-    """
-    from verl_s2d.evaluation.plots import plot_accuracy, plot_curves, read_curves
-
-    out = Path(out_dir)
-    report = build_report(rows, published)
-    stages = {stage["digest"]: {**stage, "seed": row.seed} for row in rows for stage in row.stages}
-    curves = read_curves(list(stages.values()))
-    with written_whole(out / "accuracy.png") as temporary:
-        plot_accuracy(report.data, temporary)
-    report.data["plots"] = ["accuracy.png"]
-    if curves:
-        with written_whole(out / "curves.png") as temporary:
-            plot_curves(curves, temporary)
-        report.data["plots"].append("curves.png")
-    with written_whole(out / "report.md") as temporary:
-        temporary.write_text(report.markdown())
-    write_json(report.data, out / "report.json")
-    return report
-
-
-def build_report(rows: Sequence[RowResult], published: Published | None = None) -> Report:
-    """Aggregate rows over their seeds, and compare them pairwise within a seed.
 
     Raises:
         ValueError: no rows, or a row given twice for a seed.
     """
+    facts = facts or Facts()
     names = list(dict.fromkeys(row.name for row in rows))
     cells = {(row.name, row.seed): row for row in rows}
     if not rows or len(cells) != len(rows):
         raise ValueError("a report needs at least one row, each once a seed")
     by_name = {name: [row for row in rows if row.name == name] for name in names}
     sets = list(dict.fromkeys(name for row in rows for name in row.result["sets"]))
-    return Report(
-        {
-            "seeds": sorted({row.seed for row in rows}),
-            "sets": sets,
-            "samples": sorted({values["samples"] for row in rows for values in row.result["sets"].values()}),
-            "rows": [
-                _row(name, members, sets) | {"published": dict((published or {}).get(name, {}))}
-                for name, members in by_name.items()
-            ],
-            "differences": [
-                difference
-                for a, b in combinations(names, 2)
-                for set_name in sets
-                if (difference := _difference(by_name[a], by_name[b], set_name)) is not None
-            ],
-        }
-    )
-
-
-def _row(name: str, members: Sequence[RowResult], sets: Sequence[str]) -> dict[str, Any]:
-    ledger: dict[str, Any] = {key: fmean(row.ledger[key] for row in members) for key in LEDGER_NUMBERS}
-    return {
-        "name": name,
-        "seeds": [row.seed for row in members],
-        "sets": {s: _accuracy([row for row in members if s in row.result["sets"]], s) for s in sets},
-        # Means over seeds. Labels are a set in each seed, so here only their number.
-        "ledger": {"labels_read": fmean(len(row.ledger["labels_read"]) for row in members), **ledger},
-        "per_seed": [
-            {
-                "seed": row.seed,
-                "ledger": dict(row.ledger),
-                "stages": [dict(stage) for stage in row.stages],
-                "matched": None if row.matched is None else asdict(row.matched),
-            }
-            for row in members
+    stages = _stages(rows)
+    data = {
+        "run": _run(facts, rows, stages),
+        "seeds": sorted({row.seed for row in rows}),
+        "sets": sets,
+        "samples": sorted({values["samples"] for row in rows for values in row.result["sets"].values()}),
+        "rows": [
+            summarise_row(name, members, sets) | {"published": dict(facts.published.get(name, {}))}
+            for name, members in by_name.items()
+        ],
+        "differences": [
+            difference
+            for a, b in combinations(names, 2)
+            for set_name in sets
+            if (difference := compare(by_name[a], by_name[b], set_name)) is not None
+        ],
+        "stages": stages,
+        "alarms": [
+            {"stage": stage["name"], "seeds": stage["seeds"], **alarm}
+            for stage in stages
+            for alarm in stage.pop("alarms")
         ],
     }
+    return Report(printable(data))
 
 
-def _accuracy(members: Sequence[RowResult], set_name: str) -> dict[str, Any] | None:
-    """avg with a standard error: over problems for a single seed, over seeds for several."""
-    if not members:
-        return None
-    results = [row.result["sets"][set_name] for row in members]
-    averages = [result["avg"] for result in results]
-    summary: dict[str, Any] = {
-        "avg": fmean(averages),
-        "stderr": results[0]["stderr"],
-        "stderr_over": "problems",
-        "interval": None,
-        "pass_at": {k: fmean(r["pass_at"][k] for r in results) for k in results[0]["pass_at"]},
-        "mean_tokens": fmean(r["mean_tokens"] for r in results),
-        "truncated": fmean(r["truncated"] for r in results),
-        "levels": {
-            level: fmean(r["levels"][level]["avg"] for r in results)
-            # Results of earlier versions have no levels.
-            for level in results[0].get("levels", {})
-            if all(level in r.get("levels", {}) for r in results)
-        },
-        "per_seed": [
-            {"seed": row.seed, "avg": r["avg"], "stderr": r["stderr"]} for row, r in zip(members, results, strict=True)
-        ],
-    }
-    if len(members) > 1:
-        summary |= {
-            "stderr": mean_and_stderr(averages).stderr,
-            "stderr_over": "seeds",
-            "interval": _interval_over_seeds(averages),
-        }
-    return summary
+def printable(value: Any) -> Any:
+    """The same with every character of a text that does not print replaced: model output and names end up here, and
+    escape sequences, NUL or lone surrogates would break a terminal, an SVG or a file."""
+    if isinstance(value, str):
+        return value if value.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in value)
+    if isinstance(value, Mapping):
+        return {printable(k): printable(v) for k, v in value.items()}
+    return [printable(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def _interval_over_seeds(values: Sequence[float]) -> list[float] | None:
-    """95 % t interval; None for two seeds, where its width is mostly luck."""
-    if len(values) < 3:
-        return None
-    interval = t_interval(values)
-    return [interval.low, interval.high]
+def _write(path: Path, text: str) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
-def _difference(a: Sequence[RowResult], b: Sequence[RowResult], set_name: str) -> dict[str, Any] | None:
-    """b minus a, paired by problem within a seed; None if no seed has both on the same problems."""
-    others = {row.seed: row for row in a}
-    per_seed = []
-    for row in b:
-        other = others.get(row.seed)
-        pair = _paired(other, row, set_name) if other else None
-        if pair is not None:
-            interval = paired_bootstrap(*pair)
-            per_seed.append({"seed": row.seed, "mean": interval.mean, "interval": [interval.low, interval.high]})
-    if not per_seed:
-        return None
-    means = [entry["mean"] for entry in per_seed]
+def _stages(rows: Sequence[RowResult]) -> list[dict[str, Any]]:
+    """Every stage once, with the rows and seeds it served, in the order in which they began where that is known."""
+    stages: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        for given in row.stages:
+            name = given["name"].removesuffix(f" (seed {row.seed})")
+            empty = {"attempts": 1, "began": None, "ended": None, "versions": {}, "curves": {}, "alarms": []}
+            stage = stages.setdefault(given["digest"], {**empty, **given, "name": name, "rows": [], "seeds": []})
+            for served, one in (("rows", row.name), ("seeds", row.seed)):
+                if one not in stage[served]:
+                    stage[served].append(one)
+    return sorted(stages.values(), key=lambda stage: stage["began"] or 0.0)
+
+
+def _run(facts: Facts, rows: Sequence[RowResult], stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    versions: dict[str, list[str]] = {}
+    for stage in stages:
+        for package, version in stage.pop("versions").items():
+            if version not in versions.setdefault(package, []):
+                versions[package].append(version)
+    sampling: dict[str, list[Any]] = {}
+    for row in rows:
+        for key, value in row.result.get("sampling", {}).items():
+            if key != "seed" and value not in sampling.setdefault(key, []):
+                sampling[key].append(value)
+    times = [stage[key] for stage in stages for key in ("began", "ended") if stage[key] is not None]
     return {
-        "row": b[0].name,
-        "minus": a[0].name,
-        "set": set_name,
-        "mean": fmean(means),
-        "interval": per_seed[0]["interval"] if len(means) == 1 else _interval_over_seeds(means),
-        "interval_over": "problems" if len(means) == 1 else "seeds",
-        "per_seed": per_seed,
+        "recipe": facts.recipe,
+        "about": dict(facts.about),
+        "command": facts.command,
+        "sampling": sampling,
+        "versions": versions,
+        "began": min(times, default=None),
+        "ended": max(times, default=None),
+        "seconds": sum(stage["seconds"] for stage in stages),
     }
-
-
-def _paired(a: RowResult, b: RowResult, set_name: str) -> tuple[list[float], list[float]] | None:
-    first, second = (
-        {p["id"]: p["correct"] / p["samples"] for p in row.result["per_problem"].get(set_name, ())} for row in (a, b)
-    )
-    if not first or first.keys() != second.keys():
-        return None
-    return list(first.values()), [second[i] for i in first]

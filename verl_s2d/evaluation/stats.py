@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -71,8 +72,15 @@ def paired_bootstrap(a: Sequence[float], b: Sequence[float], *, resamples: int =
     if len(a) != len(b):
         raise ValueError(f"paired values needed, got {len(a)} and {len(b)}")
     difference = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
-    generator = np.random.default_rng(seed)
-    # Counts of each problem in a resample: the same as drawing indices, without a (resamples, problems) gather.
-    weights = generator.multinomial(len(difference), [1 / len(difference)] * len(difference), size=resamples)
-    low, high = np.quantile(weights @ difference / len(difference), [0.025, 0.975])
+    low, high = np.quantile(_counts(len(difference), resamples, seed) @ difference / len(difference), [0.025, 0.975])
     return Interval(float(difference.mean()), float(low), float(high))
+
+
+@lru_cache(maxsize=4)
+def _counts(problems: int, resamples: int, seed: int) -> np.ndarray:
+    """(resamples, problems): how often each problem is in a resample; the same as drawing indices, without a gather.
+
+    Kept, because a report compares many rows on few sets.
+    """
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(problems, [1 / problems] * problems, size=resamples).astype(np.float64)

@@ -61,6 +61,13 @@ def seconds_spent(directory: Path, now: float | None = None) -> float:
     return total
 
 
+def span(directory: Path) -> tuple[float | None, float | None]:
+    """When the first attempt began and the last one ended (epoch seconds), None where that is not known."""
+    entries = [entry for path in _files(directory) if (entry := _read(path))]
+    ended = [entry["ended"] for entry in entries if entry["ended"] is not None]
+    return min((entry["started"] for entry in entries), default=None), max(ended, default=None)
+
+
 def last_change(directory: Path) -> float:
     """Newest modification time (epoch seconds) of anything in the stage's directory."""
     newest = 0.0

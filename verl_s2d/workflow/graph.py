@@ -77,11 +77,16 @@ class Node:
 
     @property
     def label(self) -> str:
-        """`kind-digest[:12]`, the name of its directory."""
-        return f"{self.kind}-{self.digest[:12]}"
+        """The name of its directory."""
+        return stage_label(self.kind, self.digest)
 
     def __repr__(self) -> str:
         return f"Node({self.name}, {self.label})"
+
+
+def stage_label(kind: str, digest: str) -> str:
+    """`kind-digest[:12]`."""
+    return f"{kind}-{digest[:12]}"
 
 
 def stage_dir(run_dir: Path, node: Node) -> Path:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from verl_s2d.workflow.graph import Node, build_order, users_of
 from verl_s2d.workflow.manifest import is_built
-from verl_s2d.workflow.recipe import Recipe
+from verl_s2d.workflow.recipe import Recipe, Source
 from verl_s2d.workflow.recipe_file import check_rows
 from verl_s2d.workflow.rows import Row, build_rows
 from verl_s2d.workflow.stages.base import Context
@@ -42,6 +44,28 @@ class Plan:
     def _users(self) -> dict[str, list[int]]:
         return users_of([row.target for row in self.rows])
 
+    def facts(self) -> dict[str, Any]:
+        """What a report says of the run besides its numbers: keywords of evaluation.report.Facts but the name."""
+        recipe = self.recipe
+        models = {role: getattr(recipe, role) for role in ("student", "teacher", "sft_teacher")}
+        about = {role.replace("_", " "): _described(source) for role, source in models.items() if source is not None}
+        verifier = recipe.verifier if isinstance(recipe.verifier, str) else recipe.verifier.get("name", "")
+        about |= {
+            "labels": "all" if recipe.data.labels is None else f"{recipe.data.labels:,}",
+            "verifier": str(verifier),
+        }
+        return {"about": about, "command": self._command(), "published": recipe.published}
+
+    def _command(self) -> str:
+        """What runs this plan again."""
+        recipe, run_dir = self.recipe, self.context.run_dir
+        words = ["verl-s2d", "run", _near(recipe.path)]
+        rows, seeds = (list(dict.fromkeys(getattr(row, key) for row in self.rows)) for key in ("name", "seed"))
+        words += [] if rows == recipe.rows else ["--rows", ",".join(rows)]
+        words += [] if seeds == recipe.seeds else ["--seeds", ",".join(map(str, seeds))]
+        words += [] if run_dir == _default_run_dir(recipe) else ["--run-dir", _near(run_dir)]
+        return shlex.join(words)
+
 
 def make_plan(
     recipe: Recipe, *, run_dir: Path | None = None, rows: list[str] | None = None, seeds: list[int] | None = None
@@ -56,8 +80,23 @@ def make_plan(
     names = _possible(recipe) if rows == ["all"] else list(dict.fromkeys(rows or recipe.rows))
     check_rows(names, "--rows", recipe.row_names)
     device = resolve_device(recipe.cluster.device)
-    context = Context((run_dir or Path("runs") / recipe.name).resolve(), recipe.cluster, device)
+    context = Context(run_dir.resolve() if run_dir else _default_run_dir(recipe), recipe.cluster, device)
     return Plan(recipe, build_rows(recipe, names, seeds or recipe.seeds, device), context)
+
+
+def _default_run_dir(recipe: Recipe) -> Path:
+    return (Path("runs") / recipe.name).resolve()
+
+
+def _near(path: Path) -> str:
+    """As seen from here, where it is below."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _described(source: Source) -> str:
+    """A model in a few words."""
+    return source.script or f"{source.model}{f' at {source.revision}' if source.revision else ''}"
 
 
 def _possible(recipe: Recipe) -> list[str]:

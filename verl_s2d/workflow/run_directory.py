@@ -7,8 +7,9 @@ import fcntl
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from verl_s2d.errors import UserError
 from verl_s2d.workflow.manifest import write_atomically
@@ -53,14 +54,18 @@ def read_record(run_dir: Path) -> dict | None:
         return None
 
 
-def remember(run_dir: Path, recipe_file: Path, rows: Iterable[str], seeds: Iterable[int]) -> None:
+def remember(
+    run_dir: Path, recipe_file: Path, rows: Iterable[str], seeds: Iterable[int], facts: Mapping[str, Any]
+) -> None:
     """Enter the recipe's file, and the rows and seeds in addition to those that were ever asked for here, into the
-    record: what `gc` keeps. Only for whoever holds the directory."""
+    record: what `gc` keeps; and for a report without the recipe the facts about this run (keywords of the report's
+    `Facts`). Only for whoever holds the directory."""
     record = read_record(run_dir)
     entry = {
         "file": str(recipe_file),
         "rows": list(dict.fromkeys([*record.get("rows", ()), *rows])),
         "seeds": sorted({*record.get("seeds", ()), *seeds}),
+        "facts": dict(facts),
     }
     if record != (record := record | entry):
         write_atomically(run_dir / _RECORD, json.dumps(record) + "\n")

@@ -54,9 +54,8 @@ def run_plan(
         Interrupted: Ctrl-C or SIGTERM; the running stage has been stopped.
     """
     with opened(plan.context.run_dir, plan.recipe.name) as run_id:
-        remember(
-            plan.context.run_dir, plan.recipe.path, *zip(*((row.name, row.seed) for row in plan.rows), strict=True)
-        )
+        chosen = zip(*((row.name, row.seed) for row in plan.rows), strict=True)
+        remember(plan.context.run_dir, plan.recipe.path, *chosen, plan.facts())
         missing = verified_missing(plan, progress.note)
         if not missing:
             return []
