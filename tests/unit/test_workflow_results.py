@@ -27,6 +27,7 @@ def write_stage(run_dir: Path, kind: str, digest: str, name: str, ended: float, 
             "seconds": 30.0,
             "attempts": 1,
             "versions": {"verl": "1"},
+            "outputs": [],
         },
     }
     (directory / "manifest.json").write_text(json.dumps(manifest))
