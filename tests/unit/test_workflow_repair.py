@@ -20,6 +20,7 @@ from verl_s2d.workflow.archives import checkpoint_problems
 from verl_s2d.workflow.digests import damage, describe_outputs, full_digest
 from verl_s2d.workflow.manifest import MANIFEST, inspect_manifest, read_manifest
 from verl_s2d.workflow.results import finished_rows
+from verl_s2d.workflow.run_directory import read_record
 from verl_s2d.workflow.stages import checkpoints
 
 
@@ -120,6 +121,26 @@ def test_a_file_that_goes_bad_while_the_run_works_stops_the_stage_that_would_rea
     (failure,) = build(plan, Harmful())
     assert "opd-1h did not start" in str(failure) and "model/model.safetensors" in str(failure)
     assert build(plan) == [] and not plan.missing()
+
+
+@pytest.mark.parametrize("harm", DAMAGES)
+def test_a_run_outlives_its_record(tmp_path, harm):
+    plan = project(tmp_path, rows=["direct-grpo"])
+    build(plan)
+    harm(tmp_path / "run" / "run.json")
+    launcher = SimulatedStages()
+    assert build(plan, launcher) == [] and launcher.started == []
+    assert read_record(tmp_path / "run")["recipe"] == "tiny"
+
+
+@pytest.mark.parametrize("left", [["lock"], ["lock", ".run.json.tmp"], ["lock", "stages/"]])
+def test_a_kill_while_the_directory_is_made_does_not_lock_it_for_good(tmp_path, left):
+    plan = project(tmp_path, rows=["direct-grpo"])
+    for name in left:
+        path = tmp_path / "run" / name
+        path.parent.mkdir(exist_ok=True)
+        path.mkdir() if name.endswith("/") else path.touch()
+    assert build(plan) == []
 
 
 def checkpoint(path: Path, content: bytes = bytes(range(256)) * 64) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import struct
 import sys
@@ -68,10 +69,14 @@ class SimulatedStages:
                 if module == "verl_s2d.data.slices":
                     slices.write_slices(arguments.parse(rest, slices.Options))
                 else:
-                    play(module, rest, Path(cwd), env, lambda text: print(text, file=stream))
+                    say = functools.partial(print, file=stream)
+                    play(module, rest, Path(cwd), env, say, functools.partial(self.called, Path(cwd)))
             except SystemExit as end:
                 return Ended(end.code)
         return Ended(0)
+
+    def called(self, stage: Path, problem: str) -> None:
+        """The verifier was called on a problem, and that has been entered in the stage's ledger."""
 
     def close(self):
         return None

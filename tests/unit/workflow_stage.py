@@ -23,8 +23,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
-def play(module: str, rest: Sequence[str], stage: Path, environment: Mapping[str, str], say: Callable[[str], None]):
-    """Do what the module would leave behind in `stage`."""
+def play(
+    module: str,
+    rest: Sequence[str],
+    stage: Path,
+    environment: Mapping[str, str],
+    say: Callable[[str], None],
+    called: Callable[[str], None] = lambda problem: None,
+):
+    """Do what the module would leave behind in `stage`; `called` hears of every call of the verifier."""
     arguments = {k.lstrip("+"): v for k, _, v in (a.partition("=") for a in rest)}
     behaviour = json.loads(environment.get("FAKE", "{}")).get(stage.name.partition("-")[0], "")
     if module.endswith("rollout_cache"):
@@ -42,10 +49,17 @@ def play(module: str, rest: Sequence[str], stage: Path, environment: Mapping[str
         }
         (stage / "result.json").write_text(json.dumps(result))
     else:
-        train(arguments, stage, behaviour, environment["VERL_FILE_LOGGER_PATH"], say)
+        train(arguments, stage, behaviour, environment["VERL_FILE_LOGGER_PATH"], say, called)
 
 
-def train(arguments: dict[str, str], stage: Path, behaviour: str, metrics_file: str, say: Callable[[str], None]):
+def train(
+    arguments: dict[str, str],
+    stage: Path,
+    behaviour: str,
+    metrics_file: str,
+    say: Callable[[str], None],
+    called: Callable[[str], None],
+):
     """verl's loop: resume from the tracker, call the verifier, save, log."""
     what, _, at = behaviour.partition("@")
     steps, every = int(arguments["trainer.total_training_steps"]), int(arguments["trainer.save_freq"])
@@ -80,6 +94,7 @@ def train(arguments: dict[str, str], stage: Path, behaviour: str, metrics_file: 
             with (Path(ledger) / f"{os.getpid()}.jsonl").open("a") as stream:
                 line = json.dumps({"id": f"problem-{step}"}) + "\n"
                 stream.write(line * (responses if what == "calls" else 1))
+            called(f"problem-{step}")
         data = {"response_length/mean": 2.5, "train/teacher_scored_tokens": 7}
         data |= {"s2d/sampled_tokens": tokens, "s2d/teacher_scored_tokens": 6}
         spent = budget and (step * tokens >= budget or what == "short")

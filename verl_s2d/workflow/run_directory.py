@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,8 @@ from verl_s2d.workflow.manifest import write_atomically
 
 _RECORD = "run.json"
 _LOCK = "lock"
-_HARMLESS = {_LOCK, ".gitkeep", ".gitignore", "lost+found"}
+_HARMLESS = {_LOCK, f".{_RECORD}.tmp", ".gitkeep", ".gitignore", "lost+found"}
+_STAGE = re.compile(r"[a-z_]+-[0-9a-f]{12}|\..*")
 
 
 def check_run_directory(run_dir: Path, recipe_name: str) -> None:
@@ -36,13 +38,19 @@ def check_run_directory(run_dir: Path, recipe_name: str) -> None:
             value=str(run_dir),
             remedy=f"Choose another directory for {recipe_name}.",
         )
-    if record is None and run_dir.is_dir() and {p.name for p in run_dir.iterdir()} - _HARMLESS:
+    if record is None and run_dir.is_dir() and not _has_stages(run_dir) and set(os.listdir(run_dir)) - _HARMLESS:
         raise UserError(
             "The run directory is not empty and was not made by verl-s2d.",
             key="--run-dir",
             value=str(run_dir),
             remedy="Choose a new or an empty directory.",
         )
+
+
+def _has_stages(run_dir: Path) -> bool:
+    """Whether it is a run whose record was lost: the directory of the stages has nothing else in it."""
+    stages = run_dir / "stages"
+    return stages.is_dir() and all(map(_STAGE.fullmatch, os.listdir(stages)))
 
 
 def read_record(run_dir: Path) -> dict | None:
@@ -82,7 +90,7 @@ def opened(run_dir: Path, recipe_name: str) -> Iterator[str]:
     """
     check_run_directory(run_dir, recipe_name)
     try:
-        (run_dir / "stages").mkdir(parents=True, exist_ok=True)
+        run_dir.mkdir(parents=True, exist_ok=True)
         stream = (run_dir / _LOCK).open("a+")
     except OSError as error:
         raise UserError(
@@ -108,6 +116,7 @@ def opened(run_dir: Path, recipe_name: str) -> Iterator[str]:
         if record is None:
             record = {"recipe": recipe_name, "id": uuid.uuid4().hex}
             write_atomically(run_dir / _RECORD, json.dumps(record) + "\n")
+        (run_dir / "stages").mkdir(exist_ok=True)
         yield record["id"]
 
 
