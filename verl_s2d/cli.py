@@ -13,6 +13,7 @@ from pathlib import Path
 
 from verl_s2d import __version__
 from verl_s2d.errors import UserError
+from verl_s2d.workflow import redaction
 from verl_s2d.workflow.failures import Interrupted
 from verl_s2d.workflow.planning import Plan, make_plan
 from verl_s2d.workflow.recipe_file import load_recipe
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return options.command(options)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redaction.current().text(str(error))}", file=sys.stderr)
         return BAD_INPUT
     except (Interrupted, KeyboardInterrupt):
         words = ["verl-s2d", *(sys.argv[1:] if argv is None else argv)]

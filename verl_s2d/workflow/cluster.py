@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from verl_s2d.workflow import redaction
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.logs import last_lines
 from verl_s2d.workflow.process import Handle, Launcher, kill_marked, marked_processes, wait
@@ -53,6 +54,7 @@ class RayCluster:
         self._address = ""
         # Ray's default depends on files in the home directory, and head and drivers read them differently.
         self._authentication = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        redaction.remember([self._authentication["RAY_AUTH_TOKEN"]])
         # Unix sockets live below it and their paths are limited to 107 characters: short, and not in the run directory.
         self._temporary = Path(tempfile.gettempdir()) / f"s2d-{run_id[:8]}"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from verl_s2d.workflow import redaction
+
 
 class StageFailed(Exception):
     """A stage's process ended badly, stalled, or left an incomplete result.
@@ -19,8 +21,10 @@ class StageFailed(Exception):
     def __init__(
         self, problem: str, *, log: Path | None = None, lines: list[str] | None = None, others: Iterable[Path] = ()
     ):
-        self.problem, self.log, self.lines = problem, log, lines or []
-        text = [problem]
+        # Whatever is shown of a log may be shown anywhere.
+        redactor = redaction.current()
+        self.problem, self.log, self.lines = redactor.text(problem), log, list(map(redactor.text, lines or ()))
+        text = [self.problem]
         if self.lines:
             text += [f"  | {line}" for line in self.lines]
         if log is not None:

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from verl_s2d.workflow import redaction
 from verl_s2d.workflow.digests import describe_outputs
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.ledger import Ledger
@@ -71,7 +72,7 @@ def write_manifest(node: Node, directory: Path, *, ledger: Ledger, seconds: floa
         "outputs": describe_outputs(directory),
         "versions": installed_versions(),
     }
-    body = json.dumps(manifest, indent=1).removesuffix("\n}")
+    body = json.dumps(redaction.current().data(manifest), indent=1).removesuffix("\n}")
     write_atomically(directory / MANIFEST, _sealed(body.encode()).decode())
 
 

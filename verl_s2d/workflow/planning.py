@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from verl_s2d.workflow import redaction
 from verl_s2d.workflow.graph import Node, build_order, users_of
 from verl_s2d.workflow.manifest import is_built
 from verl_s2d.workflow.recipe import Recipe, Source
@@ -54,7 +55,8 @@ class Plan:
             "labels": "all" if recipe.data.labels is None else f"{recipe.data.labels:,}",
             "verifier": str(verifier),
         }
-        return {"about": about, "command": self._command(), "published": recipe.published}
+        facts = {"about": about, "command": self._command(), "published": recipe.published}
+        return redaction.current().data(facts)
 
     def _command(self) -> str:
         """What runs this plan again."""

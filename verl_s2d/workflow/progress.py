@@ -6,6 +6,7 @@ import sys
 import time
 from typing import Protocol, TextIO
 
+from verl_s2d.workflow import redaction
 from verl_s2d.workflow.graph import Node
 
 
@@ -33,7 +34,7 @@ class PlainProgress:
         self._said, self._node, self._total = 0.0, None, None
 
     def note(self, text: str) -> None:
-        print(f"{time.strftime('%H:%M:%S')} {text}", file=self._stream, flush=True)
+        print(f"{time.strftime('%H:%M:%S')} {redaction.current().text(text)}", file=self._stream, flush=True)
 
     def stage_started(self, node: Node, index: int, count: int, total_steps: int | None, attempt: int) -> None:
         self._node, self._total, self._said = node, total_steps, time.monotonic()
@@ -59,7 +60,8 @@ class BarProgress:
         self._bar, self._task = None, None
 
     def note(self, text: str) -> None:
-        (self._bar.console if self._bar else self._console).print(text, markup=False, highlight=False)
+        console = self._bar.console if self._bar else self._console
+        console.print(redaction.current().text(text), markup=False, highlight=False)
 
     def stage_started(self, node: Node, index: int, count: int, total_steps: int | None, attempt: int) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from verl_s2d.errors import UserError
+from verl_s2d.workflow import redaction
 from verl_s2d.workflow.recipe import ROW_NAMES, Matched, Recipe, Source
 from verl_s2d.workflow.stages.computed import COMPUTED_KEYS, bare_key
 
@@ -79,6 +80,7 @@ def load_recipe(path: str | Path) -> Recipe:
             value=str(path),
             remedy="Correct the line named above.",
         ) from error
+    redaction.remember(redaction.secrets_in(data))
     recipe = dataclasses.replace(_build(Recipe, data, ""), path=path.resolve())
     _check_recipe(recipe)
     return recipe

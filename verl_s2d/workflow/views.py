@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from verl_s2d.workflow import attempts
+from verl_s2d.workflow import attempts, redaction
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.manifest import is_built, read_manifest
 from verl_s2d.workflow.metrics import read_metrics
@@ -17,13 +17,14 @@ from verl_s2d.workflow.stages.preparation import evaluation_files
 
 def plan_view(plan: Plan) -> dict[str, Any]:
     """Every stage with its state, what it will do and the exact command of its next attempt."""
-    return {
+    view = {
         "recipe": plan.recipe.name,
         "run_dir": str(plan.context.run_dir),
         "device": plan.context.device,
         "rows": [{"name": r.name, "seed": r.seed, "stage": r.target.label} for r in plan.rows],
         "stages": [_planned(plan, node) for node in plan.order],
     }
+    return redaction.current().data(view)
 
 
 def _planned(plan: Plan, node: Node) -> dict[str, Any]:

@@ -1,0 +1,196 @@
+"""No key, token or password in what is written or printed: the one place that knows what to hide.
+
+Hidden are the values of environment variables and recipe keys with a secret's name, wherever they turn up; what is
+assigned to such a name (`api_key: ...`); credentials in URLs; and tokens of well-known shapes. Processes get the real
+values.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+HIDDEN = "<hidden>"
+_SHORTEST = 8
+"""Shorter values are hidden where they are assigned, and not looked for elsewhere: other words would contain them."""
+_LARGEST_FILE = 2**28
+_LOGS = (
+    "*.txt",
+    "*.log",
+    *(f"{name}/**/*" for name in ("worker-logs", "hydra", "wandb", "swanlog", "mlruns", "outputs")),
+)
+"""Of a stage's directory: its log, and what hydra and experiment trackers write down about its configuration. Results
+are not searched: what looks like a password in a tokenizer's vocabulary has to stay."""
+
+_ALWAYS = {
+    "password",
+    "passwd",
+    "passphrase",
+    "secret",
+    "secrets",
+    "credential",
+    "credentials",
+    "apikey",
+    "authorization",
+}
+_KINDS_OF_KEY = {"api", "access", "secret", "private", "auth", "account", "encryption", "signing", "ssh", "license"}
+_KINDS_OF_TOKEN = {
+    "auth",
+    "access",
+    "api",
+    "hf",
+    "hub",
+    "huggingface",
+    "github",
+    "gitlab",
+    "bearer",
+    "refresh",
+    "session",
+}
+_KINDS_OF_TOKEN |= {"wandb", "security", "secret", "bot", "slack", "swanlab", "mlflow", "vault", "bearer"}
+_NOT_VALUES = {"none", "null", "true", "false", HIDDEN}
+
+_TRIGGER = re.compile(
+    r"(?i)token|key|secret|passw|passphrase|credential|authorization|bearer|basic|://|hf_|sk-|gh[pousr]_|akia|xox|glpat"
+)
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*://)[^/\s@'\"]+@")
+_SHAPES = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w\-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16}|xox[abprs]-[\w\-]{10,}"
+    r"|glpat-[\w\-]{16,})"
+)
+_SCHEME = re.compile(r"(?i)\b(bearer|basic)(\s+)[\w.~+/\-]{12,}=*")
+_ASSIGNED = re.compile(
+    r"(?i)([\w.\-]*(?:token|key|secret|passw|passphrase|credential|auth|pat)\w*)"
+    r"""(["']?\s*[:=]\s*)(?:"([^"]+)"|'([^']+)'|([^\s"',;&}\])]+))"""
+)
+
+
+def secret_name(name: str) -> bool:
+    """Whether a value of this name is to be hidden. `eos_token`, `prompt_key` and `max_tokens` are not."""
+    last = re.split(r"[.:/]", name)[-1]
+    words = [w.lower() for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", last)]
+    if not words:
+        return False
+    pairs = set(pairwise(words))
+    if _ALWAYS & set(words) or any(second == "key" and first in _KINDS_OF_KEY for first, second in pairs):
+        return True
+    if words[-1] == "token":
+        # In capitals it is a variable of the environment, where no tokenizer has its special tokens.
+        return len(words) == 1 or words[-2] in _KINDS_OF_TOKEN or last.isupper()
+    return last.isupper() and words[-1] in {"key", "auth", "pat"}
+
+
+def secrets_in(data: Any, name: str = "") -> Iterator[str]:
+    """Values below `data` that have a secret's name, and passwords in URLs."""
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from secrets_in(value, str(key))
+    elif isinstance(data, list | tuple):
+        for value in data:
+            yield from secrets_in(value, name)
+    elif isinstance(data, str):
+        if secret_name(name) and _is_value(data):
+            yield data
+        yield from (match[1] for match in re.finditer(r"://[^/\s:@'\"]*:([^/\s@'\"]+)@", data))
+
+
+_remembered: set[str] = set()
+
+
+def remember(values: Iterable[str]) -> None:
+    """Hide these from now on, in this process."""
+    _remembered.update(values)
+
+
+class Redactor:
+    """Hides secrets in text and data.
+
+    Args:
+        values: secrets known by their value.
+    """
+
+    def __init__(self, values: Iterable[str]):
+        self._said: dict[tuple[str, str], str] = {}
+        self._known = _any_of(frozenset(v for v in values if len(v) >= _SHORTEST))
+
+    def text(self, text: str) -> str:
+        """The text without secrets."""
+        if self._known is not None:
+            text = self._known.sub(HIDDEN, text)
+        if not _TRIGGER.search(text):
+            return text
+        text = _URL.sub(rf"\1{HIDDEN}@", text)
+        text = _SHAPES.sub(HIDDEN, text)
+        text = _SCHEME.sub(rf"\1\2{HIDDEN}", text)
+        return _ASSIGNED.sub(_assigned, text)
+
+    def data(self, value: Any, name: str = "") -> Any:
+        """A copy of JSON-able data without secrets; numbers, None and booleans stay whatever their name."""
+        if isinstance(value, Mapping):
+            return {key: self.data(entry, str(key)) for key, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.data(entry, name) for entry in value]
+        if isinstance(value, str):
+            # The same settings and arguments come again with every stage.
+            if (name, value) not in self._said:
+                self._said[name, value] = HIDDEN if secret_name(name) and _is_value(value) else self.text(value)
+            return self._said[name, value]
+        return value
+
+    def file(self, path: Path) -> None:
+        """Rewrite a text file if there is a secret in it."""
+        with path.open(errors="surrogateescape", newline="") as stream:
+            if not any(self.text(line) != line for line in stream):
+                return
+        temporary = path.with_name(f".{path.name}.tmp")
+        with path.open(errors="surrogateescape", newline="") as old:
+            with temporary.open("w", errors="surrogateescape", newline="") as new:
+                new.writelines(self.text(line) for line in old)
+        os.replace(temporary, path)
+
+    def logs(self, directory: Path) -> None:
+        """Everything in a stage's directory that is a log."""
+        for pattern in _LOGS:
+            for path in directory.glob(pattern):
+                if path.is_file() and not path.is_symlink() and path.stat().st_size <= _LARGEST_FILE:
+                    self.file(path)
+
+
+def current() -> Redactor:
+    """Hides what this process's environment and recipe hold."""
+    return Redactor({*_remembered, *(v for k, v in os.environ.items() if secret_name(k) and _is_value(v))})
+
+
+def _is_value(value: str) -> bool:
+    """Whether this can be a secret at all: no switch, no number, no reference to the environment, no file."""
+    plain = value.strip().lower()
+    return not (
+        plain in _NOT_VALUES or len(plain) < 4 or plain.startswith("${") or _number(plain) or os.path.exists(value)
+    )
+
+
+def _number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _assigned(match: re.Match) -> str:
+    name, between, *values = match.groups()
+    value = next(v for v in values if v is not None)
+    if not secret_name(name) or not _is_value(value):
+        return match[0]
+    return match[0][: len(name) + len(between)] + HIDDEN
+
+
+@lru_cache(maxsize=8)
+def _any_of(values: frozenset[str]) -> re.Pattern | None:
+    # Longest first: a value may be the beginning of another.
+    return re.compile("|".join(map(re.escape, sorted(values, key=len, reverse=True)))) if values else None
