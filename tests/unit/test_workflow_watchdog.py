@@ -164,7 +164,6 @@ def attempt(tmp_path, code, **limits):
             launcher=SubprocessLauncher(),
             environment=environment,
             limits=Limits(**{"silent": 60.0, "step": 60.0} | limits),
-            stepping=True,
             progress=PlainProgress(),
             workers=OnRay(logs),
         )

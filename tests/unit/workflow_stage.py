@@ -5,6 +5,7 @@
 FAKE (environment, JSON): {"<kind>": "crash@2" | "hang@2" | "hard-hang@2" | "slow" | "no-export" | "calls" | "short"}.
 A crash happens once, recorded by a file in the stage directory. A stage calls the verifier once a step, with "calls"
 once a response; "short" ends it after a step, whatever its budget of tokens.
+FAKE_METRICS (environment, JSON): {"<kind>": {"<step>": {"metric": value}}}, logged in addition.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def play(
         }
         (stage / "result.json").write_text(json.dumps(result))
     else:
-        train(arguments, stage, behaviour, environment["VERL_FILE_LOGGER_PATH"], say, called)
+        logged = json.loads(environment.get("FAKE_METRICS", "{}")).get(stage.name.partition("-")[0], {})
+        train(arguments, stage, behaviour, environment["VERL_FILE_LOGGER_PATH"], say, called, logged)
 
 
 def train(
@@ -59,6 +61,7 @@ def train(
     metrics_file: str,
     say: Callable[[str], None],
     called: Callable[[str], None],
+    logged: Mapping[str, Mapping],
 ):
     """verl's loop: resume from the tracker, call the verifier, save, log."""
     what, _, at = behaviour.partition("@")
@@ -97,6 +100,7 @@ def train(
             called(f"problem-{step}")
         data = {"response_length/mean": 2.5, "train/teacher_scored_tokens": 7}
         data |= {"s2d/sampled_tokens": tokens, "s2d/teacher_scored_tokens": 6}
+        data |= logged.get(str(step), {})
         spent = budget and (step * tokens >= budget or what == "short")
         if step % every == 0 or step == steps or spent:
             export = (

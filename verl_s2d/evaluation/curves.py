@@ -136,9 +136,7 @@ def not_finite(kind: str, metrics: Metrics) -> dict[str, list[int]]:
     """Logged name -> steps at which it was NaN or infinite, of the metrics that the panels of this kind show."""
     found = {}
     for key in {key for panel in PANELS if kind in panel.kinds for key in panel.metrics}:
-        steps = [
-            step for step, data in metrics.items() if (y := _number(data.get(key))) is not None and not math.isfinite(y)
-        ]
+        steps = [step for step, data in metrics.items() if key in data and not _is_finite(data[key])]
         if steps:
             found[key] = steps
     return dict(sorted(found.items()))
@@ -165,6 +163,12 @@ def _value(key: str, data: Mapping[str, Any], response_tokens: int | None) -> fl
     if share is None or longest is None or response_tokens is None:
         return None
     return share if longest >= response_tokens else 0.0
+
+
+def _is_finite(value: Any) -> bool:
+    # verl's logger writes null for what JSON has no number for.
+    number = _number(value)
+    return number is not None and math.isfinite(number)
 
 
 def _number(value: Any) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from verl_s2d.errors import UserError
@@ -11,6 +12,7 @@ from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.identity import External, file_external, files_external, model_external
 from verl_s2d.workflow.overrides import merge, overlay, split_operational
 from verl_s2d.workflow.recipe import Recipe, Source
+from verl_s2d.workflow.recipe_file import stage_alarms
 from verl_s2d.workflow.stages import kinds
 from verl_s2d.workflow.stages.preparation import slice_sizes
 
@@ -76,7 +78,7 @@ class Builder:
         stage = self._stage("warmup")
         verl, operations = self._verl("warmup", stage.verl)
         settings = {"objective": stage.objective, "steps": stage.steps, "seed": self.seed, "verl": verl}
-        operations = {"save_every": stage.save_every, "verl": operations}
+        operations = {"save_every": stage.save_every, "verl": operations, **self._alarms("warmup", settings)}
         return self._node(
             "warmup",
             _name("warmup", rollouts.settings["slice"], of),
@@ -91,7 +93,7 @@ class Builder:
         stage = self._stage("opd")
         verl, operations = self._verl("opd", stage.verl)
         settings = {**self._training(stage, slice_name, verl), "objective": stage.objective, "beta": stage.beta}
-        operations = {"save_every": stage.save_every, "verl": operations}
+        operations = {"save_every": stage.save_every, "verl": operations, **self._alarms("opd", settings)}
         inputs = {"model": student, "teacher": teacher, "slices": self.slices()}
         return self._node("opd", _name("opd", slice_name, of), settings, operations, **inputs)
 
@@ -149,7 +151,7 @@ class Builder:
         stage = self._stage(key)
         verl, operations = self._verl("grpo", stage.verl)
         settings = self._training(stage, slice_name, verl)
-        operations = {"save_every": stage.save_every, "verl": operations}
+        operations = {"save_every": stage.save_every, "verl": operations, **self._alarms(key, settings)}
         inputs = {"model": model, "slices": self.slices(), **self._verifier(settings)}
         return self._node("grpo", _name(name, slice_name, of), settings, operations, **inputs)
 
@@ -164,6 +166,15 @@ class Builder:
             "seed": self.seed,
             "verl": verl,
         }
+
+    def _alarms(self, key: str, settings: dict[str, Any]) -> dict[str, Any]:
+        """The stage's alarms, for its operations. Those that stop it are entered into `settings`, with how often it
+        saves: they decide which checkpoint is its result."""
+        alarms = asdict(stage_alarms(self.recipe, key))
+        stopping = {name: alarm for name, alarm in alarms.items() if alarm["action"] == "stop"}
+        if stopping:
+            settings["stopped_by"] = {"alarms": stopping, "save_every": self._stage(key).save_every}
+        return {"alarms": alarms}
 
     def _stage(self, key: str) -> Any:
         stage = getattr(self.recipe.stages, key)

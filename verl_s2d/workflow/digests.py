@@ -10,7 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-NOT_OUTPUT = ("metrics", "attempts", "hydra", "checkpoints", "verifier", "worker-logs", "log.txt", "manifest.json")
+NOT_OUTPUT = (
+    "metrics",
+    "attempts",
+    "hydra",
+    "checkpoints",
+    "verifier",
+    "worker-logs",
+    "log.txt",
+    "manifest.json",
+    "alarms.jsonl",
+    "stopped.json",
+)
 """What lies in a stage's directory beside its result."""
 _THREADS = 8
 _SETTLED_SECONDS = 2.0

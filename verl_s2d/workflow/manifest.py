@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,20 @@ def is_built(node: Node, directory: Path) -> bool:
     return manifest is not None and manifest.get("digest") == node.digest
 
 
-def write_manifest(node: Node, directory: Path, *, ledger: Ledger, seconds: float, attempts: int) -> None:
-    """Record a verified stage. A reader sees all of the manifest or none of it, even after a power cut."""
+def write_manifest(
+    node: Node,
+    directory: Path,
+    *,
+    ledger: Ledger,
+    seconds: float,
+    attempts: int,
+    stopped: Mapping[str, Any] | None = None,
+) -> None:
+    """Record a verified stage. A reader sees all of the manifest or none of it, even after a power cut.
+
+    Args:
+        stopped: of a stage that an alarm has ended (stages.early_stop).
+    """
     manifest = {
         "format": _FORMAT,
         "kind": node.kind,
@@ -69,6 +82,7 @@ def write_manifest(node: Node, directory: Path, *, ledger: Ledger, seconds: floa
         "ledger": ledger,
         "seconds": round(seconds, 3),
         "attempts": attempts,
+        **({"stopped": stopped} if stopped else {}),
         "outputs": describe_outputs(directory),
         "versions": installed_versions(),
     }

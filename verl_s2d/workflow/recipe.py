@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from verl_s2d.workflow.alarm_settings import Alarms
+
 ROW_NAMES = (
     "cold-student",
     "direct-grpo",
@@ -26,6 +28,9 @@ LedgerItem = Literal["labels", "verifier_calls", "sampled_tokens", "updates"]
 """What a row can be matched by."""
 
 Overrides = dict[str, Any]
+
+AlarmOverrides = dict[str, Any]
+"""As `alarms:` of the recipe; what is not named is as there."""
 
 
 def at_least(minimum: float, default: Any = ...) -> Any:
@@ -85,6 +90,7 @@ class ReinforcementLearning:
     steps: int = at_least(1)
     save_every: int = at_least(1, 10)
     verl: Overrides = field(default_factory=dict)
+    alarms: AlarmOverrides = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,7 @@ class Warmup:
     save_every: int = at_least(1, 10)
     objective: Literal["forward_kl"] = "forward_kl"
     verl: Overrides = field(default_factory=dict)
+    alarms: AlarmOverrides = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,7 @@ class OnPolicyDistillation:
     objective: Literal["advantage", "reverse_kl", "jsd"] = "advantage"
     beta: float = at_least(0, 1.0)
     verl: Overrides = field(default_factory=dict)
+    alarms: AlarmOverrides = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -183,6 +191,8 @@ class Recipe:
     """
     evaluation: Evaluation = field(default_factory=Evaluation)
     cluster: Cluster = field(default_factory=Cluster)
+    alarms: Alarms = field(default_factory=Alarms)
+    """What to do when training goes wrong; described in alarm_settings.py."""
     published: dict[str, dict[str, float]] = field(default_factory=dict)
     """Somebody else's avg@k to lay beside the rows, in percent: row -> evaluation set -> value."""
     path: Path = field(default=Path(), metadata={"hidden": True})

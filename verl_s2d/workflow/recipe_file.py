@@ -15,6 +15,7 @@ import yaml
 
 from verl_s2d.errors import UserError
 from verl_s2d.workflow import redaction
+from verl_s2d.workflow.alarm_settings import Alarm, Alarms
 from verl_s2d.workflow.recipe import ROW_NAMES, Matched, Recipe, Source
 from verl_s2d.workflow.stages.computed import COMPUTED_KEYS, bare_key
 
@@ -137,6 +138,8 @@ def _check_recipe(recipe: Recipe) -> None:
         )
     for name in ("teacher_rl", "warmup", "opd", "student_rl"):
         stage = getattr(recipe.stages, name)
+        if stage is not None:
+            stage_alarms(recipe, name)
         for key in stage.verl if stage is not None else ():
             remedy = COMPUTED_KEYS.get(bare_key(key))
             if remedy:
@@ -187,6 +190,19 @@ def check_rows(names: Iterable[str], key: str, known: Iterable[str]) -> None:
             raise UserError("Unknown row.", key=key, value=name, remedy=suggestion(name, known))
 
 
+def stage_alarms(recipe: Recipe, stage: str) -> Alarms:
+    """The recipe's alarms with what one stage says differently.
+
+    Raises:
+        UserError: a key or value of the stage's own that does not fit.
+    """
+    alarms: dict[str, Any] = dataclasses.asdict(recipe.alarms)
+    for name, own in getattr(recipe.stages, stage).alarms.items():
+        own = {"action": own} if isinstance(own, str) else own
+        alarms[name] = {**alarms[name], **own} if name in alarms and isinstance(own, Mapping) else own
+    return _build(Alarms, alarms, f"stages.{stage}.alarms")
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """`Did you mean x?` when something is near, the list of what is known otherwise."""
     known = list(known)
@@ -204,8 +220,10 @@ def _join(prefix: str, name: str) -> str:
 
 def _build(cls: type, data: Any, key: str) -> Any:
     """Fill the dataclass `cls` from a mapping, checking names, types and bounds."""
-    if cls is Source and isinstance(data, str):
+    if isinstance(data, str) and cls is Source:
         data = {"model": data}
+    if isinstance(data, str) and issubclass(cls, Alarm):
+        data = {"action": data}
     if not isinstance(data, Mapping):
         raise UserError(
             "A mapping is expected here.", key=key or "recipe", value=data, remedy="Write `key: value` lines."

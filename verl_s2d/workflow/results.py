@@ -14,6 +14,7 @@ from verl_s2d.evaluation.curves import curves_of
 from verl_s2d.evaluation.report import Facts, Report, build_report
 from verl_s2d.evaluation.rows import Match, RowResult
 from verl_s2d.workflow import attempts
+from verl_s2d.workflow.alarm_watch import recorded
 from verl_s2d.workflow.digests import damage
 from verl_s2d.workflow.graph import MATCHED, stage_label
 from verl_s2d.workflow.ledger import Ledger, add_ledgers, amount, empty_ledger
@@ -180,7 +181,7 @@ class _Stages:
                 "began": began,
                 "ended": ended,
                 "curves": curves_of(kind, manifest["settings"].get("response_tokens"), metrics),
-                "alarms": alarms_of(kind, metrics),
+                "alarms": _alarms(manifest, directory, alarms_of(kind, metrics)),
             }
         return self._entries[digest]
 
@@ -201,6 +202,24 @@ class _Stages:
 
     def _directory(self, manifest: Manifest) -> Path:
         return self._stages / stage_label(manifest["kind"], manifest["digest"])
+
+
+def _alarms(manifest: Manifest, directory: Path, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What was raised while the stage ran, with what became of it; `found` in what it logged counts for stages that
+    were not watched then."""
+    raised = [
+        {"step": a.get("since", a["step"]), **{k: a[k] for k in ("text", "alarm", "action")}}
+        for a in recorded(directory)
+    ]
+    alarms = raised if any(alarm["alarm"] == "not_finite" for alarm in raised) else found + raised
+    if stopped := manifest.get("stopped"):
+        score = f", validation score {stopped['score']:.4g}" if stopped["score"] is not None else ""
+        text = f"ended by {stopped['alarm']['alarm']}; its result is the checkpoint of step {stopped['kept']}{score}"
+        alarms = [
+            *alarms,
+            {"step": stopped["steps"], "text": text, "alarm": stopped["alarm"]["alarm"], "action": "stop"},
+        ]
+    return alarms
 
 
 def _damaged(name: str, directory: Path, problem: str) -> UserError:

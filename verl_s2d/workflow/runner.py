@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from verl_s2d.workflow import attempts, redaction
+from verl_s2d.workflow.alarm_watch import AlarmWatch
 from verl_s2d.workflow.cluster import CLUSTER_MARKER, RayCluster
 from verl_s2d.workflow.failures import Interrupted, StageFailed
 from verl_s2d.workflow.graph import PREPARATION_KINDS, Node
@@ -22,7 +23,7 @@ from verl_s2d.workflow.progress import Progress
 from verl_s2d.workflow.repair import discard_broken_remains, require_whole, verified_missing
 from verl_s2d.workflow.run_directory import opened, remember
 from verl_s2d.workflow.stage_process import run_attempt
-from verl_s2d.workflow.stages import checkpoints, kinds
+from verl_s2d.workflow.stages import checkpoints, early_stop, kinds
 from verl_s2d.workflow.stages.base import StageKind
 from verl_s2d.workflow.watchdog import Limits
 
@@ -125,14 +126,15 @@ class _Runner:
         discard_broken_remains(directory, self._progress.note)
         tries = 1 + self._plan.context.cluster.retries
         for remaining in reversed(range(tries)):
-            if kind.finished_before(node, directory):
+            # What an alarm has stopped is never started again, whether or not it leaves a result.
+            if early_stop.read(directory) is not None or kind.finished_before(node, directory):
                 break
             try:
                 self._attempt(node, kind, directory, index, count)
                 break
             except StageFailed as failure:
                 self._cluster.stop()
-                if not remaining:
+                if not remaining or early_stop.read(directory) is not None:
                     raise
                 self._progress.note(f"{failure.problem} Trying again ({remaining} left).")
         kind.finalize(node, directory)
@@ -143,6 +145,7 @@ class _Runner:
             ledger=kind.ledger(node, directory, seconds),
             seconds=seconds,
             attempts=attempts.count(directory),
+            stopped=early_stop.read(directory),
         )
         kind.clean(directory)
 
@@ -168,7 +171,7 @@ class _Runner:
                 launcher=self._launcher,
                 environment=environment | dict(command.env),
                 limits=Limits(60 * cluster.stall_minutes, 60 * cluster.step_minutes),
-                stepping=kind.needs_ray,
+                alarms=AlarmWatch(node, directory, attempt) if kind.needs_ray else None,
                 progress=self._progress,
                 workers=self._cluster if kind.needs_ray else None,
             )

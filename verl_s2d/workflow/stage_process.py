@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from verl_s2d.workflow.alarm_watch import AlarmWatch
 from verl_s2d.workflow.evidence import Evidence, keep
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
@@ -40,14 +41,14 @@ def run_attempt(
     launcher: Launcher,
     environment: Mapping[str, str],
     limits: Limits,
-    stepping: bool,
     progress: Progress,
+    alarms: AlarmWatch | None = None,
     workers: Workers | None = None,
 ) -> None:
-    """Run the command to its end; whatever way this function is left, the process is gone.
+    """Run the command to its end, or until an alarm stops it; whatever way this function is left, the process is gone.
 
     Args:
-        stepping: whether the stage counts steps.
+        alarms: of a stage that trains, and therefore logs steps.
         workers: of a stage that runs on Ray.
 
     Raises:
@@ -58,11 +59,14 @@ def run_attempt(
     with log.open("a") as stream:
         stream.write(f"=== attempt {attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
     logs = workers.worker_logs() if workers else None
-    watchdog = Watchdog(directory, metrics, logs, limits, stepping=stepping)
+    if _alarmed(node, alarms, progress):
+        return
+    watchdog = Watchdog(directory, metrics, logs, limits, stepping=alarms is not None)
     handle = launcher.start(command.argv, environment, directory, log)
     try:
-        code = _watch(node, handle, watchdog, progress, directory, attempt, workers)
-        if code != 0:
+        code = _watch(node, handle, watchdog, alarms, progress, directory, attempt, workers)
+        # The end may be why the alarm was raised: a trainer gives up after some updates that were not finite.
+        if code != 0 and not _alarmed(node, alarms, progress):
             how = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
             raise _failure(f"{node.name} {how}; {watchdog.progress()}", watchdog.worker_error(), directory, attempt)
     finally:
@@ -73,12 +77,13 @@ def _watch(
     node: Node,
     handle: Handle,
     watchdog: Watchdog,
+    alarms: AlarmWatch | None,
     progress: Progress,
     directory: Path,
     attempt: int,
     workers: Workers | None,
 ) -> int:
-    """The exit code, when it ends."""
+    """The exit code when it ends; 0 also when an alarm is to end it."""
     # no limit: the watchdog's
     while (code := handle.poll()) is None:
         time.sleep(_POLL_SECONDS)
@@ -86,13 +91,23 @@ def _watch(
             continue
         if watchdog.step is not None:
             progress.stage_step(watchdog.step)
+        if _alarmed(node, alarms, progress):
+            return 0
         stall = watchdog.stalled()
         if stall is not None:
             at_work = workers.at_work() if workers else []
             waiting = f" At work: {', '.join(at_work)}." if at_work else ""
             problem = f"{node.name} stalled: {stall}, so it was stopped; {watchdog.progress()}.{waiting}"
             raise _failure(problem.removesuffix("."), watchdog.error(), directory, attempt)
+    _alarmed(node, alarms, progress)
     return code
+
+
+def _alarmed(node: Node, alarms: AlarmWatch | None, progress: Progress) -> bool:
+    """Show new alarms; whether one of them (or an earlier one) stops the stage."""
+    for alarm in alarms.look() if alarms else ():
+        progress.note(f"    {node.name}: ALARM, {alarm.text}")
+    return alarms is not None and alarms.stopping
 
 
 def _failure(problem: str, error: Evidence | None, directory: Path, attempt: int) -> StageFailed:

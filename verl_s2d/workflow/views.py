@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from verl_s2d.workflow import attempts, redaction
+from verl_s2d.workflow.alarm_watch import recorded
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.manifest import is_built, read_manifest
 from verl_s2d.workflow.metrics import read_metrics
@@ -77,6 +78,7 @@ def status_view(plan: Plan) -> dict[str, Any]:
         entry: dict[str, Any] = {"kind": node.kind, "name": node.name, "dir": str(directory), "digest": node.digest}
         if manifest is not None and manifest.get("digest") == node.digest:
             entry |= {"state": "done", "seconds": manifest["seconds"], "attempts": manifest["attempts"]}
+            entry |= {"stopped": manifest["stopped"]} if "stopped" in manifest else {}
         elif attempts.count(directory):
             state = "running" if running and attempts.is_open(directory) else "stopped"
             step = max(read_metrics(directory), default=0)
@@ -89,6 +91,8 @@ def status_view(plan: Plan) -> dict[str, Any]:
             }
         else:
             entry |= {"state": "missing"}
+        if alarms := recorded(directory):
+            entry["alarms"] = alarms
         stages.append(entry)
     return {"recipe": plan.recipe.name, "run_dir": str(plan.context.run_dir), "running": running, "stages": stages}
 
@@ -105,7 +109,10 @@ def status_text(view: dict[str, Any]) -> str:
             more += f", step {stage['step']}/{stage['steps']}"
         if stage.get("attempts", 1) > 1:
             more += f", {stage['attempts']} attempts"
+        if stopped := stage.get("stopped"):
+            more += f", ended at step {stopped['steps']} by an alarm, the result is step {stopped['kept']}"
         lines.append(f"  {stage['state']:<8} {stage['name']:<{width}}  {more}".rstrip())
+        lines += [f"           {'':<{width}}  ALARM, {alarm['text']}" for alarm in stage.get("alarms", ())]
     done = sum(s["state"] == "done" for s in view["stages"])
     lines.append(f"{done} of {len(view['stages'])} stages done")
     return "\n".join(lines)

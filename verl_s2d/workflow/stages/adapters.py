@@ -11,6 +11,9 @@ from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.hf_export import safetensors_names
 from verl_s2d.workflow.overrides import plain_arguments
 
+_MERGE_SECONDS = 7200
+"""To read a model of a hundred gigabytes from a slow disk and write it again."""
+
 
 def has_adapter(export: Path) -> bool:
     """Whether a complete Hugging Face directory holds an adapter beside its weights, as verl's FSDP engine saves it."""
@@ -25,7 +28,12 @@ def merge_adapter(node: Node, export: Path, out: Path, log: Path) -> None:
     """
     arguments = plain_arguments({"checkpoint": str(export.parent), "out": str(out)})
     command = [sys.executable, "-m", "verl_s2d.training.merge_adapter", *arguments]
-    ended = subprocess.run(command, capture_output=True, text=True)
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=_MERGE_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise StageFailed(
+            f"{node.name}: merging its adapter ({export.parent}) did not end within {_MERGE_SECONDS} s.", log=log
+        ) from error
     if ended.returncode != 0:
         raise StageFailed(
             f"{node.name}: its adapter cannot be merged into its weights.",

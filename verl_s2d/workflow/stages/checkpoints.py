@@ -92,16 +92,20 @@ def find_export(checkpoints: Path, step: int) -> Path | None:
     return None
 
 
-def hand_off(node: Node, directory: Path, steps: int) -> None:
+def hand_off(node: Node, directory: Path, steps: int, *, earlier: bool = False) -> None:
     """Verify the export of the last step and move it to <stage>/model, a LoRA adapter merged into its weights. Does
     nothing when that is done already.
+
+    Args:
+        steps: the last step.
+        earlier: `steps` is one before the last, chosen among the complete ones.
 
     Raises:
         StageFailed: the last step was not reached, or its export is incomplete.
     """
     model, checkpoints, log = directory / "model", directory / "checkpoints", directory / "log.txt"
     if not model.is_dir():
-        step = completed_step(checkpoints)
+        step = steps if earlier else completed_step(checkpoints)
         if step != steps:
             raise StageFailed(f"{node.name} ended at step {step or 0} of {steps}.", log=log)
         export = find_export(checkpoints, step)

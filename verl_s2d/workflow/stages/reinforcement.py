@@ -13,7 +13,7 @@ from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.ledger import Ledger, empty_ledger, sum_over_steps, verifier_calls
 from verl_s2d.workflow.metrics import read_metrics
 from verl_s2d.workflow.overrides import hydra_arguments, merge, value_of
-from verl_s2d.workflow.stages import checkpoints
+from verl_s2d.workflow.stages import checkpoints, early_stop
 from verl_s2d.workflow.stages.base import (
     Command,
     Context,
@@ -31,6 +31,11 @@ def token_budget(node: Node, directory: Path) -> dict[str, int | None]:
     if node.settings["steps"] is not None or node.settings["matched"]["by"] != "sampled_tokens":
         return {}
     return {"+s2d.token_budget": left(node, directory.parent)}
+
+
+def _steps_done(node: Node, directory: Path) -> int | None:
+    """Of a finished stage, what an alarm threw away included: it was consumed."""
+    return early_stop.steps_done(directory) or last_step(node, directory)
 
 
 def log_backends(chosen: Any) -> list[str]:
@@ -92,6 +97,8 @@ class _VerlTrainer(ABC):
         """Overrides of the one kind."""
 
     def finalize(self, node: Node, directory: Path) -> None:
+        if early_stop.settle(node, directory):
+            return
         steps = last_step(node, directory)
         if steps is None:
             raise StageFailed(f"{node.name} ended before it had spent its budget.", log=directory / "log.txt")
@@ -130,7 +137,7 @@ class Grpo(_VerlTrainer):
         }
 
     def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
-        sequences, steps = sequences_per_step(node), last_step(node, directory)
+        sequences, steps = sequences_per_step(node), _steps_done(node, directory)
         labels, calls = verifier_calls(directory)
 
         def sampled(data: Mapping[str, Any]) -> float | None:
@@ -167,7 +174,7 @@ class Opd(_VerlTrainer):
         }
 
     def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
-        metrics, steps = read_metrics(directory), last_step(node, directory)
+        metrics, steps = read_metrics(directory), _steps_done(node, directory)
         # Read rather than assumed to be empty: a verifier called by mistake must show.
         labels, calls = verifier_calls(directory)
         return empty_ledger(seconds) | {

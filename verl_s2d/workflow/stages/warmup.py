@@ -12,7 +12,7 @@ from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.ledger import Ledger, empty_ledger, sum_over_steps
 from verl_s2d.workflow.metrics import read_metrics
 from verl_s2d.workflow.overrides import hydra_arguments, merge, plain_arguments, value_of
-from verl_s2d.workflow.stages import checkpoints
+from verl_s2d.workflow.stages import checkpoints, early_stop
 from verl_s2d.workflow.stages.base import Command, Context, SimpleKind, merged_verl, metrics_file, model_location
 from verl_s2d.workflow.stages.budget import length
 from verl_s2d.workflow.stages.reinforcement import log_backends
@@ -93,7 +93,8 @@ class Warmup:
         return Command(argv, env)
 
     def finalize(self, node: Node, directory: Path) -> None:
-        checkpoints.hand_off(node, directory, node.settings["steps"])
+        if not early_stop.settle(node, directory):
+            checkpoints.hand_off(node, directory, node.settings["steps"])
 
     def finished_before(self, node: Node, directory: Path) -> bool:
         return checkpoints.finished(node, directory, node.settings["steps"])
@@ -102,7 +103,7 @@ class Warmup:
         checkpoints.delete(directory)
 
     def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
-        steps = node.settings["steps"]
+        steps = early_stop.steps_done(directory) or node.settings["steps"]
         scored = sum_over_steps(read_metrics(directory), steps, lambda data: data.get("train/teacher_scored_tokens"))
         return empty_ledger(seconds) | {"teacher_scored_tokens": scored, "updates": steps}
 

@@ -1,0 +1,163 @@
+"""Detectors over what a stage logs: fed step by step, each says when an episode begins that somebody should know of."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from statistics import fmean, median
+from typing import Any
+
+Settings = Mapping[str, Mapping[str, Any]]
+"""Name of an alarm -> its settings, as `alarm_settings` has them."""
+
+_METRICS: dict[str, dict[str, tuple[str, ...]]] = {
+    "loss_spike": {"grpo": ("actor/loss",), "opd": ("actor/loss",), "warmup": ("train/loss",)},
+    "length_explosion": {"grpo": ("response_length/mean",), "opd": ("response_length/mean",)},
+    "entropy_collapse": {
+        "grpo": ("actor/entropy",),
+        "opd": ("s2d/student_entropy",),
+        "warmup": ("train/student_entropy",),
+    },
+    # Nothing scores the rollouts of 2b; verl logs zeros for them.
+    "score_collapse": {"grpo": ("critic/score/mean",)},
+    "kl_blow_up": {
+        "grpo": ("actor/kl_loss", "actor/ppo_kl"),
+        "opd": ("s2d/reverse_kl",),
+        "warmup": ("train/forward_kl",),
+    },
+}
+"""Name of an alarm -> kind of stage -> what it watches."""
+_FALLING = ("entropy_collapse", "score_collapse")
+_NOT_WATCHED = ("perf/", "timing", "actor/perf/", "train/mfu", "rollout_corr/", "training/")
+"""Beginnings of what says nothing about the update."""
+_VALIDATION = "validation score"
+
+
+@dataclass(frozen=True)
+class Raised:
+    """An episode has begun.
+
+    Attributes:
+        step: when that was certain.
+        since: when it began; the last good checkpoint is from before.
+        value: at `step`; None when it is not finite.
+        reference: the median it is compared with, None for `not_finite`.
+        limit: what it passed, None for `not_finite`.
+    """
+
+    alarm: str
+    step: int
+    since: int
+    metric: str
+    value: float | None
+    reference: float | None
+    limit: float | None
+    action: str
+
+    @property
+    def text(self) -> str:
+        """One line."""
+        what = self.alarm.replace("_", " ")
+        if self.limit is None:
+            return f"{what}: {self.metric} at step {self.step}"
+        since = f" (since step {self.since})" if self.since != self.step else ""
+        return (
+            f"{what}: {self.metric} was {self.value:.4g} at step {self.step}{since}; "
+            f"its median was {self.reference:.4g}, the limit {self.limit:.4g}"
+        )
+
+    def data(self) -> dict[str, Any]:
+        """As a line of alarms.jsonl."""
+        return {**asdict(self), "text": self.text}
+
+
+class Detectors:
+    """All alarms of one stage that are not ignored.
+
+    Args:
+        kind: of the stage.
+    """
+
+    def __init__(self, kind: str, settings: Settings):
+        self._kind = kind
+        self._settings = {name: s for name, s in settings.items() if s["action"] != "ignore"}
+        self._series: dict[tuple[str, str], _Series] = {}
+        self._not_finite: set[str] = set()
+
+    def feed(self, step: int, data: Mapping[str, Any]) -> list[Raised]:
+        """What begins with this step."""
+        return [*self._finite(step, data), *self._moved(step, data)]
+
+    def _finite(self, step: int, data: Mapping[str, Any]) -> Iterator[Raised]:
+        settings = self._settings.get("not_finite")
+        if settings is None:
+            return
+        # verl's logger writes null for what JSON has no number for.
+        bad = {k for k, v in data.items() if not k.startswith(_NOT_WATCHED) and not _is_finite(v)}
+        bad |= {k for k, v in data.items() if k.endswith("/skipped_updates") and v}
+        for key in sorted(bad - self._not_finite):
+            yield Raised("not_finite", step, step, key, None, None, None, settings["action"])
+        self._not_finite = bad
+
+    def _moved(self, step: int, data: Mapping[str, Any]) -> Iterator[Raised]:
+        for name, settings in self._settings.items():
+            for metric, value in self._values(name, data):
+                if not isinstance(value, int | float) or not math.isfinite(value):
+                    continue
+                series = self._series.setdefault((name, metric), _Series(settings, falling=name in _FALLING))
+                found = series.feed(step, value)
+                if found is not None:
+                    yield Raised(name, step, found[0], metric, value, found[1], found[2], settings["action"])
+
+    def _values(self, name: str, data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        metrics = _METRICS.get(name, {}).get(self._kind, ())
+        score = validation_score(data) if name == "score_collapse" else None
+        if score is not None:
+            yield _VALIDATION, score
+        if name == "score_collapse" and (score is not None or (name, _VALIDATION) in self._series):
+            return
+        yield from ((metric, data[metric]) for metric in metrics if metric in data)
+
+
+class _Series:
+    """One metric under one alarm. Values that are out of bounds do not enter the median, so that it stays what it was
+    before; the episode ends with the first value within bounds."""
+
+    def __init__(self, settings: Mapping[str, Any], *, falling: bool):
+        self._settings, self._falling = settings, falling
+        self._window: deque[float] = deque(maxlen=settings["window"])
+        self._highest = -math.inf
+        self._outside, self._since = 0, 0
+
+    def feed(self, step: int, value: float) -> tuple[int, float, float] | None:
+        """(since, reference, limit) when an episode becomes certain."""
+        window, s = self._window, self._settings
+        if len(window) == s["window"]:
+            middle = median(window)
+            spread = 1.4826 * median(abs(x - middle) for x in window)
+            self._highest = max(self._highest, middle)
+            reference = self._highest if self._falling else middle
+            share = 1 - s["ratio"] if self._falling else s["ratio"] - 1
+            margin = max(s["spreads"] * spread, share * abs(reference))
+            limit = reference - margin if self._falling else max(reference + margin, s["least"])
+            if (value < limit) if self._falling else (value > limit):
+                self._outside += 1
+                self._since = step if self._outside == 1 else self._since
+                return (self._since, reference, limit) if self._outside == s["patience"] else None
+        self._outside = 0
+        window.append(value)
+        return None
+
+
+def validation_score(data: Mapping[str, Any]) -> float | None:
+    """Mean over data sources of the accuracy (or reward) that verl's validation logged at a step; None without one."""
+    found = [v for k, v in data.items() if k.startswith("val-core/") and "/mean@" in k and _is_finite(v)]
+    return fmean(found) if found else None
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, int | float):
+        return math.isfinite(value)
+    return value is not None
