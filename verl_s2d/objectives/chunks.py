@@ -39,17 +39,17 @@ def shared_size(vocab_size: int | None, held: int) -> int:
     return vocab_size
 
 
-def tokens_at_a_time(chunk_tokens: int | None, device: torch.device, ids: int) -> int:
-    """When None: 512; on a CPU 256 where a token has more than 65,536 ids.
+def tokens_at_a_time(chunk_tokens: int | None, device: torch.device) -> int:
+    """When None: 512, on a CPU 256.
 
-    Large products run at full speed, small chunks stay in a CPU's caches: these were the fastest of
-    benchmarks/divergence.py on a CPU. On CUDA two blocks of logits of 150,000 ids and their scratch are 1.2 GB.
+    Large products run at full speed, small chunks stay in a CPU's caches: 256 was the fastest there of
+    benchmarks/divergence.py. On CUDA two blocks of logits of 150,000 ids and their scratch are 1.2 GB.
 
     Raises:
         ValueError: not positive.
     """
     if chunk_tokens is None:
-        return 256 if device.type == "cpu" and ids > 1 << 16 else 512
+        return 256 if device.type == "cpu" else 512
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens {chunk_tokens} is not positive")
     return chunk_tokens

@@ -73,7 +73,7 @@ def divergence(
         sampled_ids: (tokens,) int64, ids whose log-probabilities to return.
         vocab_size: real size of the shared vocabulary; ids from there on have probability zero on both sides.
             min(V_s, V_t) when None.
-        chunk_tokens: tokens worked on at a time; when None 512, on a CPU 256 of more than 65,536 ids.
+        chunk_tokens: tokens worked on at a time; when None 512, on a CPU 256.
         compiled: use torch.compile for the elementwise work, not where a shard is given. The first call then takes
             seconds, the others less: see benchmarks/RESULTS.md.
         shard: with logits or heads that a tensor-parallel group divides by ids: this rank's part. V_s and V_t are the
@@ -98,7 +98,7 @@ def divergence(
     else:
         sizes = (student.vocab_size, teacher.vocab_size, vocab_size)
         columns, exchange = shard.divide(len(rows), *sizes, student.device)
-    chunk_tokens = tokens_at_a_time(chunk_tokens, student.device, columns)
+    chunk_tokens = tokens_at_a_time(chunk_tokens, student.device)
     compiled = compiled and shard is None  # a collective in the middle leaves little to fuse
     settings = Settings(objective, beta, columns, chunk_tokens, shard or WholeVocabulary(), exchange, compiled)
     ids = None if sampled_ids is None else sampled_ids.to(student.device)[rows].long()

@@ -50,7 +50,7 @@ def top_k_health(
         k: size of the sets.
         mask: (tokens,), nonzero on tokens wanted, everywhere when None; the others are not computed.
         vocab_size: real size of the shared vocabulary; ids from there on do not count. min(V_s, V_t) when None.
-        chunk_tokens: tokens worked on at a time; when None 512, on a CPU 256 of more than 65,536 ids.
+        chunk_tokens: tokens worked on at a time; when None 512, on a CPU 256.
 
     Raises:
         ValueError: shapes, vocab_size or chunk_tokens that make no sense, or k not between 1 and the vocabulary.
@@ -62,7 +62,7 @@ def top_k_health(
     if not 1 <= k <= columns:
         raise ValueError(f"k {k} is not between 1 and the vocabulary's {columns}")
     rows = wanted_rows(mask, student.tokens, student.device)
-    size = max(1, min(tokens_at_a_time(chunk_tokens, student.device, columns), len(rows)))
+    size = max(1, min(tokens_at_a_time(chunk_tokens, student.device), len(rows)))
     dtype = torch.promote_types(student.dtype, teacher.dtype)
     buffer = torch.empty(2, size, columns, dtype=dtype, device=student.device)
     results = torch.zeros(3, student.tokens, dtype=dtype, device=student.device)

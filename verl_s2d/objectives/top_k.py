@@ -90,7 +90,7 @@ def top_k_forward_kl(
         mask: (tokens,), nonzero on tokens wanted, everywhere when None. The others are left out of every product;
             their results and gradients are zero, whatever their ids.
         vocab_size: real size of the vocabulary; ids from there on have probability zero. V when None.
-        chunk_tokens: tokens worked on at a time; when None 512, on a CPU 256 of more than 65,536 ids.
+        chunk_tokens: tokens worked on at a time; when None 512, on a CPU 256.
         shard: with logits or a head that a tensor-parallel group divides by ids: this rank's part. top_ids stay those
             of the whole vocabulary, whose vocab_size is then needed; every rank gets the same results.
 
@@ -112,7 +112,7 @@ def top_k_forward_kl(
     ids, log_probs = (known.detach().to(student.device)[rows] for known in (top_ids, top_log_probs))
     if ids.device.type == "cpu":
         _check_values(ids, log_probs, vocab_size)
-    chunk_tokens = tokens_at_a_time(chunk_tokens, student.device, columns)
+    chunk_tokens = tokens_at_a_time(chunk_tokens, student.device)
     covered = top_ids.shape[1] == vocab_size
     settings = _Settings(tail, columns, covered, chunk_tokens, shard or WholeVocabulary())
     return TopKForwardKL(*_TopKForwardKL.apply(student, rows, ids.long(), log_probs, settings, *student.tensors))
