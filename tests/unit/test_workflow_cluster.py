@@ -22,15 +22,6 @@ print(int(ray.cluster_resources()["CPU"]), int(ray.cluster_resources()["GPU"]))
 """
 
 
-def test_an_address_given_from_outside_is_used_untouched(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "somewhere:1")
-    cluster = RayCluster(tmp_path, "x", SubprocessLauncher(), dict(os.environ), "cpu", 1)
-    assert cluster.environment() == {}
-    cluster.settle()
-    cluster.stop()
-    assert not (tmp_path / "ray.log").exists()
-
-
 def test_one_head_for_several_drivers(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     run = uuid.uuid4().hex

@@ -28,6 +28,8 @@ class FakeStages(SubprocessLauncher):
 
     def start(self, argv, env, cwd, log):
         argv = list(argv)
+        if argv[2] == "verl_s2d.workflow.cluster_ready":
+            return Ended(0)
         if argv[1] == "-m" and argv[2] != "verl_s2d.data.slices":
             self.started.append(argv[2:])
             argv = [sys.executable, str(STAGE), *argv[2:]]
@@ -62,6 +64,8 @@ class SimulatedStages:
         """Directory names of the stages, in the order in which they were started."""
 
     def start(self, argv, env, cwd, log):
+        if argv[2] == "verl_s2d.workflow.cluster_ready":
+            return Ended(0)
         self.started.append(Path(cwd).name)
         module, rest = argv[2], argv[3:]
         with log.open("a") as stream:

@@ -10,6 +10,7 @@ from verl.plugin.platform import get_platform
 from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
 
 from verl_s2d.errors import UserError
+from verl_s2d.ray_places import groups_of_places
 
 
 def join_ray(config: DictConfig) -> None:
@@ -37,8 +38,7 @@ def require_places(nodes: int, per_node: int) -> None:
     """
     accelerator = get_platform().ray_resource_name()
     found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    groups = sum(int(min(node.get(accelerator, 0), node.get("CPU", 0)) // per_node) for node in found)
-    if groups < nodes:
+    if groups_of_places(found, accelerator, per_node) < nodes:
         largest = max((int(node.get(accelerator, 0)) for node in found), default=0)
         raise UserError(
             f"the workers need {nodes} node(s) with {per_node} {accelerator}(s) and CPUs each; the Ray cluster has "

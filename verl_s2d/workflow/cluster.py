@@ -1,8 +1,7 @@
-"""One Ray cluster for all stages of a run: the user's (RAY_ADDRESS), or a local head that starts when it is needed."""
+"""One Ray cluster for all stages of a run: a local head that starts when it is needed. Another is given_cluster's."""
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 import socket
@@ -28,7 +27,7 @@ CLUSTER_MARKER = "VERL_S2D_CLUSTER"
 
 
 class RayCluster:
-    """The cluster stages run on.
+    """A local cluster for stages to run on.
 
     Args:
         run_dir: its log (ray.log) goes here.
@@ -64,8 +63,6 @@ class RayCluster:
         Raises:
             StageFailed: the head does not come up.
         """
-        if os.environ.get("RAY_ADDRESS"):
-            return {}
         if self._head is None or self._head.poll() is not None:
             self.stop()
             self._start()
@@ -111,7 +108,7 @@ class RayCluster:
         return ""
 
     def worker_logs(self) -> Path | None:
-        """Directory of the local head's worker logs; None with the user's cluster, where they may be anybody's."""
+        """Directory of the head's worker logs; None while there is no head."""
         return self._temporary / "session_latest" / "logs" if self._head is not None else None
 
     def at_work(self) -> list[str]:
@@ -128,7 +125,7 @@ class RayCluster:
         return found
 
     def stop(self) -> None:
-        """Stop the local head with everything it started. The user's cluster is left alone."""
+        """Stop the local head with everything it started."""
         if self._head is not None:
             # Nothing of a head is worth a graceful end: it takes ten seconds, and its state dies with the run.
             self._head.kill()

@@ -168,6 +168,8 @@ class Cluster:
     """A stage that writes its log but ends no step for so long, and for ten times its longest step, is stopped."""
     retries: int = at_least(0, 0)
     """How often a failed stage is started again (it resumes from its last checkpoint)."""
+    wait_minutes: float = at_least(0, 30.0)
+    """How long to wait, before each attempt, until the cluster of RAY_ADDRESS has its nodes and they are free."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from verl_s2d.workflow import attempts, redaction
 from verl_s2d.workflow.alarm_watch import AlarmWatch
 from verl_s2d.workflow.cluster import CLUSTER_MARKER, RayCluster
 from verl_s2d.workflow.failures import Interrupted, StageFailed
+from verl_s2d.workflow.given_cluster import GivenCluster
 from verl_s2d.workflow.graph import PREPARATION_KINDS, Node
 from verl_s2d.workflow.manifest import write_manifest
 from verl_s2d.workflow.planning import Plan
@@ -80,13 +81,28 @@ class _Runner:
         self._environment = stage_environment(plan.context.device) | {MARKER: run_id}
         # A fork shows its host's environment to the outside, so the host carries both markers.
         self._launcher = launcher or choose_launcher(plan, self._environment | {CLUSTER_MARKER: run_id})
-        self._cluster = RayCluster(
-            plan.context.run_dir,
-            run_id,
+        self._cluster = self._choose_cluster()
+
+    def _choose_cluster(self) -> RayCluster | GivenCluster:
+        context = self._plan.context
+        wanted = context.cluster
+        if not os.environ.get("RAY_ADDRESS"):
+            return RayCluster(
+                context.run_dir,
+                self._run_id,
+                self._launcher,
+                self._environment,
+                context.device,
+                wanted.gpus_per_node,
+            )
+        return GivenCluster(
+            context.run_dir,
             self._launcher,
             self._environment,
-            plan.context.device,
-            plan.context.cluster.gpus_per_node,
+            nodes=wanted.nodes,
+            gpus_per_node=wanted.gpus_per_node,
+            wait_minutes=wanted.wait_minutes,
+            note=self._progress.note,
         )
 
     def build(self, missing: list[Node], check: Check, keep_going: bool) -> list[StageFailed]:
