@@ -1,0 +1,98 @@
+"""Every row by one command, at minimum size in real verl, vLLM and Ray: stages that rows share are built once.
+
+More than forty stages, so only with `S2D_ROWS=all`; tests/RESULTS.md has the figures. That the planned graph shares the
+same stages is in tests/unit/test_workflow_rows.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from verl_s2d.workflow.planning import make_plan
+from verl_s2d.workflow.recipe import ROW_NAMES
+from verl_s2d.workflow.recipe_file import load_recipe
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(os.environ.get("S2D_ROWS") != "all", reason="takes long; S2D_ROWS=all runs it"),
+]
+
+MINIMAL = Path(__file__).parent / "minimal"
+MATCHED = {
+    "direct-grpo-same-calls": {"row": "direct-grpo", "to": "half-split", "by": "verifier_calls"},
+    "direct-grpo-same-tokens": {"row": "direct-grpo", "to": "half-split", "by": "sampled_tokens"},
+    "opd-only-same-tokens": {"row": "opd-only", "to": "half-split", "by": "sampled_tokens"},
+}
+
+
+def write_recipe(directory: Path) -> Path:
+    """The minimal recipe with two steps a stage, an SFT teacher and matched rows."""
+    recipe = yaml.safe_load((MINIMAL / "recipe.yaml").read_text())
+    recipe |= {"name": "rows", "matched": MATCHED}
+    recipe["sft_teacher"] = {"script": "model.py", "args": {"layers": 3, "seed": 3}}
+    for source in (recipe["student"], recipe["teacher"], recipe["sft_teacher"], recipe["data"]["source"]):
+        source["script"] = str(MINIMAL / source["script"])
+    recipe["verifier"] = f"{MINIMAL}/{recipe['verifier']}"
+    for name in ("teacher_rl", "warmup", "opd", "student_rl"):
+        recipe["stages"][name]["steps"] = 2
+    recipe["cluster"]["stall_minutes"] = 5
+    path = directory / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+@pytest.mark.timeout(7200)
+def test_all_rows_by_one_command(tmp_path):
+    recipe, run_dir = write_recipe(tmp_path), tmp_path / "run"
+    rows = [*ROW_NAMES, *MATCHED]
+    command = [sys.executable, "-m", "verl_s2d.cli", "run", str(recipe), "--run-dir", str(run_dir)]
+    command += ["--rows", ",".join(rows)]
+    began = time.monotonic()
+    subprocess.run(command, check=True, stdout=sys.stderr, timeout=7000)
+    seconds = time.monotonic() - began
+
+    plan = make_plan(load_recipe(recipe), run_dir=run_dir, rows=rows)
+    manifests = [json.loads(path.read_text()) for path in run_dir.glob("stages/*/manifest.json")]
+    assert sorted(m["digest"] for m in manifests) == sorted(n.digest for n in plan.order)
+    assert {m["attempts"] for m in manifests} == {1}
+
+    # The teacher: once a slice for all rows, and once more where the second half follows the first.
+    trained = Counter(m["name"] for m in manifests if m["kind"] == "grpo")
+    assert trained["teacher-rl-1h"] == trained["teacher-rl-all"] == trained["teacher-rl-2h"] == 1
+    distinct = {
+        json.dumps([m["settings"], m["inputs"], m["externals"]], sort_keys=True)
+        for m in manifests
+        if m["kind"] == "grpo"
+    }
+    assert len(distinct) == sum(trained.values())
+    shared = next(n for n in plan.order if n.name == "teacher-rl-1h")
+    assert {"bridge-only-1h", "half-split", "replay-control", "held-out-upstream"} <= set(plan.rows_of(shared))
+
+    report = json.loads((run_dir / "report.json").read_text())
+    assert [row["name"] for row in report["rows"]] == rows
+    for row in report["rows"]:
+        assert 0 <= row["sets"]["eval"]["avg"] <= 1
+        match = row["per_seed"][0]["matched"]
+        assert (match is not None) == (row["name"] in MATCHED)
+        if match is not None:
+            assert match["wanted"] <= match["reached"]
+            print(row["name"], match)
+    same_calls = next(row for row in report["rows"] if row["name"] == "direct-grpo-same-calls")
+    half_split = next(row for row in report["rows"] if row["name"] == "half-split")
+    assert same_calls["ledger"]["verifier_calls"] == half_split["ledger"]["verifier_calls"]
+
+    finished = {p: p.stat().st_mtime_ns for p in run_dir.glob("stages/*/manifest.json")}
+    subprocess.run(command, check=True, stdout=sys.stderr, timeout=600)
+    assert {p: p.stat().st_mtime_ns for p in finished} == finished, "nothing is left to build"
+    unshared = sum(len(make_plan(plan.recipe, run_dir=run_dir, rows=[row]).order) for row in rows)
+    kinds = dict(Counter(m["kind"] for m in manifests))
+    print(f"{len(rows)} rows, {len(manifests)} stages {kinds} instead of {unshared}, {seconds:.0f} s")
