@@ -1,4 +1,4 @@
-"""verl-s2d check | plan | run | status | report | verify | gc | prepare.
+"""verl-s2d check | plan | run | status | evaluate | report | verify | gc | prepare.
 
 Exit codes: 0 done, 1 a stage (or check) failed, 2 bad input, 130 interrupted.
 """
@@ -63,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     run = command("run", _run, "build what is missing, then report; running again resumes")
     run.add_argument("--keep-going", action="store_true", help="after a failure go on with independent stages")
     command("status", _status, "what is done, running, missing")
+    evaluate = command("evaluate", _evaluate, "avg@k of models or finished stages, compared on the recipe's sets")
+    model = "name or directory of a stage of the rows, model directory, or hub id"
+    evaluate.add_argument("models", nargs="+", metavar="model", help=model)
     command("report", _report, "accuracy and ledger of the finished rows; a run directory will do for the recipe")
     gc = command("gc", _gc, "what no kept row needs: a dry run unless --delete; takes a run directory, too")
     choice = gc.add_mutually_exclusive_group()
@@ -132,17 +135,42 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    plan = _load(options)
+    ok = _build(plan, keep_going=options.keep_going)
+    _write_report(plan, options)
+    return OK if ok else FAILED
+
+
+def _build(plan: Plan, *, keep_going: bool = False) -> bool:
+    """Build what a plan misses; whether all of it is there."""
     from verl_s2d.workflow.progress import choose_progress
     from verl_s2d.workflow.run_checks import RunChecks
     from verl_s2d.workflow.runner import run_plan
 
-    plan, progress = _load(options), choose_progress()
+    progress = choose_progress()
     with RunChecks(plan, progress) as check:
-        failures = run_plan(plan, progress, check=check, keep_going=options.keep_going)
+        failures = run_plan(plan, progress, check=check, keep_going=keep_going)
     if failures:
         progress.note("Finished stages are kept. To go on after mending the cause, run the same command again.")
-    _write_report(plan, options)
-    return FAILED if failures else OK
+    return not failures
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from verl_s2d.evaluation.report import Facts, build_report
+    from verl_s2d.workflow.evaluation import evaluation_plan
+    from verl_s2d.workflow.results import finished_rows
+
+    plan = evaluation_plan(_load(options), options.models)
+    if not _build(plan):
+        return FAILED
+    report = build_report(finished_rows(plan), Facts(plan.recipe.name, **plan.facts()))
+    if options.json:
+        print(report.to_json())
+        return OK
+    print(report.table())
+    for row in plan.rows:
+        print(f"{row.name}: {plan.context.directory(row.target) / 'generations.parquet'}")
+    return OK
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_s2d.evaluation.stats import mean_and_stderr, paired_bootstrap, pass_at_k, t_interval
+from verl_s2d.evaluation.chances import pass_at_k
+from verl_s2d.evaluation.stats import mean_and_stderr, paired_bootstrap, t_interval
 
 
 def test_mean_and_stderr_by_hand():

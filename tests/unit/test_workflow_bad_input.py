@@ -225,6 +225,165 @@ def test_empty_or_missing_data(tmp_path):
     refuse(tmp_path, "data.labels", "At least 2", data__labels=1)
 
 
+def broken(path, change):
+    """Problems, one of which is changed."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    prefix = "problem" if path.stem == "train" else "held"
+    rows = pq.read_table(write_problems(path, range(20), prefix=prefix)).to_pylist()
+    change(rows[3])
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+@pytest.mark.parametrize("damage", ["text", "half", "garbled", "nothing", "directory"])
+@pytest.mark.parametrize(("name", "key"), [("train", "data.train"), ("held", "data.eval.held")])
+def test_malformed_parquet(tmp_path, damage, name, key):
+    def spoil():
+        path = tmp_path / f"{name}.parquet"
+        whole = path.read_bytes()
+        spoiled = {
+            "text": b"no parquet",
+            "half": whole[: len(whole) // 2],
+            "garbled": whole[:40] + bytes(200) + whole[240:],
+            "nothing": b"",
+        }
+        if damage == "directory":
+            path.unlink()
+            path.mkdir()
+        else:
+            path.write_bytes(spoiled[damage])
+
+    refuse(tmp_path, key, "cannot be read", f"{name}.parquet", prepare=spoil)
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "word"),
+    [
+        (lambda row: row.pop("prompt"), "prompt", "Row 3"),
+        (lambda row: row.update(prompt=[]), "prompt", "messages"),
+        (lambda row: row["prompt"][0].update(content=None), "prompt", "Row 3"),
+        (lambda row: row.update(data_source=None), "data_source", "Row 3"),
+        (lambda row: row.update(reward_model=None), "reward_model", "Row 3"),
+        (lambda row: row.update(extra_info=None), "extra_info", "Row 3"),
+        (lambda row: row["extra_info"].update(index=None), "extra_info.index", "no id"),
+        (
+            lambda row: row["extra_info"].update(index=row["extra_info"]["index"][:-1] + "4"),
+            "extra_info.index",
+            "more than once",
+        ),
+        (
+            lambda row: row["prompt"][0].update(content=row["prompt"][0]["content"][:-1] + " 4"),
+            "prompt",
+            "more than once",
+        ),
+    ],
+)
+@pytest.mark.parametrize(("name", "key_of"), [("train", "data.train"), ("held", "data.eval.held")])
+def test_rows_that_are_no_problems(tmp_path, change, key, word, name, key_of):
+    refuse(tmp_path, f"{key_of}: {key}", word, prepare=lambda: broken(tmp_path / f"{name}.parquet", change))
+
+
+@pytest.mark.parametrize("column", ["prompt", "data_source", "reward_model", "extra_info"])
+def test_missing_columns(tmp_path, column):
+    import pyarrow.parquet as pq
+
+    def drop():
+        path = tmp_path / "held.parquet"
+        pq.write_table(pq.read_table(path).drop_columns(column), path)
+
+    refuse(tmp_path, "data.eval.held", f"lacks {column}", prepare=drop)
+
+
+def test_prompts_that_are_plain_text(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def flatten():
+        table = pq.read_table(tmp_path / "train.parquet")
+        rows = [row | {"prompt": row["prompt"][0]["content"]} for row in table.to_pylist()]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+
+    refuse(tmp_path, "data.train: prompt", "list of messages", prepare=flatten)
+
+
+def test_an_evaluation_set_without_problems(tmp_path):
+    refuse(tmp_path, "data.eval.held", "no rows", prepare=lambda: write_problems_empty(tmp_path / "held.parquet"))
+
+
+def test_a_script_that_makes_an_evaluation_set_without_problems_stops_the_run_before_training(tmp_path):
+    write_scripts(tmp_path)
+    changes = {"data__train": None, "data__eval": {}, "data__source": {"script": "tasks.py", "args": {"held": 1}}}
+    recipe = write_project(tmp_path, **changes)
+    (tmp_path / "tasks.py").write_text(
+        (tmp_path / "tasks.py").read_text()
+        + "import pyarrow.parquet as pq\nheld = out / 'held.parquet'\n"
+        + "pq.write_table(pq.read_table(held).slice(0, 0), held)\n"
+    )
+    plan, launcher = make_plan(load_recipe(recipe), run_dir=tmp_path / "run", rows=["direct-grpo"]), FakeStages()
+    with pytest.raises(UserError, match="no rows"):
+        run_plan(plan, PlainProgress(), launcher=launcher, check=lambda final: check_plan(plan))
+    assert {node.kind for node in plan.order} - {n.kind for n in plan.missing()} == {"script", "slices"}
+
+
+def test_a_half_would_be_empty(tmp_path):
+    def one():
+        write_problems(tmp_path / "train.parquet", [1])
+
+    refuse(tmp_path, "data.train", "half", choose=["cold-student", "half-split"], prepare=one, data__labels=None)
+
+
+def test_k_larger_than_the_samples(tmp_path):
+    refuse(tmp_path, "evaluation.pass_at", "3", "at most 2", evaluation__pass_at=[1, 3])
+    refuse(tmp_path, "evaluation.pass_at", "At least 1", evaluation__pass_at=[0])
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("    raise RuntimeError('no judge')", ["RuntimeError: no judge", "problem held-0 of data.eval.held"]),
+        ("    return None", ["TypeError"]),
+        ("    return 1 / len(kwargs['solution_str'])", ["ZeroDivisionError", "response ''"]),
+        ("    import missing_library", ["missing_library"]),
+        ("    import sys; sys.exit(3)", ["trial of the verifier"]),
+    ],
+)
+def test_a_verifier_that_raises(tmp_path, body, words):
+    def write():
+        (tmp_path / "verifier.py").write_text(f"def score(*args, **kwargs):\n{body}\n")
+
+    refuse(tmp_path, "verifier", *words, prepare=write)
+
+
+def answer(text):
+    return lambda row: row["reward_model"].update(ground_truth=text)
+
+
+@pytest.mark.parametrize(
+    ("verifier", "truth", "word"),
+    [
+        ("math", None, "no ground truth"),
+        ("math", " ", "no ground truth"),
+        ("math", "\\frac{1}{2", "not balanced"),
+        ({"name": "math", "convention": "dapo"}, "one half", "integers"),
+    ],
+)
+@pytest.mark.parametrize(("name", "key"), [("train", "data.train"), ("held", "data.eval.held")])
+def test_answers_that_do_not_parse(tmp_path, verifier, truth, word, name, key):
+    error = refuse(
+        tmp_path,
+        key,
+        word,
+        verifier=verifier,
+        prepare=lambda: broken(tmp_path / f"{name}.parquet", answer(truth)),
+    )
+    assert "problem problem-" in str(error) or "problem held-" in str(error)
+
+
+def test_problems_that_a_verifier_of_entries_cannot_score(tmp_path):
+    refuse(tmp_path, "extra_info.entry", "reasoning-gym entry", "problem held-0", verifier="reasoning_gym")
+
+
 def write_problems_empty(path):
     import pyarrow.parquet as pq
 

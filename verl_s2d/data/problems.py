@@ -47,8 +47,11 @@ def read_table(path: str | Path, *, key: str = "data") -> pa.Table:
         UserError: the file cannot be read, is empty, or lacks one of verl's columns.
     """
     try:
+        if Path(path).is_dir():
+            # pyarrow would read all the files in it as one table.
+            raise IsADirectoryError("it is a directory")
         table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"The data file cannot be read: {reason}", key=key, value=str(path), remedy="Give a parquet file."
@@ -82,6 +85,9 @@ def read_problems(path: str | Path, *, key: str = "data") -> list[Problem]:
 
 def problems_of(table: pa.Table, path: str | Path, *, key: str = "data") -> list[Problem]:
     """The rows of a table that `read_table` returned, ids and texts checked to be unique."""
+    rows = table.select(COLUMNS).to_pylist()
+    for number, row in enumerate(rows):
+        _require_whole(row, number, path, key)
     problems = [
         Problem(
             id=str(row["extra_info"]["index"]),
@@ -90,7 +96,7 @@ def problems_of(table: pa.Table, path: str | Path, *, key: str = "data") -> list
             ground_truth=row["reward_model"]["ground_truth"],
             extra_info=row["extra_info"],
         )
-        for row in table.select(COLUMNS).to_pylist()
+        for row in rows
     ]
     nameless = sum(p.extra_info["index"] is None for p in problems)
     if nameless:
@@ -124,6 +130,25 @@ def check_disjoint(training: Sequence[Problem], evaluation: Mapping[str, Sequenc
                 key=f"eval.{name}",
                 value=shared[0].id,
                 remedy="Remove them from the training file; an accuracy measured on them means nothing.",
+            )
+
+
+def _require_whole(row: Mapping[str, Any], number: int, path: str | Path, key: str) -> None:
+    """Raises UserError for the first column of a row that has no value, or a prompt that is no conversation."""
+    for column in COLUMNS:
+        value = row[column]
+        whole = value is not None
+        if column == "prompt":
+            messages = value if isinstance(value, list) else []
+            whole = bool(messages) and all(
+                isinstance(m, Mapping) and m.get("role") is not None and m.get("content") is not None for m in messages
+            )
+        if not whole:
+            raise UserError(
+                f"Row {number} of {path} has no usable {column}.",
+                key=f"{key}: {column}",
+                value=value,
+                remedy="A prompt is a list of messages {role, content}; no other column may be empty.",
             )
 
 

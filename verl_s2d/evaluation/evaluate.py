@@ -2,7 +2,7 @@
 
     python -m verl_s2d.evaluation.evaluate model=MODEL verifier=NAME out=DIR max_tokens=N set.<name>=FILE ...
         [samples=16] [temperature=1] [top_p=1] [top_k=-1] [seed=0] [tensor_parallel_size=1] [trust_remote_code=false]
-        [chat_template.<name>=<value> ...]
+        [pass_at=1,4,16] [chat_template.<name>=<value> ...]
 
 Writes generations.parquet (every sample, its text and score) and, last, result.json.
 """
@@ -21,8 +21,9 @@ from verl_s2d import arguments
 from verl_s2d.data.files import write_json, write_parquet
 from verl_s2d.data.problems import Problem, read_problems
 from verl_s2d.errors import UserError
-from verl_s2d.evaluation.stats import mean_and_stderr, pass_at_k
-from verl_s2d.rewards.registry import Score, Verifier, resolve
+from verl_s2d.evaluation.chances import check_pass_at, mean_pass_at, usual_ks
+from verl_s2d.evaluation.stats import mean_and_stderr
+from verl_s2d.rewards.registry import Score, Verifier, check, resolve
 from verl_s2d.sampling import Completion, check_settings, load_tokenizer, render_prompt, sample
 
 GENERATIONS = pa.schema(
@@ -51,6 +52,8 @@ class Options:
     set: dict[str, str] = field(default_factory=dict)
     """Evaluation sets: name -> parquet in verl's columns."""
     samples: int = 16
+    pass_at: str = ""
+    """The k of pass@k, comma separated; empty for 1, 2, 4, ..., samples."""
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = -1
@@ -68,8 +71,11 @@ def main(options: Options) -> None:
     sampling = {k: getattr(options, k) for k in ("temperature", "top_p", "top_k", "max_tokens")}
     check_settings(n=options.samples, **sampling)
     sampling["seed"] = options.seed
+    ks = _ks(options)
     verifier = resolve(options.verifier)
     sets = {name: read_problems(file, key=f"set.{name}") for name, file in options.set.items()}
+    for members in sets.values():
+        check(options.verifier, _of_verifier(members[0]))
     tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code)
     problems = [(name, problem) for name, members in sets.items() for problem in members]
     print(f"evaluation: {len(problems)} problems, {options.samples} samples each, {options.model}", flush=True)
@@ -91,11 +97,32 @@ def main(options: Options) -> None:
         for row in score_samples(name, problem, samples, verifier, tokenizer)
     ]
     write_parquet(pa.Table.from_pylist(rows, GENERATIONS), Path(options.out) / "generations.parquet")
-    result = summarise(rows, options.samples)
+    result = summarise(rows, options.samples, ks)
     result["sampling"] = {"samples": options.samples, **sampling}
     write_json(result, Path(options.out) / "result.json")
     for name, values in result["sets"].items():
         print(f"evaluation: {name} avg@{options.samples} {100 * values['avg']:.1f} %", flush=True)
+
+
+def _ks(options: Options) -> list[int]:
+    if not options.pass_at:
+        return usual_ks(options.samples)
+    try:
+        ks = [int(k) for k in options.pass_at.split(",")]
+    except ValueError:
+        remedy = "Give whole numbers, comma separated."
+        raise UserError("Not a list of k.", key="pass_at", value=options.pass_at, remedy=remedy) from None
+    check_pass_at(ks, options.samples, "pass_at")
+    return ks
+
+
+def _of_verifier(problem: Problem) -> dict[str, Any]:
+    """What a verifier is told about a problem."""
+    return {
+        "data_source": problem.data_source,
+        "ground_truth": problem.ground_truth,
+        "extra_info": problem.extra_info,
+    }
 
 
 def score_samples(
@@ -106,12 +133,7 @@ def score_samples(
     for number, completion in enumerate(samples):
         # As verl's reward manager hands responses to a verifier.
         response = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-        score = verifier(
-            data_source=problem.data_source,
-            solution_str=response,
-            ground_truth=problem.ground_truth,
-            extra_info=problem.extra_info,
-        )
+        score = verifier(solution_str=response, **_of_verifier(problem))
         rows.append(
             {
                 "set": set_name,
@@ -136,7 +158,7 @@ def is_correct(score: Score) -> bool:
     return float(value) >= 1.0
 
 
-def summarise(rows: Sequence[Mapping[str, Any]], samples: int) -> dict[str, Any]:
+def summarise(rows: Sequence[Mapping[str, Any]], samples: int, ks: Sequence[int] = ()) -> dict[str, Any]:
     """`sets` and `per_problem` of result.json from rows of generations.parquet.
 
     avg is the mean over problems of the mean over samples, stderr its standard error over problems (null for a single
@@ -146,7 +168,6 @@ def summarise(rows: Sequence[Mapping[str, Any]], samples: int) -> dict[str, Any]
     by_set: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for row in rows:
         by_set.setdefault(row["set"], {}).setdefault(row["id"], []).append(row)
-    ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < samples] + [samples]
     result: dict[str, Any] = {"sets": {}, "per_problem": {}}
     for name, problems in by_set.items():
         correct = {i: sum(row["correct"] for row in members) for i, members in problems.items()}
@@ -155,7 +176,7 @@ def summarise(rows: Sequence[Mapping[str, Any]], samples: int) -> dict[str, Any]
         result["sets"][name] = {
             **_average(list(correct.values()), samples),
             "samples": samples,
-            "pass_at": {str(k): sum(pass_at_k(c, samples, k) for c in correct.values()) / len(correct) for k in ks},
+            "pass_at": mean_pass_at(list(correct.values()), samples, ks or usual_ks(samples)),
             "mean_tokens": sum(len(row["response_ids"]) for row in members) / len(members),
             "truncated": sum(row["finish_reason"] == "length" for row in members),
             "levels": {

@@ -49,17 +49,6 @@ def t_interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def pass_at_k(correct: int, samples: int, k: int) -> float:
-    """Probability that at least one of k samples is right: 1 - C(n-c, k) / C(n, k), unbiased (Chen et al. 2021).
-
-    Raises:
-        ValueError: k is not in 1..samples, or correct not in 0..samples.
-    """
-    if not 1 <= k <= samples or not 0 <= correct <= samples:
-        raise ValueError(f"pass@{k} is undefined for {correct} correct of {samples} samples")
-    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
-
-
 def paired_bootstrap(a: Sequence[float], b: Sequence[float], *, resamples: int = 10_000, seed: int = 0) -> Interval:
     """Mean of b - a over the same problems, with the 95 % percentile interval over resampled problems.
 

@@ -19,6 +19,17 @@ _INTEGER = re.compile(r"-?\d+")
 _END_OF_THINKING = "</think>"
 
 
+def require_integer(truth: str) -> None:
+    """Raises UserError for a ground truth of another kind."""
+    if not _INTEGER.fullmatch(truth):
+        raise UserError(
+            "DAPO's convention compares integers, and the ground truth is none.",
+            key="reward_model.ground_truth",
+            value=truth,
+            remedy="Use `convention: math` for this data.",
+        )
+
+
 def is_correct(response: str, truth: str, form: Form) -> bool:
     r"""Whether the response's answer is the integer `truth`.
 
@@ -29,13 +40,7 @@ def is_correct(response: str, truth: str, form: Form) -> bool:
     Raises:
         UserError: the ground truth is not an integer.
     """
-    if not _INTEGER.fullmatch(truth):
-        raise UserError(
-            "DAPO's convention compares integers, and the ground truth is none.",
-            key="reward_model.ground_truth",
-            value=truth,
-            remedy="Use `convention: math` for this data.",
-        )
+    require_integer(truth)
     from verl.utils.reward_score import math_dapo
 
     thinking = response.rfind(_END_OF_THINKING)

@@ -16,9 +16,11 @@ none, and are decided here.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
+from verl_s2d.data.ground_truths import ground_truth as formula
 from verl_s2d.errors import UserError
 from verl_s2d.rewards import dapo
 from verl_s2d.rewards.answers import Form, final_answer
@@ -84,6 +86,20 @@ def judge(response: Any, ground_truth: Any, options: Options | None = None) -> V
     if is_too_long(answer, truth) or is_unprintable(answer):
         return Verdict(False, "screened")
     return _compare(normal_form(truth), normal_form(answer), options.seconds)
+
+
+def check_answer(ground_truth: Any, extra_info: Mapping[str, Any], **options: Any) -> None:
+    """Raises UserError for a ground truth that is no text, no LaTeX with balanced braces, or for DAPO no integer."""
+    truth = _truth(ground_truth)
+    if _options(tuple(options.items())).convention == "dapo":
+        dapo.require_integer(truth)
+    elif formula(truth, "formula") is None:
+        raise UserError(
+            "The ground truth is no formula: it is too long, or its braces are not balanced.",
+            key="reward_model.ground_truth",
+            value=truth[:200],
+            remedy="Correct it, or leave the problem out.",
+        )
 
 
 def check(**options: Any) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from functools import cache
 from typing import Any
@@ -53,6 +54,11 @@ def compute_score(
         return 0.0
 
 
+def check_answer(ground_truth: Any, extra_info: Mapping[str, Any], **_: Any) -> None:
+    """Raises UserError for a problem without its entry, or of a data set without a safe scorer."""
+    _scorer(_entry(extra_info)["metadata"]["source_dataset"])
+
+
 def answer_of(response: str, expected: str) -> str | None:
     """The answer in a response: inside the last <answer> tag, else its last number (or line, if `expected` is not one).
 
@@ -77,7 +83,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _entry(extra_info: dict[str, Any]) -> dict[str, Any]:
+def _entry(extra_info: Mapping[str, Any]) -> dict[str, Any]:
     try:
         entry = json.loads(extra_info["entry"])
         entry["metadata"]["source_dataset"], entry["answer"]

@@ -25,7 +25,8 @@ VERIFIERS = {
 }
 """Name -> module:function; imported on first use, because a verifier may need a library that others do not.
 
-A module may have a function `check(**options)` that raises UserError unless the verifier works on this machine.
+A module may have a function `check(**options)` that raises UserError unless the verifier works on this machine, and
+`check_answer(ground_truth, extra_info, **options)` that raises UserError unless it can compare with that answer.
 """
 
 
@@ -41,11 +42,20 @@ def resolve(verifier: str | Mapping[str, Any]) -> Verifier:
     return functools.partial(_by_name(name), **options) if options else _by_name(name)
 
 
-def check(verifier: str | Mapping[str, Any], problem: Mapping[str, Any] | None = None) -> None:
+def check_answer(verifier: str | Mapping[str, Any], ground_truth: Any, extra_info: Mapping[str, Any]) -> None:
+    """Raises UserError for an answer that a verifier of ours could not compare with."""
+    name, options = _name_and_options(verifier)
+    resolve(verifier)
+    module = sys.modules[VERIFIERS[name].partition(":")[0]] if name in VERIFIERS else None
+    if hasattr(module, "check_answer"):
+        module.check_answer(ground_truth, extra_info, **options)
+
+
+def check(verifier: str | Mapping[str, Any], problem: Mapping[str, Any] | None = None, response: str = "") -> None:
     """Try a verifier before anything expensive starts.
 
     Args:
-        problem: data_source, ground_truth and extra_info of a real problem; the verifier then scores an empty response.
+        problem: data_source, ground_truth and extra_info of a real problem; the verifier then scores `response` to it.
 
     Raises:
         UserError: it cannot be loaded, says itself that it does not work here, raises, or returns no score.
@@ -58,13 +68,13 @@ def check(verifier: str | Mapping[str, Any], problem: Mapping[str, Any] | None =
     if problem is None:
         return
     try:
-        result = score(solution_str="", **problem)
+        result = score(solution_str=response, **problem)
         float(result["score"] if isinstance(result, Mapping) else result)
     except UserError:
         raise
     except Exception as error:
         raise UserError(
-            f"The verifier fails on an empty response: {type(error).__name__}: {error}",
+            f"The verifier fails on the response {response!r}: {type(error).__name__}: {error}",
             key="verifier",
             value=name,
             remedy="Return a number, or a mapping with `score`, for any response; 0 when it has no answer.",

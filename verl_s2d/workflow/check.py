@@ -10,6 +10,7 @@ from verl_s2d.errors import UserError
 from verl_s2d.workflow.composition import CompositionProbe
 from verl_s2d.workflow.manifest import installed_versions
 from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.preflight.answers import check_answers
 from verl_s2d.workflow.preflight.batches import check_batches
 from verl_s2d.workflow.preflight.data import check_data
 from verl_s2d.workflow.preflight.keys import check_verl_keys
@@ -45,10 +46,16 @@ def check_everything(plan: Plan | None) -> list[Finding]:
         _attempt("verifier", lambda: check_verifier(plan) or str(plan.recipe.verifier)),
         _attempt("verl keys", lambda: check_verl_keys(plan.order) or "all known to verl"),
         _attempt("batch sizes", lambda: check_batches(plan, plan.order) or "fit slices and cluster"),
-        _attempt("data", lambda: check_data(plan) or "no problem is in two slices, none is evaluated on"),
+        _attempt("data", lambda: _data(plan)),
         *_models(plan),
         _attempt("verl's own checks", lambda: _composition(plan)),
     ]
+
+
+def _data(plan: Plan) -> str:
+    files = check_data(plan)
+    check_answers(plan, files)
+    return f"no problem is in two slices, none is evaluated on; the verifier takes the answers of {len(files)} files"
 
 
 def _composition(plan: Plan) -> str:

@@ -22,12 +22,22 @@ class Probe:
 
     Args:
         arguments: of Python; the last line `S2D <json>` that the process prints is its answer.
+        environment: of the process; None for this one's.
         question: what it can read from standard input, as JSON.
+        what: what the process does, for a message that it failed.
     """
 
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], question: Any = None):
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str] | None,
+        question: Any = None,
+        *,
+        what: str = "import verl",
+    ):
+        self._what = what
         with tempfile.TemporaryFile("w+") as given:
-            json.dump(question, given)
+            json.dump(question, given, default=str)
             given.seek(0)
             self._process = subprocess.Popen(
                 # -P: a directory called verl in the working directory must not be taken for the package.
@@ -35,7 +45,7 @@ class Probe:
                 stdin=given,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=dict(environment),
+                env=None if environment is None else dict(environment),
                 text=True,
                 start_new_session=True,
             )
@@ -52,12 +62,9 @@ class Probe:
             out, err = self._process.communicate(timeout=_LIMIT_SECONDS)
         except subprocess.TimeoutExpired:
             self._end()
-            return (
-                None,
-                f"import verl (process {self._process.pid}) did not end within {_LIMIT_SECONDS} s",
-            )
+            return None, f"{self._what} (process {self._process.pid}) did not end within {_LIMIT_SECONDS} s"
         line = next((x for x in reversed(out.splitlines()) if x.startswith("S2D ")), None)
-        return (None, f"import verl failed:\n{err[-2000:]}") if line is None else (json.loads(line[4:]), "")
+        return (None, f"{self._what} failed:\n{err[-2000:]}") if line is None else (json.loads(line[4:]), "")
 
     def __enter__(self) -> Probe:
         return self

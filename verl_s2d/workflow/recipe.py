@@ -79,6 +79,8 @@ class Evaluation:
     top_p: float = at_least(0, 1.0)
     max_tokens: int | None = at_least(1, None)
     """Null: data.response_tokens."""
+    pass_at: list[int] = field(default_factory=list)
+    """The k of the report's pass@k, each at most `samples`; empty for 1, 2, 4, ... It rebuilds nothing."""
     tensor_parallel_size: int = at_least(1, 1)
     """GPUs that the model is divided among. It does not change what is built."""
 

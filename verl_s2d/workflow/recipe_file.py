@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from verl_s2d.errors import UserError
+from verl_s2d.evaluation.chances import check_pass_at
 from verl_s2d.workflow import redaction
 from verl_s2d.workflow.alarm_settings import Alarm, Alarms
 from verl_s2d.workflow.recipe import ROW_NAMES, Matched, Recipe, Source
@@ -106,6 +107,7 @@ def _check_recipe(recipe: Recipe) -> None:
             value=recipe.seeds,
             remedy="For example [0, 1].",
         )
+    check_pass_at(recipe.evaluation.pass_at, recipe.evaluation.samples, "evaluation.pass_at")
     for role in ("student", "teacher"):
         source = getattr(recipe, role)
         if source is not None and (source.model is None) == (source.script is None):

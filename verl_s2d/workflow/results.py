@@ -10,6 +10,7 @@ from typing import Any
 
 from verl_s2d.errors import UserError
 from verl_s2d.evaluation.alarms import alarms_of
+from verl_s2d.evaluation.chances import mean_pass_at
 from verl_s2d.evaluation.curves import curves_of
 from verl_s2d.evaluation.report import Facts, Report, build_report
 from verl_s2d.evaluation.rows import Match, RowResult
@@ -36,7 +37,12 @@ def finished_rows(plan: Plan) -> list[RowResult]:
     """
     built = {node.digest for node in plan.order} - {node.digest for node in plan.missing()}
     stages = _Stages(plan.context.run_dir, {node.digest: node.name for node in plan.order})
-    return [stages.row(row.name, row.seed, row.target.digest) for row in plan.rows if row.target.digest in built]
+    rows = [stages.row(row.name, row.seed, row.target.digest) for row in plan.rows if row.target.digest in built]
+    for row in rows if plan.recipe.evaluation.pass_at else ():
+        for name, values in row.result["sets"].items():
+            right = [problem["correct"] for problem in row.result["per_problem"][name]]
+            values["pass_at"] = mean_pass_at(right, values["samples"], plan.recipe.evaluation.pass_at)
+    return rows
 
 
 def found_rows(run_dir: Path, names: list[str] | None = None, seeds: list[int] | None = None) -> list[RowResult]:

@@ -56,8 +56,10 @@ def run_plan(
         Interrupted: Ctrl-C or SIGTERM; the running stage has been stopped.
     """
     with opened(plan.context.run_dir, plan.recipe.name) as run_id:
-        chosen = zip(*((row.name, row.seed) for row in plan.rows), strict=True)
-        remember(plan.context.run_dir, plan.recipe.path, *chosen, plan.facts())
+        if all(row.name in plan.recipe.row_names for row in plan.rows):
+            # Not so the evaluation of single models, which is no comparison to come back to.
+            chosen = zip(*((row.name, row.seed) for row in plan.rows), strict=True)
+            remember(plan.context.run_dir, plan.recipe.path, *chosen, plan.facts())
         missing = verified_missing(plan, progress.note)
         if not missing:
             return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.preflight.answers import check_answers
 from verl_s2d.workflow.preflight.batches import check_batches
 from verl_s2d.workflow.preflight.data import check_data
 from verl_s2d.workflow.preflight.keys import check_verl_keys
@@ -27,6 +28,7 @@ def check_plan(plan: Plan) -> list[str]:
     check_versions()
     check_verifier(plan)
     check_verl_keys(missing)
+    problems = check_data(plan)
     check_batches(plan, missing)
-    check_data(plan)
+    check_answers(plan, problems)
     return check_models(plan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from verl_s2d.errors import UserError
 from verl_s2d.workflow.graph import Node
@@ -11,21 +12,31 @@ from verl_s2d.workflow.manifest import is_built
 from verl_s2d.workflow.planning import Plan
 from verl_s2d.workflow.stages.preparation import TRAIN_FILE, evaluation_files, slice_sizes
 
+if TYPE_CHECKING:
+    from verl_s2d.data.problems import Problem
 
-def check_data(plan: Plan) -> None:
-    """Raises UserError for unusable files, labels that occur twice, slices that overlap, too few problems, or
-    evaluation problems among the training problems; as far as the files exist."""
-    from verl_s2d.data.problems import Problem, check_disjoint, read_problems
+
+def check_data(plan: Plan) -> dict[Path, tuple[str, list[Problem]]]:
+    """Check the files of problems, as far as they exist.
+
+    Returns:
+        file -> (what a message calls it, its problems).
+
+    Raises:
+        UserError: unusable files, labels that occur twice, slices that overlap or would be empty, too few problems, or
+            evaluation problems among the training problems.
+    """
+    from verl_s2d.data.problems import check_disjoint, read_problems
 
     def built(node: Node) -> bool:
         return is_built(node, plan.context.directory(node))
 
-    files: dict[Path, list[Problem]] = {}
+    files: dict[Path, tuple[str, list[Problem]]] = {}
 
     def problems(path: Path, key: str) -> list[Problem]:
         if path not in files:
-            files[path] = read_problems(path, key=key)
-        return files[path]
+            files[path] = key, read_problems(path, key=key)
+        return files[path][1]
 
     for target in {row.seed: row.target for row in plan.rows}.values():
         evaluation = {
@@ -37,6 +48,13 @@ def check_data(plan: Plan) -> None:
             train = _train_file(plan, slices)
             if train is not None:
                 trained_on, labels = problems(train, "data.train"), plan.recipe.data.labels
+                if len(trained_on) < 2:
+                    raise UserError(
+                        "A half of the training problems would be empty.",
+                        key="data.train",
+                        value=str(train),
+                        remedy="Give at least 2 labelled problems.",
+                    )
                 if labels is not None and labels > len(trained_on):
                     raise UserError(
                         f"There are only {len(trained_on)} training problems.",
@@ -47,6 +65,7 @@ def check_data(plan: Plan) -> None:
                 check_disjoint(trained_on, evaluation)
             if built(slices):
                 check_slices(plan.context.directory(slices))
+    return files
 
 
 def _slices_of_seed(plan: Plan, target: Node) -> list[Node]:
