@@ -117,7 +117,7 @@ def test_several_seeds(tmp_path):
     assert [s["mean"] for s in difference["per_seed"]] == [0.25, 0.5, 0.5]
     assert difference["interval"] == pytest.approx([5 / 12 - 4.303 / 12, 5 / 12 + 4.303 / 12], abs=1e-3)
     # 66.7 +- 4.303 x 8.33.
-    assert "66.7 +- 8.3 (50.0, 75.0, 75.0) [30.8, 102.5]" in markdown_of(report)
+    assert "66.7 +- 8.3 (50.0, 75.0, 75.0), 30.8 to 102.5" in markdown_of(report)
     assert "+41.7" in report.table() and "+25.0, +50.0, +50.0" in report.table()
     assert json.loads(report.to_json()) == report.data
 

@@ -175,7 +175,7 @@ def alarms_table(data: Mapping[str, Any]) -> Table:
 
 
 def _rows_caption(data: Mapping[str, Any], published: bool) -> str:
-    each = "" if len(data["seeds"]) == 1 else ", in brackets each seed, and from three on the 95 % t interval"
+    each = "" if len(data["seeds"]) == 1 else ", in brackets each seed, from three on with the 95 % t interval"
     means = "" if len(data["seeds"]) == 1 else ", means over seeds"
     others = " Published are the results that the recipe names." if published else ""
     return (
@@ -199,7 +199,7 @@ def _accuracy(values: Mapping[str, Any] | None) -> str:
     each = [f"{100 * seed['avg']:.1f}" for seed in values["per_seed"]]
     text = _plus_minus(values) + (f" ({_list(each)})" if len(each) > 1 else "")
     interval = values["interval"]
-    return text if interval is None else f"{text} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+    return text if interval is None else f"{text}, {100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
 
 
 def _plus_minus(values: Mapping[str, Any]) -> str:
