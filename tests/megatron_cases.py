@@ -10,7 +10,7 @@ OBJECTIVES = ("forward_kl", "reverse_kl", "jsd")
 
 @dataclass(frozen=True)
 class Case:
-    """A training step on two ranks.
+    """A training step on two ranks, or on four where both tensor and pipeline divide the model.
 
     Attributes:
         data_format: verl's thd (packed) or bshd (padded).
@@ -20,6 +20,8 @@ class Case:
         sequence: Megatron's sequence parallelism; padded micro-batches then each have their own length.
         per_token: Megatron's calculate_per_token_loss, which Megatron-Bridge sets with context parallelism; thd only,
             as verl refuses it with bshd.
+        pipeline: ranks that divide the layers.
+        tied: output and input embeddings are one, of both models.
         rollouts: verl's loss_agg_mode, over rollouts as OPD has them; None for the warmup's token mean.
     """
 
@@ -30,13 +32,20 @@ class Case:
     context: int = 1
     sequence: bool = False
     per_token: bool = False
+    pipeline: int = 1
+    tied: bool = False
     rollouts: str | None = None
+
+    @property
+    def ranks(self) -> int:
+        return max(2, self.tensor * self.context * self.pipeline)
 
     def __str__(self) -> str:
         parts = [self.objective, self.data_format, f"micro-batches of {self.micro_batch}"]
-        parts += [f"{name} {n}" for name, n in (("tensor", self.tensor), ("context", self.context)) if n > 1]
-        parts += ["data 2"] * (self.tensor == self.context == 1)
-        parts += ["sequence-parallel"] * self.sequence + ["per-token"] * self.per_token
+        sizes = (("tensor", self.tensor), ("context", self.context), ("pipeline", self.pipeline))
+        parts += [f"{name} {n}" for name, n in sizes if n > 1]
+        parts += ["data 2"] * (self.tensor == self.context == self.pipeline == 1)
+        parts += ["sequence-parallel"] * self.sequence + ["per-token"] * self.per_token + ["tied"] * self.tied
         return ", ".join([*parts, *([self.rollouts] if self.rollouts else [])])
 
 
@@ -51,5 +60,11 @@ CASES = {
         *(Case(*pair, 2, tensor=1, context=2) for pair in _PAIRS),
         *(Case(objective, "thd", 2, tensor=1, context=2, per_token=True) for objective in OBJECTIVES),
         *(Case(*pair, 1, tensor=1) for pair in _PAIRS),
+        *(Case(*pair, 1, tensor=1, pipeline=2) for pair in _PAIRS),
+        Case("forward_kl", "thd", 2, tensor=1, pipeline=2, tied=True),
+        Case("reverse_kl", "thd", 4, tensor=1, pipeline=2),
+        *(Case("reverse_kl", layout, 2, tensor=1, pipeline=2, rollouts="token-mean") for layout in ("thd", "bshd")),
+        *(Case("reverse_kl", "thd", 1, pipeline=2, sequence=s, rollouts="token-mean") for s in (True, False)),
+        Case("forward_kl", "thd", 1, pipeline=2, sequence=True, tied=True),
     )
 }

@@ -6,6 +6,7 @@ run: what it leaves behind is put there by hand. The attention kernel, Transform
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from itertools import pairwise
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from verl.utils.megatron_utils import register_megatron_training_hooks
 from verl.workers.config import McoreEngineConfig
 from verl.workers.engine.megatron.transformer_impl import MegatronEngineWithLMHead
 
-LONGEST = 64
+LAYERS, LONGEST = 2, 64
 
 
 def use_cpu() -> None:
@@ -32,6 +33,7 @@ def use_cpu() -> None:
     Its CUDA random states, one per parallel rank, are for dropout, which these models do without.
     """
     torch.cuda.current_device = lambda: "cpu"
+    torch.cuda.synchronize = lambda *_: None
     CudaRNGStatesTracker.fork = lambda *_: nullcontext()
     _OnCPU().__enter__()
 
@@ -84,9 +86,18 @@ class Norm(torch.nn.RMSNorm):
 
 
 def gpt(
-    width: int, vocabulary: int, seed: int, *, mixes: bool = True, sequence: bool = False, per_token: bool = False
+    width: int,
+    vocabulary: int,
+    seed: int,
+    *,
+    mixes: bool = True,
+    sequence: bool = False,
+    per_token: bool = False,
+    tied: bool = False,
 ) -> GPTModel:
-    """A float32 GPT whose weights depend on the seed alone, not on how they are divided: each rank draws all of them.
+    """A float32 GPT, or this rank's stage of one.
+
+    The weights of a whole one depend on the seed alone, not on how they are divided: each rank draws all of them.
 
     Args:
         width: hidden size.
@@ -94,10 +105,15 @@ def gpt(
         mixes: see Attention.
         sequence: Megatron's sequence parallelism.
         per_token: Megatron's calculate_per_token_loss.
+        tied: output and input embeddings are one.
     """
     torch.manual_seed(seed)
+    stages, stage = (
+        parallel_state.get_pipeline_model_parallel_world_size(),
+        parallel_state.get_pipeline_model_parallel_rank(),
+    )
     config = TransformerConfig(
-        num_layers=2,
+        num_layers=LAYERS,
         hidden_size=width,
         num_attention_heads=4,
         ffn_hidden_size=2 * width,
@@ -109,6 +125,12 @@ def gpt(
         use_cpu_initialization=True,
         tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
         context_parallel_size=parallel_state.get_context_parallel_world_size(),
+        pipeline_model_parallel_size=stages,
+        # As verl has them.
+        pipeline_dtype=torch.float32,
+        variable_seq_lengths=True,
+        moe_token_dispatcher_type="alltoall",
+        batch_p2p_comm=False,
         sequence_parallel=sequence,
         calculate_per_token_loss=per_token,
         # Fusions are CUDA kernels.
@@ -122,11 +144,13 @@ def gpt(
     layer.submodules.self_attention.submodules.core_attention = ModuleSpec(Attention, params={"mixes": mixes})
     return GPTModel(
         config,
-        TransformerBlockSubmodules([layer] * config.num_layers, Norm),
+        TransformerBlockSubmodules([layer] * (LAYERS // stages), Norm),
         vocab_size=vocabulary,
         max_sequence_length=LONGEST,
         parallel_output=True,
-        share_embeddings_and_output_weights=False,
+        share_embeddings_and_output_weights=tied,
+        pre_process=stage == 0,
+        post_process=stage == stages - 1,
         position_embedding_type="rope",
     )
 
@@ -145,6 +169,7 @@ def engine(
     made.engine_config = McoreEngineConfig(
         tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
         context_parallel_size=parallel_state.get_context_parallel_world_size(),
+        pipeline_model_parallel_size=parallel_state.get_pipeline_model_parallel_world_size(),
         use_remove_padding=data_format == "thd",
         pad_bshd_to_minibatch_max=pads_alike,
         forward_only=forward_only,
@@ -163,6 +188,39 @@ def engine(
         made.optimizer = GradientRecorder(model)
         register_megatron_training_hooks(made.module, made.optimizer)
     return made
+
+
+def name_in_whole(name: str, model: GPTModel) -> str:
+    """What a stage's parameter is called in a model that is not in stages."""
+    if name == "output_layer.weight" and model.share_embeddings_and_output_weights:
+        return "embedding.word_embeddings.weight"
+    first = parallel_state.get_pipeline_model_parallel_rank() * len(model.decoder.layers)
+    prefix, layers, rest = name.partition("decoder.layers.")
+    if not layers:
+        return name
+    number, _, rest = rest.partition(".")
+    return f"{prefix}{layers}{first + int(number)}.{rest}"
+
+
+def own(name: str, whole: torch.Tensor, parameters: Mapping[str, torch.nn.Parameter]) -> torch.Tensor:
+    """This tensor-parallel rank's part of a whole parameter, or of its gradient."""
+    parameter = parameters[name]
+    if not getattr(parameter, "tensor_model_parallel", False):
+        return whole
+    ranks, rank = (
+        parallel_state.get_tensor_model_parallel_world_size(),
+        parallel_state.get_tensor_model_parallel_rank(),
+    )
+    return whole.chunk(ranks, parameter.partition_dim)[rank]
+
+
+def adopt(model: GPTModel, whole: Mapping[str, torch.Tensor]) -> GPTModel:
+    """A stage with its part of a whole model's weights."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(own(name, whole[name_in_whole(name, model)], parameters))
+    return model
 
 
 class GradientRecorder:

@@ -8,7 +8,6 @@ through undivided models and writes the objective out in plain torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache, partial
 from types import SimpleNamespace
 
@@ -19,7 +18,7 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.metric import Metric
 
 from tests.megatron_cases import CASES, Case
-from tests.megatron_engine import engine, gpt, use_cpu
+from tests.megatron_engine import adopt, engine, gpt, name_in_whole, own, use_cpu
 from tests.ranks import work
 from verl_s2d.training.distilled_worker import DistilledWorker
 from verl_s2d.training.full_vocabulary import FullVocabularyLoss, Objective, response_mean
@@ -35,24 +34,31 @@ ROLLOUTS = (
     ([12, 13, 14, 15], [16, 17, 18, 19, 20, 21, 1], [1, 1, 0, 0, 1, 1, 1]),
     ([2, 2], [7], [1]),
 )
-Results = tuple[float, dict[str, float], dict[str, torch.Tensor]]
+Weights = dict[str, torch.Tensor]
+Results = tuple[float, dict[str, float], Weights, tuple[Weights, Weights]]
 
 
-def parallel(tensor: int, context: int) -> None:
+def parallel(tensor: int, context: int, pipeline: int) -> None:
     """Make these Megatron's groups, unless they are."""
     if parallel_state.is_initialized():
-        found = parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_context_parallel_world_size()
-        if found == (tensor, context):
+        found = (
+            parallel_state.get_tensor_model_parallel_world_size(),
+            parallel_state.get_context_parallel_world_size(),
+            parallel_state.get_pipeline_model_parallel_world_size(),
+        )
+        if found == (tensor, context, pipeline):
             return
         parallel_state.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor, context_parallel_size=context)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tensor, context_parallel_size=context, pipeline_model_parallel_size=pipeline
+    )
 
 
 @cache
-def reference(objective: str, rollouts: str | None, mixes: bool) -> Results:
-    """Loss, metrics, and the whole student's gradients."""
-    parallel(1, 1)
-    student, teacher = gpt(**STUDENT, mixes=mixes), gpt(**TEACHER, mixes=mixes)
+def reference(objective: str, rollouts: str | None, mixes: bool, tied: bool) -> Results:
+    """Loss, metrics, the whole student's gradients, and both models' weights."""
+    parallel(1, 1, 1)
+    student, teacher = (gpt(**sizes, mixes=mixes, tied=tied) for sizes in (STUDENT, TEACHER))
     found: list[dict[str, torch.Tensor]] = []
     for prompt, response, counts in ROLLOUTS:
         ids = torch.tensor([prompt + response])
@@ -94,7 +100,8 @@ def reference(objective: str, rollouts: str | None, mixes: bool) -> Results:
     }
     if objective == "jsd":
         metrics["reverse_kl"] = everything["ratio"].mean().item()
-    return loss.item(), metrics, {name: p.grad for name, p in student.named_parameters()}
+    weights = tuple({name: p.detach() for name, p in model.named_parameters()} for model in (student, teacher))
+    return loss.item(), metrics, {name: p.grad for name, p in student.named_parameters()}, weights
 
 
 def batch(case: Case) -> TensorDict:
@@ -125,13 +132,16 @@ def batch(case: Case) -> TensorDict:
     return tu.get_tensordict(fields, settings)
 
 
-def worker(case: Case) -> DistilledWorker:
+def worker(case: Case, weights: tuple[Weights, Weights]) -> DistilledWorker:
     """The stage's worker, with what verl's initialisation leaves behind put there by hand."""
-    models = {"mixes": case.context == 1, "sequence": case.sequence, "per_token": case.per_token}
+    models = {"mixes": case.context == 1, "sequence": case.sequence, "per_token": case.per_token, "tied": case.tied}
+    student, teacher = (
+        adopt(gpt(**sizes, **models), whole) for sizes, whole in zip((STUDENT, TEACHER), weights, strict=True)
+    )
     engines = {"data_format": case.data_format, "pads_alike": not case.sequence}
     made = object.__new__(WarmupWorker if case.rollouts is None else DistilledWorker)
-    made.engine = engine(gpt(**STUDENT, **models), **engines, forward_only=False)
-    teacher = engine(gpt(**TEACHER, **models), **engines, forward_only=True)
+    made.engine = engine(student, **engines, forward_only=False)
+    teacher = engine(teacher, **engines, forward_only=True)
     made.engine_config, made.model_config, made.device_name = made.engine.engine_config, {}, "cpu"
     made._skip_limit, made._skipped_in_a_row, made.flops_counter = 1, 0, None
     objective = Objective(case.objective, vocab_size=REAL, beta=BETA, chunk_tokens=3)
@@ -145,29 +155,18 @@ def worker(case: Case) -> DistilledWorker:
     return made
 
 
-def own(name: str, whole: torch.Tensor, parameters: Mapping[str, torch.nn.Parameter]) -> torch.Tensor:
-    """This tensor-parallel rank's part of a whole gradient."""
-    parameter = parameters[name]
-    if not getattr(parameter, "tensor_model_parallel", False):
-        return whole
-    ranks, rank = (
-        parallel_state.get_tensor_model_parallel_world_size(),
-        parallel_state.get_tensor_model_parallel_rank(),
-    )
-    return whole.chunk(ranks, parameter.partition_dim)[rank]
-
-
 def step(rank: int, world: int, case: Case) -> None:
     """A training step's loss, metrics and gradients are the reference's."""
-    loss, metrics, gradients = reference(case.objective, case.rollouts, case.context == 1)
-    parallel(case.tensor, case.context)
-    made = worker(case)
+    loss, metrics, gradients, weights = reference(case.objective, case.rollouts, case.context == 1, case.tied)
+    parallel(case.tensor, case.context, case.pipeline)
+    made = worker(case, weights)
     output = made.train_batch(batch(case))
-    parameters = dict(made.engine.optimizer.model.named_parameters())
-    ours = made.engine.optimizer.gradients
-    assert ours.keys() == gradients.keys()
-    for name, whole in gradients.items():
-        expected = own(name, whole, parameters)
+    model = made.engine.optimizer.model
+    parameters, ours = dict(model.named_parameters()), made.engine.optimizer.gradients
+    wholes = {name: name_in_whole(name, model) for name in ours}
+    assert case.pipeline > 1 or set(wholes.values()) == gradients.keys()
+    for name, whole in wholes.items():
+        expected = own(name, gradients[whole], parameters)
         assert (ours[name] - expected).norm() <= 1e-5 * expected.norm(), name
     assert (output is not None) == made.engine.is_mp_src_rank_with_outputs()
     if output is None:
@@ -182,4 +181,4 @@ def step(rank: int, world: int, case: Case) -> None:
 
 if __name__ == "__main__":
     use_cpu()
-    work(lambda world: {name: partial(step, case=case) for name, case in CASES.items()})
+    work(lambda world: {name: partial(step, case=case) for name, case in CASES.items() if case.ranks == world})

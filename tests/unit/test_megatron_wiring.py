@@ -5,6 +5,8 @@ The cases are in tests/megatron_cases.py.
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
 from tests.megatron_cases import CASES
@@ -14,10 +16,15 @@ from verl_s2d.platforms.environment import cpu_environment
 
 @pytest.fixture(scope="module")
 def endings(tmp_path_factory):
-    """How each case ended, by rank: one group runs them all."""
-    return run("tests.megatron_ranks", 2, tmp_path_factory.mktemp("megatron"), cpu_environment())
+    """World size -> how each of its cases ended, by rank: one group runs them all."""
+
+    @functools.cache
+    def of(world: int) -> list[dict[str, str]]:
+        return run("tests.megatron_ranks", world, tmp_path_factory.mktemp("megatron"), cpu_environment())
+
+    return of
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_equals_plain_torch(case, endings):
-    assert not (found := problems(endings, case)), found
+    assert not (found := problems(endings(CASES[case].ranks), case)), found

@@ -81,7 +81,8 @@ def test_settings_that_cannot_work_are_refused_by_key(artefacts, tmp_path, overr
 @pytest.mark.parametrize(
     ("override", "key"),
     [
-        ("engine.pipeline_model_parallel_size=2", "engine.pipeline_model_parallel_size"),
+        ("engine.pipeline_model_parallel_size=4", "engine.pipeline_model_parallel_size"),
+        ("engine.use_dist_checkpointing=true", "engine.use_dist_checkpointing"),
         ("engine.virtual_pipeline_model_parallel_size=2", "engine.virtual_pipeline_model_parallel_size"),
         ("engine.dynamic_context_parallel=true", "engine.dynamic_context_parallel"),
         ("engine.tensor_model_parallel_size=3", "engine.tensor_model_parallel_size"),
@@ -93,7 +94,8 @@ def test_megatron_is_taken_in_layouts_in_which_the_teacher_can_be_asked(artefact
     megatron = ("engine=megatron", "engine.tensor_model_parallel_size=2", "trainer.n_gpus_per_node=4")
     megatron += ("data.micro_batch_size_per_gpu=2",)
     cache = write_cache(tmp_path / "c.parquet")
-    assert check(artefacts, cache, *megatron) == len(WORDS)
+    for layout in ((), ("engine.pipeline_model_parallel_size=2",)):
+        assert check(artefacts, cache, *megatron, *layout) == len(WORDS)
     with pytest.raises(UserError) as error:
         check(artefacts, cache, *megatron, override)
     assert error.value.key == key and error.value.remedy

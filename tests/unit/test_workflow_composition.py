@@ -80,8 +80,13 @@ def test_megatron_is_accepted_in_every_stage(tmp_path):
     warmup = {"engine": "megatron", "optim": "megatron", "engine.tensor_model_parallel_size": 2}
     changes = {f"stages__{stage}__verl": rl for stage in ("teacher_rl", "opd", "student_rl")}
     changes["stages__warmup__verl"] = {**warmup, "data.train_batch_size": 4, "data.micro_batch_size_per_gpu": 2}
-    objective = {"stages__opd__objective": "reverse_kl"}
-    assert accepted(tmp_path, cluster__gpus_per_node=4, cluster__device="cuda", **changes, **objective) == 4
+    changes |= {"stages__opd__objective": "reverse_kl", "cluster__gpus_per_node": 4, "cluster__device": "cuda"}
+    assert accepted(tmp_path, **changes) == 4
+    for role in ("actor", "ref"):
+        key = f"actor_rollout_ref.{role}.megatron.use_dist_checkpointing"
+        with pytest.raises(UserError, match="in place of the model this stage is given") as caught:
+            accepted(tmp_path, **changes | {"stages__opd__verl": rl | {key: True}})
+        assert caught.value.key == key
 
 
 def test_a_process_that_says_nothing_is_an_error_with_what_it_wrote(tmp_path):

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_module
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from verl.trainer.main_ppo import auto_set_device, need_critic, need_reference_policy, validate_config
 
 from verl_s2d.errors import UserError
+from verl_s2d.training.engine_checks import check_weights
 from verl_s2d.training.lora_checks import check_lora
 from verl_s2d.training.opd_config import read_opd_config
 from verl_s2d.training.token_budget import read_token_budget
@@ -48,7 +49,7 @@ def problem_of(argv: Sequence[str]) -> dict[str, Any] | None:
 
 
 def _check_rl(config: DictConfig) -> None:
-    """As verl's main_ppo begins, and then our trainer."""
+    """As verl's main_ppo begins, then our trainer, and what a stage must not do although a user's own command may."""
     auto_set_device(config)
     validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     read_token_budget(config)
@@ -57,6 +58,9 @@ def _check_rl(config: DictConfig) -> None:
     else:
         worker = config.actor_rollout_ref
         check_lora(worker.model, worker.actor.strategy, "actor_rollout_ref.model", worker.rollout.name)
+    for role in ("actor", "ref"):
+        key = f"actor_rollout_ref.{role}.megatron"
+        check_weights(OmegaConf.select(config, key) or {}, key)
 
 
 _CHECKS = {

@@ -46,8 +46,8 @@ def check_megatron(engine: Mapping[str, Any], engine_key: str) -> None:
     """Check verl's Megatron section.
 
     Raises:
-        UserError: a layout in which the teacher could not be asked in the middle of the student's forward pass, or a
-            replay of routes, which would send the teacher's tokens where the student's went.
+        UserError: a layout in which the teacher's tokens would not be where the student's are, or a replay of routes,
+            which would send them where the student's went.
     """
     replay = (engine.get("router_replay") or {}).get("mode", "disabled")
     if replay != "disabled":
@@ -58,8 +58,7 @@ def check_megatron(engine: Mapping[str, Any], engine_key: str) -> None:
             remedy="set it to disabled",
         )
     for name, plain, why in (
-        ("pipeline_model_parallel_size", 1, "the teacher is asked within the student's forward pass, in one stage"),
-        ("virtual_pipeline_model_parallel_size", None, "the teacher is asked in one stage"),
+        ("virtual_pipeline_model_parallel_size", None, "a rank's logits are those of one stage"),
         ("dynamic_context_parallel", False, "verl lays its tokens out anew for every micro-batch"),
     ):
         value = engine.get(name, plain)
@@ -68,5 +67,21 @@ def check_megatron(engine: Mapping[str, Any], engine_key: str) -> None:
                 f"an objective over the whole vocabulary is not there for this layout: {why}",
                 key=f"{engine_key}.{name}",
                 value=value,
-                remedy=f"set it to {'null' if plain is None else plain}, and divide by tensor or context instead",
+                remedy=f"set it to {'null' if plain is None else plain}",
             )
+
+
+def check_weights(engine: Mapping[str, Any], engine_key: str) -> None:
+    """Check verl's section of a Megatron engine that is given its model by path.
+
+    Raises:
+        UserError: verl would load other weights into it.
+    """
+    if engine.get("use_dist_checkpointing"):
+        raise UserError(
+            "verl would load the weights in dist_checkpointing_path in place of the model this stage is given",
+            key=f"{engine_key}.use_dist_checkpointing",
+            value=True,
+            remedy="set it to false: weights are then read and written as Hugging Face's by Megatron-Bridge; optimizer "
+            "and random states are distributed checkpoints either way",
+        )

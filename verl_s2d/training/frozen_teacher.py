@@ -12,7 +12,8 @@ from verl.workers.engine import BaseEngine
 
 from verl_s2d.objectives.logits import LinearLogits
 from verl_s2d.training.head_seam import HeadSeam
-from verl_s2d.training.megatron import forward, is_megatron
+from verl_s2d.training.megatron import forward, is_megatron, is_pipelined
+from verl_s2d.training.token_layout import uniform_temperature
 
 T = TypeVar("T")
 
@@ -30,6 +31,24 @@ class FrozenTeacher:
     def __init__(self, engine: BaseEngine, *, linear: bool):
         self._engine = engine
         self._seam = HeadSeam(engine.module) if linear else None
+        self._pipelined = None
+        if is_megatron(engine) and is_pipelined():
+            from verl_s2d.training.pipelined_teacher import PipelinedTeacher
+
+            self._pipelined = PipelinedTeacher(engine)
+
+    def precede(self, student: BaseEngine, loss: Callable[..., Any]) -> None:
+        """Where the teacher is in pipeline stages: let its pass come before each that the student makes with `loss`."""
+        if self._pipelined is None:
+            return
+        run, teacher = student.forward_backward_batch, self._pipelined
+
+        def forward_backward_batch(data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
+            if loss_function is loss:
+                teacher.run(data)
+            return run(data, loss_function, forward_only)
+
+        student.forward_backward_batch = forward_backward_batch
 
     def consult(self, micro_batch: TensorDict, use: Callable[[torch.Tensor | LinearLogits], T]) -> T:
         """use(teacher) of a micro-batch; teacher is (tokens, V_t) logits, or LinearLogits of as many tokens.
@@ -37,6 +56,8 @@ class FrozenTeacher:
         Logits given as a tensor have been divided by the micro-batch's temperature; LinearLogits have not. On Megatron
         they are this rank's shard of the vocabulary.
         """
+        if self._pipelined is not None:
+            return use(self._pipelined.logits(micro_batch) / uniform_temperature(micro_batch))
         answers: list[T] = []
 
         def at_head(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

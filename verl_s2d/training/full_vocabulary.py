@@ -25,7 +25,7 @@ from verl_s2d.objectives.vocabulary import VocabularyShard
 from verl_s2d.training.frozen_teacher import FrozenTeacher
 from verl_s2d.training.head_seam import HeadSeam, has_plain_head
 from verl_s2d.training.megatron import in_sharded_layout, is_megatron, vocabulary_shard
-from verl_s2d.training.token_layout import in_logits_layout, next_tokens
+from verl_s2d.training.token_layout import in_logits_layout, next_tokens, uniform_temperature
 
 _logger = logging.getLogger(__name__)
 
@@ -86,6 +86,7 @@ class FullVocabularyLoss:
             has_plain_head(engine.module, engine.model_config.hf_config) for engine in (student, teacher)
         )
         self._teacher = FrozenTeacher(teacher, linear=self._linear)
+        self._teacher.precede(student, self)
         if self._linear:
             self._stand_in(student)
         elif not (objective.materialise_logits or self._sharded):
@@ -120,7 +121,7 @@ class FullVocabularyLoss:
     ) -> torch.Tensor:
         """(batch, tokens, H) -> (batch, tokens, results and a one)."""
         packs = tu.get_non_tensor_data(micro_batch, key="use_remove_padding", default=True)
-        temperature = _temperature(micro_batch)
+        temperature = uniform_temperature(micro_batch)
         student = LinearLogits(hidden.flatten(0, 1), weight, bias, temperature=temperature)
         padded = None if packs else hidden.shape[1]
         data, rows = micro_batch.to(hidden.device), hidden.shape[:2].numel()
@@ -226,7 +227,7 @@ class FullVocabularyLoss:
 
     def _read(self, shown: torch.Tensor, data: TensorDict) -> tuple[torch.Tensor, ...]:
         """Results as the engine passed them on: divided by the temperature, as it does with logits."""
-        *results, one = (shown * _temperature(data)).unbind(-1)
+        *results, one = (shown * uniform_temperature(data)).unbind(-1)
         if not torch.allclose(one, torch.ones_like(one), rtol=1e-5):
             raise UserError(
                 "the model changes its logits after the output embedding, so hidden states and head are not enough",
@@ -290,13 +291,3 @@ def response_mean(
         global_batch_size=data["global_batch_size"],
         loss_scale_factor=loss_scale_factor,
     )
-
-
-def _temperature(micro_batch: TensorDict) -> float:
-    temperature = tu.get(micro_batch, "temperature", 1.0)
-    if isinstance(temperature, torch.Tensor):
-        first = temperature.flatten()[0]
-        if not bool((temperature == first).all()):
-            raise ValueError("one temperature for a whole micro-batch is needed")
-        temperature = first.item()
-    return float(temperature)

@@ -21,6 +21,13 @@ def is_megatron(engine: BaseEngine) -> bool:
     return isinstance(engine.module, list)
 
 
+def is_pipelined() -> bool:
+    """Whether the layers of Megatron's models here are divided among ranks."""
+    from megatron.core import parallel_state
+
+    return parallel_state.get_pipeline_model_parallel_world_size() > 1
+
+
 def forward(engine: BaseEngine, micro_batch: TensorDict, processor: Callable[..., Any]) -> None:
     """One micro-batch through the one pipeline stage there is, without Megatron's schedule around it."""
     engine.forward_step(iter([micro_batch]), engine.module[0], processor, _ignored)

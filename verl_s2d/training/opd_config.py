@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from verl_s2d.errors import UserError
-from verl_s2d.training.engine_checks import check_logits_visible, check_megatron
+from verl_s2d.training.engine_checks import check_logits_visible, check_megatron, check_weights
 from verl_s2d.training.lora_checks import check_lora
 
 
@@ -208,6 +208,7 @@ def _check_verl(config: DictConfig) -> None:
                 remedy=f"set {key}=False",
             )
     ref = config.actor_rollout_ref.ref
+    check_weights(ref.get("megatron") or {}, "actor_rollout_ref.ref.megatron")
     if not ref.log_prob_use_dynamic_bsz and ref.log_prob_micro_batch_size_per_gpu is None:
         raise UserError(
             "the teacher's forward pass needs a micro-batch size",

@@ -33,3 +33,18 @@ def in_logits_layout(packed: torch.Tensor, micro_batch: TensorDict, rows: int, *
 def next_tokens(micro_batch: TensorDict) -> torch.Tensor:
     """(tokens,) ids that each packed token's logits predict; that of a sequence's last token is of no sequence."""
     return torch.roll(micro_batch["input_ids"].values(), shifts=-1, dims=0)
+
+
+def uniform_temperature(micro_batch: TensorDict) -> float:
+    """The temperature that the engine divides every logit of the micro-batch by.
+
+    Raises:
+        ValueError: there are several.
+    """
+    temperature = tu.get(micro_batch, "temperature", 1.0)
+    if isinstance(temperature, torch.Tensor):
+        first = temperature.flatten()[0]
+        if not bool((temperature == first).all()):
+            raise ValueError("one temperature for a whole micro-batch is needed")
+        temperature = first.item()
+    return float(temperature)

@@ -9,7 +9,7 @@ from transformers import AutoConfig
 from verl.workers.config import HFModelConfig
 
 from verl_s2d.errors import UserError
-from verl_s2d.training.engine_checks import check_logits_visible, check_megatron
+from verl_s2d.training.engine_checks import check_logits_visible, check_megatron, check_weights
 from verl_s2d.training.full_vocabulary import Objective
 from verl_s2d.training.lora_checks import check_lora
 from verl_s2d.training.model_pair import check_tokens, real_vocabulary
@@ -17,7 +17,12 @@ from verl_s2d.training.warmup_data import CachedRollouts
 
 OBJECTIVES = ("forward_kl",)
 # Ranks of one of these share their sequences: Ulysses on FSDP, the others on Megatron.
-_PARALLEL_SIZES = ("ulysses_sequence_parallel_size", "tensor_model_parallel_size", "context_parallel_size")
+_PARALLEL_SIZES = (
+    "ulysses_sequence_parallel_size",
+    "tensor_model_parallel_size",
+    "context_parallel_size",
+    "pipeline_model_parallel_size",
+)
 _POSITIVE = (
     "data.train_batch_size",
     "data.micro_batch_size_per_gpu",
@@ -64,6 +69,7 @@ def check_settings(config: DictConfig) -> None:
     )
     if megatron:
         check_megatron(config.engine, "engine")
+        check_weights(config.engine, "engine")
     check_lora(config.model, "megatron" if megatron else engine, "model")
     for key in _POSITIVE:
         _require_positive(config, key)
