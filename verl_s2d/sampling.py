@@ -84,6 +84,8 @@ class Sampler:
             worker_extension_cls=f"{__name__}.{VocabularyGuard.__name__}",
             dtype="float32" if on_cpu else "auto",
             enforce_eager=on_cpu,
+            # For a prompt read in several parts vLLM sets a seeded generator back, which one on the CPU cannot be.
+            enable_chunked_prefill=False if on_cpu else None,
         )
         self.tokenizer = self._llm.get_tokenizer()
         if limits.vocabulary > len(self.tokenizer):

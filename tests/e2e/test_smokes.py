@@ -1,0 +1,73 @@
+"""The full recipes' graphs at tiny size, on real verl, vLLM and Ray.
+
+One row of one smoke by default; `S2D_SMOKES=all` runs every row of every smoke (tests/RESULTS.md has the times), a name
+that of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from verl_s2d.workflow.identity import file_digest
+from verl_s2d.workflow.recipe_file import load_recipe
+
+pytestmark = pytest.mark.e2e
+
+SMOKES = sorted((Path(__file__).parents[2] / "recipes" / "smoke").glob("*.yaml"))
+CHOSEN = os.environ.get("S2D_SMOKES")
+CASES = [(p, load_recipe(p).rows) for p in SMOKES if CHOSEN in ("all", p.stem)]
+CASES = CASES or [(p, ["full-bridge"]) for p in SMOKES if p.stem == "qwen3-1.7b-from-8b"]
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("recipe", "rows"), CASES, ids=lambda value: getattr(value, "stem", None))
+def test_the_graph_of_a_recipe_runs_at_tiny_size(recipe, rows, tmp_path):
+    command = [sys.executable, "-m", "verl_s2d.cli", "run", str(recipe), "--run-dir", str(tmp_path), "--rows"]
+    began = time.monotonic()
+    done = subprocess.run([*command, ",".join(rows)], capture_output=True, text=True, timeout=3000)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    stages = [(path.parent, json.loads(path.read_text())) for path in tmp_path.glob("stages/*/manifest.json")]
+    print(f"{recipe.stem}: {len(rows)} rows, {len(stages)} stages, {time.monotonic() - began:.0f} s")
+
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {row["name"] for row in report["rows"]} == set(rows) and set(report["sets"]) == {
+        "math500",
+        "aime24",
+        "aime25",
+    }
+    names = [stage["name"] for _, stage in stages]
+    assert len(names) == len(set(names)), "a stage that rows share was built twice"
+    check_data(next(path for path, stage in stages if stage["name"] == "data"))
+    check_ledgers(stages)
+    weights = {directory.name: model_digest(directory) for directory, _ in stages if model_digest(directory)}
+    assert len(set(weights.values())) == len(weights), "a stage left the model that another one left"
+
+
+def check_data(directory: Path) -> None:
+    """The problems went through the preparation: copies and what is evaluated on are gone."""
+    sets = json.loads((directory / "prepared.json").read_text())["sets"]
+    assert sets["dapo-math-17k"]["duplicates"]["identical"] == 25
+    assert sets["dapo-math-17k"]["problems"] == 24
+
+
+def check_ledgers(stages: list[tuple[Path, dict]]) -> None:
+    """Labels are read where the verifier is, and nowhere else; every stage did what it was to do."""
+    for _, stage in stages:
+        ledger, kind = stage["ledger"], stage["kind"]
+        assert bool(ledger["labels_read"]) == bool(ledger["verifier_calls"]) == (kind == "grpo"), stage["name"]
+        assert (ledger["updates"] > 0) == (kind in ("grpo", "warmup", "opd")), stage["name"]
+        assert (ledger["teacher_scored_tokens"] > 0) == (kind in ("warmup", "opd")), stage["name"]
+        assert (ledger["sampled_tokens"] > 0) == (kind in ("grpo", "rollouts", "opd")), stage["name"]
+
+
+def model_digest(stage: Path) -> str | None:
+    """Of the weights that a stage handed on; None for one without a model."""
+    files = [*stage.glob("*.safetensors"), *stage.glob("model/*.safetensors")]
+    return file_digest(files[0]) if files else None
