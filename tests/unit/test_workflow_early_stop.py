@@ -7,13 +7,15 @@ import json
 import pytest
 
 from tests.unit.test_workflow_runner import Lines, build, directory, project
-from tests.unit.workflow_project import FakeStages, SimulatedStages
+from tests.unit.workflow_project import FakeStages, SimulatedStages, write_problems
+from verl_s2d.errors import UserError
 from verl_s2d.evaluation.report import Facts, build_report
 from verl_s2d.workflow.alarm_watch import recorded
 from verl_s2d.workflow.hf_export import export_problem
 from verl_s2d.workflow.manifest import is_built, read_manifest, write_manifest
+from verl_s2d.workflow.preflight import check_plan
 from verl_s2d.workflow.results import finished_rows
-from verl_s2d.workflow.stages import early_stop
+from verl_s2d.workflow.stages import early_stop, kinds
 from verl_s2d.workflow.views import status_text, status_view
 
 
@@ -85,6 +87,37 @@ def test_the_best_checkpoint_by_validation_is_kept(tmp_path, monkeypatch):
     manifest = read_manifest(directory(plan, NAME))
     assert manifest["stopped"]["alarm"]["alarm"] == "score_collapse"
     assert stopped_at(plan) == (2, 6) and manifest["stopped"]["score"] == 0.5
+
+
+def test_stages_1_and_3_are_validated_on_problems_of_their_own(tmp_path, monkeypatch):
+    write_problems(tmp_path / "validation.parquet", range(4), prefix="validation")
+    plan = stopping(tmp_path, monkeypatch, {}, data__validation="validation.parquet")
+    node = next(n for n in plan.order if n.name == NAME)
+    arguments = kinds()["grpo"].command(node, plan.context, 1).argv
+    assert "trainer.test_freq=-1" in arguments
+    more = {"data__validation": "validation.parquet", "stages__student_rl__validate_every": 3}
+    plan = stopping(tmp_path, monkeypatch, {}, **more)
+    validated = next(n for n in plan.order if n.name == NAME)
+    arguments = kinds()["grpo"].command(validated, plan.context, 1).argv
+    assert "trainer.test_freq=3" in arguments and f"data.val_files={tmp_path / 'validation.parquet'}" in arguments
+    assert validated.digest != node.digest
+    check_plan(plan)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "words"),
+    [("problem", "among the training problems"), ("held", "among the validation problems")],
+)
+def test_validation_problems_are_neither_trained_nor_evaluated_on(tmp_path, monkeypatch, prefix, words):
+    write_problems(tmp_path / "validation.parquet", range(4), prefix=prefix)
+    plan = stopping(tmp_path, monkeypatch, {}, data__validation="validation.parquet")
+    with pytest.raises(UserError, match=words):
+        check_plan(plan)
+
+
+def test_validation_needs_problems(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="nothing to validate on"):
+        stopping(tmp_path, monkeypatch, {}, stages__student_rl__validate_every=3)
 
 
 def test_without_validation_the_last_checkpoint_from_before_the_alarm_is_kept(tmp_path, monkeypatch):

@@ -112,10 +112,15 @@ def problems_of(table: pa.Table, path: str | Path, *, key: str = "data") -> list
     return problems
 
 
-def check_disjoint(training: Sequence[Problem], evaluation: Mapping[str, Sequence[Problem]]) -> None:
+def check_disjoint(
+    training: Sequence[Problem], evaluation: Mapping[str, Sequence[Problem]], *, role: str = "training"
+) -> None:
     """No evaluation problem may be among the training problems, by its text.
 
     Ids are not compared: two sources may number their problems alike.
+
+    Args:
+        role: what `training` is, for the message.
 
     Raises:
         UserError: names the set, the number of shared problems and one of them.
@@ -125,11 +130,11 @@ def check_disjoint(training: Sequence[Problem], evaluation: Mapping[str, Sequenc
         shared = [p for p in problems if p.text in texts]
         if shared:
             raise UserError(
-                f"{len(shared)} evaluation problems are among the training problems, "
-                f"for example {shared[0].text!r} (training id {texts[shared[0].text]}).",
+                f"{len(shared)} evaluation problems are among the {role} problems, "
+                f"for example {shared[0].text!r} ({role} id {texts[shared[0].text]}).",
                 key=f"eval.{name}",
                 value=shared[0].id,
-                remedy="Remove them from the training file; an accuracy measured on them means nothing.",
+                remedy=f"Remove them from the {role} file; an accuracy measured on them means nothing.",
             )
 
 

@@ -153,6 +153,9 @@ class Builder:
         settings = self._training(stage, slice_name, verl)
         operations = {"save_every": stage.save_every, "verl": operations, **self._alarms(key, settings)}
         inputs = {"model": model, "slices": self.slices(), **self._verifier(settings)}
+        if stage.validate_every is not None:
+            settings["validate_every"] = stage.validate_every
+            inputs["validation"] = self._file("data.validation", self.recipe.data.validation)
         return self._node("grpo", _name(name, slice_name, of), settings, operations, **inputs)
 
     def _training(self, stage: Any, slice_name: str, verl: dict[str, Any]) -> dict[str, Any]:

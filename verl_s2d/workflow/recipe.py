@@ -64,6 +64,9 @@ class Data:
     source: Source | None = None
     train: str | None = None
     eval: dict[str, str] = field(default_factory=dict)
+    validation: str | None = None
+    """Labelled problems on which stages 1 and 3 are scored while they train (`validate_every`): neither trained on nor
+    evaluated on. The ledger counts their labels and verifier calls too."""
     labels: int | None = at_least(2, None)
     """How many labelled problems of the training set are used; null for all of them."""
     chat_template: dict[str, Any] = field(default_factory=dict)
@@ -91,6 +94,8 @@ class ReinforcementLearning:
 
     steps: int = at_least(1)
     save_every: int = at_least(1, 10)
+    validate_every: int | None = at_least(1, None)
+    """Steps between two validations on data.validation, sampled as verl's rollout.val_kwargs say; null for none."""
     verl: Overrides = field(default_factory=dict)
     alarms: AlarmOverrides = field(default_factory=dict)
 

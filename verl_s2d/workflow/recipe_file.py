@@ -142,6 +142,13 @@ def _check_recipe(recipe: Recipe) -> None:
         stage = getattr(recipe.stages, name)
         if stage is not None:
             stage_alarms(recipe, name)
+        if getattr(stage, "validate_every", None) is not None and data.validation is None:
+            raise UserError(
+                "There is nothing to validate on.",
+                key=f"stages.{name}.validate_every",
+                value=stage.validate_every,
+                remedy="Give data.validation, a parquet of labelled problems for it.",
+            )
         for key in stage.verl if stage is not None else ():
             remedy = COMPUTED_KEYS.get(bare_key(key))
             if remedy:

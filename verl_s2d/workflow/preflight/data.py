@@ -63,9 +63,27 @@ def check_data(plan: Plan) -> dict[Path, tuple[str, list[Problem]]]:
                         remedy=f"At most {len(trained_on)}, or null for all.",
                     )
                 check_disjoint(trained_on, evaluation)
+                if (name := plan.recipe.data.validation) is not None:
+                    validation = problems(plan.recipe.directory / name, "data.validation")
+                    check_validation(validation, trained_on)
+                    check_disjoint(validation, evaluation, role="validation")
             if built(slices):
                 check_slices(plan.context.directory(slices))
     return files
+
+
+def check_validation(validation: list[Problem], trained_on: list[Problem]) -> None:
+    """Raises UserError if a problem is both trained on and validated on, by its text or by its id (for the ledger they
+    would be one label)."""
+    for what in ("text", "id"):
+        shared = {getattr(p, what) for p in validation} & {getattr(p, what) for p in trained_on}
+        if shared:
+            raise UserError(
+                f"{len(shared)} validation problems are among the training problems, by their {what}.",
+                key="data.validation",
+                value=min(shared),
+                remedy="Remove them from one of the two files." if what == "text" else "Give them ids of their own.",
+            )
 
 
 def _slices_of_seed(plan: Plan, target: Node) -> list[Node]:

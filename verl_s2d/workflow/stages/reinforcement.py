@@ -60,7 +60,7 @@ class _VerlTrainer(ABC):
         computed: dict[str, Any] = {
             "actor_rollout_ref.model.path": model_location(node, "model", context),
             "data.train_files": data,
-            # verl insists on validation files; none of them is ever read, because validation is switched off.
+            # verl insists on validation files, and does not read them as long as validation is switched off.
             "data.val_files": data,
             "data.max_prompt_length": settings["prompt_tokens"],
             "data.max_response_length": settings["response_tokens"],
@@ -128,8 +128,13 @@ class Grpo(_VerlTrainer):
 
     def _computed(self, node: Node, context: Context) -> Mapping[str, Any]:
         budget = token_budget(node, context.directory(node))
+        validation: dict[str, Any] = {}
+        if "validate_every" in node.settings:
+            validation["data.val_files"] = node.externals["validation"].location
+            validation["trainer.test_freq"] = node.settings["validate_every"]
         return {
             **({"trainer.v1.trainer_mode": "s2d_token_budget", **budget} if budget else {}),
+            **validation,
             "reward.custom_reward_function.path": "pkg://verl_s2d.rewards.ledgered",
             "reward.custom_reward_function.name": "compute_score",
             "+reward.custom_reward_function.reward_kwargs.verifier": verifier_argument(node),
