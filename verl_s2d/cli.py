@@ -57,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="print JSON on standard output")
         return sub
 
-    command("check", _check, "is everything in place, before anything starts", recipe_optional=True)
+    check = command("check", _check, "is everything in place, before anything starts", recipe_optional=True)
+    text = "also one step of stage 2b with the student as its own teacher: do the engines agree (takes minutes)"
+    check.add_argument("--self-test", action="store_true", help=text)
     plan = command("plan", _plan, "show the graph: what is cached, what each stage will do")
     plan.add_argument("--overrides", action="store_true", help="with the exact command of every stage")
     run = command("run", _run, "build what is missing, then report; running again resumes")
@@ -110,7 +112,16 @@ def _print_json(value: object) -> None:
 def _check(options: argparse.Namespace) -> int:
     from verl_s2d.workflow.check import check_everything
 
-    findings = check_everything(_load(options) if options.recipe else None)
+    plan = _load(options) if options.recipe else None
+    findings = check_everything(plan)
+    if options.self_test:
+        if plan is None:
+            raise UserError("The self-test needs models.", key="--self-test", remedy="Give a recipe.")
+        from verl_s2d.workflow.progress import choose_progress
+        from verl_s2d.workflow.self_test import self_test
+
+        if all(f.ok for f in findings):
+            findings += self_test(plan, choose_progress())
     if options.json:
         _print_json([{"what": f.what, "ok": f.ok, "detail": f.detail} for f in findings])
     else:

@@ -17,6 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from verl_s2d.workflow.alarms import watched
+from verl_s2d.workflow.metrics import read_metrics
+
 pytestmark = pytest.mark.e2e
 
 RECIPE = Path(__file__).parent / "minimal" / "recipe.yaml"
@@ -120,9 +123,19 @@ def test_the_same_command_finishes_after_every_kill(tmp_path):
     after = manifests(run_dir)
     assert {d: after[d] for d in before} == before
     check_ledger(run_dir)
+    check_that_alarms_have_their_metrics(run_dir)
     print("stage | killed | exit code | noticed after s | seconds")
     for row in table:
         print(*row, sep=" | ")
+
+
+def check_that_alarms_have_their_metrics(run_dir: Path) -> None:
+    """A metric that verl calls otherwise would silence an alarm."""
+    for kind in ("grpo", "warmup", "opd"):
+        for directory in run_dir.glob(f"stages/{kind}-*"):
+            # The divergence to a reference policy is logged where one is asked for.
+            missing = watched(kind) - {"actor/kl_loss"} - max(read_metrics(directory).items())[1].keys()
+            assert not missing, f"{kind}: {missing}"
 
 
 def check_ledger(run_dir: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 
-from verl_s2d.evaluation.curves import PANELS, curves_of, thin
+from verl_s2d.evaluation.curves import PANELS, curves_of, not_finite, thin
 from verl_s2d.workflow.metrics import read_metrics
 
 
@@ -33,6 +33,11 @@ def test_values_that_are_no_numbers_are_left_out():
     metrics = {1: {"actor/loss": math.nan}, 2: {"actor/loss": 1.0}, 3: {"actor/loss": "x"}, 4: {"actor/loss": math.inf}}
     assert curves_of("grpo", 8, metrics) == {"rl-loss": {"": {"steps": [2], "values": [1.0]}}}
     assert curves_of("slices", None, metrics) == {} == curves_of("grpo", 8, {})
+
+
+def test_null_is_what_the_logger_makes_of_nan():
+    metrics = {1: {"actor/loss": None}, 2: {"actor/loss": 0.0}, 3: {"actor/loss": "x"}, 4: {"actor/entropy": math.inf}}
+    assert not_finite("grpo", metrics) == {"actor/entropy": [4], "actor/loss": [1]}
 
 
 def test_thinned_curves_keep_their_spikes_and_ends():

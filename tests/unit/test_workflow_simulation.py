@@ -54,6 +54,8 @@ class Executor(SimulatedStages):
         self._truth = os.open(truth, os.O_WRONLY | os.O_APPEND | os.O_CREAT) if truth else None
 
     def start(self, argv, env, cwd, log):
+        if Path(cwd).name not in self._nodes:  # no stage
+            return super().start(argv, env, cwd, log)
         node = self._nodes[Path(cwd).name]
         assert not is_built(node, Path(cwd)), "a finished stage is repeated"
         for source in node.inputs.values():

@@ -167,8 +167,7 @@ def _value(key: str, data: Mapping[str, Any], response_tokens: int | None) -> fl
 
 def _is_finite(value: Any) -> bool:
     # verl's logger writes null for what JSON has no number for.
-    number = _number(value)
-    return number is not None and math.isfinite(number)
+    return math.isfinite(value) if isinstance(value, int | float) else value is not None
 
 
 def _number(value: Any) -> float | None:

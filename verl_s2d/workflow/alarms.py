@@ -151,6 +151,11 @@ class _Series:
         return None
 
 
+def watched(kind: str) -> set[str]:
+    """Names of the metrics that the alarms of a kind of stage look at, besides those that are not finite."""
+    return {metric for kinds in _METRICS.values() for metric in kinds.get(kind, ())}
+
+
 def validation_score(data: Mapping[str, Any]) -> float | None:
     """Mean over data sources of the accuracy (or reward) that verl's validation logged at a step; None without one."""
     found = [v for k, v in data.items() if k.startswith("val-core/") and "/mean@" in k and _is_finite(v)]

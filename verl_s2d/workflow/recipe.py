@@ -171,7 +171,7 @@ class Cluster:
     stall_minutes: float = at_least(0, 10.0)
     """A stage whose log, metrics and files do not change for so long is stopped; once a log holds an error after a
     fifth of it (but a minute)."""
-    step_minutes: float = at_least(0, 60.0)
+    step_minutes: float = at_least(0, 120.0)
     """A stage that writes its log but ends no step for so long, and for ten times its longest step, is stopped."""
     retries: int = at_least(0, 0)
     """How often a failed stage is started again (it resumes from its last checkpoint)."""
