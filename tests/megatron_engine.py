@@ -73,7 +73,8 @@ class Attention(torch.nn.Module):
     @staticmethod
     def _causal(*qkv: torch.Tensor) -> torch.Tensor:
         rows = (x.permute(1, 2, 0, 3) for x in qkv)
-        return torch.nn.functional.scaled_dot_product_attention(*rows, is_causal=True).permute(2, 0, 1, 3)
+        attention = torch.nn.functional.scaled_dot_product_attention
+        return attention(*rows, is_causal=True, enable_gqa=True).permute(2, 0, 1, 3)
 
 
 class Norm(torch.nn.RMSNorm):
