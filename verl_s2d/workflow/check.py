@@ -60,7 +60,7 @@ def _data(plan: Plan) -> str:
 
 def _composition(plan: Plan) -> str:
     with CompositionProbe(plan, plan.order, stage_environment(plan.context.device)) as probe:
-        return f"accept the configuration of {probe.check()} training stages"
+        return f"accept the configuration of {len(probe.check())} training stages"
 
 
 def _registration(device: str) -> Finding:

@@ -47,6 +47,8 @@ class Source:
     """Hub id or local directory; relative directories count from the recipe file."""
     revision: str | None = None
     """Revision of a hub id."""
+    config: str | None = None
+    """A config.json with the shape of a hub model, for `plan` where the hub cannot be reached."""
     script: str | None = None
     """Python file beside the recipe, run as `script --out DIR key=value ...`."""
     args: dict[str, Any] = field(default_factory=dict)
@@ -71,6 +73,9 @@ class Data:
     """How many labelled problems of the training set are used; null for all of them."""
     chat_template: dict[str, Any] = field(default_factory=dict)
     """Arguments of the tokenizer's chat template, for example {enable_thinking: false}; the same in every stage."""
+    expected: dict[str, int] = field(default_factory=dict)
+    """How many problems a source is expected to write, {train: 16142, math500: 500}: for the costs in `plan`, as long
+    as it has not run."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +170,8 @@ class Cluster:
 
     nodes: int = at_least(1, 1)
     gpus_per_node: int = at_least(1, 1)
+    gpu_memory_gb: float = at_least(1, 80.0)
+    """Memory of one GPU in GiB, which is what vendors write as GB; `plan` compares its estimates with it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     warm_start: Literal["auto", True, False] = "auto"
     """Fork stages from a process that has imported verl already, instead of importing it once a stage."""

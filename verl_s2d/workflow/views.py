@@ -12,6 +12,7 @@ from verl_s2d.workflow.metrics import read_metrics
 from verl_s2d.workflow.planning import Plan
 from verl_s2d.workflow.progress import duration
 from verl_s2d.workflow.run_directory import is_locked
+from verl_s2d.workflow.sizing.text import sizes_text
 from verl_s2d.workflow.stages import kinds
 from verl_s2d.workflow.stages.preparation import evaluation_files
 
@@ -50,7 +51,7 @@ def _planned(plan: Plan, node: Node) -> dict[str, Any]:
 
 
 def plan_text(view: dict[str, Any], *, overrides: bool) -> str:
-    """One line a stage; with `overrides` also its command, one argument a line."""
+    """One line a stage; with `overrides` also its command, one argument a line. Sizes are in tables behind them."""
     stages = view["stages"]
     todo = [s for s in stages if s["state"] != "cached"]
     lines = [f"{view['recipe']} in {view['run_dir']} ({view['device']})"]
@@ -65,6 +66,8 @@ def plan_text(view: dict[str, Any], *, overrides: bool) -> str:
     lines.append(
         f"{len(stages)} stages, {len(stages) - len(todo)} cached, {len(todo)} to build ({steps} training steps)"
     )
+    if "sizes" in view:
+        lines.append(sizes_text(view))
     return "\n".join(lines)
 
 

@@ -119,8 +119,8 @@ def check_slices(directory: Path) -> None:
             )
 
 
-def slice_size(plan: Plan, node: Node) -> int | None:
-    """Number of problems in the slice that a stage reads; None as long as it cannot be known."""
+def slice_size(plan: Plan, node: Node, *, expected: int | None = None) -> int | None:
+    """Number of problems in the slice that a stage reads; as long as it cannot be known, that of `expected` in all."""
     slices, name = node.inputs["slices"], node.settings["slice"]
     if _built(plan, slices):
         summary = json.loads((plan.context.directory(slices) / "slices.json").read_text())
@@ -128,11 +128,14 @@ def slice_size(plan: Plan, node: Node) -> int | None:
     count = plan.recipe.data.labels
     if count is None:
         train = _train_file(plan, slices)
-        if train is None:
-            return None
-        import pyarrow.parquet
+        if train is not None:
+            import pyarrow.parquet
 
-        count = pyarrow.parquet.read_metadata(train).num_rows
+            count = pyarrow.parquet.read_metadata(train).num_rows
+        elif expected is not None:
+            count = expected
+        else:
+            return None
     return slice_sizes(count)[name]
 
 

@@ -1,0 +1,23 @@
+"""Estimated memory of an update is within a quarter of what real ones take in verl's engines: tests/memory_ranks.py."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from tests.memory_ranks import cases
+from tests.ranks import problems, run
+from verl_s2d.platforms.environment import cpu_environment
+
+
+@pytest.fixture(scope="module")
+def endings(tmp_path_factory):
+    """world -> how each case ended, by rank. A group runs once, all its cases in one go, also when it fails."""
+    environment = cpu_environment()
+    return cache(lambda world: run("tests.memory_ranks", world, tmp_path_factory.mktemp(f"ranks{world}"), environment))
+
+
+@pytest.mark.parametrize(("world", "case"), [(world, case) for world in (1, 2) for case in cases(world)])
+def test_an_update_takes_what_was_estimated(world, case, endings):
+    assert not (found := problems(endings(world), case)), found

@@ -1,0 +1,207 @@
+"""The sizes of a plan as data: for every stage its memory by phase and its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from verl_s2d.workflow.composition import CompositionProbe
+from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.preflight.data import slice_size
+from verl_s2d.workflow.runner import stage_environment
+from verl_s2d.workflow.sizing import cost
+from verl_s2d.workflow.sizing.cost import Cost, sampling_cost, training_cost
+from verl_s2d.workflow.sizing.engines import frozen_memory, training_memory
+from verl_s2d.workflow.sizing.generation import Generation, generation
+from verl_s2d.workflow.sizing.layouts import check_rollout
+from verl_s2d.workflow.sizing.models import Models
+from verl_s2d.workflow.sizing.phases import Phase, fullest, training_phases
+from verl_s2d.workflow.sizing.reading import read_training
+from verl_s2d.workflow.sizing.remedies import cache_remedy, remedy_for
+from verl_s2d.workflow.sizing.settings import Rollout, Training
+from verl_s2d.workflow.sizing.shapes import ModelShape
+from verl_s2d.workflow.stages.preparation import evaluation_files
+
+GIB = 2**30
+_TIGHT = 0.85
+"""Beyond this share of the GPU the estimate's own error may decide."""
+_SAMPLER_UTILIZATION = 0.92
+"""vLLM's default, which verl_s2d.sampling keeps."""
+
+
+def sized(plan: Plan, view: dict[str, Any]) -> dict[str, Any]:
+    """A plan's view with memory and cost of every stage, once verl has accepted each configuration.
+
+    Raises:
+        UserError: the first stage that would not start.
+    """
+    models = Models(plan)
+    with CompositionProbe(plan, plan.order, stage_environment(plan.context.device)) as probe:
+        estimate = Estimate(plan, probe.check(models), models).view()
+    of_stages = estimate.pop("stages")
+    labels = [node.label for node in plan.order]
+    stages = [stage | of_stages.get(label, {}) for stage, label in zip(view["stages"], labels, strict=True)]
+    return view | {"stages": stages, "sizes": estimate}
+
+
+class Estimate:
+    """Sizes of the stages of a plan.
+
+    Args:
+        settings: label -> composed configuration of every stage that trains.
+        models: shapes; what depends on an unknown one is left out.
+    """
+
+    def __init__(self, plan: Plan, settings: Mapping[str, Mapping[str, Any]], models: Models):
+        self._plan, self._settings, self._models = plan, settings, models
+        data = plan.recipe.data
+        self._prompt, self._response = data.prompt_tokens, data.response_tokens
+
+    def view(self) -> dict[str, Any]:
+        """`stages`: label -> {memory, cost}; totals; what is assumed; whether everything fits."""
+        stages, costs = {}, []
+        for node in self._plan.order:
+            if node.label in self._settings:
+                memory, spent = self._training(node)
+            elif node.kind in ("rollouts", "evaluate"):
+                memory, spent = self._sampling(node)
+            else:
+                continue
+            stages[node.label] = {"memory": memory, "cost": _cost_view(spent)}
+            costs.append(spent)
+        return {
+            "gpu_memory_gib": self._plan.context.cluster.gpu_memory_gb,
+            "stages": stages,
+            "total": _rounded(cost.total(costs)),
+            "assumed": {
+                "gpu_tflops": cost.GPU_FLOPS / 1e12,
+                "mfu_of_passes": cost.PASS_MFU,
+                "mfu_of_sampling": cost.SAMPLING_MFU,
+            },
+            "unknown": self._models.unknown,
+            "fits": all(s["memory"] is None or s["memory"]["problem"] is None for s in stages.values()),
+        }
+
+    @property
+    def _gpu_bytes(self) -> float:
+        return self._plan.context.cluster.gpu_memory_gb * GIB
+
+    def _training(self, node: Node) -> tuple[dict[str, Any] | None, Cost]:
+        training = read_training(node.kind, self._settings[node.label], self._prompt + self._response)
+        shape, teacher = self._models.shape(node), self._models.teacher(node)
+        spent = training_cost(node, training, shape, teacher, prompt=self._prompt, response=self._response)
+        known = shape is not None and (teacher is not None or node.kind == "grpo")
+        if not known or not training.actor.accelerator:
+            return None, spent
+        sampler = training.rollout and generation(training.rollout, shape, training.longest, self._gpu_bytes)
+        phases = training_phases(training, shape, teacher, sampler)
+        problem = self._problem(phases, training, sampler)
+        host = _host_bytes(training, shape, teacher) * self._plan.context.cluster.gpus_per_node
+        return self._memory_view(phases, sampler, problem, host), spent
+
+    def _sampling(self, node: Node) -> tuple[dict[str, Any] | None, Cost]:
+        """Of a stage that is vLLM alone."""
+        shape, answers = self._models.shape(node), node.kind == "evaluate"
+        settings, tensor = node.settings, node.operations["tensor_parallel_size"]
+        response = settings["max_tokens"] if answers else settings["response_tokens"]
+        spent = sampling_cost(
+            self._problems(node),
+            settings["samples"] if answers else settings["per_prompt"],
+            shape,
+            prompt=self._prompt,
+            response=response,
+            scored=answers,
+        )
+        if self._plan.context.device == "cpu":
+            return None, spent
+        large = self._plan.context.cluster.gpu_memory_gb >= 70
+        rollout = Rollout(
+            section="evaluation" if answers else "stages.rollouts",
+            world=tensor,
+            tensor=tensor,
+            pipeline=1,
+            utilization=_SAMPLER_UTILIZATION,
+            dtype_bytes=2,
+            batched_tokens=16384 if large else 8192,
+            sequences=1024 if large else 256,
+            sleeps=False,
+            bucket_bytes=0,
+        )
+        check_rollout(node.name, rollout, shape, self._plan.context.cluster)
+        if shape is None:
+            return None, spent
+        sampler = generation(rollout, shape, self._prompt + response, self._gpu_bytes)
+        phases = [Phase("rollout", {"rollout engine": sampler.share})]
+        problem = None
+        if not sampler.fits:
+            problem = _no_sequence(sampler, f"raise {rollout.section}.tensor_parallel_size")
+        return self._memory_view(phases, sampler, problem, 0), spent
+
+    def _problem(self, phases: list[Phase], training: Training, sampler: Generation | None) -> str | None:
+        worst = fullest(phases)
+        if worst.total > self._gpu_bytes:
+            return f"{worst.name} needs {worst.total / GIB:.1f} GiB: {remedy_for(worst, training)}"
+        if sampler is not None and not sampler.fits:
+            return _no_sequence(sampler, cache_remedy(sampler, training.rollout))
+        return None
+
+    def _memory_view(
+        self, phases: list[Phase], sampler: Generation | None, problem: str | None, host: float
+    ) -> dict[str, Any]:
+        worst = fullest(phases)
+        view = {
+            "phases": {p.name: {term: round(size / GIB, 2) for term, size in p.terms.items()} for p in phases},
+            "peak": worst.name,
+            "peak_gib": round(worst.total / GIB, 2),
+            "tight": problem is None and worst.total > _TIGHT * self._gpu_bytes and worst.name != "rollout",
+            "problem": problem,
+            "host_gib_per_node": round(host / GIB, 1),
+        }
+        if sampler is not None:
+            view["sampling"] = {
+                "weights_gib": round(sampler.weights / GIB, 2),
+                "kv_cache_gib": round(sampler.cache / GIB, 2),
+                "kv_bytes_per_token": round(sampler.token_bytes),
+                "sequences_at_once": sampler.fits,
+                "replicas": sampler.replicas,
+            }
+        return view
+
+    def _problems(self, node: Node) -> int | None:
+        """How many prompts a stage samples from, from its files or else as the recipe expects."""
+        expected = self._plan.recipe.data.expected
+        if node.kind == "rollouts":
+            return slice_size(self._plan, node, expected=expected.get("train"))
+        files = evaluation_files(node, "source", self._plan.context)
+        if files:
+            import pyarrow.parquet as pq
+
+            return sum(pq.read_metadata(path).num_rows for path in files.values())
+        sets = [count for name, count in expected.items() if name != "train"]
+        return sum(sets) or None
+
+
+def _no_sequence(sampler: Generation, remedy: str) -> str:
+    left = sampler.cache / GIB
+    return f"rollout leaves {left:.1f} GiB of cache, less than one sequence of {sampler.longest} tokens: {remedy}"
+
+
+def _host_bytes(training: Training, shape: ModelShape, teacher: ModelShape | None) -> float:
+    reference = training.reference and frozen_memory(teacher or shape, training.reference).host
+    return training_memory(shape, training.actor).host + (reference or 0)
+
+
+def _cost_view(spent: Cost) -> dict[str, Any]:
+    return _rounded(cost.total([spent]))
+
+
+def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """FLOPs with four digits, hours with one behind the point."""
+
+    def tidy(name: str, value: Any) -> Any:
+        if value is None or isinstance(value, int):
+            return value
+        return round(value, 1) if name == "gpu_hours" else float(f"{value:.4g}")
+
+    return {name: tidy(name, value) for name, value in figures.items()}

@@ -1,0 +1,181 @@
+"""Parallel sizes against the cluster, the batches and the models: what verl, Megatron or vLLM would refuse, some of
+it only in their workers. Every refusal names the key and what to choose instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from verl_s2d.errors import UserError
+from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.recipe import Cluster, Recipe
+from verl_s2d.workflow.sizing.models import Models
+from verl_s2d.workflow.sizing.reading import read_training
+from verl_s2d.workflow.sizing.settings import Engine, MicroBatch, Rollout, Training
+from verl_s2d.workflow.sizing.shapes import ModelShape
+
+_BATCH = {True: "data.train_batch_size", False: "actor_rollout_ref.actor.ppo_mini_batch_size"}
+
+
+def check_layout(recipe: Recipe, node: Node, settings: Mapping[str, Any], models: Models) -> None:
+    """Check a stage that trains, from its composed configuration. Raises what `check_training` raises."""
+    training = read_training(node.kind, settings, recipe.data.prompt_tokens + recipe.data.response_tokens)
+    check_training(node.name, training, models.shape(node), models.teacher(node), recipe.cluster)
+
+
+def check_training(
+    name: str, training: Training, model: ModelShape | None, teacher: ModelShape | None, cluster: Cluster
+) -> None:
+    """Check a stage that trains; what depends on a shape is left out where that is None.
+
+    Raises:
+        UserError: the first size that does not fit.
+    """
+    engines = [(training.actor, model), (training.reference, teacher or model)]
+    for engine, shape in engines:
+        if engine is not None:
+            _check_layout(name, engine)
+            if shape is not None:
+                _check_heads(name, engine, shape)
+    _check_same_layout(name, training)
+    _check_batches(name, training)
+    if training.rollout is not None:
+        check_rollout(name, training.rollout, model, cluster)
+
+
+def check_rollout(name: str, rollout: Rollout, model: ModelShape | None, cluster: Cluster) -> None:
+    """Check vLLM's parallel sizes against the cluster and the model's heads."""
+    key, tensor = f"{rollout.section}.tensor_model_parallel_size", rollout.tensor
+    _require_divides(name, key, tensor, rollout.world, "GPUs (cluster.nodes x cluster.gpus_per_node)")
+    _require_divides(
+        name,
+        f"{rollout.section}.pipeline_model_parallel_size",
+        rollout.pipeline,
+        rollout.world // tensor,
+        "GPUs that are left beside tensor parallelism",
+    )
+    node = cluster.gpus_per_node
+    if tensor % node and node % tensor:
+        _refuse(
+            f"{name}: {tensor} GPUs are neither a part of a node's {node} nor whole nodes",
+            key,
+            tensor,
+            f"Choose a divisor of {node} (cluster.gpus_per_node).",
+        )
+    if model is not None:
+        _check_tensor(name, key, tensor, model)
+
+
+def _check_layout(name: str, engine: Engine) -> None:
+    rest = engine.world
+    for size_name, size in (
+        ("tensor_model_parallel_size", engine.tensor),
+        ("pipeline_model_parallel_size", engine.pipeline),
+        ("context_parallel_size", engine.context),
+        ("ulysses_sequence_parallel_size", engine.ulysses),
+    ):
+        if rest % size:
+            _refuse(
+                f"{name}: {engine.world} GPUs (cluster.nodes x cluster.gpus_per_node) are not a whole number of groups "
+                "that work on the same sequences",
+                f"{engine.section}.{size_name}",
+                size,
+                f"Choose sizes whose product divides {engine.world}: this one has to divide {rest}.",
+            )
+        rest //= size
+    if engine.backend == "fsdp":
+        _require_divides(name, f"{engine.section}.fsdp_size", engine.shards, engine.world, "GPUs")
+
+
+def _check_heads(name: str, engine: Engine, shape: ModelShape) -> None:
+    if engine.backend == "fsdp":
+        key, size = f"{engine.section}.ulysses_sequence_parallel_size", engine.ulysses
+        _require_divides(name, key, size, shape.heads, "attention heads")
+        _require_either(name, key, size, shape.kv_heads)
+        return
+    key = f"{engine.section}.tensor_model_parallel_size"
+    _check_tensor(name, key, engine.tensor, shape)
+    _require_divides(name, key, engine.tensor, shape.intermediate, "columns of the feed-forward layers")
+    _require_divides(name, key, engine.tensor, shape.vocabulary, "rows of the embedding")
+    _require_divides(name, f"{engine.section}.pipeline_model_parallel_size", engine.pipeline, shape.layers, "layers")
+
+
+def _check_tensor(name: str, key: str, size: int, shape: ModelShape) -> None:
+    _require_divides(name, key, size, shape.heads, "attention heads")
+    _require_either(name, key, size, shape.kv_heads)
+
+
+def _check_same_layout(name: str, training: Training) -> None:
+    """Megatron's groups are made once a process: by the engine that is built first, which is the reference's."""
+    actor, other = training.actor, training.reference
+    if other is None or actor.backend != "megatron":
+        return
+    for what in ("tensor", "pipeline", "context"):
+        ours, theirs = getattr(actor, what), getattr(other, what)
+        if ours != theirs:
+            size_name = "context_parallel_size" if what == "context" else f"{what}_model_parallel_size"
+            _refuse(
+                f"{name}: the two engines of a worker share Megatron's groups, and the actor's size is {ours}",
+                f"{other.section}.{size_name}",
+                theirs,
+                f"Set it to {ours}.",
+            )
+
+
+def _check_batches(name: str, training: Training) -> None:
+    ranks, warmup = training.actor.data_parallel, training.rollout is None
+    for key, value in (("data.train_batch_size", training.batch), (_BATCH[warmup], training.mini_batch)):
+        if value % ranks:
+            _refuse(
+                f"{name}: {value} sequences{'' if warmup else ' (with all rollouts of a prompt)'} do not divide among "
+                f"{ranks} data-parallel ranks",
+                key,
+                value,
+                f"Make {key}{'' if warmup else ' x actor_rollout_ref.rollout.n'} a multiple of {ranks}.",
+            )
+    per_rank, micro = training.mini_batch // ranks, training.update
+    if micro.sequences and per_rank % micro.sequences:
+        _refuse(
+            f"{name}: {per_rank} sequences of a mini-batch on each rank are not a whole number of micro-batches",
+            micro.key,
+            micro.sequences,
+            f"Choose a divisor of {per_rank}, or use dynamic batches (use_dynamic_bsz).",
+        )
+    for batch, engine in (
+        (micro, training.actor),
+        (training.scoring, training.actor),
+        (training.reference_scoring, training.reference),
+    ):
+        if batch is not None:
+            _check_budget(name, batch, engine or training.actor, training.longest)
+
+
+def _check_budget(name: str, batch: MicroBatch, engine: Engine, longest: int) -> None:
+    needed = -(-longest // engine.sequence_shards)
+    if batch.tokens is not None and batch.tokens < needed:
+        _refuse(
+            f"{name}: a sequence may have {longest} tokens (data.prompt_tokens + data.response_tokens), more than a "
+            "micro-batch may hold",
+            batch.key,
+            batch.tokens,
+            f"Give at least {needed}.",
+        )
+
+
+def _require_divides(name: str, key: str, size: int, of: int, what: str) -> None:
+    if size < 1 or of % size:
+        _refuse(f"{name}: {of} {what} do not divide by {size}", key, size, f"Choose a divisor of {of}.")
+
+
+def _require_either(name: str, key: str, size: int, heads: int) -> None:
+    if heads % size and size % heads:
+        _refuse(
+            f"{name}: {heads} heads of keys and values neither divide by {size} nor can be copied to as many GPUs",
+            key,
+            size,
+            f"Choose a divisor or a multiple of {heads}.",
+        )
+
+
+def _refuse(problem: str, key: str, value: object, remedy: str) -> None:
+    raise UserError(f"{problem}.", key=key, value=value, remedy=remedy)
