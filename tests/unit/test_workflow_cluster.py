@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 import uuid
 
-from verl_s2d.workflow.cluster import RayCluster
+from verl_s2d.workflow.cluster import RayCluster, held_up
 from verl_s2d.workflow.process import MARKER, SubprocessLauncher, kill_marked, marked_processes
 
 DRIVER = """
@@ -20,6 +22,21 @@ class Actor:
 assert ray.get(Actor.remote().f.remote()) == 1
 print(int(ray.cluster_resources()["CPU"]), int(ray.cluster_resources()["GPU"]))
 """
+
+
+def test_a_process_that_is_stopped_is_told(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        assert "stopped" not in held_up(process.pid)
+        process.send_signal(signal.SIGSTOP)
+        deadline = time.monotonic() + 10
+        while "stopped" not in held_up(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert held_up(process.pid) == ", stopped by a signal"
+    finally:
+        process.kill()
+        process.wait(10)
+    assert held_up(process.pid) == ""
 
 
 def test_one_head_for_several_drivers(tmp_path, monkeypatch):

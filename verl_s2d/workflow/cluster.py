@@ -121,7 +121,7 @@ class RayCluster:
                 continue
             if title.startswith(b"ray::") and not title.startswith(_IDLE_TITLES):
                 name = title.removeprefix(b"ray::").split(b"\0")[0].decode(errors="replace").strip()
-                found.append(f"{name} (process {pid})")
+                found.append(f"{name} (process {pid}{held_up(pid)})")
         return found
 
     def stop(self) -> None:
@@ -133,6 +133,18 @@ class RayCluster:
             wait(self._head, 10)
             self._head = None
         shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+_HELD_UP = {"T": ", stopped by a signal", "t": ", held by a debugger", "D": ", waiting for a disk"}
+
+
+def held_up(pid: int) -> str:
+    """What keeps a process from running, in words; empty when nothing does, or where there is no /proc."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
+    return _HELD_UP.get(state, "")
 
 
 _IDLE_TITLES = (b"ray::IDLE", b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")
