@@ -77,11 +77,11 @@ def test_every_stage_has_its_memory_and_cost(view):
     sized = {s["name"] for s in view["stages"] if s.get("memory") and s.get("cost")}
     assert sized == {"teacher-rl-all", "rollouts-all", "warmup-all", "opd-all", "evaluate-full-bridge"}
     phases = stage(view, "teacher-rl-all")["memory"]["phases"]
-    assert list(phases) == ["rollout", "log-probs", "reference", "update", "weight sync"]
+    assert list(phases) == ["loading", "rollout", "log-probs", "reference", "update", "weight sync"]
     # 16 bytes for each of 8.19 G parameters on 8 GPUs, less what has no gradient yet at the peak.
     update = phases["update"]
     assert update["parameters"] + update["optimizer"] == pytest.approx(12 * 8_190_735_360 / 8 / 2**30, abs=0.02)
-    assert list(stage(view, "warmup-all")["memory"]["phases"]) == ["update"]
+    assert list(stage(view, "warmup-all")["memory"]["phases"]) == ["loading", "update"]
     assert stage(view, "opd-all")["memory"]["sampling"]["replicas"] == 4
 
 

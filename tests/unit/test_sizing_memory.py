@@ -54,7 +54,7 @@ def test_adapters_alone_have_gradients_and_states():
     assert trained_parameters(QWEN, engine) == adapters
     memory = training_memory(QWEN, engine)
     assert memory.optimizer == 2 * 2 * adapters and memory.gradients == 2 * adapters
-    assert memory.parameters == 2 * QWEN.parameters and memory.embedding_gradients == 0
+    assert memory.parameters == 2 * (QWEN.parameters + adapters) and memory.embedding_gradients == 0
     everywhere = replace(engine, lora_targets="all-linear")
     assert trained_parameters(QWEN, everywhere) == 36 * 32 * sum(sum(ends) for ends in QWEN.matrices.values())
 
@@ -116,13 +116,15 @@ def test_phases_of_a_step_and_what_each_loads():
     stage = training(offloaded, reference=replace(FSDP, streamed=True), reference_scoring=MICRO)
     sampler = generation(ROLLOUT, QWEN, stage.longest, 80 * GIB)
     phases = {phase.name: phase for phase in training_phases(stage, QWEN, None, sampler, process_bytes=0)}
-    assert list(phases) == ["rollout", "log-probs", "reference", "update", "weight sync"]
+    assert list(phases) == ["loading", "rollout", "log-probs", "reference", "update", "weight sync"]
+    # All of the reference's shard goes through the GPU once, and its largest tensor whole.
+    assert phases["loading"].terms == {"teacher": 4 * (QWEN.parameters / 16 + QWEN.embedding_parameters)}
     assert phases["rollout"].terms == {"rollout engine": 48 * GIB}
     assert "optimizer" not in phases["log-probs"].terms and "parameters" not in phases["reference"].terms
     assert phases["update"].terms["optimizer"] == 8 * QWEN.parameters / 16
     awake = replace(stage, rollout=replace(ROLLOUT, sleeps=False))
     always = training_phases(awake, QWEN, None, sampler, process_bytes=0)
-    assert all(phase.terms["rollout engine"] >= 48 * GIB for phase in always)
+    assert all(phase.terms["rollout engine"] >= 48 * GIB for phase in always[1:])
 
 
 def test_the_teacher_is_there_in_the_students_update():
@@ -133,7 +135,9 @@ def test_the_teacher_is_there_in_the_students_update():
         reference=replace(FSDP, streamed=True),
     )
     phases = training_phases(stage, SMALL, QWEN, None)
-    assert [phase.name for phase in phases] == ["update"] and phases[0].terms["teacher"] > 0
+    assert [phase.name for phase in phases] == ["loading", "update"] and phases[1].terms["teacher"] > 0
+    # The student is there already when its teacher is loaded.
+    assert phases[0].terms["parameters"] == 4 * SMALL.parameters / 16
 
 
 @pytest.mark.parametrize(
@@ -141,6 +145,12 @@ def test_the_teacher_is_there_in_the_students_update():
     [
         (training(), Phase("rollout", {"parameters": 9, "rollout engine": 5}), "fsdp_config.param_offload: true"),
         (training(), Phase("rollout", {"rollout engine": 5}), "lower rollout.gpu_memory_utilization"),
+        (training(), Phase("loading", {"parameters": 9, "teacher": 9}), "fsdp_config.param_offload: true"),
+        (
+            training(reference=replace(FSDP, section="ref.fsdp_config")),
+            Phase("loading", {"teacher": 9}),
+            "set ref.fsdp_config.model_dtype: bf16",
+        ),
         (training(), Phase("update", {"activations": 9}), "enable_gradient_checkpointing: true"),
         (training(MEGATRON), Phase("update", {"activations": 9}), "recompute_granularity: full"),
         (training(replace(FSDP, deferred=True)), Phase("update", {"gradients": 9}), "use_no_sync"),

@@ -39,6 +39,7 @@ class EngineMemory:
         step: temporaries of the optimizer.
         idle, idle_optimizer: what stays there between the engine's phases.
         host: on the host, for each GPU.
+        loading: while the checkpoint is read: this GPU's part, and the largest tensor whole.
     """
 
     parameters: float = 0
@@ -56,6 +57,7 @@ class EngineMemory:
     idle: float = 0
     idle_optimizer: float = 0
     host: float = 0
+    loading: float = 0
 
 
 def trained_parameters(shape: ModelShape, engine: Engine) -> int:
@@ -97,7 +99,8 @@ def _fsdp(shape: ModelShape, engine: Engine, trained: int, micro_batches: int) -
         layer_trained, embedding_trained = trained / shape.layers, 0
     # What is streamed comes as a shard, and is gathered from it.
     gathered = b + (shard if engine.streamed and engine.accelerator else 0)
-    parameters, optimizer = shape.parameters * shard, 2 * trained * shard
+    adapters = trained if engine.lora_rank else 0
+    parameters, optimizer = (shape.parameters + adapters) * shard, 2 * trained * shard
     memory = EngineMemory(
         parameters=parameters,
         gradients=trained * shard,
@@ -115,6 +118,7 @@ def _fsdp(shape: ModelShape, engine: Engine, trained: int, micro_batches: int) -
         idle=0 if engine.param_offload else parameters,
         idle_optimizer=0 if engine.optimizer_offload else optimizer,
         host=parameters * engine.param_offload + optimizer * engine.optimizer_offload,
+        loading=parameters + embedding * engine.held_bytes,
     )
     if not engine.streamed:
         return memory

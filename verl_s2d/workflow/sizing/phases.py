@@ -1,6 +1,7 @@
 """The phases of a step on one GPU, what each holds in bytes, and which is the fullest.
 
-verl's colocated trainer does one thing after the other: vLLM samples while the trainer's engines are idle (offloaded,
+verl's colocated trainer does one thing after the other: models are loaded (FSDP2 moves even what it will stream to the
+GPU first); vLLM samples while the trainer's engines are idle (offloaded,
 or not); it sleeps while log-probabilities are computed and the actor is updated; then it gets the new weights. An
 update is as full as the fullest of its moments: the teacher's pass if there is one, the loss, the first and the last
 layer's backward, the reduction of the largest gradients, the optimizer's step.
@@ -56,6 +57,10 @@ def training_phases(
         always["rollout engine"] = generation.share
     idle = {"parameters": actor.idle, "optimizer": actor.idle_optimizer}
     phases = []
+    if frozen.loading > 0:
+        # verl builds the reference first; a warmup has its student there already.
+        there = {} if generation is not None else idle
+        phases.append(Phase("loading", _sum(there, {"process": process_bytes, "teacher": frozen.loading})))
     if generation is not None:
         phases.append(Phase("rollout", _sum(always, idle, {"rollout engine": generation.share})))
     loaded = {"parameters": actor.parameters, "optimizer": actor.idle_optimizer}

@@ -12,6 +12,10 @@ def remedy_for(phase: Phase, training: Training) -> str:
     engine, rollout = training.actor, training.rollout
     batch = {"log-probs": training.scoring, "reference": training.reference_scoring}.get(phase.name) or training.update
     smaller_batch = f"lower {batch.key}" if (batch.sequences or 2) > 1 else f"divide sequences: {_divide(training)}"
+    if phase.name == "loading":
+        if phase.terms.get("parameters", 0) > phase.terms["teacher"] / 2:
+            return f"set {engine.section}.param_offload: true"
+        return f"set {training.reference.section}.model_dtype: bf16, or raise cluster.gpus_per_node"
     if phase.name == "rollout":
         away = {
             "parameters": (engine.param_offload, "param_offload"),

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 _WORDS = ("stage", "most of it", "")
-_PHASES = ("rollout", "log-probs", "reference", "update", "weight sync")
+_PHASES = ("loading", "rollout", "log-probs", "reference", "update", "weight sync")
 
 
 def sizes_text(view: dict[str, Any]) -> str:
