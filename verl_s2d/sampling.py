@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from verl_s2d.data.weights import check_weights
 from verl_s2d.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Sampler:
     def __init__(
         self, model: str, *, context: int, tensor_parallel_size: int = 1, trust_remote_code: bool = False, seed: int = 0
     ):
+        check_weights(model, "model")
         on_cpu = _prepare_environment()
         limits = _model_limits(model, trust_remote_code)
         if limits.context is not None and context > limits.context:
@@ -81,6 +83,8 @@ class Sampler:
             seed=seed,
             tensor_parallel_size=tensor_parallel_size,
             trust_remote_code=trust_remote_code,
+            # A hub repository that could not be looked into must not be unpickled either.
+            load_format="safetensors",
             worker_extension_cls=f"{__name__}.{VocabularyGuard.__name__}",
             dtype="float32" if on_cpu else "auto",
             enforce_eager=on_cpu,

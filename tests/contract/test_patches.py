@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from tests.contract.overlay import PATCHES, facts, make_overlay
@@ -132,6 +134,62 @@ def test_updatable_weights_patch_replaces_the_shim(patched):
 
 def test_no_failure_was_swallowed(patched, unpatched):
     assert patched["error"] is None and unpatched["error"] is None
+
+
+_TRUST = """
+import json, pathlib, types
+import verl
+import verl.experimental.reward_loop as package
+from verl.experimental.reward_loop import reward_loop
+from verl_s2d.plugin import STATUS
+from tests.tiny import write_model
+from omegaconf import OmegaConf
+
+facts["error"], facts["shim"] = STATUS.error, STATUS.shims.get("reward_loop_trust")
+model = write_model(pathlib.Path(DIRECTORY))
+ran = pathlib.Path(DIRECTORY) / "ran"
+(model / "tokenization_evil.py").write_text(
+    "import pathlib\\n"
+    f"pathlib.Path({str(ran)!r}).touch()\\n"
+    "from transformers import PreTrainedTokenizerFast\\n"
+    "class EvilTokenizer(PreTrainedTokenizerFast):\\n"
+    "    pass\\n"
+)
+config = json.loads((model / "tokenizer_config.json").read_text())
+config |= {"tokenizer_class": "EvilTokenizer", "auto_map": {"AutoTokenizer": [None, "tokenization_evil.EvilTokenizer"]}}
+(model / "tokenizer_config.json").write_text(json.dumps(config))
+reward_loop.load_reward_manager = lambda *args, **kwargs: None
+
+def runs_code(trust, init):
+    ran.unlink(missing_ok=True)
+    section = {"path": str(model), "tokenizer_path": None, "trust_remote_code": trust}
+    settings = {"actor_rollout_ref": {"model": section}, "reward": {"reward_model": {"enable": False}}}
+    worker = types.SimpleNamespace(config=OmegaConf.create(settings), reward_router_address=None)
+    try:
+        init(worker)
+    except ValueError:
+        pass
+    # Python runs a module once, so that later only the class tells.
+    return ran.exists() or type(getattr(worker, "input_tokenizer", None)).__name__ == "EvilTokenizer"
+
+init = reward_loop.RewardLoopWorker._init_reward_fn
+facts["untrusted"], facts["trusted"] = runs_code(False, init), runs_code(True, init)
+stock = getattr(init, "__wrapped__", None)
+if stock is not None:
+    from verl.utils import hf_tokenizer
+    reward_loop.hf_tokenizer = hf_tokenizer
+    facts["stock"] = runs_code(False, stock)
+"""
+
+
+def test_reward_workers_run_no_code_of_a_checkpoint(tmp_path):
+    code, home = _TRUST.replace("DIRECTORY", repr(str(tmp_path / "model"))), {"HF_HOME": str(tmp_path / "home")}
+    seen = facts(code, **home)
+    assert seen == {"error": None, "shim": "shim", "untrusted": False, "trusted": True, "stock": True}
+    overlay = make_overlay(tmp_path / "overlay", [PATCHES / "verl-reward-loop-trust.patch"])
+    shutil.rmtree(tmp_path / "model")
+    seen = facts(code, overlay, **home)
+    assert seen == {"error": None, "shim": "upstream", "untrusted": False, "trusted": True}
 
 
 _ACCELERATOR = """

@@ -40,6 +40,22 @@ def test_verl_takes_every_override_of_a_stage(commands, kind):
     composed(module, overrides)
 
 
+@pytest.mark.parametrize("kind", ["grpo", "opd", "warmup"])
+def test_nothing_in_a_stages_configuration_trusts_remote_code(commands, kind):
+    """Every section of verl's that has such a switch: models, data, critic, reward model."""
+
+    def switches(value, path=""):
+        if isinstance(value, dict):
+            for key, entry in value.items():
+                yield from switches(entry, f"{path}.{key}")
+                if key == "trust_remote_code":
+                    yield f"{path}.{key}", entry
+
+    _, _, module, *overrides = commands[kind]
+    found = dict(switches(OmegaConf.to_container(composed(module, overrides), resolve=True)))
+    assert len(found) >= 2 and not any(found.values()), found
+
+
 @pytest.mark.parametrize("key", VERL_BATCH_DEFAULTS)
 def test_repeated_default_is_verls(key):
     config = composed("verl.trainer.main_ppo", [])

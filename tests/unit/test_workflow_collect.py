@@ -204,6 +204,16 @@ def test_the_fallback_of_a_damaged_checkpoint_is_kept(tmp_path):
     assert {p.name for p in saved.glob("global_step_*")} == {"global_step_2", "global_step_4", "global_step_6"}
 
 
+def test_checkpoints_that_an_alarm_may_choose_are_kept(tmp_path):
+    node = Node("grpo", "n", {"stopped_by": {"alarms": {"loss": "stop"}, "save_every": 2}})
+    with opened(tmp_path, "tiny"):
+        pass
+    saved = tmp_path / "stages" / node.label / "checkpoints"
+    make(saved.parent, node, "resumable", tmp_path)
+    collect(plan_of(tmp_path, [node]), delete=True)
+    assert {p.name for p in saved.glob("global_step_*")} == {"global_step_2", "global_step_4"}, "6 was never finished"
+
+
 def test_an_interrupted_removal_is_finished_by_the_next(tmp_path, monkeypatch):
     nodes = [Node("grpo", "n", {"i": i}) for i in range(3)]
     with opened(tmp_path, "tiny"):

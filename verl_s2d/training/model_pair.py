@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from verl_s2d.data.models import check_pair, differences, hub_files, read_model
+from verl_s2d.data.weights import check_weights
 
 
 def check_tokens(student: str, teacher: str, *, student_key: str, teacher_key: str) -> list[str]:
@@ -21,6 +22,8 @@ def check_tokens(student: str, teacher: str, *, student_key: str, teacher_key: s
     """
     if "://" in student or "://" in teacher:
         return []
+    for path, key in ((student, student_key), (teacher, teacher_key)):
+        check_weights(os.path.expanduser(path), key)
     facts = [
         read_model(_directory(path, key), role, key)
         for path, role, key in ((student, "student", student_key), (teacher, "teacher", teacher_key))

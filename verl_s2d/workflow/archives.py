@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from verl_s2d.workflow.hf_export import safetensors_names
+from verl_s2d.data.weights import safetensors_names
 
 _THREADS = 8
 
@@ -44,7 +44,7 @@ def _archive(path: Path) -> str | None:
 def _safetensors(path: Path) -> str | None:
     try:
         safetensors_names(path)
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         return str(error)
     return None
 

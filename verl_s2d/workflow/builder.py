@@ -214,14 +214,21 @@ class Builder:
         if source.script is not None:
             return self._script(source, "model", role)
         directory = self.recipe.directory
-        return self._once((role, "model"), lambda: model_external(source.model, source.revision, directory, role))
+        trusted = source.trust_remote_code
+        return self._once(
+            (role, "model"),
+            lambda: model_external(source.model, source.revision, directory, role, trust_remote_code=trusted),
+        )
 
     def _script(self, source: Source, makes: str, key: str) -> Node:
         args = {name: self.seed if value == "{seed}" else value for name, value in source.args.items()}
         files = [self.recipe.directory / name for name in (source.script, *source.uses)]
         external = self._once((key, "script"), lambda: files_external(files, f"{key}.script", source.script))
         name = key.partition(".")[0]
-        return self._node("script", name, {"args": args, "makes": makes}, seeded=args != source.args, script=external)
+        settings: dict[str, Any] = {"args": args, "makes": makes}
+        if source.trust_remote_code:
+            settings["trust_remote_code"] = True
+        return self._node("script", name, settings, seeded=args != source.args, script=external)
 
     def _file(self, key: str, name: str) -> External:
         return self._once((key, name), lambda: file_external(self.recipe.directory / name, key, name))

@@ -165,9 +165,17 @@ def _inside(node: Node, directory: Path) -> Iterator[Waste]:
     for path in saved.glob(f"{checkpoints.DAMAGED}*"):
         yield _waste(path, f"{node.name}: a step checkpoint that is damaged")
     newest = checkpoints.completed_step(saved)
-    others = [p for p in saved.iterdir() if (m := _STEP.fullmatch(p.name)) and int(m[1]) != newest]
+    # A stage that an alarm may stop hands over one of its earlier checkpoints.
+    all_count = "stopped_by" in node.settings
+    others = [
+        path
+        for path in saved.iterdir()
+        if (m := _STEP.fullmatch(path.name))
+        and newest is not None
+        and (int(m[1]) > newest or (int(m[1]) < newest and not all_count))
+    ]
     # The others are what a damaged newest one falls back on, so it is read first.
-    if newest is not None and others and not checkpoint_problems(saved / f"global_step_{newest}"):
+    if others and not checkpoint_problems(saved / f"global_step_{newest}"):
         for path in others:
             yield _waste(path, f"{node.name}: would go on from step {newest}")
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 
+from verl_s2d.data.weights import safetensors_names
+
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-_MAX_HEADER_BYTES = 100 * 2**20
 
 
 def export_problem(directory: Path) -> str | None:
@@ -47,28 +47,3 @@ def export_problem(directory: Path) -> str | None:
     if not any(tensors.values()):
         return "the safetensors files hold no tensor"
     return None
-
-
-def safetensors_names(path: Path) -> set[str]:
-    """Tensor names in the header of a safetensors file.
-
-    Raises:
-        ValueError: the header is damaged or the file is not as long as it says.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        prefix = stream.read(8)
-        if len(prefix) < 8:
-            raise ValueError("shorter than its header length field")
-        (length,) = struct.unpack("<Q", prefix)
-        if length > min(size - 8, _MAX_HEADER_BYTES):
-            raise ValueError(f"header of {length} bytes in a file of {size}")
-        header = json.loads(stream.read(length))
-    header.pop("__metadata__", None)
-    try:
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (TypeError, KeyError, IndexError) as error:
-        raise ValueError("damaged header") from error
-    if 8 + length + end != size:
-        raise ValueError(f"{size} bytes long, {8 + length + end} expected")
-    return set(header)

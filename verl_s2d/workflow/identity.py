@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from verl_s2d.errors import UserError
@@ -27,6 +27,7 @@ class External:
         is_hub: whether location is a hub id.
         revision: of a hub id.
         key: the recipe key it was given under, for messages.
+        trust_remote_code: whether code that comes with the model may run.
     """
 
     location: str
@@ -34,6 +35,7 @@ class External:
     is_hub: bool = False
     revision: str | None = None
     key: str = ""
+    trust_remote_code: bool = False
 
 
 def file_digest(path: Path) -> str:
@@ -92,7 +94,17 @@ def files_external(paths: Iterable[Path], key: str, value: str) -> External:
     return External(str(paths[0]), f"sha256:{identity}")
 
 
-def model_external(model: str, revision: str | None, directory: Path, key: str) -> External:
+def model_external(
+    model: str, revision: str | None, directory: Path, key: str, *, trust_remote_code: bool = False
+) -> External:
+    """Identity of a model, as `_model_external`; with its own code it is another model than without."""
+    external = _model_external(model, revision, directory, key)
+    if not trust_remote_code:
+        return external
+    return replace(external, identity=f"{external.identity}+remote-code", trust_remote_code=trust_remote_code)
+
+
+def _model_external(model: str, revision: str | None, directory: Path, key: str) -> External:
     """Identity of a model given as a local directory (content) or a hub id (name and revision).
 
     Args:

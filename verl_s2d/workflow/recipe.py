@@ -53,6 +53,9 @@ class Source:
     """Python file beside the recipe, run as `script --out DIR key=value ...`."""
     args: dict[str, Any] = field(default_factory=dict)
     """The script's key=value arguments. The value "{seed}" stands for the seed of the row being built."""
+    trust_remote_code: bool = False
+    """Models only: run the Python code that comes with the checkpoint, wherever the model or what is trained from it is
+    loaded."""
     uses: list[str] = field(default_factory=list)
     """Other files the script reads or imports: a change in them rebuilds its output."""
 

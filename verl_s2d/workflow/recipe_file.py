@@ -127,6 +127,13 @@ def _check_recipe(recipe: Recipe) -> None:
         raise UserError(
             "A data source is a script.", key="data.source.script", value=None, remedy="Name the script file."
         )
+    if data.source is not None and data.source.trust_remote_code:
+        raise UserError(
+            "A data source is a script of yours; there is no model to trust.",
+            key="data.source.trust_remote_code",
+            value=True,
+            remedy="Remove it, or set it under `student:` or `teacher:`.",
+        )
     if data.train is not None and not data.eval:
         raise UserError(
             "There is nothing to evaluate on.", key="data.eval", value={}, remedy="Give {name: file.parquet}."

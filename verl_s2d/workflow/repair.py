@@ -13,6 +13,7 @@ from verl_s2d.workflow.graph import MATCHED, Node
 from verl_s2d.workflow.hf_export import export_problem
 from verl_s2d.workflow.manifest import MANIFEST, inspect_manifest, is_built, read_manifest
 from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.stages import early_stop
 
 ASIDE = ".damaged"
 """Folder below `stages` for what was set aside; nothing reads it, `verl-s2d gc` empties it."""
@@ -89,6 +90,9 @@ def discard_broken_remains(directory: Path, note: Note) -> None:
     model = directory / "model"
     if model.is_dir() and (problem := export_problem(model)) is not None:
         note(f"{model} is damaged ({problem}) and was moved to {set_aside(model)}")
+        if not (directory / "checkpoints").is_dir():
+            # The checkpoint that an alarm chose is gone with it: the stage begins again.
+            (directory / early_stop.STOPPED).unlink(missing_ok=True)
 
 
 def _read_next(plan: Plan, missing: Iterable[Node]) -> Iterator[tuple[Node, Files]]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from verl_s2d.data.weights import safetensors_names
 from verl_s2d.errors import UserError
 from verl_s2d.workflow.archives import checkpoint_problems
 from verl_s2d.workflow.digests import damage, output_files
-from verl_s2d.workflow.hf_export import safetensors_names
 from verl_s2d.workflow.manifest import MANIFEST, inspect_manifest
 from verl_s2d.workflow.run_directory import read_record
 from verl_s2d.workflow.stages import kinds

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from verl_s2d.data.models import ModelFacts, check_pair, differences, hub_files, read_model
+from verl_s2d.data.weights import check_weights
 from verl_s2d.errors import UserError
 from verl_s2d.workflow.graph import Node, ancestors
 from verl_s2d.workflow.identity import External
@@ -24,6 +25,8 @@ def check_models(plan: Plan) -> list[str]:
         UserError: a model that cannot be read, a context too short, tokenizers that differ (with the first differing
             id), or a teacher whose vocabulary is smaller than the ids in use.
     """
+    for model in _externals(plan):
+        check_weights(model.location, model.key, revision=model.revision)
     warnings: list[str] = []
     for models, bridged in models_of_rows(plan):
         for model in models.values():
@@ -33,6 +36,12 @@ def check_models(plan: Plan) -> list[str]:
                 check_pair(models["student"], models[role])
                 warnings += differences(models["student"], models[role])
     return list(dict.fromkeys(warnings))
+
+
+def _externals(plan: Plan) -> list[External]:
+    """Models that missing stages read and that no stage makes, each once."""
+    found = {e.location: e for node in plan.missing() for e in node.externals.values() if e.key in _ROLES}
+    return list(found.values())
 
 
 def models_of_rows(plan: Plan) -> list[tuple[dict[str, ModelFacts], bool]]:

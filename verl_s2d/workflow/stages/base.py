@@ -109,6 +109,17 @@ def model_location(node: Node, role: str, context: Context) -> str:
     return str(directory if source.kind == "script" else directory / "model")
 
 
+def trusts_remote_code(node: Node, role: str) -> bool:
+    """Whether the recipe lets the model in `role` bring code of its own: what it was trained from decides."""
+    while role in node.inputs:
+        node, role = node.inputs[role], "model"
+    return (
+        node.externals[role].trust_remote_code
+        if role in node.externals
+        else node.settings.get("trust_remote_code", False)
+    )
+
+
 def require_export(node: Node, model: Path) -> None:
     """Raises StageFailed when `model` is not a complete Hugging Face directory."""
     problem = export_problem(model)

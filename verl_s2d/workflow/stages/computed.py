@@ -10,11 +10,15 @@ _VERIFIER = "Set `verifier:` of the recipe."
 _SEED = "Set `seeds:` of the recipe."
 _CLUSTER = "Set it under `cluster:`."
 _OBJECTIVE = "Set `objective:` and `beta:` of stages.opd."
+_TRUST = "Set `trust_remote_code: true` under `student:` or `teacher:`, whose code it is."
 
 COMPUTED_KEYS = {
     "actor_rollout_ref.model.path": _MODEL,
     "model.path": _MODEL,
     "s2d.teacher.path": _MODEL,
+    "actor_rollout_ref.model.trust_remote_code": _TRUST,
+    "model.trust_remote_code": _TRUST,
+    "s2d.teacher.trust_remote_code": _TRUST,
     "s2d.beta": _OBJECTIVE,
     "s2d.objective": _OBJECTIVE,
     "s2d.token_budget": "Add a row under `matched:` instead.",

@@ -9,7 +9,15 @@ from pathlib import Path
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.overrides import plain_arguments
-from verl_s2d.workflow.stages.base import Command, Context, SimpleKind, metrics_file, model_location, verifier_argument
+from verl_s2d.workflow.stages.base import (
+    Command,
+    Context,
+    SimpleKind,
+    metrics_file,
+    model_location,
+    trusts_remote_code,
+    verifier_argument,
+)
 from verl_s2d.workflow.stages.preparation import evaluation_files
 
 
@@ -22,6 +30,7 @@ class Evaluate(SimpleKind):
         directory, s = context.directory(node), node.settings
         arguments = {
             "model": model_location(node, "model", context),
+            "trust_remote_code": trusts_remote_code(node, "model"),
             "verifier": verifier_argument(node),
             "out": str(directory),
             **{key: s[key] for key in ("samples", "temperature", "top_p", "max_tokens", "seed")},

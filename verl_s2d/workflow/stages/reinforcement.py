@@ -20,6 +20,7 @@ from verl_s2d.workflow.stages.base import (
     merged_verl,
     metrics_file,
     model_location,
+    trusts_remote_code,
     verifier_argument,
 )
 from verl_s2d.workflow.stages.batch_settings import batch_setting, sequences_per_step
@@ -59,6 +60,7 @@ class _VerlTrainer(ABC):
         data = str(context.directory(node.inputs["slices"]) / f"{settings['slice']}{self.parquet_suffix}.parquet")
         computed: dict[str, Any] = {
             "actor_rollout_ref.model.path": model_location(node, "model", context),
+            "actor_rollout_ref.model.trust_remote_code": trusts_remote_code(node, "model"),
             "data.train_files": data,
             # verl insists on validation files, and does not read them as long as validation is switched off.
             "data.val_files": data,
@@ -173,6 +175,7 @@ class Opd(_VerlTrainer):
             "trainer.v1.trainer_mode": "s2d_opd",
             "algorithm.adv_estimator": "s2d_opd",
             "+s2d.teacher.path": model_location(node, "teacher", context),
+            "+s2d.teacher.trust_remote_code": trusts_remote_code(node, "teacher"),
             "+s2d.beta": node.settings["beta"],
             "+s2d.objective": node.settings["objective"],
             **token_budget(node, context.directory(node)),

@@ -13,7 +13,15 @@ from verl_s2d.workflow.ledger import Ledger, empty_ledger, sum_over_steps
 from verl_s2d.workflow.metrics import read_metrics
 from verl_s2d.workflow.overrides import hydra_arguments, merge, plain_arguments, value_of
 from verl_s2d.workflow.stages import checkpoints, early_stop
-from verl_s2d.workflow.stages.base import Command, Context, SimpleKind, merged_verl, metrics_file, model_location
+from verl_s2d.workflow.stages.base import (
+    Command,
+    Context,
+    SimpleKind,
+    merged_verl,
+    metrics_file,
+    model_location,
+    trusts_remote_code,
+)
 from verl_s2d.workflow.stages.budget import length
 from verl_s2d.workflow.stages.reinforcement import log_backends
 
@@ -28,6 +36,7 @@ class Rollouts(SimpleKind):
         directory, s = context.directory(node), node.settings
         arguments = {
             "model": model_location(node, "model", context),
+            "trust_remote_code": trusts_remote_code(node, "model"),
             "data": str(context.directory(node.inputs["slices"]) / f"{s['slice']}-prompts.parquet"),
             "out": str(directory),
             "n": s["per_prompt"],
@@ -75,7 +84,9 @@ class Warmup:
         chosen = merged_verl(node)
         computed: dict[str, Any] = {
             "model.path": model_location(node, "model", context),
+            "model.trust_remote_code": trusts_remote_code(node, "model"),
             "s2d.teacher.path": model_location(node, "teacher", context),
+            "s2d.teacher.trust_remote_code": trusts_remote_code(node, "teacher"),
             "s2d.objective": s["objective"],
             "data.train_files": str(context.directory(node.inputs["rollouts"]) / "rollouts.parquet"),
             "trainer.total_training_steps": s["steps"],
