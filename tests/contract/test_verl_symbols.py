@@ -62,7 +62,11 @@ SIGNATURES = {
     "verl.workers.engine.megatron.transformer_impl:MegatronEngineWithLMHead.forward_step": (
         "self, batch_iter, model, logits_processor_func, postprocess_micro_batch_func"
     ),
+    "verl.workers.engine.megatron.transformer_impl:MegatronEngineWithLMHead.forward_backward_batch": (
+        "self, data, loss_function, forward_only"
+    ),
     "verl.workers.engine.megatron.transformer_impl:MegatronEngineWithLMHead.get_data_parallel_group": "self",
+    "verl.utils.megatron_utils:unwrap_model": "model, ...",
     "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead.get_data_parallel_group": "self",
     "verl.models.mcore.util:preprocess_bshd_engine": (
         "input_ids, pre_process, need_roll, use_fp8_padding, forced_max_seqlen"
@@ -208,7 +212,10 @@ WORDS = {
         "batch_num_tokens=",
         "dp_size=",
         "self.module = self._build_megatron_module()",
+        "if self.engine_config.use_dist_checkpointing:",
+        "logits_processor_func=loss_function",
     ],
+    "verl.utils.checkpoint.megatron_checkpoint_manager": ["get_hf_model_checkpoint_path(local_path)"],
     "verl.utils.tracking": ["VERL_FILE_LOGGER_PATH"],
     "verl.utils.checkpoint.fsdp_checkpoint_manager": ['"huggingface"', '"lora_train_meta.json"'],
     "verl.utils.vllm.utils": ["get_unstacked_mapper"],
