@@ -23,7 +23,14 @@ LIMIT_SECONDS = 240
 WAIT = timedelta(seconds=30)
 
 
-def run(module: str, world: int, directory: Path, variables: Mapping[str, str] | None = None) -> list[dict[str, str]]:
+def run(
+    module: str,
+    world: int,
+    directory: Path,
+    variables: Mapping[str, str] | None = None,
+    *,
+    limit: float = LIMIT_SECONDS,
+) -> list[dict[str, str]]:
     """Start a group and wait for it: by rank, how each case ended; empty where well.
 
     A rank that wrote nothing ended with its log's last lines, under every case.
@@ -33,6 +40,7 @@ def run(module: str, world: int, directory: Path, variables: Mapping[str, str] |
         world: number of ranks.
         directory: for the group's files.
         variables: of the environment, added to this one.
+        limit: seconds for all cases together.
     """
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"} | dict(variables or {})
     command = [sys.executable, "-W", "ignore", "-m", module]
@@ -43,7 +51,7 @@ def run(module: str, world: int, directory: Path, variables: Mapping[str, str] |
             with log.open("w") as out:
                 arguments = [*command, str(rank), str(world), str(directory)]
                 processes.append(subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=out, stderr=out))
-        deadline = time.monotonic() + LIMIT_SECONDS
+        deadline = time.monotonic() + limit
         for process in processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=max(1, deadline - time.monotonic()))

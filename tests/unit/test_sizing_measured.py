@@ -15,7 +15,12 @@ from verl_s2d.platforms.environment import cpu_environment
 def endings(tmp_path_factory):
     """world -> how each case ended, by rank. A group runs once, all its cases in one go, also when it fails."""
     environment = cpu_environment()
-    return cache(lambda world: run("tests.memory_ranks", world, tmp_path_factory.mktemp(f"ranks{world}"), environment))
+
+    def group(world: int) -> list[dict[str, str]]:
+        # Importing verl and building its engines again and again takes a minute of a free core.
+        return run("tests.memory_ranks", world, tmp_path_factory.mktemp(f"ranks{world}"), environment, limit=600)
+
+    return cache(group)
 
 
 @pytest.mark.parametrize(("world", "case"), [(world, case) for world in (1, 2) for case in cases(world)])
