@@ -30,7 +30,7 @@ PLANTED = {
 }
 IN_RECIPE = {
     "+trainer.tracking_api_key": "planted-override-0123",
-    "ray_kwargs.ray_init.runtime_env.env_vars.SERVICE_TOKEN": "planted-in-ray-0123",
+    "+ray_kwargs.ray_init.runtime_env.env_vars.SERVICE_TOKEN": "planted-in-ray-0123",
     "+trainer.proxy": "http://user:planted-proxy-01@proxy.example:3128",
 }
 PLANTED_IN_RECIPE = ("planted-override-0123", "planted-in-ray-0123", "planted-proxy-01")
