@@ -22,6 +22,8 @@ import os, subprocess, sys, time
 child = subprocess.Popen(["sleep", "60"])
 own_session = subprocess.Popen(["sleep", "61"], start_new_session=True)
 orphan = subprocess.check_output(["sh", "-c", "setsid sleep 62 >/dev/null 2>&1 & echo $!"], text=True)
+while os.getsid(int(orphan)) == os.getsid(0):  # until then it would be killed with this group
+    time.sleep(0.01)
 grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 print(os.getpid(), child.pid, own_session.pid, int(orphan), grandchild.pid, flush=True)
 time.sleep(60)
