@@ -1,12 +1,14 @@
 """verl-s2d check | plan | run | status | evaluate | report | verify | gc | prepare.
 
-Exit codes: 0 done, 1 a stage (or check) failed, 2 bad input, 130 interrupted.
+Exit codes: 0 done, 1 a stage (or check) failed, 2 bad input; interrupted, and to be run again: 130 by Ctrl-C, 143 by
+SIGTERM (128 and the signal's number, as a scheduler expects of a job that it has preempted).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ from verl_s2d.workflow.failures import Interrupted
 from verl_s2d.workflow.planning import Plan, make_plan
 from verl_s2d.workflow.recipe_file import load_recipe
 
-OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, BAD_INPUT = 0, 1, 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,13 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {redaction.current().text(str(error))}", file=sys.stderr)
         return BAD_INPUT
-    except (Interrupted, KeyboardInterrupt):
+    except (Interrupted, KeyboardInterrupt) as interrupt:
         words = ["verl-s2d", *(sys.argv[1:] if argv is None else argv)]
         print(
             f"interrupted; everything has been stopped. To go on, run the same command again:\n  {' '.join(words)}",
             file=sys.stderr,
         )
-        return INTERRUPTED
+        return 128 + getattr(interrupt, "number", signal.SIGINT)
     except BrokenPipeError:
         return OK
 

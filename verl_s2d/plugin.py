@@ -52,7 +52,7 @@ def _register() -> None:
     STATUS.done.append("platform cpu")
     _import_after("verl.trainer.ppo.core_algos", "verl_s2d.training.advantage", "advantage estimator s2d_opd")
     _import_after("verl.trainer.ppo.v1.trainer_sync", "verl_s2d.training.opd_trainer", "trainer s2d_opd")
-    _import_after("verl.trainer.ppo.v1.trainer_sync", "verl_s2d.training.budget_trainer", "trainer s2d_token_budget")
+    _import_after("verl.trainer.ppo.v1.trainer_sync", "verl_s2d.training.grpo_trainer", "trainer s2d_grpo")
     _import_after(
         "verl.experimental.reward_loop.reward_loop", "verl_s2d.platforms.reward_loop", "reward tokenizer as configured"
     )

@@ -17,7 +17,7 @@ def test_a_budget_ends_grpo_with_a_checkpoint_of_its_last_step_and_a_resumed_run
     out = tmp_path / "run"
     # 32 responses of at most 8 tokens a step; a step of an untrained student samples nearly all of them.
     overrides = {
-        "trainer.v1.trainer_mode": "s2d_token_budget",
+        "trainer.v1.trainer_mode": "s2d_grpo",
         "+s2d.token_budget": 400,
         "trainer.save_freq": 100,
         "trainer.resume_mode": "auto",

@@ -9,8 +9,9 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from tests.unit.test_opd_config import composed
+from verl_s2d import save_request
 from verl_s2d.errors import UserError
-from verl_s2d.training.budget_trainer import TokenBudgetTrainer
+from verl_s2d.training.save_on_request import SavesOnRequest
 from verl_s2d.training.token_budget import SAMPLED_TOKENS, StopsAtTokenBudget, read_token_budget
 from verl_s2d.workflow.stages import budget
 
@@ -50,11 +51,6 @@ def test_megatrons_schedule_is_refused_too():
     assert read_token_budget(constant) == 9
     with pytest.raises(UserError, match="lr_decay_style"):
         read_token_budget(cosine)
-
-
-def test_the_trainer_of_grpo_needs_one():
-    with pytest.raises(UserError, match=r"s2d\.token_budget"):
-        TokenBudgetTrainer(composed("+s2d.token_budget=null"))
 
 
 def test_trainer_and_workflow_agree_about_the_file():
@@ -102,7 +98,7 @@ class Trainer:
             pass
 
 
-class Budgeted(StopsAtTokenBudget, Trainer):
+class Budgeted(SavesOnRequest, StopsAtTokenBudget, Trainer):
     pass
 
 
@@ -129,6 +125,21 @@ def test_a_resumed_stage_stops_where_it_would_have_stopped(tmp_path):
     assert Budgeted(config(8)).fit(LENGTHS) == 2
     resumed = Budgeted(config(38))
     assert resumed.sampled_tokens == 17 and resumed.fit(LENGTHS) == 5 and resumed.sampled_tokens == 41
+
+
+@pytest.mark.parametrize(("asked_in", "saved"), [(3, [2, 3]), (4, [2, 4])])
+def test_asked_to_save_and_stop_it_saves_the_step_that_it_is_in_once(tmp_path, asked_in, saved):
+    class Asked(Budgeted):
+        def step(self, metrics, timing_raw):
+            if self.global_steps == asked_in:
+                save_request.ask(tmp_path)
+            return super().step(metrics, timing_raw)
+
+    config = composed("trainer.save_freq=2", f"trainer.default_local_dir={tmp_path}")
+    trainer = Asked(config)
+    assert trainer.fit(LENGTHS) == asked_in and trainer.saved == saved
+    save_request.withdraw(tmp_path)
+    assert Budgeted(config).fit(LENGTHS) == 20
 
 
 def test_without_a_budget_nothing_changes(tmp_path):

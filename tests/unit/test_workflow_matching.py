@@ -129,7 +129,7 @@ def test_verifier_calls_become_steps_once_they_are_counted(tmp_path, monkeypatch
     assert [s["name"] for s in rows["m"].stages] == ["slices", "student-rl-all-m", "evaluate-m"]
 
 
-@pytest.mark.parametrize(("row", "trainer"), [("direct-grpo", "s2d_token_budget"), ("opd-only", "s2d_opd")])
+@pytest.mark.parametrize(("row", "trainer"), [("direct-grpo", "s2d_grpo"), ("opd-only", "s2d_opd")])
 def test_a_budget_of_tokens_ends_a_stage_where_it_is_spent(tmp_path, monkeypatch, row, trainer):
     monkeypatch.setenv("FAKE", json.dumps({"grpo": "calls", "opd": "calls"}))
     verl = VERL | {"actor_rollout_ref.rollout.n": 3}

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.unit.workflow_project import FakeStages, write_project, write_scripts
+from verl_s2d import save_request
 from verl_s2d.errors import UserError
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.manifest import MANIFEST, is_built, read_manifest
+from verl_s2d.workflow.metrics import read_metrics
 from verl_s2d.workflow.planning import make_plan
 from verl_s2d.workflow.preflight import check_plan
 from verl_s2d.workflow.process import marked_processes
@@ -24,6 +26,7 @@ from verl_s2d.workflow.recipe_file import load_recipe
 from verl_s2d.workflow.results import finished_rows
 from verl_s2d.workflow.run_directory import opened, read_record
 from verl_s2d.workflow.runner import run_plan
+from verl_s2d.workflow.stages import checkpoints
 
 
 class Lines:
@@ -244,12 +247,12 @@ plan = make_plan(load_recipe({recipe!r}), run_dir=Path({run!r}), rows=["direct-g
 try:
     sys.exit(len(run_plan(plan, Lines(), launcher=FakeStages())))
 except Interrupted as error:
-    sys.exit(130)
+    sys.exit(128 + error.number)
 """
 
 
-def start_driver(tmp_path, behaviour):
-    recipe = write_project(tmp_path)
+def start_driver(tmp_path, behaviour, *, save_every=2, grace=25):
+    recipe = write_project(tmp_path, stages__student_rl__save_every=save_every, cluster__grace_seconds=grace)
     root = str(Path(__file__).resolve().parents[2])
     code = DRIVER.format(root=root, recipe=str(recipe), run=str(tmp_path / "run"))
     environment = {**os.environ, "FAKE": json.dumps({"grpo": behaviour})}
@@ -263,13 +266,48 @@ def start_driver(tmp_path, behaviour):
     return plan, process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def wait_for_step(plan, least: int) -> int:
+    """The newest step of the stage in work, once it has done `least`."""
+    deadline = time.monotonic() + 30
+    while (step := max(read_metrics(directory(plan, "student-rl-all")), default=0)) < least:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return step
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_interrupt_stops_everything(tmp_path, number):
     plan, process = start_driver(tmp_path, "slow")
     process.send_signal(number)
-    assert process.wait(20) == 130
+    assert process.wait(20) == 128 + number
     assert marked_processes(read_record(tmp_path / "run")["id"]) == []
     assert build(plan) == []
+
+
+def test_sigterm_lets_the_stage_save_the_step_that_it_is_in(tmp_path):
+    plan, process = start_driver(tmp_path, "slow", save_every=100)
+    step = wait_for_step(plan, 2)
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 143
+    assert marked_processes(read_record(tmp_path / "run")["id"]) == []
+    stage = directory(plan, "student-rl-all")
+    saved = checkpoints.completed_step(stage / "checkpoints")
+    assert saved >= step and saved == max(read_metrics(stage)), "nothing that was done is lost"
+    progress = Lines()
+    assert build(plan, progress=progress) == []
+    assert f"starting at {saved}" in (stage / "log.txt").read_text()
+    assert read_manifest(stage)["ledger"]["updates"] == 4 and not save_request.asked(stage / "checkpoints")
+
+
+@pytest.mark.parametrize("grace", [0, 0.5])
+def test_a_stage_that_does_not_save_in_time_is_stopped_all_the_same(tmp_path, grace):
+    plan, process = start_driver(tmp_path, "deaf", save_every=2, grace=grace)
+    wait_for_step(plan, 1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 143
+    assert marked_processes(read_record(tmp_path / "run")["id"]) == []
+    assert build(plan) == [] and not plan.missing()
 
 
 def test_kill_of_the_driver_leaves_nothing_that_disturbs_the_next_run(tmp_path):

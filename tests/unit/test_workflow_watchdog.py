@@ -11,6 +11,7 @@ import pytest
 from verl_s2d.workflow.evidence import find_error, worker_logs
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.interruption import Interruption
 from verl_s2d.workflow.process import SubprocessLauncher
 from verl_s2d.workflow.progress import PlainProgress
 from verl_s2d.workflow.stage_process import run_attempt
@@ -165,6 +166,7 @@ def attempt(tmp_path, code, **limits):
             environment=environment,
             limits=Limits(**{"silent": 60.0, "step": 60.0} | limits),
             progress=PlainProgress(),
+            interruption=Interruption(0, print),
             workers=OnRay(logs),
         )
     return failed.value

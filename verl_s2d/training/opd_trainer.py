@@ -21,6 +21,7 @@ from verl_s2d.objectives.opd import clip_advantages
 from verl_s2d.training.model_pair import check_tokens
 from verl_s2d.training.opd_config import OpdConfig, read_opd_config
 from verl_s2d.training.opd_metrics import EXACT_METRICS, rollout_metrics, sampled_reverse_kl_metrics
+from verl_s2d.training.save_on_request import SavesOnRequest
 from verl_s2d.training.token_budget import StopsAtTokenBudget
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class _NoVerifier:
 
 
 @register_trainer("s2d_opd")
-class OpdTrainer(StopsAtTokenBudget, PPOTrainerSync):
+class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
     """verl's synchronous trainer with a teacher for a reward.
 
     Sampled: the student, on its own prompts. Scored: each sampled token, by the teacher in the reference engine.

@@ -22,6 +22,7 @@ from verl.utils.dataset.dataset_utils import SFTTensorCollator
 from verl.utils.device import auto_set_device
 from verl.workers.engine_workers import TrainingWorkerConfig
 
+from verl_s2d import save_request
 from verl_s2d.errors import UserError
 from verl_s2d.training.ray_cluster import join_ray, require_places
 from verl_s2d.training.warmup_checks import check_cache, check_models, check_settings, warmup_objective
@@ -56,13 +57,11 @@ class WarmupTrainer(SFTTrainer):
         config, size = self.config, len(self.train_dataset)
         self.global_batch_size = config.data.train_batch_size
         passes = math.ceil(config.trainer.total_epochs * size / self.global_batch_size)
-        self.total_training_steps = config.trainer.total_training_steps or passes
-        self.steps_per_epoch = self.total_training_steps
+        steps = self._wanted_steps = config.trainer.total_training_steps or passes
+        self.steps_per_epoch = steps
         with open_dict(config):
             config.trainer.total_epochs = 1
-        self.train_sampler = ShuffledPasses(
-            size, self.total_training_steps * self.global_batch_size, config.trainer.seed
-        )
+        self.train_sampler = ShuffledPasses(size, steps * self.global_batch_size, config.trainer.seed)
         self.train_dataloader = StatefulDataLoader(
             dataset=self.train_dataset,
             batch_size=self.global_batch_size,
@@ -72,7 +71,7 @@ class WarmupTrainer(SFTTrainer):
             drop_last=True,
         )
         self.val_dataloader = None
-        self.optimizer_config.total_training_steps = self.total_training_steps
+        self.optimizer_config.total_training_steps = steps
         self.save_freq, self.test_freq = config.trainer.save_freq, -1
         if self.save_freq == "after_each_epoch":
             self.save_freq = math.ceil(size / self.global_batch_size)
@@ -107,9 +106,15 @@ class WarmupTrainer(SFTTrainer):
         )
         self.training_client.reset()
 
+    @property
+    def total_training_steps(self) -> int:
+        """Where training ends. verl looks at the end of a step, and saves the last one: which is any step in which
+        the trainer is asked to save and stop."""
+        return 0 if save_request.asked(self.config.trainer.default_local_dir) else self._wanted_steps
+
     def fit(self) -> None:
-        if self.resume_global_step >= self.total_training_steps:
-            print(f"all {self.total_training_steps} steps are in the checkpoint already")
+        if self.resume_global_step >= self._wanted_steps:
+            print(f"all {self._wanted_steps} steps are in the checkpoint already")
             return
         super().fit()
 

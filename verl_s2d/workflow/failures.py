@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,4 +35,12 @@ class StageFailed(Exception):
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM. Like KeyboardInterrupt no Exception, so that nothing swallows it on the way up."""
+    """Ctrl-C or SIGTERM. Like KeyboardInterrupt no Exception, so that nothing swallows it on the way up.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int):
+        self.number = number
+        super().__init__(signal.Signals(number).name)

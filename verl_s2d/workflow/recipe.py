@@ -183,6 +183,8 @@ class Cluster:
     fifth of it (but a minute)."""
     step_minutes: float = at_least(0, 120.0)
     """A stage that writes its log but ends no step for so long, and for ten times its longest step, is stopped."""
+    grace_seconds: float = at_least(0, 25.0)
+    """After SIGTERM, how long a stage that trains may take to end its step and save before it is stopped."""
     retries: int = at_least(0, 0)
     """How often a failed stage is started again (it resumes from its last checkpoint)."""
     wait_minutes: float = at_least(0, 30.0)

@@ -16,7 +16,7 @@ try:
     from verl.trainer.ppo.v1 import get_trainer_cls
     if "s2d_opd" not in ADV_ESTIMATOR_REGISTRY:
         answer["missing"].append("advantage estimator s2d_opd")
-    for name in ("s2d_opd", "s2d_token_budget"):
+    for name in ("s2d_opd", "s2d_grpo"):
         try:
             get_trainer_cls(name)
         except Exception as error:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from verl_s2d.workflow import attempts, redaction
 from verl_s2d.workflow.alarm_watch import AlarmWatch
 from verl_s2d.workflow.cluster import CLUSTER_MARKER, RayCluster
-from verl_s2d.workflow.failures import Interrupted, StageFailed
+from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.given_cluster import GivenCluster
 from verl_s2d.workflow.graph import PREPARATION_KINDS, Node
+from verl_s2d.workflow.interruption import Interruption
 from verl_s2d.workflow.manifest import write_manifest
 from verl_s2d.workflow.planning import Plan
 from verl_s2d.workflow.process import MARKER, Launcher, SubprocessLauncher, kill_marked
@@ -53,7 +51,8 @@ def run_plan(
 
     Raises:
         UserError: bad input, or a run directory that is not ours or in use.
-        Interrupted: Ctrl-C or SIGTERM; the running stage has been stopped.
+        Interrupted: Ctrl-C or SIGTERM; the running stage has been stopped, after SIGTERM with a checkpoint of its last
+            step if there was time for it.
     """
     with opened(plan.context.run_dir, plan.recipe.name) as run_id:
         if all(row.name in plan.recipe.row_names for row in plan.rows):
@@ -66,9 +65,9 @@ def run_plan(
         leftovers = kill_marked(run_id)
         if leftovers:
             progress.note(f"stopped {leftovers} processes left behind by a run that was killed")
-        with _signals_interrupt():
+        with Interruption(plan.context.cluster.grace_seconds, progress.note) as interruption:
             check(not any(node.kind in PREPARATION_KINDS for node in missing))
-            runner = _Runner(plan, run_id, progress, launcher)
+            runner = _Runner(plan, run_id, progress, interruption, launcher)
             try:
                 return runner.build(missing, check, keep_going)
             finally:
@@ -78,8 +77,10 @@ def run_plan(
 class _Runner:
     """State of one run: its cluster, its environment, what failed."""
 
-    def __init__(self, plan: Plan, run_id: str, progress: Progress, launcher: Launcher | None):
-        self._plan, self._run_id, self._progress = plan, run_id, progress
+    def __init__(
+        self, plan: Plan, run_id: str, progress: Progress, interruption: Interruption, launcher: Launcher | None
+    ):
+        self._plan, self._run_id, self._progress, self._interruption = plan, run_id, progress, interruption
         self._environment = stage_environment(plan.context.device) | {MARKER: run_id}
         # A fork shows its host's environment to the outside, so the host carries both markers.
         self._launcher = launcher or choose_launcher(plan, self._environment | {CLUSTER_MARKER: run_id})
@@ -181,18 +182,20 @@ class _Runner:
         self._progress.stage_started(node, index, count, kind.total_steps(node), attempt)
         try:
             command = kind.command(node, self._plan.context, attempt)
-            run_attempt(
-                node,
-                command,
-                directory,
-                attempt,
-                launcher=self._launcher,
-                environment=environment | dict(command.env),
-                limits=Limits(60 * cluster.stall_minutes, 60 * cluster.step_minutes),
-                alarms=AlarmWatch(node, directory, attempt) if kind.needs_ray else None,
-                progress=self._progress,
-                workers=self._cluster if kind.needs_ray else None,
-            )
+            with self._interruption.may_save(directory / "checkpoints" if kind.needs_ray else None):
+                run_attempt(
+                    node,
+                    command,
+                    directory,
+                    attempt,
+                    launcher=self._launcher,
+                    environment=environment | dict(command.env),
+                    limits=Limits(60 * cluster.stall_minutes, 60 * cluster.step_minutes),
+                    alarms=AlarmWatch(node, directory, attempt) if kind.needs_ray else None,
+                    progress=self._progress,
+                    interruption=self._interruption,
+                    workers=self._cluster if kind.needs_ray else None,
+                )
             kind.finalize(node, directory)
             ok = True
         finally:
@@ -242,24 +245,3 @@ def stage_environment(device: str) -> dict[str, str]:
 
         environment.update(cpu_environment())
     return environment
-
-
-@contextlib.contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP raise Interrupted once; further ones are ignored, because stopping is under way."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def interrupt(number: int, frame: object) -> None:
-        for n in numbers:
-            signal.signal(n, signal.SIG_IGN)
-        raise Interrupted(signal.Signals(number).name)
-
-    before = {n: signal.signal(n, interrupt) for n in numbers}
-    try:
-        yield
-    finally:
-        for n, handler in before.items():
-            signal.signal(n, handler)

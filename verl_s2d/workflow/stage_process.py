@@ -11,6 +11,7 @@ from verl_s2d.workflow.alarm_watch import AlarmWatch
 from verl_s2d.workflow.evidence import Evidence, keep
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.interruption import Interruption
 from verl_s2d.workflow.logs import last_lines
 from verl_s2d.workflow.process import Handle, Launcher, stop
 from verl_s2d.workflow.progress import Progress
@@ -42,6 +43,7 @@ def run_attempt(
     environment: Mapping[str, str],
     limits: Limits,
     progress: Progress,
+    interruption: Interruption,
     alarms: AlarmWatch | None = None,
     workers: Workers | None = None,
 ) -> None:
@@ -53,6 +55,7 @@ def run_attempt(
 
     Raises:
         StageFailed: it exited with an error, or made no progress for longer than `limits` allow.
+        Interrupted: it was asked to save and stop, and did not in time.
     """
     log, metrics = directory / "log.txt", metrics_file(directory, attempt)
     metrics.parent.mkdir(exist_ok=True)
@@ -64,7 +67,7 @@ def run_attempt(
     watchdog = Watchdog(directory, metrics, logs, limits, stepping=alarms is not None)
     handle = launcher.start(command.argv, environment, directory, log)
     try:
-        code = _watch(node, handle, watchdog, alarms, progress, directory, attempt, workers)
+        code = _watch(node, handle, watchdog, alarms, progress, interruption, directory, attempt, workers)
         # The end may be why the alarm was raised: a trainer gives up after some updates that were not finite.
         if code != 0 and not _alarmed(node, alarms, progress):
             how = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
@@ -79,6 +82,7 @@ def _watch(
     watchdog: Watchdog,
     alarms: AlarmWatch | None,
     progress: Progress,
+    interruption: Interruption,
     directory: Path,
     attempt: int,
     workers: Workers | None,
@@ -87,6 +91,7 @@ def _watch(
     # no limit: the watchdog's
     while (code := handle.poll()) is None:
         time.sleep(_POLL_SECONDS)
+        interruption.check()
         if not watchdog.look():
             continue
         if watchdog.step is not None:

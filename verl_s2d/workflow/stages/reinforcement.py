@@ -129,13 +129,13 @@ class Grpo(_VerlTrainer):
     consumes = ("labels", "verifier_calls", "sampled_tokens", "updates")
 
     def _computed(self, node: Node, context: Context) -> Mapping[str, Any]:
-        budget = token_budget(node, context.directory(node))
         validation: dict[str, Any] = {}
         if "validate_every" in node.settings:
             validation["data.val_files"] = node.externals["validation"].location
             validation["trainer.test_freq"] = node.settings["validate_every"]
         return {
-            **({"trainer.v1.trainer_mode": "s2d_token_budget", **budget} if budget else {}),
+            "trainer.v1.trainer_mode": "s2d_grpo",
+            **token_budget(node, context.directory(node)),
             **validation,
             "reward.custom_reward_function.path": "pkg://verl_s2d.rewards.ledgered",
             "reward.custom_reward_function.name": "compute_score",

@@ -1,0 +1,26 @@
+"""How a stage that trains is asked to save and stop: by a file beside its checkpoints.
+
+A file, because the trainer may be an actor on another machine; run directories are on storage that all of them share.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_FILE = "save_and_stop"
+
+
+def ask(checkpoints: Path) -> None:
+    """Ask whoever trains into this directory to save at the end of the step that it is in, and to stop there."""
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    (checkpoints / _FILE).touch()
+
+
+def asked(checkpoints: str | Path) -> bool:
+    """Whether somebody has."""
+    return (Path(checkpoints) / _FILE).exists()
+
+
+def withdraw(checkpoints: Path) -> None:
+    """Nobody has, any more."""
+    (checkpoints / _FILE).unlink(missing_ok=True)

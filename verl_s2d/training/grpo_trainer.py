@@ -1,0 +1,22 @@
+"""GRPO as a stage runs it: the trainer `s2d_grpo` in verl's V1 registry."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig, open_dict
+from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+from verl_s2d.training.save_on_request import SavesOnRequest
+from verl_s2d.training.token_budget import StopsAtTokenBudget
+
+
+@register_trainer("s2d_grpo")
+class GrpoTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
+    """verl's synchronous trainer, unchanged but for where it stops: at the last step, at the one that reaches
+    `s2d.token_budget` if there is one, or at the end of a step in which it was asked to save and stop."""
+
+    def __init__(self, config: DictConfig):
+        with open_dict(config):
+            # verl compares the mode with "sync" to choose its replay buffer; this class is the choice already made.
+            config.trainer.v1.trainer_mode = "sync"
+        super().__init__(config)
