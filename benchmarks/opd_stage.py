@@ -31,8 +31,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from verl_s2d.logs import last_lines
 from verl_s2d.platforms.environment import cpu_environment
-from verl_s2d.workflow.logs import last_lines
 
 _MEMORY_ROUNDS = 2
 _COLUMNS = ("update", "wall (s)", "tokens/s", "ours / it", "processor (s)", "ours / it", "peak (MiB)", "loss (MiB)")

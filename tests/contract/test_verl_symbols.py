@@ -124,6 +124,8 @@ SIGNATURES = {
     "verl.utils.ulysses:get_ulysses_sequence_parallel_rank": "group",
     "transfer_queue:kv_batch_get": "keys, partition_id, select_fields",
     "transfer_queue:kv_batch_put": "keys, partition_id, fields, ...",
+    "vllm.entrypoints.llm:LLM.enqueue": "self, prompts, sampling_params, ...",
+    "vllm.v1.engine.llm_engine:LLMEngine.step": "self",
     "vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm": "layer, remove_weight",
 }
 

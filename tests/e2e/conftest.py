@@ -17,8 +17,8 @@ import pytest
 from tests.tiny import write_model, write_problems
 from tests.tiny_training import prune, sharpen
 from tests.tiny_verl import verl_command
+from verl_s2d.logs import last_lines
 from verl_s2d.workflow.cluster import CLUSTER_MARKER, RayCluster
-from verl_s2d.workflow.logs import last_lines
 from verl_s2d.workflow.process import MARKER, kill_marked, marked_processes, stop, wait
 from verl_s2d.workflow.runner import stage_environment
 from verl_s2d.workflow.warm_launcher import WarmLauncher

@@ -12,11 +12,23 @@ import torch
 from tests import tiny
 from verl_s2d.errors import UserError
 from verl_s2d.evaluation import evaluate
-from verl_s2d.sampling import Sampler, load_tokenizer, prompt_seed, render_prompt
+from verl_s2d.sampling import parts, replica
+from verl_s2d.sampling.engine import Sampler
+from verl_s2d.sampling.prompts import load_tokenizer, prompt_seed, render_prompt
+from verl_s2d.sampling.request import Settings
 from verl_s2d.training import rollout_cache
 
 MESSAGES = [{"role": "user", "content": "3 + 4 ="}]
 SETTINGS = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "max_tokens": 6, "seed": 0}
+
+
+def sample(sampler, prompts, n, **settings):
+    """n completions of each prompt."""
+    sampler.submit(prompts, Settings(n=n, **settings))
+    found = {}
+    while len(found) < len(prompts):
+        found |= {tuple(prompt): completions for prompt, completions in sampler.step()}
+    return [found[tuple(prompt)] for prompt in prompts]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,7 +73,7 @@ def test_against_transformers(model):
     prompts = [tokenizer.encode(text) for text in ("3 + 4 =", "9 + 9 =", "1 =")]
     sampler = Sampler(model, context=10)
 
-    greedy = sampler.sample(prompts, n=2, **{**SETTINGS, "temperature": 0.0})
+    greedy = sample(sampler, prompts, n=2, **{**SETTINGS, "temperature": 0.0})
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     for prompt, (completion, again) in zip(prompts, greedy, strict=True):
         ids = list(prompt)
@@ -71,7 +83,7 @@ def test_against_transformers(model):
                 break
         assert completion.token_ids == again.token_ids == ids[len(prompt) :]
 
-    samples = sampler.sample(prompts, n=600, **SETTINGS)
+    samples = sample(sampler, prompts, n=600, **SETTINGS)
     for prompt, completions in zip(prompts, samples, strict=True):
         for completion in completions:
             assert max(completion.token_ids) < len(tokenizer)
@@ -83,9 +95,9 @@ def test_against_transformers(model):
         # Total variation of 600 draws over 25 tokens is about 0.08.
         assert (first - expected).abs().sum() / 2 < 0.14
 
-    alone = sampler.sample(prompts[1:2], n=600, **SETTINGS)
+    alone = sample(sampler, prompts[1:2], n=600, **SETTINGS)
     assert alone[0] == samples[1]
-    other = sampler.sample(prompts[1:2], n=600, **{**SETTINGS, "seed": 1})
+    other = sample(sampler, prompts[1:2], n=600, **{**SETTINGS, "seed": 1})
     assert other[0] != samples[1]
 
 
@@ -97,6 +109,7 @@ def test_seeds_of_prompts():
 
 def test_rollout_cache(model, problems, tmp_path, monkeypatch):
     monkeypatch.setattr(rollout_cache, "_PROBLEMS_AT_ONCE", 5)
+    monkeypatch.setattr(parts, "PROMPTS_A_PART", 5)
     options = rollout_cache.Options(model=model, data=problems, out=str(tmp_path), n=3, max_tokens=6)
     rollout_cache.main(options)
     table = pq.read_table(tmp_path / "rollouts.parquet")
@@ -110,6 +123,30 @@ def test_rollout_cache(model, problems, tmp_path, monkeypatch):
     assert summary["model"] == model and summary["settings"] == {"n": 3, "top_k": -1, **SETTINGS}
     assert [r["sample"] for r in rows] == [0, 1, 2] * 12
     assert len({(r["problem_id"], tuple(r["prompt_ids"])) for r in rows}) == 12
+
+
+def test_rollouts_that_were_killed_end_as_the_same_file(model, problems, tmp_path, monkeypatch):
+    """Whatever the engine works on at the same time."""
+    monkeypatch.setattr(parts, "PROMPTS_A_PART", 2)
+    options = {"model": model, "data": problems, "n": 3, "max_tokens": 6}
+    rollout_cache.main(rollout_cache.Options(out=str(tmp_path / "undisturbed"), **options))
+    left = 3
+
+    def killed(part, completions):
+        nonlocal left
+        if left == 0:
+            raise KeyboardInterrupt
+        left -= 1
+        parts.write_part(part, completions)
+
+    monkeypatch.setattr(replica, "SEQUENCES_AHEAD", 7)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(replica, "write_part", killed)
+        rollout_cache.main(rollout_cache.Options(out=str(tmp_path / "killed"), **options))
+    assert not (tmp_path / "killed" / "rollouts.parquet").exists()
+    rollout_cache.main(rollout_cache.Options(out=str(tmp_path / "killed"), **options))
+    for name in ("rollouts.parquet", "rollouts.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
 
 
 def test_evaluation(model, problems, tmp_path):

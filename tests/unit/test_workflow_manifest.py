@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.unit.workflow_project import write_model, write_safetensors
+from verl_s2d.logs import last_lines
 from verl_s2d.workflow import attempts
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.hf_export import export_problem
 from verl_s2d.workflow.ledger import add_ledgers, empty_ledger, sum_over_steps, verifier_calls
-from verl_s2d.workflow.logs import last_lines
 from verl_s2d.workflow.manifest import MANIFEST, is_built, read_manifest, write_atomically, write_manifest
 from verl_s2d.workflow.metrics import last_step, read_metrics
 from verl_s2d.workflow.stages import checkpoints

@@ -160,12 +160,15 @@ def test_a_stage_without_an_export_is_not_done(tmp_path, monkeypatch):
 
 
 def test_finished_work_is_not_repeated_when_only_the_manifest_is_missing(tmp_path):
-    plan = project(tmp_path, rows=["direct-grpo"])
+    plan = project(tmp_path)
     build(plan)
-    (directory(plan, "student-rl-all") / MANIFEST).unlink()
+    for name in ("rollouts-1h", "student-rl-2h", "evaluate-half-split"):
+        (directory(plan, name) / MANIFEST).unlink()
+    parts = directory(plan, "rollouts-1h") / ".samples"
+    parts.mkdir()
     launcher = FakeStages()
     assert build(plan, launcher) == [] and launcher.started == []
-    assert not plan.missing()
+    assert not plan.missing() and not parts.exists()
 
 
 def test_a_torn_checkpoint_tracker_is_repaired(tmp_path, monkeypatch):

@@ -28,6 +28,13 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def discard_unfinished(path: str | Path) -> None:
+    """Delete what a killed process has left of `written_whole(path)`."""
+    path = Path(path)
+    for temporary in path.parent.glob(f".{path.name}.*.tmp"):
+        temporary.unlink(missing_ok=True)
+
+
 def write_json(value: Any, path: str | Path) -> None:
     """JSON, indented by one space. NaN is refused, because few readers accept it."""
     with written_whole(path) as temporary:

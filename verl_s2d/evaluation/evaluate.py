@@ -4,27 +4,32 @@
         [samples=16] [temperature=1] [top_p=1] [top_k=-1] [seed=0] [tensor_parallel_size=1] [trust_remote_code=false]
         [pass_at=1,4,16] [chat_template.<name>=<value> ...]
 
-Writes generations.parquet (every sample, its text and score) and, last, result.json.
+Writes generations.parquet (every sample, its text and score) and, last, result.json. Samples and their scores are kept
+in parts while it works (verl_s2d.sampling): the same command goes on where it was killed.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from verl_s2d import arguments
-from verl_s2d.data.files import write_json, write_parquet
+from verl_s2d.data.content import file_digest
+from verl_s2d.data.files import discard_unfinished, write_json, write_parquet
 from verl_s2d.data.problems import Problem, read_problems
 from verl_s2d.errors import UserError
 from verl_s2d.evaluation.chances import check_pass_at, mean_pass_at, usual_ks
 from verl_s2d.evaluation.stats import mean_and_stderr
 from verl_s2d.rewards.registry import Score, Verifier, check, resolve
-from verl_s2d.sampling import Completion, check_settings, load_tokenizer, render_prompt, sample
+from verl_s2d.sampling.complete import complete
+from verl_s2d.sampling.engine import Completion
+from verl_s2d.sampling.parts import Parts, read_kept, write_kept
+from verl_s2d.sampling.prompts import load_tokenizer, render_prompt
+from verl_s2d.sampling.request import Request, Settings
 
 GENERATIONS = pa.schema(
     [
@@ -68,9 +73,8 @@ def main(options: Options) -> None:
     """Sample, score, write. Raises UserError for unusable input before the model is loaded."""
     if not options.set:
         raise UserError("There is nothing to evaluate on.", key="set.<name>", remedy="Give set.<name>=<parquet>.")
-    sampling = {k: getattr(options, k) for k in ("temperature", "top_p", "top_k", "max_tokens")}
-    check_settings(n=options.samples, **sampling)
-    sampling["seed"] = options.seed
+    names = ("temperature", "top_p", "top_k", "max_tokens", "seed")
+    settings = Settings(n=options.samples, **{name: getattr(options, name) for name in names})
     ks = _ks(options)
     verifier = resolve(options.verifier)
     sets = {name: read_problems(file, key=f"set.{name}") for name, file in options.set.items()}
@@ -80,26 +84,24 @@ def main(options: Options) -> None:
     problems = [(name, problem) for name, members in sets.items() for problem in members]
     print(f"evaluation: {len(problems)} problems, {options.samples} samples each, {options.model}", flush=True)
 
-    started = time.perf_counter()
-    completions = sample(
+    request = Request(
         options.model,
         [render_prompt(tokenizer, p.messages, options.chat_template) for _, p in problems],
-        n=options.samples,
-        tensor_parallel_size=options.tensor_parallel_size,
+        settings,
+        files=options.set,
         trust_remote_code=options.trust_remote_code,
-        **sampling,
+        tensor_parallel_size=options.tensor_parallel_size,
     )
-    print(f"evaluation: sampled in {time.perf_counter() - started:.1f} s, model loading included", flush=True)
-
-    rows = [
-        row
-        for (name, problem), samples in zip(problems, completions, strict=True)
-        for row in score_samples(name, problem, samples, verifier, tokenizer)
-    ]
-    write_parquet(pa.Table.from_pylist(rows, GENERATIONS), Path(options.out) / "generations.parquet")
+    out = Path(options.out)
+    parts = complete(request, out, name="evaluation")
+    rows = _scored(parts, problems, options.verifier, verifier, tokenizer)
+    discard_unfinished(out / "generations.parquet")
+    write_parquet(pa.Table.from_pylist(rows, GENERATIONS), out / "generations.parquet")
     result = summarise(rows, options.samples, ks)
-    result["sampling"] = {"samples": options.samples, **sampling}
-    write_json(result, Path(options.out) / "result.json")
+    sampling = asdict(settings)
+    result["sampling"] = {"samples": sampling.pop("n"), **sampling}
+    write_json(result, out / "result.json")
+    parts.remove()
     for name, values in result["sets"].items():
         print(f"evaluation: {name} avg@{options.samples} {100 * values['avg']:.1f} %", flush=True)
 
@@ -123,6 +125,31 @@ def _of_verifier(problem: Problem) -> dict[str, Any]:
         "ground_truth": problem.ground_truth,
         "extra_info": problem.extra_info,
     }
+
+
+def _scored(
+    parts: Parts, problems: Sequence[tuple[str, Problem]], name: str, verifier: Verifier, tokenizer: Any
+) -> list[dict[str, Any]]:
+    """Rows of generations.parquet; those of every part are kept, too."""
+    file = Path(name.rpartition(":")[0])
+    scored_by = [name, file_digest(file) if file.is_file() else None]
+    rows = []
+    for number in range(len(parts)):
+        part = parts[number]
+        kept = Path(part.path).with_name(f"scored-{number:05d}")
+        made_from = {**part.made_from, "verifier": scored_by}
+        table = read_kept(kept, made_from, lambda line: print(f"evaluation: {line}", flush=True))
+        if table is None:
+            of_part = problems[slice(*part.made_from["prompts"][:2])]
+            scored = [
+                row
+                for (set_name, problem), samples in zip(of_part, parts.completions(number), strict=True)
+                for row in score_samples(set_name, problem, samples, verifier, tokenizer)
+            ]
+            table = pa.Table.from_pylist(scored, GENERATIONS)
+            write_kept(table, kept, made_from)
+        rows += table.to_pylist()
+    return rows
 
 
 def score_samples(

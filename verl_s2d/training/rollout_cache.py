@@ -6,13 +6,13 @@
 
 Writes rollouts.parquet (prompt_ids, response_ids with EOS where it was generated, finish_reason, problem_id, sample)
 and, last, rollouts.json. Answers in the data file are not looked at. A problem's rollouts follow from the model, the
-settings and the seed: not from the other problems.
+settings and the seed: not from the other problems. Samples are kept in parts while it works (verl_s2d.sampling): the
+same command goes on where it was killed.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from verl_s2d import arguments
-from verl_s2d.data.files import write_json, written_whole
+from verl_s2d.data.files import discard_unfinished, write_json, written_whole
 from verl_s2d.data.problems import read_problems
-from verl_s2d.sampling import Sampler, check_settings, load_tokenizer, longest, render_prompt
+from verl_s2d.sampling.complete import complete
+from verl_s2d.sampling.parts import token_count
+from verl_s2d.sampling.prompts import load_tokenizer, render_prompt
+from verl_s2d.sampling.request import Request, Settings
 
 SCHEMA = pa.schema(
     [
@@ -34,7 +37,7 @@ SCHEMA = pa.schema(
     ]
 )
 _PROBLEMS_AT_ONCE = 1024
-"""Bounds the memory that finished samples take before they are written."""
+"""Whose rollouts make a row group of the file: bounds the memory they take before they are written."""
 
 
 @dataclass(frozen=True)
@@ -61,48 +64,41 @@ class Options:
 
 def main(options: Options) -> None:
     """Sample and write. Raises UserError for unusable data or an unreadable model, before anything is loaded."""
-    settings = {k: getattr(options, k) for k in ("n", "temperature", "top_p", "top_k", "max_tokens")}
-    check_settings(**settings)
-    settings["seed"] = options.seed
+    names = ("n", "temperature", "top_p", "top_k", "max_tokens", "seed")
+    settings = Settings(**{name: getattr(options, name) for name in names})
     problems = read_problems(options.data)
     tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code)
     prompts = [render_prompt(tokenizer, p.messages, options.chat_template) for p in problems]
     print(f"rollouts: {len(problems)} prompts, {options.n} each, from {options.model}", flush=True)
-
-    started = time.perf_counter()
-    sampler = Sampler(
+    request = Request(
         options.model,
-        context=longest(prompts) + options.max_tokens,
-        tensor_parallel_size=options.tensor_parallel_size,
+        prompts,
+        settings,
+        files={"data": options.data},
         trust_remote_code=options.trust_remote_code,
-        seed=options.seed,
+        tensor_parallel_size=options.tensor_parallel_size,
     )
-    print(f"rollouts: engine ready in {time.perf_counter() - started:.1f} s", flush=True)
+    out = Path(options.out)
+    parts = complete(request, out, name="rollouts")
 
-    out, counts = Path(options.out), {"sequences": 0, "sampled_tokens": 0, "truncated": 0}
+    counts = {"sequences": 0, "sampled_tokens": 0, "truncated": 0}
+    discard_unfinished(out / "rollouts.parquet")
     with written_whole(out / "rollouts.parquet") as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
-        for first in range(0, len(problems), _PROBLEMS_AT_ONCE):
-            part = slice(first, first + _PROBLEMS_AT_ONCE)
-            rows = [
-                {
-                    "prompt_ids": prompt,
-                    "response_ids": completion.token_ids,
-                    "finish_reason": completion.finish_reason,
-                    "problem_id": problem.id,
-                    "sample": number,
-                }
-                for problem, prompt, completions in zip(
-                    problems[part], prompts[part], sampler.sample(prompts[part], **settings), strict=True
-                )
-                for number, completion in enumerate(completions)
-            ]
-            writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
-            counts["sequences"] += len(rows)
-            counts["sampled_tokens"] += sum(len(row["response_ids"]) for row in rows)
-            counts["truncated"] += sum(row["finish_reason"] == "length" for row in rows)
-            done = min(part.stop, len(problems))
-            print(f"rollouts: {done}/{len(problems)} prompts, {counts['sampled_tokens']} tokens", flush=True)
-    write_json({"model": options.model, "settings": settings, "counts": counts}, out / "rollouts.json")
+        for first, samples in parts.tables(_PROBLEMS_AT_ONCE):
+            places = [first + row // options.n for row in range(len(samples))]
+            columns = {
+                "prompt_ids": [prompts[place] for place in places],
+                "response_ids": samples["response_ids"],
+                "finish_reason": samples["finish_reason"],
+                "problem_id": [problems[place].id for place in places],
+                "sample": [row % options.n for row in range(len(samples))],
+            }
+            writer.write_table(pa.Table.from_pydict(columns, SCHEMA))
+            counts["sequences"] += len(samples)
+            counts["sampled_tokens"] += token_count(samples)
+            counts["truncated"] += samples["finish_reason"].to_pylist().count("length")
+    write_json({"model": options.model, "settings": asdict(settings), "counts": counts}, out / "rollouts.json")
+    parts.remove()
 
 
 if __name__ == "__main__":

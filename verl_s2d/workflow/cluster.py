@@ -11,9 +11,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from verl_s2d.logs import last_lines
 from verl_s2d.workflow import redaction
 from verl_s2d.workflow.failures import StageFailed
-from verl_s2d.workflow.logs import last_lines
 from verl_s2d.workflow.process import Handle, Launcher, kill_marked, marked_processes, wait
 
 _START_SECONDS = 120

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from verl_s2d.errors import UserError
+from verl_s2d.logs import last_lines
 from verl_s2d.workflow.failures import StageFailed
-from verl_s2d.workflow.logs import last_lines
 from verl_s2d.workflow.process import Launcher, stop, wait
 
 NOT_YET, NEVER = 3, 4

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from verl_s2d.logs import last_lines
 from verl_s2d.workflow.alarm_watch import AlarmWatch
 from verl_s2d.workflow.evidence import Evidence, keep
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.interruption import Interruption
-from verl_s2d.workflow.logs import last_lines
 from verl_s2d.workflow.process import Handle, Launcher, stop
 from verl_s2d.workflow.progress import Progress
 from verl_s2d.workflow.stages.base import Command, metrics_file

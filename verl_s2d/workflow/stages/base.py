@@ -70,7 +70,7 @@ class StageKind(Protocol):
 
 
 class SimpleKind:
-    """Common answers of the kinds that are neither resumable nor in need of Ray."""
+    """Common answers of the kinds that have no steps and need no Ray."""
 
     semantics = 1
     needs_ray = False

@@ -9,36 +9,26 @@ from pathlib import Path
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.overrides import plain_arguments
-from verl_s2d.workflow.stages.base import (
-    Command,
-    Context,
-    SimpleKind,
-    metrics_file,
-    model_location,
-    trusts_remote_code,
-    verifier_argument,
-)
+from verl_s2d.workflow.stages.base import Command, Context, metrics_file, verifier_argument
 from verl_s2d.workflow.stages.preparation import evaluation_files
+from verl_s2d.workflow.stages.sampling import SamplingKind
 
 
-class Evaluate(SimpleKind):
+class Evaluate(SamplingKind):
     """avg@k with its standard error. Evaluation answers are not labels: only its time enters the ledger."""
 
     required_files = ("generations.parquet", "result.json")
 
     def command(self, node: Node, context: Context, attempt: int) -> Command:
-        directory, s = context.directory(node), node.settings
+        s = node.settings
         arguments = {
-            "model": model_location(node, "model", context),
-            "trust_remote_code": trusts_remote_code(node, "model"),
+            **self.arguments(node, context),
             "verifier": verifier_argument(node),
-            "out": str(directory),
-            **{key: s[key] for key in ("samples", "temperature", "top_p", "max_tokens", "seed")},
-            **node.operations,
-            **{f"chat_template.{name}": value for name, value in s["chat_template"].items()},
+            "samples": s["samples"],
+            "max_tokens": s["max_tokens"],
             **{f"set.{name}": str(path) for name, path in evaluation_files(node, "source", context).items()},
         }
-        env = {"VERL_FILE_LOGGER_PATH": str(metrics_file(directory, attempt))}
+        env = {"VERL_FILE_LOGGER_PATH": str(metrics_file(context.directory(node), attempt))}
         return Command([sys.executable, "-m", "verl_s2d.evaluation.evaluate", *plain_arguments(arguments)], env)
 
     def finalize(self, node: Node, directory: Path) -> None:

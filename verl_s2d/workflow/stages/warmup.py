@@ -16,7 +16,6 @@ from verl_s2d.workflow.stages import checkpoints, early_stop
 from verl_s2d.workflow.stages.base import (
     Command,
     Context,
-    SimpleKind,
     merged_verl,
     metrics_file,
     model_location,
@@ -24,31 +23,25 @@ from verl_s2d.workflow.stages.base import (
 )
 from verl_s2d.workflow.stages.budget import length
 from verl_s2d.workflow.stages.reinforcement import log_backends
+from verl_s2d.workflow.stages.sampling import SamplingKind
 
 
-class Rollouts(SimpleKind):
+class Rollouts(SamplingKind):
     """K samples a prompt from the teacher, through vLLM, into one parquet."""
 
     required_files = ("rollouts.parquet", "rollouts.json")
     consumes = ("sampled_tokens",)
 
     def command(self, node: Node, context: Context, attempt: int) -> Command:
-        directory, s = context.directory(node), node.settings
+        s = node.settings
         arguments = {
-            "model": model_location(node, "model", context),
-            "trust_remote_code": trusts_remote_code(node, "model"),
+            **self.arguments(node, context),
             "data": str(context.directory(node.inputs["slices"]) / f"{s['slice']}-prompts.parquet"),
-            "out": str(directory),
             "n": s["per_prompt"],
-            "temperature": s["temperature"],
-            "top_p": s["top_p"],
             "top_k": s["top_k"],
             "max_tokens": s["response_tokens"],
-            "seed": s["seed"],
-            **node.operations,
-            **{f"chat_template.{name}": value for name, value in s["chat_template"].items()},
         }
-        env = {"VERL_FILE_LOGGER_PATH": str(metrics_file(directory, attempt))}
+        env = {"VERL_FILE_LOGGER_PATH": str(metrics_file(context.directory(node), attempt))}
         return Command([sys.executable, "-m", "verl_s2d.training.rollout_cache", *plain_arguments(arguments)], env)
 
     def finalize(self, node: Node, directory: Path) -> None:

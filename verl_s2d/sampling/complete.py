@@ -1,0 +1,83 @@
+"""Makes a request's parts complete: takes over what an earlier attempt has left, and samples the rest."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from verl_s2d.sampling import PARTS
+from verl_s2d.sampling.engine import Sampler
+from verl_s2d.sampling.parts import Parts, token_count
+from verl_s2d.sampling.replica import sample_parts
+from verl_s2d.sampling.request import Request
+
+_PROGRESS_SECONDS = 30.0
+"""Between two lines of progress. They are written only while engines make steps, and show a stage's watchdog that it
+lives: a prompt may take longer than that allows silence."""
+
+
+def complete(request: Request, out: Path, *, name: str) -> Parts:
+    """All samples of a request, in parts below `out`.
+
+    Args:
+        name: what lines of the log begin with.
+
+    Raises:
+        UserError: a model that cannot be loaded.
+    """
+    parts = Parts(out / PARTS, request)
+    progress = _Progress(name, len(request.prompts))
+    missing = []
+    for number in range(len(parts)):
+        table = parts.read(number, progress.say)
+        if table is None:
+            missing.append(number)
+        else:
+            progress.keep(len(parts[number].prompts), token_count(table))
+    if len(missing) < len(parts):
+        progress.say(f"{len(parts) - len(missing)} of {len(parts)} parts are there from an earlier attempt")
+    if missing:
+        _sample(parts, missing, progress)
+    progress.show()
+    return parts
+
+
+def _sample(parts: Parts, missing: list[int], progress: _Progress) -> None:
+    request, wanted = parts.request, [parts[number] for number in missing]
+    started = time.monotonic()
+    sampler = Sampler(**request.engine)
+    progress.say(f"engine ready in {time.monotonic() - started:.1f} s")
+    remaining = iter(wanted)
+    sample_parts(
+        sampler,
+        request.settings,
+        lambda: next(remaining, None),
+        lambda part: None,
+        progress.report,
+        most_open=len(wanted),
+    )
+
+
+class _Progress:
+    """Lines of the log: what is there from before, and what has been sampled since."""
+
+    def __init__(self, name: str, total: int):
+        self._name, self._total = name, total
+        self._kept = self._sampled = (0, 0)
+        self._shown = time.monotonic()
+
+    def say(self, text: str) -> None:
+        print(f"{self._name}: {text}", flush=True)
+
+    def keep(self, prompts: int, tokens: int) -> None:
+        self._kept = (self._kept[0] + prompts, self._kept[1] + tokens)
+
+    def report(self, prompts: int, tokens: int) -> None:
+        self._sampled = (prompts, tokens)
+        if time.monotonic() - self._shown >= _PROGRESS_SECONDS:
+            self.show()
+
+    def show(self) -> None:
+        self._shown = time.monotonic()
+        prompts, tokens = map(sum, zip(self._kept, self._sampled, strict=True))
+        self.say(f"{prompts}/{self._total} prompts, {tokens} tokens")

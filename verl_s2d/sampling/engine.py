@@ -1,0 +1,158 @@
+"""vLLM's offline engine with one model; on a CPU it runs in the calling process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from verl_s2d.data.weights import check_weights
+from verl_s2d.errors import UserError
+from verl_s2d.sampling.prompts import prompt_seed, unreadable
+from verl_s2d.sampling.request import Settings
+
+
+class Completion(NamedTuple):
+    """One sample.
+
+    Attributes:
+        token_ids: generated ids, the end-of-sequence token included when it was generated.
+        finish_reason: "stop", or "length" when max_tokens ran out first.
+    """
+
+    token_ids: list[int]
+    finish_reason: str
+
+
+class VocabularyGuard:
+    """vLLM worker extension: ids without a token are never sampled.
+
+    Embeddings are often padded beyond the tokenizer. verl masks these rows in its rollout workers in the same way.
+    """
+
+    def ban_ids_from(self, size: int) -> None:
+        """Mask logits of ids >= `size`."""
+        model = self.model_runner.model
+        compute_logits = model.compute_logits
+
+        def masked(*args: Any, **kwargs: Any) -> Any:
+            logits = compute_logits(*args, **kwargs)
+            if logits is not None:
+                logits[..., size:] = float("-inf")
+            return logits
+
+        model.compute_logits = masked
+
+
+class Sampler:
+    """A loaded model. Prompts are handed in at any time; `step` works on all that are there.
+
+    Args:
+        model: Hugging Face directory or hub id, with its tokenizer.
+        context: longest prompt plus completion that will be asked for, in tokens.
+
+    Raises:
+        UserError: what `check_model` finds.
+    """
+
+    def __init__(
+        self, model: str, *, context: int, tensor_parallel_size: int = 1, trust_remote_code: bool = False, seed: int = 0
+    ):
+        cpu = on_cpu()
+        if cpu:
+            _prepare_environment()
+        vocabulary = check_model(model, context=context, trust_remote_code=trust_remote_code)
+        from vllm import LLM
+
+        self._llm = LLM(
+            model=model,
+            max_model_len=context,
+            seed=seed,
+            tensor_parallel_size=tensor_parallel_size,
+            trust_remote_code=trust_remote_code,
+            # A hub repository that could not be looked into must not be unpickled either.
+            load_format="safetensors",
+            worker_extension_cls=f"{__name__}.{VocabularyGuard.__name__}",
+            dtype="float32" if cpu else "auto",
+            enforce_eager=cpu,
+            # For a prompt read in several parts vLLM sets a seeded generator back, which one on the CPU cannot be.
+            enable_chunked_prefill=False if cpu else None,
+        )
+        tokens = len(self._llm.get_tokenizer())
+        if vocabulary > tokens:
+            self._llm.collective_rpc("ban_ids_from", args=(tokens,))
+
+    def submit(self, prompts: Sequence[Sequence[int]], settings: Settings) -> None:
+        """More prompts to sample from.
+
+        A prompt's random stream follows from the seed and its own tokens: it does not depend on the other prompts.
+        """
+        from vllm import SamplingParams
+
+        # Greedy completions of a prompt are all alike, and vLLM refuses to make more than one.
+        self._copies = 1 if settings.temperature > 0 else settings.n
+        parameters = [
+            SamplingParams(
+                n=settings.n // self._copies,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                top_k=settings.top_k,
+                max_tokens=settings.max_tokens,
+                seed=prompt_seed(settings.seed, prompt),
+                detokenize=False,
+            )
+            for prompt in prompts
+        ]
+        requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        self._llm.enqueue(requests, parameters, use_tqdm=False)
+
+    def step(self) -> list[tuple[list[int], list[Completion]]]:
+        """One pass of the engine: the prompts that it finished, with all their completions."""
+        return [
+            (
+                list(output.prompt_token_ids),
+                [Completion(list(o.token_ids), str(o.finish_reason)) for o in output.outputs] * self._copies,
+            )
+            for output in self._llm.llm_engine.step()
+            if output.finished
+        ]
+
+
+def check_model(model: str, *, context: int, trust_remote_code: bool = False) -> int:
+    """Rows of the model's embedding.
+
+    Raises:
+        UserError: the model cannot be read, or its context is shorter than `context`.
+    """
+    from transformers import AutoConfig
+
+    check_weights(model, "model")
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code).get_text_config()
+    except (OSError, ValueError) as error:
+        raise unreadable(model, "model", error) from error
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and context > longest:
+        raise UserError(
+            f"The model's context is {longest} tokens.",
+            key="prompt + max_tokens",
+            value=context,
+            remedy="Ask for shorter completions, or use a model with a longer context.",
+        )
+    return config.vocab_size
+
+
+def on_cpu() -> bool:
+    """Whether this machine has no accelerator."""
+    import torch
+
+    return not torch.accelerator.is_available()
+
+
+def _prepare_environment() -> None:
+    """Set what vLLM reads when it is imported on a CPU."""
+    from verl_s2d.platforms.environment import cpu_environment
+
+    # The engine in this process: its own would repeat some ten seconds of imports.
+    for name, value in {**cpu_environment(), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,140 @@
+"""What outlives a kill: the samples of a few prompts a file, each with what decides its content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from verl_s2d.data.files import written_whole
+from verl_s2d.sampling.engine import Completion
+from verl_s2d.sampling.request import Request
+
+PROMPTS_A_PART = 16
+"""What a kill can lose is the parts that are open: few prompts a part make that little, and let several engines end at
+about the same time. They cost no throughput, because an engine works on several parts at once (`replica`)."""
+
+_SAMPLES = pa.schema([("response_ids", pa.list_(pa.int32())), ("finish_reason", pa.string())])
+
+Note = Callable[[str], None]
+
+
+class Part(NamedTuple):
+    """Prompts whose samples make one file.
+
+    Attributes:
+        made_from: what decides its content, as JSON.
+    """
+
+    number: int
+    prompts: list[list[int]]
+    path: str
+    made_from: dict[str, Any]
+
+
+class Parts:
+    """The parts of a request, in a directory of their own."""
+
+    def __init__(self, directory: Path, request: Request):
+        self.directory, self.request = directory, request
+        self._firsts = range(0, len(request.prompts), PROMPTS_A_PART)
+
+    def __len__(self) -> int:
+        return len(self._firsts)
+
+    def __getitem__(self, number: int) -> Part:
+        first = self._firsts[number]
+        prompts = [list(prompt) for prompt in self.request.prompts[first : first + PROMPTS_A_PART]]
+        path = self.directory / f"part-{number:05d}"
+        return Part(number, prompts, str(path), self.request.identity_of(first, first + len(prompts)))
+
+    def read(self, number: int, note: Note) -> pa.Table | None:
+        """Rows (response_ids, finish_reason) of a part that is whole, all samples of a prompt together; else None."""
+        part = self[number]
+        return read_kept(Path(part.path), part.made_from, note)
+
+    def tables(self, prompts: int) -> Iterator[tuple[int, pa.Table]]:
+        """(first prompt, samples of that and the following) for some `prompts` at a time, in whole parts.
+
+        Raises:
+            RuntimeError: a part that was whole no longer is.
+        """
+        together = max(1, prompts // PROMPTS_A_PART)
+        for number in range(0, len(self), together):
+            found = [self._whole(n) for n in range(number, min(number + together, len(self)))]
+            yield self._firsts[number], pa.concat_tables(found).combine_chunks()
+
+    def completions(self, number: int) -> list[list[Completion]]:
+        """Of each prompt of a part. Raises what `tables` raises."""
+        n = self.request.settings.n
+        rows = self._whole(number).to_pylist()
+        samples = [Completion(row["response_ids"], row["finish_reason"]) for row in rows]
+        return [samples[i : i + n] for i in range(0, len(samples), n)]
+
+    def remove(self) -> None:
+        """Delete the parts, and what was made of them."""
+        shutil.rmtree(self.directory)
+
+    def _whole(self, number: int) -> pa.Table:
+        problems: list[str] = []
+        table = self.read(number, problems.append)
+        if table is None:
+            raise RuntimeError(f"{self[number].path} was whole and no longer is: {problems or 'it is gone'}")
+        return table
+
+
+def write_part(part: Part, completions: Sequence[Sequence[Completion]]) -> None:
+    """The file of a part from the completions of each of its prompts."""
+    samples = [completion for of_prompt in completions for completion in of_prompt]
+    columns = {
+        "response_ids": [completion.token_ids for completion in samples],
+        "finish_reason": [completion.finish_reason for completion in samples],
+    }
+    write_kept(pa.Table.from_pydict(columns, _SAMPLES), Path(part.path), part.made_from)
+
+
+def token_count(table: pa.Table) -> int:
+    """Response tokens of all rows."""
+    return pc.sum(pc.list_value_length(table["response_ids"])).as_py() or 0
+
+
+def write_kept(table: pa.Table, path: Path, made_from: Mapping[str, Any]) -> None:
+    """A file that `read_kept` takes for the same `made_from` only, and only undamaged: a line with the sha256 of what
+    follows, a line with `made_from`, and the table as parquet."""
+    content = pa.BufferOutputStream()
+    pq.write_table(table, content)
+    body = json.dumps(made_from).encode() + b"\n" + content.getvalue().to_pybytes()
+    with written_whole(path) as temporary:
+        temporary.write_bytes(_seal(body) + b"\n" + body)
+
+
+def read_kept(path: Path, made_from: Mapping[str, Any], note: Note) -> pa.Table | None:
+    """The table of `write_kept`; None where there is none, with a line to `note` if it is of no use."""
+    try:
+        seal, _, body = path.read_bytes().partition(b"\n")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        note(f"{path.name} cannot be read and is made again: {error}")
+        return None
+    if seal != _seal(body):
+        note(f"{path.name} is damaged and is made again")
+        return None
+    head, _, content = body.partition(b"\n")
+    found, wanted = json.loads(head), json.loads(json.dumps(made_from))
+    if found != wanted:
+        differs = [key for key in wanted if found.get(key) != wanted[key]]
+        note(f"{path.name} was made from something else ({', '.join(differs)}) and is made again")
+        return None
+    return pq.read_table(pa.BufferReader(content))
+
+
+def _seal(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest().encode()

@@ -1,0 +1,100 @@
+"""What is to be sampled: it decides the samples, whoever makes them and in how many goes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from verl_s2d.data.content import directory_digest, file_digest
+from verl_s2d.errors import UserError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How every prompt is sampled.
+
+    Attributes:
+        n: samples a prompt.
+        temperature, top_p, top_k, max_tokens: as vLLM takes them; 0 is greedy, top_k -1 is all.
+
+    Raises:
+        UserError: what vLLM would refuse after the model has been loaded.
+    """
+
+    n: int
+    temperature: float
+    top_p: float
+    top_k: int
+    max_tokens: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for key, valid, remedy in (
+            ("n", self.n >= 1, "At least 1."),
+            ("temperature", self.temperature >= 0, "0 (greedy) or more."),
+            ("top_p", 0 < self.top_p <= 1, "Above 0, at most 1."),
+            ("top_k", self.top_k == -1 or self.top_k >= 1, "-1 (all) or at least 1."),
+            ("max_tokens", self.max_tokens >= 1, "At least 1."),
+        ):
+            if not valid:
+                raise UserError(
+                    "The sampling setting is out of range.", key=key, value=getattr(self, key), remedy=remedy
+                )
+
+
+@dataclass(frozen=True)
+class Request:
+    """A model, and prompts in their order.
+
+    Attributes:
+        model: Hugging Face directory or hub id.
+        prompts: token ids of each.
+        files: name -> file that the prompts were made from.
+        tensor_parallel_size: GPUs that one engine divides the model among; no part of the result.
+    """
+
+    model: str
+    prompts: Sequence[Sequence[int]]
+    settings: Settings
+    files: Mapping[str, str]
+    trust_remote_code: bool = False
+    tensor_parallel_size: int = 1
+
+    @property
+    def context(self) -> int:
+        """Longest prompt plus completion, in tokens."""
+        return max(map(len, self.prompts)) + self.settings.max_tokens
+
+    @property
+    def engine(self) -> dict[str, Any]:
+        """Arguments of `engine.Sampler`."""
+        return {
+            "model": self.model,
+            "context": self.context,
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "trust_remote_code": self.trust_remote_code,
+            "seed": self.settings.seed,
+        }
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What decides the samples of all prompts, as JSON. Of a model's directory also the content: it may have been
+        made anew under the same name."""
+        directory = Path(self.model)
+        return {
+            "model": self.model,
+            "weights": directory_digest(directory) if directory.is_dir() else None,
+            "trust_remote_code": self.trust_remote_code,
+            "settings": asdict(self.settings),
+            "files": {name: file_digest(Path(path)) for name, path in self.files.items()},
+        }
+
+    def identity_of(self, first: int, last: int) -> dict[str, Any]:
+        """What decides the samples of prompts `first` to `last`, the latter left out: also their token ids, in which a
+        tokenizer or a chat template may have changed."""
+        ids = hashlib.sha256(repr([list(prompt) for prompt in self.prompts[first:last]]).encode()).hexdigest()
+        return {**self.identity, "prompts": [first, last, ids]}

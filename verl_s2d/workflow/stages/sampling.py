@@ -1,0 +1,38 @@
+"""What the two kinds that only sample have in common: rollouts and evaluation."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from verl_s2d.sampling import PARTS
+from verl_s2d.workflow.failures import StageFailed
+from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.stages.base import Context, SimpleKind, model_location, trusts_remote_code
+
+
+class SamplingKind(SimpleKind):
+    """A stage that goes on from the parts it has: its result is in place once its last file is."""
+
+    def arguments(self, node: Node, context: Context) -> dict[str, Any]:
+        """Those that both modules take."""
+        return {
+            "model": model_location(node, "model", context),
+            "trust_remote_code": trusts_remote_code(node, "model"),
+            "out": str(context.directory(node)),
+            **{key: node.settings[key] for key in ("temperature", "top_p", "seed")},
+            **node.operations,
+            **{f"chat_template.{name}": value for name, value in node.settings["chat_template"].items()},
+        }
+
+    def finished_before(self, node: Node, directory: Path) -> bool:
+        try:
+            self.finalize(node, directory)
+        except StageFailed:
+            return False
+        return True
+
+    def clean(self, directory: Path) -> None:
+        """The parts of a process that was killed while it removed them."""
+        shutil.rmtree(directory / PARTS, ignore_errors=True)
