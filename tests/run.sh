@@ -10,4 +10,4 @@ fi
 # Two processes: most of these tests wait for processes of their own. Files stay whole, their fixtures are expensive.
 python -m pytest tests/unit tests/contract -n 2 --dist loadfile
 # One at a time: each drives Ray and vLLM.
-python -m pytest tests/e2e
+python -m pytest tests/e2e tests/faults

@@ -7,10 +7,11 @@ SIGTERM (128 and the signal's number, as a scheduler expects of a job that it ha
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from verl_s2d import __version__
@@ -21,25 +22,45 @@ from verl_s2d.workflow.planning import Plan, make_plan
 from verl_s2d.workflow.recipe_file import load_recipe
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = _parser().parse_args(argv)
+    return guarded(lambda: options.command(options), sys.argv[1:] if argv is None else argv)
+
+
+def guarded(command: Callable[[], int], words: Sequence[str] = ()) -> int:
+    """The exit code of a command, also when it is ended by what a user can do something about, which is then said.
+
+    Args:
+        words: of the command line.
+    """
+    again = " ".join(["verl-s2d", *words])
     try:
-        return options.command(options)
+        return command()
     except UserError as error:
         print(f"error: {redaction.current().text(str(error))}", file=sys.stderr)
         return BAD_INPUT
     except (Interrupted, KeyboardInterrupt) as interrupt:
-        words = ["verl-s2d", *(sys.argv[1:] if argv is None else argv)]
         print(
-            f"interrupted; everything has been stopped. To go on, run the same command again:\n  {' '.join(words)}",
+            f"interrupted; everything has been stopped. To go on, run the same command again:\n  {again}",
             file=sys.stderr,
         )
         return 128 + getattr(interrupt, "number", signal.SIGINT)
     except BrokenPipeError:
         return OK
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"error: {error.strerror}{where}; everything has been stopped, finished stages are whole. Make room, then "
+            f"run the same command again:\n  {again}",
+            file=sys.stderr,
+        )
+        return FAILED
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-_NOISE = re.compile(r"^\s*$|Warning:|^\s*warnings\.warn|it/s\]|s/it\]|\x1b\[[0-9;]*[A-Z]$")
+_NOISE = re.compile(r"^(\([^()]*pid=\d+[^)]*\))?\s*($|warnings\.warn)|Warning:|it/s\]|s/it\]")
+"""Also of a worker, whose lines Ray forwards with its name and number before them."""
+_CURSOR = re.compile(r"\x1b\[[0-9;]*[A-Z]$")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def last_lines(log: Path, count: int) -> list[str]:
@@ -18,4 +21,5 @@ def last_lines(log: Path, count: int) -> list[str]:
     except OSError:
         return []
     lines = [line.rsplit("\r", 1)[-1].rstrip() for line in text.splitlines()]
-    return [line[:400] for line in lines if not _NOISE.search(line)][-count:]
+    plain = [_COLOUR.sub("", line) for line in lines if not _CURSOR.search(line)]
+    return [line[:400] for line in plain if not _NOISE.search(line)][-count:]

@@ -159,9 +159,9 @@ def test_time_of_a_killed_attempt_ends_with_its_last_sign_of_life(tmp_path):
         os.utime(directory, (900, 900))
     assert attempts.is_open(tmp_path)
     assert attempts.begin(tmp_path) == first + 1 == 2
-    attempts.end(tmp_path, 2, 0)
+    attempts.end(tmp_path, 2, 0, 1.5)
     assert not attempts.is_open(tmp_path)
-    assert 60 <= attempts.seconds_spent(tmp_path) < 62
+    assert attempts.seconds_spent(tmp_path) == 61.5
 
 
 def test_tracker_repair(tmp_path):
@@ -186,4 +186,7 @@ def test_log_lines_worth_showing(tmp_path):
     log = tmp_path / "log.txt"
     log.write_text("useful\n\nUserWarning: old\nTraining:  10%|# | 1/10 [00:01<00:09, 1.0s/it]\nValueError: bad\n")
     assert last_lines(log, 5) == ["useful", "ValueError: bad"]
+    worker = "\x1b[36m(WorkerDict pid=44)\x1b[0m"
+    log.write_text(f"{worker}   warnings.warn(\n{worker}\n{worker} KeyError: 'x'\x1b[32m [repeated 2x]\x1b[0m\n")
+    assert last_lines(log, 5) == ["(WorkerDict pid=44) KeyError: 'x' [repeated 2x]"]
     assert last_lines(tmp_path / "none", 5) == []

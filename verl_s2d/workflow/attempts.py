@@ -32,11 +32,15 @@ def begin(directory: Path) -> int:
     return number
 
 
-def end(directory: Path, number: int, exit_code: int | None) -> None:
-    """Enter the end of an attempt."""
+def end(directory: Path, number: int, exit_code: int | None, seconds: float) -> None:
+    """Enter the end of an attempt.
+
+    Args:
+        seconds: that it took, by a clock that nobody sets.
+    """
     path = directory / "attempts" / f"attempt-{number}.json"
     entry = _read(path) or {"started": time.time()}
-    write_atomically(path, json.dumps({**entry, "ended": time.time(), "exit": exit_code}))
+    write_atomically(path, json.dumps({**entry, "ended": time.time(), "exit": exit_code, "seconds": seconds}))
 
 
 def count(directory: Path) -> int:
@@ -52,12 +56,13 @@ def is_open(directory: Path) -> bool:
 
 
 def seconds_spent(directory: Path, now: float | None = None) -> float:
-    """Seconds over all attempts; an open one counts until `now`, or until its last sign of life."""
+    """Seconds over all attempts; an open one, or one that was killed, by the times of its files and its last sign of
+    life: until `now` if it may still be alive."""
     total = 0.0
     for path in _files(directory):
         if entry := _read(path):
             ended = entry["ended"] if entry["ended"] is not None else (now or last_change(directory))
-            total += max(0.0, ended - entry["started"])
+            total += entry.get("seconds", max(0.0, ended - entry["started"]))
     return total
 
 

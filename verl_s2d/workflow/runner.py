@@ -70,6 +70,10 @@ def run_plan(
             runner = _Runner(plan, run_id, progress, interruption, launcher)
             try:
                 return runner.build(missing, check, keep_going)
+            except OSError as error:
+                # A full disk is noticed by a write, which does not know of what.
+                error.filename = error.filename or str(plan.context.run_dir)
+                raise
             finally:
                 runner.close()
 
@@ -200,8 +204,9 @@ class _Runner:
             ok = True
         finally:
             redaction.current().logs(directory)
-            attempts.end(directory, attempt, 0 if ok else 1)
-            self._progress.stage_ended(node, time.monotonic() - began, ok)
+            seconds = time.monotonic() - began
+            attempts.end(directory, attempt, 0 if ok else 1, seconds)
+            self._progress.stage_ended(node, seconds, ok)
         if kind.needs_ray and (lingering := self._cluster.settle()):
             self._progress.note(f"{node.name} has ended, but {lingering}; the Ray head was started again")
 

@@ -1,0 +1,182 @@
+"""kill -9 at a random moment of every stage, and SIGTERM in one, in one run directory: the same command goes on."""
+
+from __future__ import annotations
+
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.running import (
+    PLANTED,
+    PLANTED_IN_RECIPE,
+    Run,
+    determined,
+    finish,
+    manifests,
+    nothing_half_written,
+    running,
+    write_recipe,
+    written,
+)
+from tests.unit.damage import flip, truncate
+from verl_s2d.workflow.alarms import watched
+from verl_s2d.workflow.metrics import read_metrics
+from verl_s2d.workflow.stages import checkpoints
+
+pytestmark = pytest.mark.e2e
+
+TRAINING = ("teacher-rl-1h", "warmup-1h", "opd-1h", "student-rl-2h")
+STAGES = ("teacher-rl-1h", "rollouts-1h", "warmup-1h", "opd-1h", "student-rl-2h", "evaluate-half-split")
+EVERYWHERE = ("driver", "command", "machine")
+ON_RAY = (*EVERYWHERE, "worker", "ray gcs", "raylet")
+
+
+def choose_victims(rng: random.Random) -> dict[str, str]:
+    """A victim for every stage, as different from each other as the stages allow."""
+    chosen: dict[str, str] = {}
+    for stage in sorted(STAGES, key=lambda stage: (stage in TRAINING, rng.random())):
+        possible = EVERYWHERE if stage not in TRAINING else ON_RAY
+        possible += ("vllm server",) * (stage in TRAINING and not stage.startswith("warmup"))
+        fresh = [victim for victim in possible if victim not in chosen.values()]
+        chosen[stage] = rng.choice(fresh or possible)
+    return chosen
+
+
+@pytest.mark.timeout(3600)
+def test_the_same_command_finishes_after_every_kill(seed, undisturbed, tmp_path, fault):
+    rng = random.Random(seed)
+    recipe, run_dir = write_recipe(tmp_path, cluster={"grace_seconds": 120}), tmp_path / "run"
+    victims, preempted, twice = choose_victims(rng), rng.choice(TRAINING), rng.choice(STAGES)
+    for stage in STAGES:
+        if stage == preempted:
+            preempt(recipe, run_dir, stage, fault)
+        before = written(run_dir)
+        with running(recipe, run_dir) as run:
+            directory = run.wait_for(stage)
+            if stage == twice:
+                refuse_a_second(run, recipe)
+                fault("a second `run` on the directory", stage)
+            wait_for_a_moment(rng, run, directory)
+            where = run.at_work()
+            assert run.kill(victims[stage]), f"{stage} ended before its {victims[stage]} was found"
+            fault(f"kill -9 of the {victims[stage]}", stage)
+            check_the_end(run, victims[stage])
+            print(f"{stage}: {victims[stage]} in {where}, exit code {run.process.returncode}", flush=True)
+        kept = written(run_dir)
+        assert {name: kept.get(name) for name in before} == before, "a finished stage was built again"
+        nothing_half_written(run_dir)
+        if damaged := damage_a_checkpoint(rng, directory):
+            fault(damaged, stage)
+    before = written(run_dir)
+    printed = finish(recipe, run_dir)
+    after = written(run_dir)
+    assert {name: after[name] for name in before} == before
+    nothing_half_written(run_dir)
+    check_ledger(run_dir)
+    check_alarms_have_their_metrics(run_dir)
+    check_secrets(run_dir, printed)
+    assert determined(run_dir) == determined(undisturbed)
+    check_calls(run_dir, undisturbed)
+
+
+def wait_for_a_moment(rng: random.Random, run: Run, stage: Path) -> None:
+    """Some time in the stage's start, or after some step (which ends with a checkpoint); less if the run ends."""
+    steps = {"grpo": 4, "opd": 4, "warmup": 30}.get(stage.name.partition("-")[0], 1)
+    after = rng.randrange(steps)
+    if after:
+        run.until(f"step {after}", lambda: max(read_metrics(stage), default=0) >= after)
+    start = 8.0 if steps > 1 else 1.5
+    seconds = rng.uniform(0, min(2.0, 8 / steps) if after else start)
+    try:
+        run.process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return
+
+
+def check_the_end(run: Run, victim: str) -> None:
+    """It says what happened and leaves nothing running; what was itself killed cannot, and the next one clears up."""
+    code = run.wait()
+    if victim in ("command", "machine"):
+        assert code == -9
+        return
+    # 0: what was killed had done its work, or belonged to a stage that was ending.
+    assert code in (0, 1), run.output[-3000:]
+    assert run.left_behind() == []
+    if code == 1:
+        assert re.search(r"(failed with exit code|was killed by signal|stalled|did not come up|ended)", run.output)
+
+
+def preempt(recipe: Path, run_dir: Path, stage: str, fault: Callable[[str, str], None]) -> None:
+    """SIGTERM once the stage has done a step: it saves the step that it is in, and ends as signals end things."""
+    with running(recipe, run_dir) as run:
+        directory = run.wait_for(stage)
+        run.until("a step", lambda: read_metrics(directory))
+        run.kill("command", number=15)
+        fault("SIGTERM with 120 s to save in", stage)
+        assert run.wait() == 143, run.output[-3000:]
+        assert "it has not" not in run.output and "run the same command again" in run.output
+        assert run.left_behind() == []
+    done = max(read_metrics(directory))
+    assert checkpoints.completed_step(directory / "checkpoints") == done, "a step that was done is lost"
+
+
+def refuse_a_second(run: Run, recipe: Path) -> None:
+    command = [sys.executable, "-m", "verl_s2d.cli", "run", str(recipe), "--run-dir", str(run.run_dir)]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert second.returncode == 2 and f"process {run.process.pid}" in second.stderr, second.stderr
+
+
+def damage_a_checkpoint(rng: random.Random, stage: Path) -> str | None:
+    """Harm a file of the newest checkpoint, if there is an older one to go on from; what was done."""
+    saved = stage / "checkpoints"
+    newest = checkpoints.completed_step(saved)
+    if newest is None or len([p for p in saved.glob("global_step_*") if any(p.glob("data*.pt"))]) < 2:
+        return None
+    harm = rng.choice((flip, truncate))
+    file = rng.choice(sorted((saved / f"global_step_{newest}").rglob("*.pt")))
+    harm(file)
+    done = "bit flipped" if harm is flip else "truncated"
+    return f"{done} in the newest checkpoint" if harm is flip else f"{done} file of the newest checkpoint"
+
+
+def check_ledger(run_dir: Path) -> None:
+    """2a and 2b read no answer; no label is in two slices; every label of a slice counts once however often read."""
+    ledgers: dict[str, list[dict]] = {}
+    for manifest in manifests(run_dir).values():
+        ledgers.setdefault(manifest["kind"], []).append(manifest["ledger"])
+    for kind in ("rollouts", "warmup", "opd"):
+        for ledger in ledgers[kind]:
+            assert ledger["labels_read"] == [] and ledger["verifier_calls"] == 0
+    first, second = (set(ledger["labels_read"]) for ledger in ledgers["grpo"])
+    assert first and second and not first & second
+    assert sum(len(ledger["labels_read"]) for ledger in ledgers["grpo"]) == len(first | second)
+
+
+def check_calls(run_dir: Path, undisturbed: Path) -> None:
+    """Calls of the verifier count when they happen: those of a step that was done again come twice, none is lost."""
+    had = {name: manifest["ledger"]["verifier_calls"] for name, manifest in manifests(undisturbed).items()}
+    for name, manifest in manifests(run_dir).items():
+        assert manifest["ledger"]["verifier_calls"] >= had[name]
+
+
+def check_alarms_have_their_metrics(run_dir: Path) -> None:
+    """A metric that verl calls otherwise would silence an alarm."""
+    for kind in ("grpo", "warmup", "opd"):
+        for directory in run_dir.glob(f"stages/{kind}-*"):
+            # The divergence to a reference policy is logged where one is asked for.
+            missing = watched(kind) - {"actor/kl_loss"} - max(read_metrics(directory).items())[1].keys()
+            assert not missing, f"{kind}: {missing}"
+
+
+def check_secrets(run_dir: Path, printed: str) -> None:
+    """verl prints its whole configuration; no key of the environment or the recipe is in that or anywhere else."""
+    words = (*PLANTED.values(), PLANTED_IN_RECIPE)
+    assert "tracking_api_key" in "".join(p.read_text(errors="replace") for p in run_dir.glob("stages/grpo-*/log.txt"))
+    assert not [word for word in words if word in printed]
+    files = (path for path in run_dir.rglob("*") if path.is_file())
+    assert [(path, word) for path in files for word in words if word.encode() in path.read_bytes()] == []
