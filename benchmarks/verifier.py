@@ -2,26 +2,28 @@ r"""Throughput of the math verifier on clean responses, and with hostile ones am
 
     python benchmarks/verifier.py calls=2000 share=0.1
 
-Clean are pairs of equivalent and of nearly equivalent answers (tests/math_answers.py) at the end of a response of 2,000
-characters; hostile are all kinds of tests/hostile_latex.py in equal parts. Blocks of both runs alternate, so that other
-load on the machine meets both. No response comes twice.
+Clean are answers at the end of a response of 2,000 characters; hostile are all kinds of tests/hostile_latex.py in equal
+parts, to the same kind of problems. There are two: those of tests/math_answers.py, answers that are equivalent and that
+nearly are, about half of which need algebra; and problems whose truths are integers. Blocks with and without hostile
+answers alternate, so that other load on the machine meets both. No response comes twice.
 """
 
 from __future__ import annotations
 
-import functools
+import os
 import random
 import statistics
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.hostile_latex import KINDS, TRUTHS
+from tests.hostile_latex import KINDS
 from tests.math_answers import DIFFERENT, SAME
 from verl_s2d import arguments
 from verl_s2d.rewards.mathematics import Options, judge
@@ -30,27 +32,28 @@ from verl_s2d.rewards.mathematics import Options, judge
 @dataclass
 class Benchmark:
     calls: int = 2000
-    """Of each run in a block."""
+    """Of each run in a block; of problems with integers ten times as many, for a block to outlast its slowest calls."""
     blocks: int = 5
     share: float = 0.1
     """Of hostile responses."""
     threads: int = 4
     seed: int = 0
-    answers: str = "tables"
-    """Of the clean ones: tables, or integers, which need no algebra at all."""
 
 
 Case = tuple[str, str]
+"""A response, and the truth."""
+PROBLEMS: dict[str, tuple[Callable[[random.Random], Case], int]] = {
+    "tables of answers": (lambda r: r.choice(SAME + DIFFERENT)[::-1], 1),
+    "integers alone": (lambda r: (str(r.randint(0, 999)), str(r.randint(0, 999))), 10),
+}
+"""An answer and a truth by kind of problem, and how many times the calls."""
 
 
-def clean(r: random.Random, answers: str) -> Case:
-    integers = str(r.randint(0, 999)), str(r.randint(0, 999))
-    truth, answer = integers if answers == "integers" else r.choice(SAME + DIFFERENT)
+def case(r: random.Random, problems: str, share: float) -> Case:
+    answer, truth = PROBLEMS[problems][0](r)
+    if r.random() < share:
+        return KINDS[r.choice(list(KINDS))](r), truth
     return f"{r.random()} then " * 80 + rf"so the answer is \boxed{{{answer}}}.", truth
-
-
-def hostile(r: random.Random) -> Case:
-    return KINDS[r.choice(list(KINDS))](r), r.choice(TRUTHS)
 
 
 def throughput(cases: list[Case], threads: ThreadPoolExecutor) -> tuple[float, Counter[str]]:
@@ -62,30 +65,27 @@ def throughput(cases: list[Case], threads: ThreadPoolExecutor) -> tuple[float, C
 
 def main(options: Benchmark) -> None:
     r = random.Random(options.seed)
-    ordinary = functools.partial(clean, r, options.answers)
-    rates: dict[str, list[float]] = {"clean": [], "mixed": []}
-    how: dict[str, Counter[str]] = {"clean": Counter(), "mixed": Counter()}
+    shares = {"clean": 0.0, "mixed": options.share}
+    notes = []
+    print(f"| clean answers | clean (calls/s) | with {options.share:.0%} hostile (calls/s) | median ratio of blocks |")
+    print("|---|---|---|---|")
     with ThreadPoolExecutor(options.threads) as threads:
-        throughput([ordinary() for _ in range(100)], threads)
-        for _ in range(options.blocks):
-            runs = {
-                "clean": [ordinary() for _ in range(options.calls)],
-                "mixed": [hostile(r) if r.random() < options.share else ordinary() for _ in range(options.calls)],
-            }
-            for name, cases in runs.items():
-                rate, counted = throughput(cases, threads)
-                rates[name].append(rate)
-                how[name] += counted
-    ratios = [a / b for a, b in zip(rates["clean"], rates["mixed"], strict=True)]
-    for name, values in rates.items():
-        decided = ", ".join(f"{kind} {count}" for kind, count in how[name].most_common())
-        spread = f"min {min(values):.0f}, max {max(values):.0f}"
-        print(f"{name}: {statistics.median(values):7.0f} calls/s ({spread})  {decided}")
-    print(
-        f"clean / {options.share:.0%} hostile: {statistics.median(ratios):.2f} "
-        f"(min {min(ratios):.2f}, max {max(ratios):.2f}; {options.blocks} blocks of {options.calls} calls, "
-        f"{options.threads} threads)"
-    )
+        for problems, (_, times) in PROBLEMS.items():
+            rates: dict[str, list[float]] = {name: [] for name in shares}
+            how: dict[str, Counter[str]] = {name: Counter() for name in shares}
+            throughput([case(r, problems, options.share) for _ in range(200)], threads)
+            for _ in range(options.blocks):
+                for name, share in shares.items():
+                    cases = [case(r, problems, share) for _ in range(options.calls * times)]
+                    rate, counted = throughput(cases, threads)
+                    rates[name].append(rate)
+                    how[name] += counted
+            ratios = [clean / mixed for clean, mixed in zip(*rates.values(), strict=True)]
+            clean, mixed = (f"{statistics.median(values):,.0f}" for values in rates.values())
+            spread = f"{min(ratios):.2f}, {max(ratios):.2f}"
+            print(f"| {problems} | {clean} | {mixed} | {statistics.median(ratios):.2f} ({spread}) |", flush=True)
+            notes += [f"{problems}, {name}: {dict(how[name].most_common())}" for name in shares]
+    print(*notes, f"{options.threads} threads, load {os.getloadavg()[0]:.1f}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -97,6 +97,13 @@ def test_processor_time_is_limited_in_c_code(pool):
     assert pool.compare("5", "5", 10.0) == "equal"
 
 
+def test_an_equation_is_compared_by_its_last_side_at_points_first(pool):
+    """Simplified as math-verify does, it takes seconds."""
+    assert pool.compare("5", "5", 10.0) == "equal"
+    assert pool.compare("7", r"x^{5} - x - 1 = \sin(x) y^{99}", 0.5) == "different"
+    assert pool.compare(r"\sin(y)^2", r"f(y) = 1 - \cos(y)^2", 10.0) == "equal"
+
+
 def test_memory_is_limited(pool):
     outcome = pool.compare("5", r"\operatorname{zeros}(20000, 20000)", 30.0)
     assert outcome in ("different", "raised", "died")

@@ -18,6 +18,7 @@ from latex2sympy2_extended import latex2sympy2
 from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, normalize_latex
 from latex2sympy2_extended.sets import FiniteSet
 from math_verify import verify
+from math_verify.grader import is_equation, take_last_relation
 from math_verify.parser import parse_latex_cached
 
 # Both libraries report every text that does not parse.
@@ -60,6 +61,12 @@ def agree(truth: str, answer: str) -> bool:
     if isinstance(gold, sympy.Interval | sympy.Tuple) and isinstance(found, FiniteSet):
         # A list of values for an ordered pair: math-verify would sort it.
         found = sympy.Tuple(*found._unsorted_args)
+    if isinstance(gold, sympy.Expr) and is_equation(found):
+        # Of `a = b = c` for a value math-verify compares c; taken now, the points below come before simplification.
+        found = take_last_relation(found).rhs
+    several = found.args if isinstance(found, sympy.FiniteSet | sympy.Tuple) and isinstance(gold, sympy.Expr) else ()
+    if any(_same_at_points(gold, member) is False for member in several):
+        return False
     same = _same_at_points(gold, found)
     if same is not None:
         return same

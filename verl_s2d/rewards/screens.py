@@ -19,6 +19,7 @@ MAX_DIGITS = 400
 MAX_COUNTS = {
     **{r"\^": 24, r"_": 16, r"/": 16, r"=": 5, r"!": 2, r"\|": 8, r"\\sqrt": 12},
     **{r"\\cup": 8, r"\\pm|\\mp": 3, r"\\sin|\\cos|\\tan": 8},
+    r"(?<![\\A-Za-z])[A-Za-z]+": 64,
 }
 """Of what is costly in numbers; a quarter of it when the ground truth is a rational number."""
 
@@ -28,6 +29,8 @@ _LEFT_UNDONE = re.compile(
 )
 """An answer that names the work instead of doing it counts when the ground truth does, too."""
 _CHAINS = re.compile(r"(?:[-+]\s*){4}|(?:/\s*[\w.]+\s*){4}|(?:[\^_]\s*[A-Za-z0-9.]+\s*){4}|(?:\\text\{[^{}]*\}\W*){4}")
+_NO_NUMBER = re.compile(r"\\(?:cup|cap|setminus|infty|emptyset|mathbb|begin|end)(?![A-Za-z])")
+"""Sets, matrices and infinity."""
 _EVALUATED_AT_ONCE = re.compile(r"\\binom|!")
 _LONG_NUMBER = re.compile(r"\d{5,}")
 _BRACKETS = re.compile(r"\\.|[()\[\]{}]", re.DOTALL)
@@ -54,6 +57,8 @@ def is_too_complex(answer: str, truth: str, *, rational: bool = False) -> bool:
     if any(len(digits) > MAX_DIGITS for digits in re.findall(r"\d+", answer)):
         return True
     if any(p.search(answer) and not p.search(truth) for p in (_LEFT_UNDONE, _CHAINS)):
+        return True
+    if rational and _NO_NUMBER.search(answer):
         return True
     if _EVALUATED_AT_ONCE.search(answer) and _LONG_NUMBER.search(answer):
         return True
