@@ -1,11 +1,24 @@
 """Plays vLLM: samples follow from settings and prompt alone, and prompts end in an order of their own. And a machine
-that dies at a chosen moment."""
+that dies at a chosen moment.
+
+    python fake_engine.py    is `python -m verl_s2d.sampling.replica` with this engine
+
+FAKE_ENGINE (environment, JSON): {"seconds": 0.1}: a step takes so long. {"first": {"seconds": 1, "end": "raise"}}: the
+same of that engine which starts first in the directory FAKE_DIRECTORY, and how it ends after some steps: it may
+"raise", "exit" or "hang".
+"""
 
 from __future__ import annotations
 
 import functools
+import json
 import os
 import random
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from verl_s2d.sampling import complete, engine, parts, replica
 from verl_s2d.sampling.prompts import prompt_seed
@@ -93,3 +106,34 @@ class Machine:
             return False
         finally:
             self.dies_at = None
+
+
+class WilfulSampler(FakeSampler):
+    """As FAKE_ENGINE says."""
+
+    def __init__(self, **arguments: object):
+        super().__init__(**arguments)
+        told = json.loads(os.environ.get("FAKE_ENGINE", "{}"))
+        first = told.pop("first", {})
+        try:
+            (Path(os.environ["FAKE_DIRECTORY"]) / "first").touch(exist_ok=False)
+            told |= first
+        except FileExistsError:
+            pass
+        self._told = told
+
+    def step(self):
+        time.sleep(self._told.get("seconds", 0))
+        end = self._told.get("end") if self._steps == 5 else None
+        if end == "raise":
+            raise RuntimeError("the engine is out of memory")
+        if end == "exit":
+            os._exit(0)
+        if end == "hang":
+            time.sleep(600)
+        return super().step()
+
+
+if __name__ == "__main__":
+    replica.Sampler = WilfulSampler
+    replica.main()

@@ -12,7 +12,7 @@ import torch
 from tests import tiny
 from verl_s2d.errors import UserError
 from verl_s2d.evaluation import evaluate
-from verl_s2d.sampling import parts, replica
+from verl_s2d.sampling import parts, replica, replicas
 from verl_s2d.sampling.engine import Sampler
 from verl_s2d.sampling.prompts import load_tokenizer, prompt_seed, render_prompt
 from verl_s2d.sampling.request import Settings
@@ -147,6 +147,27 @@ def test_rollouts_that_were_killed_end_as_the_same_file(model, problems, tmp_pat
     rollout_cache.main(rollout_cache.Options(out=str(tmp_path / "killed"), **options))
     for name in ("rollouts.parquet", "rollouts.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+
+
+def test_two_engines_make_the_same_file_as_one(model, problems, tmp_path, monkeypatch):
+    """Real ones, in processes of their own; none gets a part before both can work."""
+    monkeypatch.setattr(parts, "PROMPTS_A_PART", 2)
+    hear, held, ready, wrote = replicas._Coordinator._hear, [], set(), set()
+
+    def hear_when_both_are_ready(self, replica, message):
+        ready.update({replica.number} if "ready" in message else ())
+        wrote.update({replica.number} if "wrote" in message else ())
+        held.append((replica, message))
+        while len(ready) == 2 and held:
+            hear(self, *held.pop(0))
+
+    monkeypatch.setattr(replicas._Coordinator, "_hear", hear_when_both_are_ready)
+    options = {"model": model, "data": problems, "n": 3, "max_tokens": 6}
+    for count in (1, 2):
+        rollout_cache.main(rollout_cache.Options(out=str(tmp_path / str(count)), replicas=count, **options))
+    assert wrote == {0, 1}
+    for name in ("rollouts.parquet", "rollouts.json"):
+        assert (tmp_path / "2" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
 
 
 def test_evaluation(model, problems, tmp_path):

@@ -2,10 +2,11 @@
 
     python -m verl_s2d.evaluation.evaluate model=MODEL verifier=NAME out=DIR max_tokens=N set.<name>=FILE ...
         [samples=16] [temperature=1] [top_p=1] [top_k=-1] [seed=0] [tensor_parallel_size=1] [trust_remote_code=false]
-        [pass_at=1,4,16] [chat_template.<name>=<value> ...]
+        [replicas=1] [pass_at=1,4,16] [chat_template.<name>=<value> ...]
 
 Writes generations.parquet (every sample, its text and score) and, last, result.json. Samples and their scores are kept
-in parts while it works (verl_s2d.sampling): the same command goes on where it was killed.
+in parts while it works (verl_s2d.sampling): the same command goes on where it was killed. `replicas` engines share the
+work, each on tensor_parallel_size GPUs of this machine; how many there are does not matter to the result.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Options:
     top_k: int = -1
     seed: int = 0
     tensor_parallel_size: int = 1
+    replicas: int = 1
     trust_remote_code: bool = False
     chat_template: dict[str, Any] = field(default_factory=dict)
     """verl's data.apply_chat_template_kwargs."""
@@ -93,7 +95,7 @@ def main(options: Options) -> None:
         tensor_parallel_size=options.tensor_parallel_size,
     )
     out = Path(options.out)
-    parts = complete(request, out, name="evaluation")
+    parts = complete(request, out, name="evaluation", replicas=options.replicas)
     rows = _scored(parts, problems, options.verifier, verifier, tokenizer)
     discard_unfinished(out / "generations.parquet")
     write_parquet(pa.Table.from_pylist(rows, GENERATIONS), out / "generations.parquet")

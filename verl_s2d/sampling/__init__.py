@@ -1,8 +1,8 @@
 """Completions of token-id prompts from a model that does not change: the teacher's rollouts and the evaluation.
 
 `engine` is vLLM's offline engine with one model; `prompts` makes token ids of problems; `request` says what to sample;
-`parts` are the files that outlive a kill; `replica` keeps one engine busy; `complete` samples what is missing. Needs
-neither verl nor Ray.
+`parts` are the files that outlive a kill; `replica` keeps one engine busy, `replicas` several, in processes of their
+own; `complete` samples what is missing. Needs neither verl nor Ray.
 """
 
 PARTS = ".samples"

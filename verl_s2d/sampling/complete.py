@@ -6,24 +6,28 @@ import time
 from pathlib import Path
 
 from verl_s2d.sampling import PARTS
-from verl_s2d.sampling.engine import Sampler
+from verl_s2d.sampling.engine import Sampler, check_model
 from verl_s2d.sampling.parts import Parts, token_count
 from verl_s2d.sampling.replica import sample_parts
+from verl_s2d.sampling.replicas import sample_with_replicas
 from verl_s2d.sampling.request import Request
 
+LOGS = "worker-logs"
 _PROGRESS_SECONDS = 30.0
 """Between two lines of progress. They are written only while engines make steps, and show a stage's watchdog that it
 lives: a prompt may take longer than that allows silence."""
 
 
-def complete(request: Request, out: Path, *, name: str) -> Parts:
+def complete(request: Request, out: Path, *, name: str, replicas: int = 1) -> Parts:
     """All samples of a request, in parts below `out`.
 
     Args:
         name: what lines of the log begin with.
+        replicas: engines on this machine, at most; one works in this process.
 
     Raises:
-        UserError: a model that cannot be loaded.
+        UserError: a model that cannot be loaded, or fewer GPUs than the engines need.
+        ReplicaFailed: one of several engines failed; the others have been stopped.
     """
     parts = Parts(out / PARTS, request)
     progress = _Progress(name, len(request.prompts))
@@ -37,13 +41,18 @@ def complete(request: Request, out: Path, *, name: str) -> Parts:
     if len(missing) < len(parts):
         progress.say(f"{len(parts) - len(missing)} of {len(parts)} parts are there from an earlier attempt")
     if missing:
-        _sample(parts, missing, progress)
+        _sample(parts, missing, replicas, out, progress)
     progress.show()
     return parts
 
 
-def _sample(parts: Parts, missing: list[int], progress: _Progress) -> None:
+def _sample(parts: Parts, missing: list[int], replicas: int, out: Path, progress: _Progress) -> None:
     request, wanted = parts.request, [parts[number] for number in missing]
+    count = min(replicas, len(wanted))
+    if count > 1:
+        check_model(request.model, context=request.context, trust_remote_code=request.trust_remote_code)
+        sample_with_replicas(request, wanted, count, out / LOGS, progress.say, progress.report)
+        return
     started = time.monotonic()
     sampler = Sampler(**request.engine)
     progress.say(f"engine ready in {time.monotonic() - started:.1f} s")

@@ -1,10 +1,32 @@
-"""One engine, kept busy with parts."""
+"""One engine, kept busy with parts; as a process of its own
+
+    python -m verl_s2d.sampling.replica    messages on stdin and stdout, a JSON object a line
+
+    <- {"engine": {...}, "settings": {...}, "most_open": 4}   first
+    -> {"ready": 12.3}               seconds that loading took
+    -> {"take": true}                answered by one of
+    <- {"part": [number, prompts, path, made_from]}
+    <- {"part": null}                there are no more
+    -> {"wrote": 3}                  the file of the part is in place
+    -> {"progress": [prompts, tokens]}   finished so far
+
+that kills its process group, vLLM's processes included, when its input ends before the last part: whoever started it is
+gone.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from verl_s2d.sampling.engine import Completion, Sampler
 from verl_s2d.sampling.parts import Part, write_part
@@ -13,6 +35,8 @@ from verl_s2d.sampling.request import Settings
 SEQUENCES_AHEAD = 1024
 """Another part is taken while fewer sequences than this are unfinished: as many as vLLM works on at once by default on
 a large GPU. So the long answers of one part never leave the engine idle."""
+_ANSWER_SECONDS = 120
+_REPORT_SECONDS = 5.0
 
 Take = Callable[[], Part | None]
 Report = Callable[[int, int], None]
@@ -63,5 +87,61 @@ def sample_parts(
             if None not in opened.completions:
                 write_part(opened.part, opened.completions)
                 is_open.remove(opened)
+                # First, for nobody listens any more after the last part.
+                report(prompts, tokens)
                 wrote(opened.part)
         report(prompts, tokens)
+
+
+def main() -> None:
+    """A replica that is told what to do."""
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    # What libraries print must not look like a message.
+    os.dup2(2, 1)
+    inbox: queue.Queue[dict[str, Any]] = queue.Queue()
+    ended = threading.Event()
+    threading.Thread(target=_listen, args=(inbox, ended), daemon=True).start()
+
+    def say(**message: Any) -> None:
+        print(json.dumps(message), file=replies)
+
+    def hear() -> dict[str, Any]:
+        try:
+            return inbox.get(timeout=_ANSWER_SECONDS)
+        except queue.Empty:
+            raise TimeoutError(f"no answer within {_ANSWER_SECONDS} s from the process that hands out parts") from None
+
+    def take() -> Part | None:
+        say(take=True)
+        part = hear()["part"]
+        return None if part is None else Part(*part)
+
+    said: tuple[float, int] = (0.0, 0)
+
+    def report(prompts: int, tokens: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if prompts != said[1] or now - said[0] >= _REPORT_SECONDS:
+            said = now, prompts
+            say(progress=[prompts, tokens])
+
+    start, began = hear(), time.monotonic()
+    sampler = Sampler(**start["engine"])
+    say(ready=time.monotonic() - began)
+    settings, most_open = Settings(**start["settings"]), start["most_open"]
+    sample_parts(sampler, settings, take, lambda part: say(wrote=part.number), report, most_open=most_open)
+    ended.set()
+
+
+def _listen(inbox: queue.Queue[dict[str, Any]], ended: threading.Event) -> None:
+    for line in sys.stdin:
+        inbox.put(json.loads(line))
+    if not ended.is_set():
+        # Not when it is somebody else's, as that of a shell would be.
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

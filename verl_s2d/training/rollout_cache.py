@@ -2,12 +2,13 @@
 
     python -m verl_s2d.training.rollout_cache model=MODEL data=FILE out=DIR n=K max_tokens=N
         [temperature=1] [top_p=1] [top_k=-1] [seed=0] [tensor_parallel_size=1] [trust_remote_code=false]
-        [chat_template.<name>=<value> ...]
+        [replicas=1] [chat_template.<name>=<value> ...]
 
 Writes rollouts.parquet (prompt_ids, response_ids with EOS where it was generated, finish_reason, problem_id, sample)
 and, last, rollouts.json. Answers in the data file are not looked at. A problem's rollouts follow from the model, the
 settings and the seed: not from the other problems. Samples are kept in parts while it works (verl_s2d.sampling): the
-same command goes on where it was killed.
+same command goes on where it was killed. `replicas` engines share the work, each on tensor_parallel_size GPUs of this
+machine; how many there are does not matter to the result.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Options:
     top_k: int = -1
     seed: int = 0
     tensor_parallel_size: int = 1
+    replicas: int = 1
     trust_remote_code: bool = False
     chat_template: dict[str, Any] = field(default_factory=dict)
     """verl's data.apply_chat_template_kwargs."""
@@ -79,7 +81,7 @@ def main(options: Options) -> None:
         tensor_parallel_size=options.tensor_parallel_size,
     )
     out = Path(options.out)
-    parts = complete(request, out, name="rollouts")
+    parts = complete(request, out, name="rollouts", replicas=options.replicas)
 
     counts = {"sequences": 0, "sampled_tokens": 0, "truncated": 0}
     discard_unfinished(out / "rollouts.parquet")

@@ -93,7 +93,8 @@ class Evaluation:
     pass_at: list[int] = field(default_factory=list)
     """The k of the report's pass@k, each at most `samples`; empty for 1, 2, 4, ... It rebuilds nothing."""
     tensor_parallel_size: int = at_least(1, 1)
-    """GPUs that the model is divided among. It does not change what is built."""
+    """GPUs that one engine divides the model among; there are as many engines as the machine's GPUs hold. It does not
+    change what is built."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Rollouts:
     top_p: float = at_least(0, 1.0)
     top_k: int = at_least(-1, -1)
     tensor_parallel_size: int = at_least(1, 1)
-    """GPUs that the teacher is divided among: a 70B model needs several. It does not change what is built."""
+    """As of `evaluation`; a 70B teacher needs several."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from verl_s2d.workflow.sizing import cost
 from verl_s2d.workflow.sizing.cost import Cost, sampling_cost, training_cost
 from verl_s2d.workflow.sizing.engines import frozen_memory, training_memory
 from verl_s2d.workflow.sizing.generation import Generation, generation
-from verl_s2d.workflow.sizing.layouts import check_rollout
+from verl_s2d.workflow.sizing.layouts import check_sampler, sampler_section
 from verl_s2d.workflow.sizing.models import Models
 from verl_s2d.workflow.sizing.phases import Phase, fullest, training_phases
 from verl_s2d.workflow.sizing.reading import read_training
@@ -115,10 +115,13 @@ class Estimate:
         )
         if self._plan.context.device == "cpu":
             return None, spent
-        large = self._plan.context.cluster.gpu_memory_gb >= 70
+        cluster = self._plan.context.cluster
+        check_sampler(node, shape, cluster)
+        large = cluster.gpu_memory_gb >= 70
         rollout = Rollout(
-            section="evaluation" if answers else "stages.rollouts",
-            world=tensor,
+            section=sampler_section(node),
+            # As many engines as the machine has room for, whatever other machines there are.
+            world=cluster.gpus_per_node,
             tensor=tensor,
             pipeline=1,
             utilization=_SAMPLER_UTILIZATION,
@@ -128,7 +131,6 @@ class Estimate:
             sleeps=False,
             bucket_bytes=0,
         )
-        check_rollout(node.name, rollout, shape, self._plan.context.cluster)
         if shape is None:
             return None, spent
         sampler = generation(rollout, shape, self._prompt + response, self._gpu_bytes)

@@ -66,6 +66,23 @@ def check_rollout(name: str, rollout: Rollout, model: ModelShape | None, cluster
         _check_tensor(name, key, tensor, model)
 
 
+def check_sampler(node: Node, model: ModelShape | None, cluster: Cluster) -> None:
+    """Check the GPUs of one engine of a stage that only samples, which all are on the machine that it runs on.
+
+    Raises:
+        UserError: they do not divide the machine's, or the model's heads.
+    """
+    key, tensor = f"{sampler_section(node)}.tensor_parallel_size", node.operations["tensor_parallel_size"]
+    _require_divides(node.name, key, tensor, cluster.gpus_per_node, "GPUs of a machine (cluster.gpus_per_node)")
+    if model is not None:
+        _check_tensor(node.name, key, tensor, model)
+
+
+def sampler_section(node: Node) -> str:
+    """Where a recipe has the settings of a stage that only samples."""
+    return "evaluation" if node.kind == "evaluate" else "stages.rollouts"
+
+
 def _check_layout(name: str, engine: Engine) -> None:
     rest = engine.world
     for size_name, size in (

@@ -21,6 +21,7 @@ class SamplingKind(SimpleKind):
             "model": model_location(node, "model", context),
             "trust_remote_code": trusts_remote_code(node, "model"),
             "out": str(context.directory(node)),
+            "replicas": replicas(node, context),
             **{key: node.settings[key] for key in ("temperature", "top_p", "seed")},
             **node.operations,
             **{f"chat_template.{name}": value for name, value in node.settings["chat_template"].items()},
@@ -36,3 +37,10 @@ class SamplingKind(SimpleKind):
     def clean(self, directory: Path) -> None:
         """The parts of a process that was killed while it removed them."""
         shutil.rmtree(directory / PARTS, ignore_errors=True)
+
+
+def replicas(node: Node, context: Context) -> int:
+    """Engines that share the stage's work: as many as the machine's GPUs hold. On a CPU they would share its cores."""
+    if context.device == "cpu":
+        return 1
+    return max(1, context.cluster.gpus_per_node // node.operations["tensor_parallel_size"])
