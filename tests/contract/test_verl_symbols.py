@@ -173,6 +173,9 @@ WORDS = {
     "verl.models.mcore.model_forward": ["data_format", "forced_max_seqlen=forced_max_seqlen"],
     "verl.trainer.sft_trainer_ray": ["self.resume_global_step", "self.training_client", "self.global_batch_size"],
     "verl.workers.engine_workers": [
+        "mini_batch_size % self.engine.get_data_parallel_size() == 0",
+        "assert self.config.rollout.log_prob_micro_batch_size_per_gpu is not None",
+        "self.config.actor.use_dynamic_bsz == self.config.rollout.log_prob_use_dynamic_bsz",
         "self.ref_worker_cls",
         "self.actor_worker_cls",
         "self.loss_fn",
@@ -183,6 +186,7 @@ WORDS = {
         "engine_config.forward_only",
     ],
     "verl.workers.engine.fsdp.transformer_impl": [
+        "get_world_size() // self.ulysses_sequence_parallel_size",
         "self._is_offload_param",
         "self._is_offload_optimizer",
         "self.engine_config.forward_only",
@@ -201,6 +205,7 @@ WORDS = {
         'data["loss_mask"]',
     ],
     "verl.workers.engine.megatron.transformer_impl": [
+        "return mpu.get_data_parallel_world_size()",
         "batch: TensorDict = next(batch_iter)",
         'key="distillation_use_topk"',
         'key="distillation_only"',
@@ -218,6 +223,11 @@ WORDS = {
         "logits_processor_func=loss_function",
     ],
     "verl.utils.checkpoint.megatron_checkpoint_manager": ["get_hf_model_checkpoint_path(local_path)"],
+    "verl.utils.config": ["minimal_bsz = n_gpus"],
+    "verl.workers.engine.utils": ["total_data_size % (force_group_size * micro_batch_size_per_gpu) == 0"],
+    "verl.workers.config.actor": [
+        "self.fsdp_config.ulysses_sequence_parallel_size = self.ulysses_sequence_parallel_size"
+    ],
     "verl.utils.tracking": ["VERL_FILE_LOGGER_PATH"],
     "verl.utils.checkpoint.fsdp_checkpoint_manager": ['"huggingface"', '"lora_train_meta.json"'],
     "verl.utils.vllm.utils": ["get_unstacked_mapper"],

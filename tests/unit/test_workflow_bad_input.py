@@ -415,7 +415,7 @@ def test_batch_sizes_that_verl_would_reject(tmp_path, verl, labels, key, words):
 
 
 def test_batches_that_do_not_divide_among_gpus(tmp_path):
-    refuse(tmp_path, "ppo_mini_batch_size", "3 GPUs", cluster__gpus_per_node=3)
+    refuse(tmp_path, "ppo_mini_batch_size", "3 data-parallel ranks", cluster__gpus_per_node=3)
 
 
 def test_warmup_batches_that_the_worker_would_reject(tmp_path):
@@ -425,6 +425,7 @@ def test_warmup_batches_that_the_worker_would_reject(tmp_path):
         tmp_path,
         "data.train_batch_size",
         "multiple of 4",
+        stages__teacher_rl__verl={**GOOD, "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": 2},
         stages__warmup__verl=warmup,
         cluster__gpus_per_node=4,
     )

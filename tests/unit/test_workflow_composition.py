@@ -17,6 +17,9 @@ MEGATRON = {
     "actor_rollout_ref.actor.megatron.pipeline_model_parallel_size": 1,
 }
 
+# verl's older key beside fsdp_config.
+ULYSSES = {"actor_rollout_ref.actor.ulysses_sequence_parallel_size": 3}
+
 
 def accepted(tmp_path, key=None, value=None, *, rows=("half-split",), **changes):
     """The number of stages that verl accepts, once a key of a stage's `verl:` is changed."""
@@ -57,10 +60,11 @@ def test_stages_of_matched_rows_are_accepted_before_their_budget_is_known(tmp_pa
         ("student_rl", {"actor_rollout_ref.model.lora_rank": 8}, r"student-rl-2h.*model\.lora\.merge"),
         ("warmup", {"engine.strategy": "ddp"}, "warmup-1h.*engine.strategy"),
         ("teacher_rl", MEGATRON, "teacher-rl-1h.*megatron.tensor_model_parallel_size"),
+        ("teacher_rl", ULYSSES, "teacher-rl-1h.*not a whole number of groups.*ulysses_sequence_parallel_size"),
     ],
 )
 def test_what_verl_or_our_trainers_refuse_is_refused_before_the_first_stage(tmp_path, stage, change, words):
-    gpus = {"cluster__gpus_per_node": 4, "cluster__device": "cuda"} if change is MEGATRON else {}
+    gpus = {"cluster__gpus_per_node": 4, "cluster__device": "cuda"} if change in (MEGATRON, ULYSSES) else {}
     with pytest.raises(UserError, match=f"(?s){words}.*remedy"):
         accepted(tmp_path, stage, change, **gpus)
 
@@ -74,8 +78,8 @@ def test_megatron_is_accepted_in_every_stage(tmp_path):
         "data.train_batch_size": 4,
         "actor_rollout_ref.actor.ppo_mini_batch_size": 4,
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 2,
-        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": 8,
-        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 8,
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": 4,
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 4,
     }
     warmup = {"engine": "megatron", "optim": "megatron", "engine.tensor_model_parallel_size": 2}
     changes = {f"stages__{stage}__verl": rl for stage in ("teacher_rl", "opd", "student_rl")}

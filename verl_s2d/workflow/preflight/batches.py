@@ -9,9 +9,15 @@ from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.overrides import value_of
 from verl_s2d.workflow.planning import Plan
 from verl_s2d.workflow.preflight.data import slice_size
+from verl_s2d.workflow.sizing import batches as division
+from verl_s2d.workflow.sizing.layouts import check_parallel_sizes
+from verl_s2d.workflow.sizing.settings import Engine, MicroBatch
 from verl_s2d.workflow.stages.batch_settings import MINI, TRAIN, N, batch_setting, require_batch_sizes
 
 _MICRO = "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"
+_SCORES = "actor_rollout_ref.{}.log_prob_micro_batch_size_per_gpu"
+_DYNAMIC_SCORES = "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz"
+_ULYSSES = "ulysses_sequence_parallel_size"
 
 
 def check_batches(plan: Plan, nodes: Iterable[Node]) -> None:
@@ -32,7 +38,7 @@ def check_batches(plan: Plan, nodes: Iterable[Node]) -> None:
 
 def _check_rl(node: Node, problems: int | None, gpus: int) -> None:
     require_batch_sizes(node)
-    train, mini, micro, n = (batch_setting(node, key) for key in (TRAIN, MINI, _MICRO, N))
+    train, mini, n = (batch_setting(node, key) for key in (TRAIN, MINI, N))
     _require_fits(node, train, problems, "problems in its slice")
     if mini > train:
         raise UserError(
@@ -48,49 +54,77 @@ def _check_rl(node: Node, problems: int | None, gpus: int) -> None:
             value=mini,
             remedy=f"Choose a divisor of {train} ({TRAIN}).",
         )
-    if mini * n % gpus:
+    verl, actor = node.settings["verl"], _engine(node, "actor", gpus)
+    dynamic = bool(batch_setting(node, "actor_rollout_ref.actor.use_dynamic_bsz"))
+    if bool(value_of(verl, _DYNAMIC_SCORES, dynamic)) != dynamic:
         raise UserError(
-            f"{node.name}: a mini-batch has {mini} x {n} sequences, which do not divide among {gpus} GPUs.",
-            key=MINI,
-            value=mini,
-            remedy=f"Make {MINI} x {N} a multiple of {gpus}.",
+            f"{node.name}: verl's actor cuts updates and log-probabilities into micro-batches of one kind.",
+            key=_DYNAMIC_SCORES,
+            value=not dynamic,
+            remedy="Leave it out; it follows actor_rollout_ref.actor.use_dynamic_bsz.",
         )
-    if batch_setting(node, "actor_rollout_ref.actor.use_dynamic_bsz"):
-        return
-    if micro is None:
-        raise UserError(
-            f"{node.name}: verl needs a micro-batch size.", key=_MICRO, value=None, remedy="Set it (1 always works)."
-        )
-    for section in ("rollout", "ref") if _has_reference(node) else ("rollout",):
-        _require_log_prob_batch(node, f"actor_rollout_ref.{section}.log_prob_micro_batch_size")
-    per_gpu = mini * n // gpus
-    if per_gpu % micro:
-        raise UserError(
-            f"{node.name}: {per_gpu} sequences of a mini-batch on each GPU are not a whole number of micro-batches.",
-            key=_MICRO,
-            value=micro,
-            remedy=f"Choose a divisor of {per_gpu}.",
-        )
+    update, scored = MicroBatch(None, None, _MICRO), []
+    if not dynamic:
+        update = _micro_batch(node, _MICRO)
+        scored = [(_micro_batch(node, _SCORES.format("rollout")), actor)]
+    if _has_reference(node) and not value_of(verl, "actor_rollout_ref.ref.log_prob_use_dynamic_bsz", dynamic):
+        reference = _micro_batch(node, _SCORES.format("ref"))
+        adapter = any(value_of(verl, f"actor_rollout_ref.model.{key}") for key in ("lora_rank", "lora.rank"))
+        if node.kind == "opd" or not adapter:
+            # Otherwise verl scores with the student without its adapters, in the actor's own engine.
+            scored.append((reference, _engine(node, "ref", gpus)))
+    # An exact divergence asks for no log-probabilities.
+    scored = scored if node.settings.get("objective", "advantage") == "advantage" else []
+    _require_divides(node, actor, train * n, mini * n, update, scored)
 
 
 def _check_warmup_micro_batches(node: Node, batch: int, gpus: int) -> None:
     key, verl = "data.micro_batch_size_per_gpu", node.settings["verl"]
-    ranks = max(1, gpus // value_of(verl, "engine.ulysses_sequence_parallel_size", 1))
-    if batch % ranks:
-        raise UserError(
-            f"{node.name}: a batch of {batch} rollouts does not divide among {ranks} data-parallel ranks.",
-            key=TRAIN,
-            value=batch,
-            remedy=f"Choose a multiple of {ranks}.",
+    micro = None if value_of(verl, "data.use_dynamic_bsz") else value_of(verl, key)
+    _require_divides(node, _engine(node, None, gpus), batch, batch, MicroBatch(micro, None, key), warmup=True)
+
+
+def _require_divides(
+    node: Node,
+    actor: Engine | None,
+    batch: int,
+    mini_batch: int,
+    update: MicroBatch,
+    scored: Iterable[tuple[MicroBatch, Engine]] = (),
+    warmup: bool = False,
+) -> None:
+    if actor is not None:
+        check_parallel_sizes(node.name, actor)
+        division.check_batches(node.name, actor, batch, mini_batch, update, scored, warmup=warmup)
+
+
+def _engine(node: Node, role: str | None, gpus: int) -> Engine | None:
+    """How a stage's engine lies on the GPUs, of the actor or the reference; None for an engine that we do not know."""
+    verl, prefix = node.settings["verl"], f"actor_rollout_ref.{role}" if role else "engine"
+    kind = value_of(verl, "model_engine" if role else "engine", "dp")
+    strategy = value_of(verl, "actor_rollout_ref.actor.strategy" if role else "engine.strategy", kind)
+
+    def size(key: str, default: int = 1) -> int:
+        value = value_of(verl, key, default)
+        return value if isinstance(value, int) and value > 0 else 1
+
+    if "megatron" in (kind, strategy):
+        # The reference's sizes have to be the actor's.
+        section = "actor_rollout_ref.actor.megatron" if role else prefix
+        tensor, pipeline, context = (
+            size(f"{section}.{name}_size")
+            for name in ("tensor_model_parallel", "pipeline_model_parallel", "context_parallel")
         )
-    micro = value_of(verl, key)
-    if not value_of(verl, "data.use_dynamic_bsz") and micro and batch // ranks % micro:
-        raise UserError(
-            f"{node.name}: the {batch // ranks} rollouts of a rank are not a whole number of micro-batches.",
-            key=key,
-            value=micro,
-            remedy=f"Choose a divisor of {batch // ranks}, or set data.use_dynamic_bsz: true.",
-        )
+        return Engine(section, "megatron", gpus, tensor=tensor, pipeline=pipeline, context=context)
+    if kind not in ("dp", "fsdp") or strategy not in ("dp", "fsdp", "fsdp2"):
+        return None
+    section = f"{prefix}.fsdp_config" if role else prefix
+    ulysses = size(f"{section}.{_ULYSSES}")
+    if role:
+        # verl's older key beside fsdp_config, which the reference takes over, wins where it is more than 1.
+        older = size(f"{prefix}.{_ULYSSES}", size(f"actor_rollout_ref.actor.{_ULYSSES}"))
+        ulysses = older if older > 1 else ulysses
+    return Engine(section, "fsdp", gpus, ulysses=ulysses)
 
 
 def _require_fits(node: Node, batch: int, available: int | None, what: str) -> None:
@@ -109,11 +143,15 @@ def _has_reference(node: Node) -> bool:
     return node.kind == "opd" or any(value_of(node.settings["verl"], key, False) for key in keys)
 
 
-def _require_log_prob_batch(node: Node, key: str) -> None:
-    if all(value_of(node.settings["verl"], name) is None for name in (key, f"{key}_per_gpu")):
+def _micro_batch(node: Node, key: str) -> MicroBatch:
+    """verl's check at the start takes the older keys without _per_gpu as well; its workers do not."""
+    micro = value_of(node.settings["verl"], key)
+    if not isinstance(micro, int) or micro < 1:
         raise UserError(
-            f"{node.name}: verl needs a batch size for log-probabilities.",
-            key=f"{key}_per_gpu",
-            value=None,
-            remedy="Set it (it bounds memory, not results), or use actor_rollout_ref.actor.use_dynamic_bsz.",
+            f"{node.name}: verl needs a micro-batch size.",
+            key=key,
+            value=micro,
+            remedy="Set it (it bounds memory, not results; 1 always works), or use dynamic batches "
+            "(actor_rollout_ref.actor.use_dynamic_bsz).",
         )
+    return MicroBatch(micro, None, key)

@@ -9,12 +9,11 @@ from typing import Any
 from verl_s2d.errors import UserError
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.recipe import Cluster, Recipe
+from verl_s2d.workflow.sizing.batches import check_batches
 from verl_s2d.workflow.sizing.models import Models
 from verl_s2d.workflow.sizing.reading import read_training
 from verl_s2d.workflow.sizing.settings import Engine, MicroBatch, Rollout, Training
 from verl_s2d.workflow.sizing.shapes import ModelShape
-
-_BATCH = {True: "data.train_batch_size", False: "actor_rollout_ref.actor.ppo_mini_batch_size"}
 
 
 def check_layout(recipe: Recipe, node: Node, settings: Mapping[str, Any], models: Models) -> None:
@@ -34,7 +33,7 @@ def check_training(
     engines = [(training.actor, model), (training.reference, teacher or model)]
     for engine, shape in engines:
         if engine is not None:
-            _check_layout(name, engine)
+            check_parallel_sizes(name, engine)
             if shape is not None:
                 _check_heads(name, engine, shape)
     _check_same_layout(name, training)
@@ -83,7 +82,8 @@ def sampler_section(node: Node) -> str:
     return "evaluation" if node.kind == "evaluate" else "stages.rollouts"
 
 
-def _check_layout(name: str, engine: Engine) -> None:
+def check_parallel_sizes(name: str, engine: Engine) -> None:
+    """Check that an engine's parallel sizes divide its GPUs. Raises UserError for the first that does not."""
     rest = engine.world
     for size_name, size in (
         ("tensor_model_parallel_size", engine.tensor),
@@ -140,31 +140,15 @@ def _check_same_layout(name: str, training: Training) -> None:
 
 
 def _check_batches(name: str, training: Training) -> None:
-    ranks, warmup = training.actor.data_parallel, training.rollout is None
-    for key, value in (("data.train_batch_size", training.batch), (_BATCH[warmup], training.mini_batch)):
-        if value % ranks:
-            _refuse(
-                f"{name}: {value} sequences{'' if warmup else ' (with all rollouts of a prompt)'} do not divide among "
-                f"{ranks} data-parallel ranks",
-                key,
-                value,
-                f"Make {key}{'' if warmup else ' x actor_rollout_ref.rollout.n'} a multiple of {ranks}.",
-            )
-    per_rank, micro = training.mini_batch // ranks, training.update
-    if micro.sequences and per_rank % micro.sequences:
-        _refuse(
-            f"{name}: {per_rank} sequences of a mini-batch on each rank are not a whole number of micro-batches",
-            micro.key,
-            micro.sequences,
-            f"Choose a divisor of {per_rank}, or use dynamic batches (use_dynamic_bsz).",
-        )
-    for batch, engine in (
-        (micro, training.actor),
-        (training.scoring, training.actor),
-        (training.reference_scoring, training.reference),
-    ):
-        if batch is not None:
-            _check_budget(name, batch, engine or training.actor, training.longest)
+    actor, reference = training.actor, training.reference
+    passes = ((training.update, actor), (training.scoring, actor), (training.reference_scoring, reference))
+    # A student without its adapters is scored by its own engine, in the batches of its own log-probabilities.
+    scored = [(micro, engine) for micro, engine in passes[1:] if micro is not None and engine is not None]
+    warmup = training.rollout is None
+    check_batches(name, actor, training.batch, training.mini_batch, training.update, scored, warmup=warmup)
+    for micro, engine in passes:
+        if micro is not None:
+            _check_budget(name, micro, engine or actor, training.longest)
 
 
 def _check_budget(name: str, batch: MicroBatch, engine: Engine, longest: int) -> None:

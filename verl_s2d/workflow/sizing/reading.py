@@ -119,7 +119,7 @@ def _engine(
         section=name,
         backend="fsdp",
         world=world,
-        ulysses=own.get("ulysses_sequence_parallel_size") or 1,
+        ulysses=_ulysses(section, own),
         shards=size if 0 < size < world else world,
         held_bytes=_BYTES.get(own.get("model_dtype") or ("bf16" if frozen else "fp32"), 4),
         compute_bytes=_BYTES.get(mixed.get("param_dtype") or "bf16", 2),
@@ -133,6 +133,12 @@ def _engine(
         deferred=bool(own.get("use_no_sync_for_gradient_accumulation")),
         accelerator=accelerator,
     )
+
+
+def _ulysses(section: Settings, own: Settings) -> int:
+    """verl's key beside fsdp_config is deprecated, and wins where it is more than 1."""
+    deprecated = section.get("ulysses_sequence_parallel_size") or 1
+    return deprecated if deprecated > 1 else own.get("ulysses_sequence_parallel_size") or 1
 
 
 def _megatron(own: Settings, name: str, world: int, rank: int) -> Engine:
