@@ -110,6 +110,28 @@ def test_an_error_that_a_step_followed_was_no_obstacle(tmp_path):
     assert stage.dog.error() is None
 
 
+def test_an_error_right_after_a_step_is_not_taken_for_one_before_it(tmp_path):
+    stage = Stage(tmp_path, Limits(silent=600, step=3600))
+    stage.pass_time(10)
+    stage.step(1)  # seen only when somebody looks, which is after the error
+    (stage.logs / WORKER).write_text(TRACEBACK)
+    assert "a log holds an error" in stage.pass_time(200, talking=True)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "The node with node id: e7709d and address: 10.0.0.2 and node name: 10.0.0.2 has been marked dead because the "
+        "detector has missed too many heartbeats from it. This can happen when a \t(1) raylet crashes unexpectedly",
+        "A worker died or was killed while executing a task by an unexpected system error. To troubleshoot the problem",
+    ],
+)
+def test_what_ray_says_of_those_that_are_gone_is_an_error(tmp_path, line):
+    log = tmp_path / "log.txt"
+    log.write_text(f"\x1b[33m(raylet)\x1b[0m {line}\n\x1b[36m(TaskRunnerV1 pid=1)\x1b[0m pending: 0, running: 8\n")
+    assert line in find_error([log], {}).lines[0]
+
+
 def test_a_worker_s_traceback_beats_the_driver_s(tmp_path):
     logs = tmp_path / "logs"
     logs.mkdir()

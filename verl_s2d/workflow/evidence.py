@@ -13,7 +13,11 @@ _READ_BYTES = 2**20
 _KEPT_BYTES = 4 * 2**20
 _TRAILING_LINES = 4
 """Of a message that goes on after the exception's name (CUDA's do)."""
-_BEGINS = re.compile(r"Traceback \(most recent call last\)|Fatal Python error: |\*\*\* SIG[A-Z]+ ")
+_BEGINS = re.compile(
+    r"Traceback \(most recent call last\)|Fatal Python error: |\*\*\* SIG[A-Z]+ "
+    # Said by Ray on behalf of those who no longer can. verl goes on to wait for what they were to return.
+    r"|node name: \S+ has been marked dead|A worker died or was killed while executing a task"
+)
 _FORWARDED = re.compile(r"^(?:\x1b\[\d+m)?\((?:(?P<actor>[^()=]+?) )?pid=(?P<pid>\d+)[^)]*\)(?:\x1b\[0m)? ?")
 """Before what Ray forwards from a worker to its driver."""
 _ACTOR = re.compile(r"^:actor_name:(.+)$", re.MULTILINE)

@@ -65,7 +65,7 @@ class Watchdog:
         self._seen: object = None
         self._longest = 0.0
         self._steps = 0
-        self._begin = self._after = sizes(self._all_logs())
+        self._begin = self._after = self._sizes = sizes(self._all_logs())
         self.step: int | None = None
 
     def look(self) -> bool:
@@ -82,7 +82,9 @@ class Watchdog:
             self._longest = max(self._longest, now - self._progressed)
             self._steps += 1
             self.step, self._progressed, self._progress_time = step, now, time.time()
-            self._after = sizes(self._all_logs())
+            # From the look before: an error just after the step may be in the logs already.
+            self._after = self._sizes
+        self._sizes = sizes(self._all_logs())
         return True
 
     def stalled(self) -> str | None:
