@@ -36,6 +36,9 @@ VICTIMS = {
     "driver": r"-m verl(\.trainer\.main_ppo|_s2d\.training\.(warmup|rollout_cache)|_s2d\.evaluation\.evaluate) ",
     "worker": r"^ray::(WorkerDict|WarmupWorker)",
     "vllm server": r"^ray::vLLMHttpServer",
+    "agent loop worker": r"^ray::AgentLoopWorker",
+    "reward worker": r"^ray::RewardLoopWorker",
+    "transfer queue": r"^ray::(SimpleStorageUnit|TransferQueueController)",
     "ray gcs": r"/gcs_server ",
     "raylet": r"/raylet/raylet ",
 }
@@ -128,7 +131,7 @@ class Run:
         step = max(read_metrics(self.run_dir / "stages" / directory), default=None)
         return name if step is None else f"{name}, step {step}"
 
-    def kill(self, victim: str, limit: float = 30, number: int = signal.SIGKILL) -> bool:
+    def kill(self, victim: str, limit: float = 60, number: int = signal.SIGKILL) -> bool:
         """Send a signal to the victim, waiting for it to appear; False when the run ended before it did."""
         if victim == "command":
             self.process.send_signal(number)
