@@ -220,10 +220,10 @@ def _report(options: argparse.Namespace) -> int:
 
 def _gc(options: argparse.Namespace) -> int:
     from verl_s2d.workflow.collect import collect
-    from verl_s2d.workflow.kept import plan_to_keep
+    from verl_s2d.workflow.kept import plan_to_keep, results_to_keep
 
     plan = plan_to_keep(options.recipe, options.run_dir, options.rows, options.seeds)
-    collection = collect(plan, delete=options.delete)
+    collection = collect(plan, delete=options.delete, results=results_to_keep(plan, options.rows))
     _print_json(collection.data()) if options.json else print(collection.text())
     return OK
 

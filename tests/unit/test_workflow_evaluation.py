@@ -113,3 +113,22 @@ def test_chosen_k_are_those_of_the_report_and_rebuild_nothing(built, tmp_path, l
     (row,) = finished_rows(plan)
     # Of two samples 0, 1, 2, 0 and 1 are right, so that three of five problems are solved.
     assert row.result["sets"]["held"]["pass_at"] == {"2": pytest.approx(3 / 5)}
+
+
+def test_gc_keeps_what_was_evaluated_by_hand(built, tmp_path, capsys, launcher):
+    def gc(*arguments):
+        assert cli.main(["gc", *map(str, arguments), "--delete"]) == 0
+        return capsys.readouterr().out
+
+    write_model(tmp_path / "other", weight=b"o")
+    of_rows = set((tmp_path / "run" / "stages").glob("evaluate-*"))
+    for model in ("opd-1h", tmp_path / "other"):
+        assert evaluate(tmp_path, capsys, model)[0] == 0
+    first, second = set((tmp_path / "run" / "stages").glob("evaluate-*")) - of_rows
+    shutil.rmtree(tmp_path / "other")
+    assert "nothing to remove" in gc(tmp_path / "run")
+    (first / "manifest.json").unlink()
+    gc(tmp_path / "run")
+    assert not first.exists() and (second / "manifest.json").exists(), "a part of a result is none"
+    gc(tmp_path / "recipe.yaml", "--run-dir", tmp_path / "run", "--rows", "half-split")
+    assert not second.exists() and built.missing() == [], "exactly these rows"

@@ -1,8 +1,8 @@
 """`verl-s2d gc`: what no kept row needs, found and removed.
 
-Kept is everything that the rows of a plan are built from, finished or not. A thing is removed by a rename into
-`stages/.removed` first, so that a kill in between leaves no half stage behind. Nothing outside of `stages` is touched,
-and no link below it is followed.
+Kept is everything that the rows of a plan are built from, finished or not, and what else is named, when it is finished. A
+thing is removed by a rename into `stages/.removed` first, so that a kill in between leaves no half stage behind. Nothing
+outside of `stages` is touched, and no link below it is followed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,8 +93,11 @@ class Collection:
         return sorted({row.seed for row in self.plan.rows})
 
 
-def collect(plan: Plan, *, delete: bool) -> Collection:
+def collect(plan: Plan, *, delete: bool, results: Container[str] = ()) -> Collection:
     """Find what the plan's rows do not need; with `delete` remove it, holding the run directory meanwhile.
+
+    Args:
+        results: labels of stages to keep besides, once they are finished; what they were made from may go.
 
     Raises:
         UserError: not the directory of a run of this recipe, or (with `delete`) a run is working in it, or processes of
@@ -109,7 +112,7 @@ def collect(plan: Plan, *, delete: bool) -> Collection:
             remedy="Give a directory that `verl-s2d run` made.",
         )
     if not delete:
-        return Collection(plan, find_waste(plan), False)
+        return Collection(plan, find_waste(plan, results), False)
     with opened(run_dir, plan.recipe.name) as run_id:
         if alive := marked_processes(run_id):
             raise UserError(
@@ -118,7 +121,7 @@ def collect(plan: Plan, *, delete: bool) -> Collection:
                 value=str(run_dir),
                 remedy=f"`verl-s2d run` ends them, or end them yourself: {', '.join(map(str, alive[:10]))}.",
             )
-        waste = find_waste(plan)
+        waste = find_waste(plan, results)
         for item in waste:
             if not item.blocked:
                 _remove(item.path)
@@ -128,8 +131,8 @@ def collect(plan: Plan, *, delete: bool) -> Collection:
         return Collection(plan, waste, True)
 
 
-def find_waste(plan: Plan) -> list[Waste]:
-    """Everything that can go, by name."""
+def find_waste(plan: Plan, results: Container[str] = ()) -> list[Waste]:
+    """Everything that can go, by name; of `results` only what is not finished."""
     stages = plan.context.run_dir / "stages"
     needed = {node.label: node for node in plan.order}
     found = [
@@ -141,8 +144,7 @@ def find_waste(plan: Plan) -> list[Waste]:
     for directory in stage_directories(plan.context.run_dir):
         if directory.name in needed:
             found += () if directory.is_symlink() else _inside(needed[directory.name], directory)
-        else:
-            manifest = read_manifest(directory)
+        elif not (manifest := read_manifest(directory)) or directory.name not in results:
             name = f"{manifest['name']}: " if manifest else "unfinished: "
             link = " (a link: what it points to stays)" if directory.is_symlink() else ""
             found.append(_waste(directory, f"{name}no kept row needs it{link}"))

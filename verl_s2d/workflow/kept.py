@@ -1,4 +1,4 @@
-"""Which rows of a run are to be kept when it is cleaned up."""
+"""What of a run is to be kept when it is cleaned up: which rows, and which results besides."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from verl_s2d.errors import UserError
 from verl_s2d.workflow.planning import Plan, make_plan
 from verl_s2d.workflow.recipe_file import load_recipe
-from verl_s2d.workflow.run_directory import read_record
+from verl_s2d.workflow.run_directory import evaluations, read_record
 
 
 def plan_to_keep(run: Path, run_dir: Path | None, rows: list[str] | None, seeds: list[int] | None) -> Plan:
@@ -38,3 +38,8 @@ def plan_to_keep(run: Path, run_dir: Path | None, rows: list[str] | None, seeds:
         rows=rows or list(dict.fromkeys([*recipe.rows, *known])),
         seeds=seeds or sorted({*recipe.seeds, *asked.get("seeds", ())}),
     )
+
+
+def results_to_keep(plan: Plan, rows: list[str] | None) -> list[str]:
+    """Labels of the evaluations that `evaluate` was asked for; none where the rows to keep are given."""
+    return [] if rows else evaluations(plan.context.run_dir)

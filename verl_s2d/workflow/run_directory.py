@@ -54,7 +54,7 @@ def _has_stages(run_dir: Path) -> bool:
 
 
 def read_record(run_dir: Path) -> dict | None:
-    """{"recipe": name, "id": id of the run, and what `remember` entered}, None when there is none."""
+    """{"recipe": name, "id": id of the run, and what was entered below}, None when there is none."""
     try:
         record = json.loads((run_dir / _RECORD).read_text())
         return record if {"recipe", "id"} <= record.keys() else None
@@ -69,12 +69,27 @@ def remember(
     record: what `gc` keeps; and for a report without the recipe the facts about this run (keywords of the report's
     `Facts`). Only for whoever holds the directory."""
     record = read_record(run_dir)
-    entry = {
-        "file": str(recipe_file),
-        "rows": list(dict.fromkeys([*record.get("rows", ()), *rows])),
-        "seeds": sorted({*record.get("seeds", ()), *seeds}),
-        "facts": dict(facts),
-    }
+    _enter(
+        run_dir,
+        file=str(recipe_file),
+        rows=list(dict.fromkeys([*record.get("rows", ()), *rows])),
+        seeds=sorted({*record.get("seeds", ()), *seeds}),
+        facts=dict(facts),
+    )
+
+
+def remember_evaluations(run_dir: Path, labels: Iterable[str]) -> None:
+    """Enter the stages that `evaluate` was asked for, which no row names. Only for whoever holds the directory."""
+    _enter(run_dir, evaluations=list(dict.fromkeys([*evaluations(run_dir), *labels])))
+
+
+def evaluations(run_dir: Path) -> list[str]:
+    """Labels of all stages that `evaluate` was ever asked for here."""
+    return (read_record(run_dir) or {}).get("evaluations", [])
+
+
+def _enter(run_dir: Path, **entry: Any) -> None:
+    record = read_record(run_dir)
     if record != (record := record | entry):
         write_atomically(run_dir / _RECORD, json.dumps(record) + "\n")
 

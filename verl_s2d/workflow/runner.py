@@ -20,7 +20,7 @@ from verl_s2d.workflow.planning import Plan
 from verl_s2d.workflow.process import MARKER, Launcher, SubprocessLauncher, kill_marked
 from verl_s2d.workflow.progress import Progress
 from verl_s2d.workflow.repair import discard_broken_remains, require_whole, verified_missing
-from verl_s2d.workflow.run_directory import opened, remember
+from verl_s2d.workflow.run_directory import opened, remember, remember_evaluations
 from verl_s2d.workflow.stage_process import run_attempt
 from verl_s2d.workflow.stages import checkpoints, early_stop, kinds
 from verl_s2d.workflow.stages.base import StageKind
@@ -56,9 +56,11 @@ def run_plan(
     """
     with opened(plan.context.run_dir, plan.recipe.name) as run_id:
         if all(row.name in plan.recipe.row_names for row in plan.rows):
-            # Not so the evaluation of single models, which is no comparison to come back to.
             chosen = zip(*((row.name, row.seed) for row in plan.rows), strict=True)
             remember(plan.context.run_dir, plan.recipe.path, *chosen, plan.facts())
+        else:
+            # Of single models, which is no comparison to come back to, but a result to keep.
+            remember_evaluations(plan.context.run_dir, (row.target.label for row in plan.rows))
         missing = verified_missing(plan, progress.note)
         if not missing:
             return []
