@@ -1,7 +1,7 @@
 """`verl-s2d gc`: what no kept row needs, found and removed.
 
-Kept is everything that the rows of a plan are built from, finished or not, and what else is named, when it is finished. A
-thing is removed by a rename into `stages/.removed` first, so that a kill in between leaves no half stage behind. Nothing
+Kept is everything that the rows of a plan are built from, finished or not, and finished stages named besides. A thing
+is removed by a rename into `stages/.removed` first, so that a kill in between leaves no half stage behind. Nothing
 outside of `stages` is touched, and no link below it is followed.
 """
 
