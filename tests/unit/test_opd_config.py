@@ -115,6 +115,11 @@ def test_a_bad_setting_is_named_with_its_value(changes, key, value):
             "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size",
             2,
         ),
+        (
+            "actor_rollout_ref.actor.ulysses_sequence_parallel_size=2",
+            "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size",
+            2,
+        ),
     ],
 )
 def test_what_an_exact_divergence_would_silently_not_obey_is_refused(change, key, value):

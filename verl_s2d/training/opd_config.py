@@ -167,6 +167,9 @@ def _check_full_vocabulary(config: DictConfig, opd: OpdConfig) -> None:
     megatron = actor.strategy == "megatron"
     name = "megatron" if megatron else "fsdp_config"
     engine, engine_key = actor.get(name) or {}, f"actor_rollout_ref.actor.{name}"
+    # verl's older key for it: above 1 it replaces the engine's.
+    if not megatron and (older := actor.get("ulysses_sequence_parallel_size") or 1) > 1:
+        engine = OmegaConf.merge(engine, {"ulysses_sequence_parallel_size": older})
     check_logits_visible(config.actor_rollout_ref.model, engine, engine_key)
     if megatron:
         check_megatron(engine, engine_key)
