@@ -105,6 +105,8 @@ def test_engines_die_with_their_parent(number, model, data, tmp_path, engines):
     marker = f"test-{tmp_path.name}-{os.getpid()}"
     where = [str(path) for path in (model, data, tmp_path / "out")]
     code = f"""
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without
 from tests.unit import fake_engine, test_sampling_parts
 from verl_s2d.sampling import parts, replicas
 parts.PROMPTS_A_PART = 2
