@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,27 @@ def running(recipe: Path, run_dir: Path) -> Iterator[Run]:
         run.process.wait(30)
         if (record := read_record(run_dir)) is not None:
             kill_marked(record["id"])
+
+
+class Commands:
+    """The same command, again and again."""
+
+    def __init__(self, recipe: Path, run_dir: Path):
+        self._recipe, self._run_dir = recipe, run_dir
+        self._stack = ExitStack()
+        self._newest: Run | None = None
+
+    def __enter__(self) -> Commands:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def running(self) -> Run:
+        """The run that is there, or a new one if it has ended."""
+        if self._newest is None or not self._newest.running:
+            self._newest = self._stack.enter_context(running(self._recipe, self._run_dir))
+        return self._newest
 
 
 def finish(recipe: Path, run_dir: Path) -> str:
