@@ -63,7 +63,8 @@ def test_the_same_command_finishes_after_every_kill(seed, undisturbed, tmp_path,
                 fault("a second `run` on the directory", stage)
             fault(f"kill -9 of the {victims[stage]}", stage)
             check_what_follows(run, victims[stage], following)
-            print(f"{stage}: {victims[stage]} in {where}, exit code {run.process.poll()}", flush=True)
+            outcome = "went on" if run.running else f"exit code {run.process.returncode}"
+            print(f"{stage}: {victims[stage]} in {where}, {outcome}", flush=True)
             kept = written(run_dir)
             assert {name: kept.get(name) for name in before} == before, "a finished stage was built again"
             nothing_half_written(run_dir)
