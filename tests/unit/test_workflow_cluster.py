@@ -39,13 +39,27 @@ def test_a_process_that_is_stopped_is_told(tmp_path):
     assert held_up(process.pid) == ""
 
 
+class EndsFirst(SubprocessLauncher):
+    """The first head ends at once, as one does whose port was taken a moment before."""
+
+    def __init__(self):
+        self.ports: list[str] = []
+
+    def start(self, argv, env, cwd, log):
+        self.ports += [argument for argument in argv if argument.startswith("--port=")]
+        ends = [sys.executable, "-c", "raise SystemExit(1)"]
+        return super().start(ends if len(self.ports) == 1 else argv, env, cwd, log)
+
+
 def test_one_head_for_several_drivers(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     run = uuid.uuid4().hex
     environment = {**os.environ, MARKER: run}
-    cluster = RayCluster(tmp_path, run, SubprocessLauncher(), environment, "cpu", 2)
+    launcher = EndsFirst()
+    cluster = RayCluster(tmp_path, run, launcher, environment, "cpu", 2)
     try:
         joined = cluster.environment()
+        assert len(set(launcher.ports)) == 2, "another try, at another port"
         for _ in range(2):
             assert cluster.environment() == joined
             done = subprocess.run(

@@ -17,6 +17,7 @@ from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.process import Handle, Launcher, kill_marked, marked_processes, wait
 
 _START_SECONDS = 120
+_START_TRIES = 3
 _QUIET_SECONDS = 60
 _LOGICAL_CPUS = 32
 """verl asks for three CPUs a worker and more for its helpers; on a small machine that is bookkeeping, not hardware."""
@@ -24,6 +25,10 @@ _LOGICAL_CPUS = 32
 
 CLUSTER_MARKER = "VERL_S2D_CLUSTER"
 """Environment variable of the head and of all it starts, as process.MARKER is for the whole run."""
+
+
+class _HeadEnded(StageFailed):
+    """Before it was ready."""
 
 
 class RayCluster:
@@ -69,8 +74,16 @@ class RayCluster:
         return {"RAY_ADDRESS": self._address, **self._authentication}
 
     def _start(self) -> None:
+        """Another port when the head ends at once: somebody may have taken the one that was free a moment ago."""
+        for remaining in reversed(range(_START_TRIES)):
+            try:
+                return self._start_at(_free_port())
+            except _HeadEnded:
+                if not remaining:
+                    raise
+
+    def _start_at(self, port: int) -> None:
         log = self._run_dir / "ray.log"
-        port = _free_port()
         argv = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
         argv += [f"--port={port}", f"--temp-dir={self._temporary}", "--include-dashboard=false"]
         if self._device == "cpu":
@@ -84,7 +97,8 @@ class RayCluster:
             if ended or time.monotonic() > deadline:
                 self.stop()
                 why = "it ended" if ended else f"not ready after {_START_SECONDS} s"
-                raise StageFailed(f"The local Ray head did not start: {why}.", log=log, lines=last_lines(log, 15))
+                kind = _HeadEnded if ended else StageFailed
+                raise kind(f"The local Ray head did not start: {why}.", log=log, lines=last_lines(log, 15))
             time.sleep(0.1)
         self._address = f"127.0.0.1:{port}"
 
