@@ -46,20 +46,20 @@ class Stage:
         self.log.write_text("starting\n")
         self.dog = Watchdog(self.directory, self.metrics, self.logs, limits, stepping=stepping, clock=self.clock)
 
-    def say(self, text: str = "still here\n") -> None:
+    def say(self, text: str = "") -> None:
         with self.log.open("a") as stream:
-            stream.write(text)
+            stream.write(text or f"{self.clock.now:.0f} tokens\n")
 
     def step(self, number: int) -> None:
         with self.metrics.open("a") as stream:
             stream.write(json.dumps({"step": number, "data": {}}) + "\n")
 
-    def pass_time(self, seconds: float, *, talking: bool = False) -> str | None:
+    def pass_time(self, seconds: float, *, talking: bool = False, saying: str = "") -> str | None:
         """The verdict after so long, the first one if there is any."""
         for _ in range(round(seconds / 10)):
             self.clock.now += 10
-            if talking:
-                self.say()
+            if talking or saying:
+                self.say(saying)
             assert self.dog.look()
             if verdict := self.dog.stalled():
                 return verdict
@@ -86,6 +86,56 @@ def test_output_without_a_step_is_a_stall_unless_steps_are_that_long(tmp_path):
     assert "its longest step took 20" in slow.pass_time(300, talking=True)
     preparing = Stage(tmp_path / "no-steps", Limits(silent=600, step=3600), stepping=False)
     assert preparing.pass_time(9000, talking=True) is None
+
+
+# What verl, in its driver's colours, and TransferQueue say while verl waits for prompts that never end.
+WAITING = """\x1b[36m(TaskRunnerV1 pid=17)\x1b[0m INFO:2026-11-21 22:{minute}:07,123:pending: 0, running: {running}
+(TaskRunnerV1 pid=17) controller: [Performance] Total success requests: {minute}, Total req/min: 60.{minute};
+(TaskRunnerV1 pid=17) Time range: last 5.{minute} minutes;
+(TaskRunnerV1 pid=17) Per-operation statistics: KV_LIST: req_count={minute}
+"""
+
+
+def test_repeating_itself_is_no_output(tmp_path):
+    stage = Stage(tmp_path, Limits(silent=600, step=36000))
+    for minute in range(10, 20):
+        assert stage.pass_time(60, saying=WAITING.format(minute=minute, running=8)) is None
+    assert "no output but repetitions for 10" in stage.pass_time(30, saying=WAITING.format(minute=20, running=8))
+    stage.say(WAITING.format(minute=21, running=7))
+    assert stage.pass_time(590, saying=WAITING.format(minute=21, running=7)) is None, "a prompt has ended"
+    (stage.directory / "checkpoint").touch()
+    assert stage.pass_time(590, saying=WAITING.format(minute=22, running=7)) is None, "a file was written"
+
+
+def test_repetition_is_waited_for_three_times_the_longest_step(tmp_path):
+    stage = Stage(tmp_path, Limits(silent=600, step=36000))
+    stage.pass_time(590)
+    stage.say()
+    stage.pass_time(400)
+    stage.step(1)
+    assert stage.pass_time(2900, saying="pending: 0\n") is None
+    assert "repetitions" in stage.pass_time(200, saying="pending: 0\n")
+
+
+def test_what_an_earlier_attempt_said_is_not_a_repetition(tmp_path):
+    stage = Stage(tmp_path, Limits(silent=600, step=36000))
+    words = [f"loading shard {chr(ord('a') + i)}\n" for i in range(20)]
+    for _ in range(2):
+        dog = Watchdog(stage.directory, stage.metrics, None, Limits(600, 36000), stepping=True, clock=stage.clock)
+        for word in words:
+            stage.say(word)
+            stage.clock.now += 60
+            assert dog.look() and dog.stalled() is None
+
+
+def test_a_log_that_is_begun_anew_or_gone_is_no_reason_to_fail(tmp_path):
+    stage = Stage(tmp_path, Limits(silent=600, step=36000))
+    stage.pass_time(100, talking=True)
+    stage.log.unlink()
+    assert stage.pass_time(300) is None
+    stage.log.write_text("anew\n")
+    assert stage.pass_time(590) is None
+    assert "no output for" in stage.pass_time(30)
 
 
 @pytest.mark.parametrize("talking", [False, True])

@@ -180,8 +180,8 @@ class Cluster:
     warm_start: Literal["auto", True, False] = "auto"
     """Fork stages from a process that has imported verl already, instead of importing it once a stage."""
     stall_minutes: float = at_least(0, 10.0)
-    """A stage whose log, metrics and files do not change for so long is stopped; once a log holds an error after a
-    fifth of it (but a minute)."""
+    """A stage is stopped whose log says nothing new, and whose metrics and files do not change, for so long; once a log
+    holds an error after a fifth of it (but a minute)."""
     step_minutes: float = at_least(0, 120.0)
     """A stage that writes its log but ends no step for so long, and for ten times its longest step, is stopped."""
     grace_seconds: float = at_least(0, 25.0)

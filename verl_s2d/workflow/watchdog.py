@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
 from verl_s2d.workflow.evidence import Evidence, find_error, sizes, worker_logs
 from verl_s2d.workflow.metrics import last_step
+from verl_s2d.workflow.novelty import Novelty
 
 _LOOK_SECONDS = 2.0
 _WITH_ERROR, _LEAST_WITH_ERROR = 0.2, 60.0
 """Share of the limit to silence that remains once a log holds an error, and the seconds it is never cut below."""
-_LONGER_STEP, _LONGER_STEP_WITH_ERROR = 10, 3
-"""How many times as long as the longest one before a step may take."""
+_LONGER_STEP, _LONGER_STEP_AT_REST = 10, 3
+"""How many times as long as the longest one before a step may take; the second once a log holds an error or
+repeats itself."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,9 @@ class Limits:
     """What counts as a stall, in seconds.
 
     Attributes:
-        silent: nothing in the stage's directory changes. A fifth of it (but a minute) once a log holds an error: verl
-            and Ray can wait long for a worker that has failed.
+        silent: nothing in the stage's directory changes, and its log says nothing new (verl writes the same line once a
+            minute while it waits; while a log repeats itself it is three times the longest step at least). A fifth of
+            it (but a minute) once a log holds an error: verl and Ray can wait long for a worker that has failed.
         step: the log goes on, but no step ends; at least ten times the longest step before. Once a log holds an error
             three times the longest step, but no less than the fifth of `silent`.
     """
@@ -60,9 +63,10 @@ class Watchdog:
         self._directory, self._metrics, self._logs = directory, metrics, logs
         self._limits, self._stepping, self._clock = limits, stepping, clock
         now = clock()
-        self._looked = self._changed = self._progressed = now
+        self._looked = self._changed = self._said = self._progressed = now
         self._progress_time = time.time()
-        self._seen: object = None
+        self._novelty = Novelty(directory / "log.txt")
+        self._seen: tuple[Hashable, Hashable] | None = None
         self._longest = 0.0
         self._steps = 0
         self._begin = self._after = self._sizes = sizes(self._all_logs())
@@ -74,9 +78,11 @@ class Watchdog:
         if now - self._looked < _LOOK_SECONDS:
             return False
         self._looked = now
-        seen = self._snapshot()
-        if seen != self._seen:
-            self._seen, self._changed = seen, now
+        besides, log = self._snapshot()
+        if (besides, log) != self._seen:
+            if self._novelty.look() or self._seen is None or besides != self._seen[0]:
+                self._said = now
+            self._seen, self._changed = (besides, log), now
         step = last_step(self._metrics) if self._metrics.exists() else None
         if step != self.step:
             self._longest = max(self._longest, now - self._progressed)
@@ -90,21 +96,31 @@ class Watchdog:
     def stalled(self) -> str | None:
         """What is wrong, with the limit that was passed; None while nothing is."""
         limits = self._limits
-        silent, idle = self._looked - self._changed, self._looked - self._progressed
-        if silent > limits.silent:
-            return f"no output for {_minutes(silent)} (limit: cluster.stall_minutes = {limits.silent / 60:g})"
+        idle = self._looked - self._progressed
+        if quiet := self._quiet(limits.silent):
+            return f"{quiet} (limit: cluster.stall_minutes = {limits.silent / 60:g})"
         if self._stepping and idle > max(limits.step, _LONGER_STEP * self._longest):
             longest = f"; its longest step took {_minutes(self._longest)}" if self._longest else ""
             limit = f"cluster.step_minutes = {limits.step / 60:g}{longest}"
             return f"output, but no step for {_minutes(idle)} (limit: {limit})"
         shorter = limits.with_error
-        slow = self._stepping and self._steps and idle > max(shorter, _LONGER_STEP_WITH_ERROR * self._longest)
-        if (silent > shorter or slow) and self.error() is not None:
+        quiet = self._quiet(shorter)
+        if not quiet and self._stepping and self._steps and idle > max(shorter, _LONGER_STEP_AT_REST * self._longest):
+            quiet = f"no step for {_minutes(idle)}"
+        if quiet and self.error() is not None:
             return (
-                f"a log holds an error, and since then there was no {'output' if silent > shorter else 'step'} for "
-                f"{_minutes(silent if silent > shorter else idle)} (limit after an error: {_minutes(shorter)}, from "
-                f"cluster.stall_minutes = {limits.silent / 60:g})"
+                f"a log holds an error, and since then there was {quiet} (limit after an error: {_minutes(shorter)}, "
+                f"from cluster.stall_minutes = {limits.silent / 60:g})"
             )
+        return None
+
+    def _quiet(self, limit: float) -> str | None:
+        """For how long nothing came, or nothing but what had been said before, if that is longer than the limit."""
+        silent, repeating = self._looked - self._changed, self._looked - self._said
+        if silent > limit:
+            return f"no output for {_minutes(silent)}"
+        if repeating > max(limit, _LONGER_STEP_AT_REST * self._longest):
+            return f"no output but repetitions for {_minutes(repeating)}"
         return None
 
     def progress(self) -> str:
@@ -124,15 +140,19 @@ class Watchdog:
     def _all_logs(self) -> list[Path]:
         return [*worker_logs(self._logs), self._directory / "log.txt"]
 
-    def _snapshot(self) -> tuple[int, int, float]:
-        count, size, newest = 0, 0, 0.0
+    def _snapshot(self) -> tuple[Hashable, Hashable]:
+        """What the stage's directory looks like: everything but the log, and the log."""
+        count, size, newest, log = 0, 0, 0.0, (0, 0.0)
         for path in self._directory.rglob("*"):
             try:
                 stat = path.stat()
             except OSError:
                 continue
-            count, size, newest = count + 1, size + stat.st_size, max(newest, stat.st_mtime)
-        return count, size, newest
+            if path == self._directory / "log.txt":
+                log = (stat.st_size, stat.st_mtime)
+            else:
+                count, size, newest = count + 1, size + stat.st_size, max(newest, stat.st_mtime)
+        return (count, size, newest), log
 
 
 def _minutes(seconds: float) -> str:
