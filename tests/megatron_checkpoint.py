@@ -149,6 +149,8 @@ def train(made: MegatronCheckpointManager) -> None:
     """A few real steps, so that weights and optimizer are those of no other checkpoint."""
     (module,), optimizer = made.model, made.optimizer
     for _ in range(STEPS_TRAINED):
+        # Both, as verl does: a step leaves its gradients with the parameters, to which the next ones would be added.
+        optimizer.zero_grad()
         module.zero_grad_buffer()
         module(torch.tensor(IDS), torch.arange(len(IDS[0]))[None], None).square().mean().backward()
         # Norms of queries and keys see a rank's heads only: their gradients are added up here.
@@ -173,7 +175,7 @@ def save(rank: int, world: int, directory: Path) -> None:
 
 
 def resume(rank: int, world: int, directory: Path) -> None:
-    """What was saved is read again: the weights, and the optimizer's state of each."""
+    """What was saved is read again, weights and the optimizer's state of each, and steps from there are the same."""
     saved, fresh = (manager(directory, seed=seed) for seed in (1, 2))
     saved.bridge.load_weights(saved.model, str(directory / "source"))
     train(saved)
@@ -185,6 +187,11 @@ def resume(rank: int, world: int, directory: Path) -> None:
     for expected, restored in zip(*states, strict=True):
         for name, value in expected.items():
             assert torch.allclose(torch.as_tensor(value), torch.as_tensor(restored[name]), atol=1e-6), name
+    for one in (saved, fresh):
+        train(one)
+    later, expected = logits(fresh.model[0]), logits(saved.model[0])
+    assert torch.equal(later, expected), (later - expected).abs().max()
+    assert (later - found).abs().max() > 1e-2
 
 
 def optimizer_state(made: MegatronCheckpointManager) -> list[dict[str, torch.Tensor]]:
