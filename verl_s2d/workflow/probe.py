@@ -12,7 +12,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_LIMIT_SECONDS = 180
+_LIMIT_SECONDS = 600
+"""Ten seconds where files are near; minutes from a network's file system that has not read them yet."""
 _END_SECONDS = 10
 
 
