@@ -4,11 +4,24 @@ that also saves, at its first step, every tensor of the batch that the update is
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from wrapt import when_imported
 
 FIELDS = ("prompts", "responses", "response_mask", "advantages", "returns")
 SAMPLED = ("old_log_probs", "ref_log_prob")
+
+TRAINER = "s2d_opd_dump"
+
+
+def dumping(to: Path) -> dict[str, str]:
+    """verl's options with which a run saves its first batch there."""
+    reach = "+ray_kwargs.ray_init.runtime_env.env_vars."
+    return {
+        "trainer.v1.trainer_mode": TRAINER,
+        f"{reach}VERL_USE_EXTERNAL_MODULES": __name__,
+        f"{reach}S2D_BATCH_DUMP": str(to),
+    }
 
 
 @when_imported("verl_s2d.training.opd_trainer")
@@ -17,7 +30,7 @@ def _register(opd) -> None:
     import transfer_queue as tq
     from verl.trainer.ppo.v1.trainer_base import register_trainer
 
-    @register_trainer("s2d_opd_dump")
+    @register_trainer(TRAINER)
     class DumpingTrainer(opd.OpdTrainer):
         def _compute_advantage(self, batch, metrics):
             result = super()._compute_advantage(batch, metrics)

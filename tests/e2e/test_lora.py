@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from tests.e2e.batch_dump import dumping
 from tests.e2e.test_opd import BATCH
 from tests.tiny_training import plain_log_probs
 from verl_s2d.training.merge_adapter import merge
@@ -26,7 +27,6 @@ LORA = {
     "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": 32,
     "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 32,
     "actor_rollout_ref.actor.optim.lr": 1.0e-2,
-    "trainer.v1.trainer_mode": "s2d_opd_dump",
     "trainer.save_freq": 2,
     "actor_rollout_ref.actor.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
 }
@@ -36,7 +36,6 @@ LORA = {
 def trained(request, verl, teacher, student, prompts, tmp_path_factory):
     """(objective, directory, metrics) of two steps, the first of which saves its batch."""
     out = tmp_path_factory.mktemp(request.param)
-    reach = "+ray_kwargs.ray_init.runtime_env.env_vars."
     metrics = verl.run(
         "opd",
         student=student,
@@ -48,9 +47,8 @@ def trained(request, verl, teacher, student, prompts, tmp_path_factory):
         | {
             "+s2d.teacher.path": str(teacher),
             "+s2d.objective": request.param,
-            f"{reach}VERL_USE_EXTERNAL_MODULES": "tests.e2e.batch_dump",
-            f"{reach}S2D_BATCH_DUMP": str(out / "batch.pt"),
-        },
+        }
+        | dumping(out / "batch.pt"),
     )
     return request.param, out, metrics
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.e2e.batch_dump import dumping
 from tests.tiny_training import plain_log_probs
 
 pytestmark = pytest.mark.e2e
@@ -32,7 +33,6 @@ BATCH = {
 def trained(verl, teacher, student, prompts, tmp_path_factory):
     """(directory, metrics) of one run of 15 steps with beta 0.5 that saves its first batch."""
     out = tmp_path_factory.mktemp("trained")
-    reach = "+ray_kwargs.ray_init.runtime_env.env_vars."
     metrics = verl.run(
         "opd",
         student=student,
@@ -41,12 +41,10 @@ def trained(verl, teacher, student, prompts, tmp_path_factory):
         steps=15,
         overrides=BATCH
         | {
-            "trainer.v1.trainer_mode": "s2d_opd_dump",
             "+s2d.teacher.path": str(teacher),
             "+s2d.beta": 0.5,
-            f"{reach}VERL_USE_EXTERNAL_MODULES": "tests.e2e.batch_dump",
-            f"{reach}S2D_BATCH_DUMP": str(out / "batch.pt"),
-        },
+        }
+        | dumping(out / "batch.pt"),
     )
     return out, metrics
 
