@@ -18,9 +18,9 @@ from datetime import timedelta
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LIMIT_SECONDS = 240
+LIMIT_SECONDS = 600
 # A rank that waits longer than this for another has lost it.
-WAIT = timedelta(seconds=30)
+WAIT = timedelta(seconds=120)
 
 
 def run(

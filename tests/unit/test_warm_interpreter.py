@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,26 @@ def test_signals_reach_the_program_and_its_answer_comes_back(host, number):
     assert unhandled.stdout.readline() == "ready\n"
     unhandled.send_signal(number)
     assert unhandled.wait(10) == -number
+
+
+def test_a_signal_to_a_program_that_is_faster_than_its_interpreter_is_not_lost(host):
+    code = (
+        "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(42))\n"
+        "print('ready', flush=True)\ntime.sleep(30)"
+    )
+    host.process.send_signal(signal.SIGSTOP)
+    process = host.start("-c", code)
+    state = Path(f"/proc/{process.pid}/stat")
+    asleep = 0
+    while asleep < 20:  # it has asked, and waits
+        time.sleep(0.05)
+        asleep = asleep + 1 if state.read_text().rpartition(")")[2].split()[0] == "S" else 0
+    process.send_signal(signal.SIGSTOP)
+    host.process.send_signal(signal.SIGCONT)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(20) == 42
 
 
 def test_a_signal_that_is_ignored_stays_ignored(host):

@@ -48,10 +48,13 @@ def main() -> None:
         become_python(["-u", "-c", RUN_SCRIPT.format(executable=os.path.abspath(sys.argv[0])), *args])
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # The program may handle a signal, and say so, before this process has come to pass it on.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
     host, fds = ask(args, unbuffered)
     if host is None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         become_python(sys.argv[1:])
-    mirror(host, fds)
+    mirror(host, fds, mask)
 
 
 def is_program(args: list) -> bool:
@@ -100,8 +103,8 @@ def ask(args: list, unbuffered: bool) -> tuple:
     return None, []
 
 
-def mirror(host: socket.socket, fds: list) -> None:
-    """Pass signals on until the fork ends, then end the same way."""
+def mirror(host: socket.socket, fds: list, mask: set) -> None:
+    """Pass signals on until the fork ends, then end the same way. They are blocked yet; `mask` is what was before."""
 
     def forward(number: int, _: object) -> None:
         with contextlib.suppress(OSError):
@@ -110,6 +113,7 @@ def mirror(host: socket.socket, fds: list) -> None:
     # Also those that were ignored here: the fork ignores them too, until its program decides otherwise.
     for number in FORWARDED:
         signal.signal(number, forward)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     # The fork holds them now; a pipe kept open here would hide the end of the other side from it.
     for fd in fds:
         os.close(fd)
