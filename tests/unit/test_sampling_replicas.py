@@ -64,11 +64,11 @@ def test_the_result_is_the_same_for_any_number_of_engines(what, model, data, tmp
 
 def test_a_slow_engine_holds_nobody_up(model, data, tmp_path, engines):
     """Parts have no engine of their own: what it does not come to others do."""
-    engines(first={"seconds": 0.7})
+    engines(first={"seconds": 3.5})
     began = time.monotonic()
     run("rollouts", model, data, tmp_path / "out", 2)
-    # Half of the prompts would take the slow one 8.4 s.
-    assert time.monotonic() - began < 7
+    # Half of the prompts would take the slow one 42 s, and a part of them 14 s.
+    assert time.monotonic() - began < 38
 
 
 @pytest.mark.parametrize(
@@ -80,13 +80,14 @@ def test_a_slow_engine_holds_nobody_up(model, data, tmp_path, engines):
     ],
 )
 def test_a_failing_engine_stops_all(end, words, model, data, tmp_path, engines, monkeypatch):
-    monkeypatch.setattr(replicas, "_SILENT_SECONDS", 3.0)
+    # Time enough for the others to say why they ended, on a machine that is busy.
+    monkeypatch.setattr(replicas, "_SILENT_SECONDS", 3.0 if end == "hang" else 120.0)
     monkeypatch.setenv(MARKER, f"test-{tmp_path.name}-{os.getpid()}")
     engines(seconds=0.3, first={"seconds": 0, "end": end})
     began = time.monotonic()
     with pytest.raises(replicas.ReplicaFailed, match=words) as failed:
         run("rollouts", model, data, tmp_path / "out", 2)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
     if end == "raise":
         assert "RuntimeError: the engine is out of memory" in str(failed.value)
     log = tmp_path / "out" / "worker-logs"
