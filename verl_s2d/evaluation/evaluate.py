@@ -25,6 +25,7 @@ from verl_s2d.data.problems import Problem, read_problems
 from verl_s2d.errors import UserError
 from verl_s2d.evaluation.chances import check_pass_at, mean_pass_at, usual_ks
 from verl_s2d.evaluation.stats import mean_and_stderr
+from verl_s2d.platforms.environment import prepare_for_vllm
 from verl_s2d.rewards.registry import Score, Verifier, check, resolve
 from verl_s2d.sampling.complete import complete
 from verl_s2d.sampling.engine import Completion
@@ -73,6 +74,7 @@ class Options:
 
 def main(options: Options) -> None:
     """Sample, score, write. Raises UserError for unusable input before the model is loaded."""
+    prepare_for_vllm()
     if not options.set:
         raise UserError("There is nothing to evaluate on.", key="set.<name>", remedy="Give set.<name>=<parquet>.")
     names = ("temperature", "top_p", "top_k", "max_tokens", "seed")

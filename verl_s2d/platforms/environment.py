@@ -1,4 +1,4 @@
-"""Environment variables of a machine without an accelerator. Imports neither torch nor verl."""
+"""Environment variables that torch, verl and vLLM read before anybody can tell them. Imports none of them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,26 @@ CPU_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
+CUDA_ENVIRONMENT = {
+    # vLLM: its engine is a new process. A forked one has no CUDA once its parent has asked the driver anything.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    # torch: ask NVML, not the driver, whether there is a GPU, so that processes which others fork stay able to use it.
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+}
+
 
 def cpu_environment() -> dict[str, str]:
     """Variables to set for every verl and vLLM process on a machine without an accelerator."""
     # Trainer, rollout engine and agent loop overlap, and Ray would give each trainer more threads than there are cores.
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // 2))
     return CPU_ENVIRONMENT | {"OMP_NUM_THREADS": threads}
+
+
+def cuda_environment() -> dict[str, str]:
+    """Variables to set for every process that uses an accelerator; those of the user go first."""
+    return {name: os.environ.get(name, value) for name, value in CUDA_ENVIRONMENT.items()}
+
+
+def prepare_for_vllm() -> None:
+    """Set in this process what it needs before torch or vLLM is asked anything. Changes nothing on a CPU."""
+    os.environ.update(cuda_environment())

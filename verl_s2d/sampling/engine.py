@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from verl_s2d.data.weights import check_weights
 from verl_s2d.errors import UserError
+from verl_s2d.platforms.environment import cpu_environment, prepare_for_vllm
 from verl_s2d.sampling.prompts import prompt_seed, unreadable
 from verl_s2d.sampling.request import Settings
 
@@ -58,9 +59,10 @@ class Sampler:
     def __init__(
         self, model: str, *, context: int, tensor_parallel_size: int = 1, trust_remote_code: bool = False, seed: int = 0
     ):
+        prepare_for_vllm()
         cpu = on_cpu()
         if cpu:
-            _prepare_environment()
+            _prepare_cpu()
         vocabulary = check_model(model, context=context, trust_remote_code=trust_remote_code)
         from vllm import LLM
 
@@ -149,10 +151,8 @@ def on_cpu() -> bool:
     return not torch.accelerator.is_available()
 
 
-def _prepare_environment() -> None:
+def _prepare_cpu() -> None:
     """Set what vLLM reads when it is imported on a CPU."""
-    from verl_s2d.platforms.environment import cpu_environment
-
     # The engine in this process: its own would repeat some ten seconds of imports.
     for name, value in {**cpu_environment(), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}.items():
         os.environ.setdefault(name, value)

@@ -28,6 +28,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from verl_s2d.platforms.environment import prepare_for_vllm
 from verl_s2d.sampling.engine import Completion, Sampler
 from verl_s2d.sampling.parts import Part, write_part
 from verl_s2d.sampling.request import Settings
@@ -95,6 +96,7 @@ def sample_parts(
 
 def main() -> None:
     """A replica that is told what to do."""
+    prepare_for_vllm()
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     # What libraries print must not look like a message.
     os.dup2(2, 1)

@@ -20,6 +20,7 @@ from typing import Any
 
 from verl_s2d.errors import UserError
 from verl_s2d.logs import last_lines
+from verl_s2d.platforms.environment import cpu_environment
 from verl_s2d.sampling.engine import on_cpu
 from verl_s2d.sampling.parts import Part
 from verl_s2d.sampling.replica import Report
@@ -190,8 +191,6 @@ def _message(replica: _Replica, problem: str) -> str:
 def _environments(count: int, gpus_each: int) -> list[dict[str, str]]:
     """What is different in the environment of each engine: its GPUs, or its share of the cores."""
     if on_cpu():
-        from verl_s2d.platforms.environment import cpu_environment
-
         threads = int(cpu_environment()["OMP_NUM_THREADS"])
         return [{"OMP_NUM_THREADS": str(max(1, threads // count))}] * count
     gpus = _visible_gpus()

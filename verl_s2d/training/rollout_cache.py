@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from verl_s2d import arguments
 from verl_s2d.data.files import discard_unfinished, write_json, written_whole
 from verl_s2d.data.problems import read_problems
+from verl_s2d.platforms.environment import prepare_for_vllm
 from verl_s2d.sampling.complete import complete
 from verl_s2d.sampling.parts import token_count
 from verl_s2d.sampling.prompts import load_tokenizer, render_prompt
@@ -66,6 +67,7 @@ class Options:
 
 def main(options: Options) -> None:
     """Sample and write. Raises UserError for unusable data or an unreadable model, before anything is loaded."""
+    prepare_for_vllm()
     names = ("n", "temperature", "top_p", "top_k", "max_tokens", "seed")
     settings = Settings(**{name: getattr(options, name) for name in names})
     problems = read_problems(options.data)

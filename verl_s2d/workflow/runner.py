@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from verl_s2d.platforms.environment import cpu_environment, cuda_environment
 from verl_s2d.workflow import attempts, redaction
 from verl_s2d.workflow.alarm_watch import AlarmWatch
 from verl_s2d.workflow.cluster import CLUSTER_MARKER, RayCluster
@@ -243,12 +244,9 @@ def choose_launcher(plan: Plan, environment: Mapping[str, str]) -> Launcher:
 
 
 def stage_environment(device: str) -> dict[str, str]:
-    """Environment of every process of a run: ours, and on `cpu` what verl and vLLM need there."""
+    """Environment of every process of a run: ours, and what verl, torch and vLLM need on that device."""
     environment = dict(os.environ)
     # Progress in the log must not wait for a full buffer, or a working stage would look stalled.
     environment["PYTHONUNBUFFERED"] = "1"
-    if device == "cpu":
-        from verl_s2d.platforms.environment import cpu_environment
-
-        environment.update(cpu_environment())
+    environment.update(cpu_environment() if device == "cpu" else cuda_environment())
     return environment
