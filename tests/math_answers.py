@@ -5,6 +5,12 @@ from __future__ import annotations
 SAME = [
     # numbers, fractions, mixed numbers, decimals, percent
     (r"\frac{1}{2}", "0.5"),
+    # products without a sign, which math-verify takes for sums
+    ("12", "(3)(4)"),
+    ("6", "2(3)"),
+    ("24", "2(3)(4)"),
+    ("2x+2", "2(x+1)"),
+    ("3", r"\log_2(8)"),
     (r"\frac{14}{3}", r"4\frac{2}{3}"),
     (r"\frac{14}{3}", "14/3"),
     (r"\frac43", r"\dfrac{4}{3}"),
@@ -114,6 +120,8 @@ SAME = [
 ]
 
 DIFFERENT = [
+    ("7", "(3)(4)"),
+    ("5", "2(3)"),
     (r"\frac{1}{2}", r"\frac{1}{3}"),
     (r"\frac{1}{3}", "0.33"),
     (r"\frac{1}{3}", "0.3333"),

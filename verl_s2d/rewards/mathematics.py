@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 
 from verl_s2d.data.ground_truths import ground_truth as formula
 from verl_s2d.errors import UserError
-from verl_s2d.rewards import arithmetic, dapo
+from verl_s2d.rewards import dapo
 from verl_s2d.rewards.answers import Form, final_answer
 from verl_s2d.rewards.normal_form import Answer, normal_form
 from verl_s2d.rewards.pool import shared
@@ -217,10 +217,6 @@ def _same_number(truth: Answer, answer: Answer) -> bool:
 def _by_algebra(truth: Answer, answer: Answer, seconds: float) -> Verdict:
     if not answer.text or is_too_complex(answer.text, truth.text, rational=truth.value is not None):
         return Verdict(False, "screened")
-    if truth.value is not None and not (truth.percent or answer.percent):
-        same = arithmetic.equals(answer.text, truth.value)
-        if same is not None:
-            return Verdict(same, "number")
     outcome = shared().compare(truth.text, answer.text, seconds)
     if outcome == "different" and truth.percent != answer.percent:
         texts = [rf"\frac{{{s.text}}}{{100}}" if s.percent else s.text for s in (truth, answer)]

@@ -63,6 +63,8 @@ _GROUPED = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar)\{?(\d+)\}?")
 _MIXED = re.compile(r"(?<![\d.^_}])(\d{1,12})\s+(\d{1,12})\s*/\s*(\d{1,12})(?!\d)")
 _MIXED_TEX = re.compile(r"([-+]?)(\d{1,30})\s*\\frac\{(\d{1,30})\}\{(\d{1,30})\}")
+_JUXTAPOSED = re.compile(r"((?<![\w.^\\}])\d+|\))\s*(?=\([^(),\[\]]*\))")
+"""A factor before one in parentheses. math-verify adds the two, as in a mixed number."""
 _DECIMAL = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)")
 _RATIO = re.compile(
     r"([-+]?)(?:\\frac\s*(?:\{([-+]?\d+)\}\s*\{([-+]?\d+)\}|(\d)\s*(\d)|(\d)\s*\{(\d+)\}|\{(\d+)\}\s*(\d))"
@@ -171,6 +173,7 @@ def normal_form(answer: str) -> Answer:
         text = text.replace(",", "")
     text = _REPEATING.sub(_repeating, text)
     text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
+    text = _JUXTAPOSED.sub(r"\1\\cdot ", text)
     value, decimal = _value(text)
     return Answer(text, unit=unit, percent=bool(percent), decimal=decimal, value=value)
 
