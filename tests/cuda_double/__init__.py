@@ -1,0 +1,7 @@
+"""What each stage would be started with on a CUDA machine, shown on a machine that has none.
+
+The workflow runs every full recipe with a launcher that records instead of starting. A process whose torch reports GPUs
+is asked what verl and our sampler make of the recorded environment. Both are compared with golden files:
+
+    python -m tests.cuda_double      # write them anew
+"""
