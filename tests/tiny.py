@@ -8,21 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-# verl picks its Qwen token builder by model type; it needs "\n" and <|im_end|> to be one token each.
-WORDS = ["<pad>", "<|im_end|>", "\n", "+", "=", *map(str, range(20))]
+from verl_s2d.gpu_check import tiny_model
+from verl_s2d.gpu_check.tiny_model import WORDS, Shape, write_tokenizer
 
-
-def write_tokenizer(directory: Path, words: list[str] = WORDS) -> None:
-    """A word-level fast tokenizer whose chat template renders the bare content."""
-    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<pad>")
-    tokenizer.add_tokens(AddedToken("\n", normalized=False))
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    tokenizer.save_pretrained(directory)
+__all__ = ["WORDS", "score_sum", "write_model", "write_problems", "write_tokenizer"]
 
 
 def write_model(
@@ -35,28 +24,8 @@ def write_model(
     tied: bool = False,
 ) -> Path:
     """A randomly initialised Qwen3 checkpoint of a few thousand parameters, with its tokenizer."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=len(words),
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        max_position_embeddings=128,
-        eos_token_id=1,
-        pad_token_id=0,
-        bos_token_id=None,
-        tie_word_embeddings=tied,
-        initializer_range=0.1,
-    )
-    Qwen3ForCausalLM(config).to(torch.float32).save_pretrained(directory)
-    write_tokenizer(Path(directory), words)
-    return Path(directory)
+    shape = Shape(seed=seed, hidden=hidden, layers=layers, tied=tied, tokens=len(words), vocabulary=len(words))
+    return tiny_model.write_model(directory, shape, words)
 
 
 def write_problems(path: Path, count: int, *, seed: int = 0) -> Path:

@@ -1,4 +1,4 @@
-"""verl-s2d check | plan | run | status | evaluate | report | verify | gc | prepare.
+"""verl-s2d check | plan | run | status | evaluate | report | verify | gc | gpu-check | prepare.
 
 Exit codes: 0 done, 1 a stage (or check) failed, 2 bad input; interrupted, and to be run again: 130 by Ctrl-C, 143 by
 SIGTERM (128 and the signal's number, as a scheduler expects of a job that it has preempted).
@@ -100,6 +100,15 @@ def _parser() -> argparse.ArgumentParser:
     verify.set_defaults(command=_verify)
     verify.add_argument("run", type=Path, help="run directory, or the recipe whose default run directory it is")
     verify.add_argument("--json", action="store_true", help="print JSON on standard output")
+    text = "does all that a recipe needs work on this machine's GPU, and how fast (about ten minutes); run it first"
+    gpu = commands.add_parser("gpu-check", help=text, description=text)
+    gpu.set_defaults(command=_gpu_check)
+    gpu.add_argument("--parts", type=_names, help="names, comma separated (default: all)")
+    gpu.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a tiny run that needs no GPU")
+    gpu.add_argument("--out", type=Path, default=Path("gpu-check.json"), help="the report (default: gpu-check.json)")
+    gpu.add_argument("--model", type=Path, help="directory of real weights for the parts that load a model")
+    gpu.add_argument("--recipe", type=Path, help="recipe whose hours are estimated from the speed of this machine")
+    gpu.add_argument("--keep", type=Path, metavar="DIR", help="keep logs and models here (default: deleted)")
     text = "DAPO-Math-17k, MATH-500 and AIME in verl's columns: deduplicated, checked for contamination, halved"
     settings = (
         "train, eval (comma separated), template=boxed|dapo, thinking, seed, contamination=report|remove, ngram, "
@@ -235,6 +244,21 @@ def _verify(options: argparse.Namespace) -> int:
     verification = verify_run(run if run.is_dir() else make_plan(load_recipe(run)).context.run_dir)
     _print_json(verification.data()) if options.json else print(verification.text())
     return OK if verification.ok else FAILED
+
+
+def _gpu_check(options: argparse.Namespace) -> int:
+    from verl_s2d.gpu_check.command import gpu_check
+
+    ok = gpu_check(
+        parts=options.parts,
+        device=options.device,
+        out=options.out,
+        model=options.model,
+        recipe=options.recipe,
+        scratch=options.keep,
+        show=lambda line: print(line, flush=True),
+    )
+    return OK if ok else FAILED
 
 
 def _prepare(options: argparse.Namespace) -> int:

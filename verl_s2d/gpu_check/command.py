@@ -1,0 +1,70 @@
+"""The subcommand: which parts, on what device, where the report goes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from verl_s2d.errors import UserError
+from verl_s2d.gpu_check.registry import choose
+from verl_s2d.gpu_check.report import PartResult, write_report
+from verl_s2d.gpu_check.runner import run_parts
+from verl_s2d.gpu_check.settings import Settings
+from verl_s2d.workflow.hf_export import export_problem
+from verl_s2d.workflow.interruption import Interruption
+from verl_s2d.workflow.planning import resolve_device
+
+
+def gpu_check(
+    *,
+    parts: Sequence[str] | None,
+    device: str,
+    out: Path,
+    model: Path | None,
+    recipe: Path | None,
+    scratch: Path | None,
+    show: Callable[[str], None],
+) -> bool:
+    """Run the chosen parts, write the report; returns whether nothing failed.
+
+    Args:
+        scratch: directory for logs and models, kept; None for a temporary one.
+
+    Raises:
+        UserError: an unknown part, a directory without a model, or device cuda on a machine without a GPU.
+    """
+    chosen = choose(parts)
+    if device != "cpu" and resolve_device("auto") == "cpu":
+        raise UserError(
+            "No GPU is visible on this machine: there is neither a driver's device file nor nvidia-smi.",
+            key="--device",
+            value=device,
+            remedy="Run the command on the machine with the GPU, or add --device cpu for a tiny run without one.",
+        )
+    if model is not None and (problem := export_problem(model)) is not None:
+        raise UserError(f"This is no model: {problem}.", key="--model", value=str(model), remedy="Give its directory.")
+    if recipe is not None and not recipe.is_file():
+        raise UserError("There is no such recipe.", key="--recipe", value=str(recipe), remedy="Give a recipe's yaml.")
+    with ExitStack() as stack:
+        if scratch is None:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="verl-s2d-gpu-check-")))
+        scratch.mkdir(parents=True, exist_ok=True)
+        settings = Settings(
+            device=device,
+            directory=str(scratch.resolve()),
+            model=None if model is None else str(model.resolve()),
+            recipe=None if recipe is None else str(recipe.resolve()),
+        )
+
+        def finished(results: list[PartResult]) -> None:
+            write_report(scratch / "report.json", settings, results)
+            write_report(out, settings, results)
+
+        # A part leads a session of its own: a signal does not reach it, the way out of this block does.
+        stack.enter_context(Interruption(0, show))
+        results = run_parts(chosen, settings, show=show, finished=finished)
+    failed = [result.name for result in results if not result.ok]
+    show(f"{'FAIL: ' + ', '.join(failed) if failed else 'all parts passed'}; report: {out}, which an issue can hold")
+    return not failed

@@ -1,0 +1,73 @@
+"""Part `fork`: a sampling stage up to vLLM's first process, which must not be a fork of one that touched CUDA."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+from wrapt import when_imported
+
+from verl_s2d.gpu_check import models
+from verl_s2d.gpu_check.checks import Recorder
+from verl_s2d.gpu_check.settings import Settings
+from verl_s2d.platforms.environment import CUDA_ENVIRONMENT
+
+_CHILD_SECONDS = 60
+
+
+class _Reached(Exception):
+    """Raised where Sampler would start vLLM's engine."""
+
+
+def run(settings: Settings, record: Recorder) -> None:
+    """Do what Sampler does, stop where the engine would start, and look at start method and fork."""
+    model = str(models.student(settings))
+    # The workflow sets these for its stages; a user of the sampler alone has only what the sampler sets.
+    for name in CUDA_ENVIRONMENT:
+        os.environ.pop(name, None)
+    record.expect("torch before the sampler", "torch" not in sys.modules, "torch" in sys.modules, "not imported")
+    seen: dict[str, str | None] = {}
+
+    def stand_in(module: Any) -> None:
+        seen.update({name: os.environ.get(name) for name in CUDA_ENVIRONMENT})
+
+        def reached(**_: Any) -> None:
+            raise _Reached
+
+        module.LLM = reached
+
+    when_imported("vllm")(stand_in)
+    began = time.monotonic()
+    try:
+        from verl_s2d.sampling.engine import Sampler
+
+        Sampler(model, context=64)
+    except _Reached:
+        pass
+    record.figure("seconds until vLLM is imported", time.monotonic() - began, "s")
+    told = ", ".join(f"{name}={value}" for name, value in seen.items())
+    record.expect("variables when vLLM is imported", seen == CUDA_ENVIRONMENT, told, "set before the import")
+    from vllm.utils.system_utils import get_mp_context
+
+    method = get_mp_context().get_start_method()
+    record.expect("start method", method == "spawn", method, "spawn")
+    bad = _bad_fork()
+    record.expect("CUDA in a forked child", bad is False, "lost" if bad else bad, "not lost")
+
+
+def _bad_fork() -> bool | None:
+    """Whether torch calls a child of this process a bad fork; None when the child did not answer."""
+    import torch
+
+    child = os.fork()
+    if child == 0:
+        os._exit(7 if torch.cuda._is_in_bad_fork() else 6)
+    deadline = time.monotonic() + _CHILD_SECONDS
+    while time.monotonic() < deadline:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return {7: True, 6: False}.get(os.waitstatus_to_exitcode(status))
+        time.sleep(0.01)
+    return None

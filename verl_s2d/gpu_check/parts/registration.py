@@ -1,0 +1,57 @@
+"""Part `registration`: what `import verl` makes of this machine, also in a process from which Ray hides the GPUs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from verl_s2d.gpu_check.checks import Recorder
+from verl_s2d.gpu_check.settings import Settings
+from verl_s2d.workflow.probe import Probe
+from verl_s2d.workflow.registration import RegistrationProbe
+
+_PLATFORM = """
+import json
+import verl
+from verl.plugin.platform import get_platform
+print("\\nS2D " + json.dumps(get_platform().device_name))
+"""
+
+
+def run(settings: Settings, record: Recorder) -> None:
+    """Ask processes with and without a visible GPU for verl's platform, our registration and our shims."""
+    stage = dict(os.environ)
+    hidden = stage | {"CUDA_VISIBLE_DEVICES": ""}
+    plain = {name: value for name, value in hidden.items() if name != "VERL_PLATFORM"}
+    with (
+        RegistrationProbe(stage) as registered,
+        Probe(["-c", _PLATFORM], stage) as as_staged,
+        Probe(["-c", _PLATFORM], hidden) as without_gpu,
+        # As on a Ray head without a GPU, or for a user of plain verl: nobody has asked for `cpu`.
+        Probe(["-c", _PLATFORM], plain) as unasked,
+    ):
+        _registered(settings, record, registered.answer())
+        _platform(record, "platform", as_staged.answer(), settings.device)
+        _platform(record, "platform where no GPU is visible", without_gpu.answer(), settings.device)
+        _platform(record, "platform where no GPU is visible and none was asked for", unasked.answer(), "cuda")
+
+
+def _registered(settings: Settings, record: Recorder, answer: tuple[Mapping[str, Any] | None, str]) -> None:
+    from verl_s2d.workflow.registration import judge
+
+    told, failure = answer
+    ok, detail = (False, failure) if told is None else judge(told)
+    record.expect("registration", ok, detail.splitlines()[0] if ok else detail, "no error")
+    if told is None:
+        return
+    shims = sorted(told["shims"])
+    expected = ["process_group_backend", "vllm_distribution_name"] if settings.on_cpu else []
+    # The tokenizer of the reward loop is mended on every platform, once that module has been imported.
+    found = [name for name in shims if name != "reward_loop_trust"]
+    record.expect("shims", found == expected, ", ".join(shims) or "none", f"only {expected or 'reward_loop_trust'}")
+
+
+def _platform(record: Recorder, name: str, answer: tuple[str | None, str], expected: str) -> None:
+    told, failure = answer
+    record.expect(name, told == expected, told if told is not None else failure, expected)

@@ -1,0 +1,54 @@
+"""The parts of gpu-check, cheapest first, each with the seconds after which its process is killed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from verl_s2d.errors import UserError
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part.
+
+    Attributes:
+        name: for --parts, the report, and the module of verl_s2d.gpu_check.parts that has its `run`.
+        about: what it looks at.
+        seconds: limit of its process, several times what it is expected to take.
+    """
+
+    name: str
+    about: str
+    seconds: int
+
+    @property
+    def module(self) -> str:
+        """Where its `run(settings, record)` is."""
+        return f"verl_s2d.gpu_check.parts.{self.name}"
+
+
+PARTS = (
+    Part("machine", "GPU, driver, CPUs, memory, disk, compiler, versions, flash-attn", 120),
+    Part("registration", "verl's platform and our registration, also in a process that sees no GPU", 180),
+    Part("fork", "vLLM's processes start in a way that CUDA survives", 180),
+    Part("gemms", "matrix products of the divergence: error, TFLOP/s, what aligned columns give", 180),
+    Part("divergence", "the exact objectives: error, time and memory over the bare products", 420),
+    Part("engines", "a step of 2a and of 2b in verl's engine against plain transformers", 600),
+    Part("vllm", "sampling: start, tokens/s, vocabulary, stop ids, seeds, what a kill leaves behind", 420),
+    Part("stages", "every kind of stage through `verl-s2d run`, a kill and a resume, the self-test", 1500),
+    Part("summary", "the tables, and the hours of a recipe at this machine's speed", 180),
+)
+
+
+def choose(names: Sequence[str] | None) -> list[Part]:
+    """The named parts in the order of PARTS; all of them when None.
+
+    Raises:
+        UserError: a name that no part has.
+    """
+    known = [part.name for part in PARTS]
+    for name in names or ():
+        if name not in known:
+            raise UserError("Unknown part.", key="--parts", value=name, remedy=f"Use some of {', '.join(known)}.")
+    return [part for part in PARTS if names is None or part.name in names]
