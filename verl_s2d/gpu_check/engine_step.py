@@ -1,0 +1,186 @@
+"""One step of stage 2a or 2b in verl's engine, without Ray: the workers that a stage has, and what their step did."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+import yaml
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
+from tensordict import TensorDict
+from torch.distributed.tensor import distribute_tensor
+from verl.utils import tensordict_utils as tu
+from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.dataset.dataset_utils import SFTTensorCollator
+from verl.workers.engine_workers import TrainingWorkerConfig
+
+import verl_s2d.config
+from verl_s2d.training.distilled_worker import DistilledWorker
+from verl_s2d.training.full_vocabulary import FullVocabularyLoss, Objective, response_mean
+from verl_s2d.training.teacher_worker import TeacherWorker
+from verl_s2d.training.warmup_checks import check_cache, warmup_objective
+from verl_s2d.training.warmup_data import CachedRollouts
+from verl_s2d.training.warmup_worker import WarmupWorker
+
+
+def step_configuration(
+    student: Path | str, teacher: Path | str, cache: Path | str, *, on_cpu: bool, overrides: Sequence[str] = ()
+) -> DictConfig:
+    """Compose the warmup's configuration for one step on all rollouts of a cache.
+
+    Args:
+        on_cpu: with the overlay for a machine without an accelerator.
+        overrides: `key=value`; they win.
+    """
+    overlay = {"engine.strategy": "fsdp2"}
+    if on_cpu:
+        overlay = yaml.safe_load(Path(verl_s2d.config.__path__[0], "warmup-cpu.yaml").read_text())
+    with initialize_config_module("verl_s2d.config", version_base=None):
+        return compose(
+            "s2d_warmup",
+            [
+                *(f"{k}={v}" for k, v in overlay.items()),
+                f"model.path={student}",
+                f"s2d.teacher.path={teacher}",
+                f"data.train_files={cache}",
+                "data.train_batch_size=8",
+                "data.use_dynamic_bsz=false",
+                "optim.clip_grad=1e9",
+                "optim.lr=1e-3",
+                "trainer.logger=[]",
+                *overrides,
+            ],
+        )
+
+
+def warmup_worker(config: DictConfig, rollouts: CachedRollouts) -> WarmupWorker:
+    """Build stage 2a's worker, ready for a step."""
+    worker_config = _worker_config(config)
+    worker = WarmupWorker(
+        worker_config,
+        teacher_path=config.s2d.teacher.path,
+        trust_remote_code=False,
+        objective=warmup_objective(config, check_cache(config, worker_config.model_config, rollouts)),
+        skip_limit=config.s2d.skip_limit,
+    )
+    worker.reset()
+    return worker
+
+
+def opd_workers(config: DictConfig, objective: Objective) -> tuple[DistilledWorker, TeacherWorker]:
+    """Build student and teacher as StudentTeacherWorker joins them in stage 2b, without its rollout engine."""
+    worker_config = _worker_config(config)
+    frozen = dataclasses.replace(
+        worker_config, engine_config=dataclasses.replace(worker_config.engine_config, forward_only=True)
+    )
+    student = DistilledWorker(worker_config, skip_limit=config.s2d.skip_limit)
+    teacher = TeacherWorker(frozen, teacher_path=config.s2d.teacher.path)
+    for worker in (teacher, student):
+        worker.reset()
+    aggregate = partial(response_mean, loss_agg_mode="token-mean", loss_scale_factor=None)
+    loss = FullVocabularyLoss(
+        objective, student=student.engine, teacher=teacher.engine, aggregate=aggregate, prefix="actor/"
+    )
+    student.learn_from(teacher.engine, loss)
+    return student, teacher
+
+
+def _worker_config(config: DictConfig) -> TrainingWorkerConfig:
+    return TrainingWorkerConfig(
+        model_type="language_model",
+        model_config=omega_conf_to_dataclass(config.model),
+        engine_config=omega_conf_to_dataclass(config.engine),
+        optimizer_config=omega_conf_to_dataclass(config.optim),
+        checkpoint_config=omega_conf_to_dataclass(config.checkpoint),
+        profiler_config=None,
+    )
+
+
+def batch_of(config: DictConfig, rollouts: CachedRollouts, indices: Sequence[int], *, total: int) -> TensorDict:
+    """Collate these cached rollouts as a data-parallel rank's part of a batch of `total`.
+
+    Has what both stages' losses read: 2a its loss_mask, 2b prompts, responses and response_mask.
+    """
+    rows = [rollouts[i] for i in indices]
+    batch = SFTTensorCollator("no_padding")(rows)
+    prompts, responses = [], []
+    for row in rows:
+        mask = row["loss_mask"].bool()
+        prompts.append(row["input_ids"][~mask])
+        responses.append(row["input_ids"][mask])
+    batch["prompts"], batch["responses"] = _nested(prompts), _nested(responses)
+    batch["response_mask"] = _nested([torch.ones_like(response) for response in responses])
+    return tu.get_tensordict(
+        batch,
+        {
+            "use_remove_padding": config.model.use_remove_padding,
+            "use_dynamic_bsz": config.data.use_dynamic_bsz,
+            "max_token_len_per_gpu": config.data.max_token_len_per_gpu,
+            "micro_batch_size_per_gpu": config.data.micro_batch_size_per_gpu,
+            "temperature": 1.0,
+            "global_batch_size": total,
+            "pad_mode": "no_padding",
+            "pad_token_id": 0,
+        },
+    )
+
+
+def _nested(rows: list[torch.Tensor]) -> torch.Tensor:
+    return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+
+
+@dataclasses.dataclass
+class StepRecord:
+    """What a worker's optimizer steps did; filled by `record_steps`.
+
+    Attributes:
+        gradients: parameter name -> gradient, before clipping.
+        adapters: values of LoRA's parameters before the step.
+        updated: names of the parameters that changed.
+    """
+
+    gradients: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    adapters: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    updated: list[str] = dataclasses.field(default_factory=list)
+
+
+def record_steps(worker: WarmupWorker | DistilledWorker) -> StepRecord:
+    """Make the worker's engine record every optimizer step from here on."""
+    record, step = StepRecord(), worker.engine.optimizer_step
+
+    def recorded_step():
+        parameters = dict(worker.engine.module.named_parameters())
+        before = {name: whole(parameter) for name, parameter in parameters.items()}
+        record.gradients.update(
+            (n, whole(parameter.grad)) for n, parameter in parameters.items() if parameter.grad is not None
+        )
+        record.adapters.update((name, value) for name, value in before.items() if ".lora_" in name)
+        norm = step()
+        changed = (n for n, old in before.items() if not torch.allclose(whole(parameters[n]), old, equal_nan=True))
+        record.updated.extend(changed)
+        return norm
+
+    worker.engine.optimizer_step = recorded_step
+    return record
+
+
+def fill_adapters(module: torch.nn.Module) -> None:
+    """Give LoRA's second factors, which start at zero and would hide the first ones' gradient, values of their own."""
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in module.named_parameters():
+        if ".lora_B." in name:
+            full = (0.1 * torch.randn(parameter.shape, generator=generator)).to(parameter.device, parameter.dtype)
+            with torch.no_grad():
+                sharded = hasattr(parameter, "device_mesh")
+                parameter.copy_(
+                    distribute_tensor(full, parameter.device_mesh, parameter.placements) if sharded else full
+                )
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Copy a tensor, gathered when it is sharded."""
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
