@@ -14,7 +14,7 @@ from verl_s2d.gpu_check.runner import run_parts
 from verl_s2d.gpu_check.settings import Settings
 from verl_s2d.workflow.hf_export import export_problem
 from verl_s2d.workflow.interruption import Interruption
-from verl_s2d.workflow.planning import resolve_device
+from verl_s2d.workflow.planning import accelerator_here
 
 
 def gpu_check(
@@ -36,7 +36,7 @@ def gpu_check(
         UserError: an unknown part, a directory without a model, or device cuda on a machine without a GPU.
     """
     chosen = choose(parts)
-    if device != "cpu" and resolve_device("auto") == "cpu":
+    if device != "cpu" and not accelerator_here():
         raise UserError(
             "No GPU is visible on this machine: there is neither a driver's device file nor nvidia-smi.",
             key="--device",

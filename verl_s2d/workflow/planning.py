@@ -114,4 +114,9 @@ def resolve_device(choice: str) -> str:
     """`cpu` or `cuda` (verl's word for any accelerator). Looks for driver files: asking torch would take seconds."""
     if choice != "auto":
         return choice
-    return "cuda" if any(Path(p).exists() for p in _ACCELERATORS) or shutil.which("nvidia-smi") else "cpu"
+    return "cuda" if accelerator_here() else "cpu"
+
+
+def accelerator_here() -> bool:
+    """Report whether this host has an accelerator's driver file, or nvidia-smi on PATH."""
+    return any(Path(file).exists() for file in _ACCELERATORS) or shutil.which("nvidia-smi") is not None
