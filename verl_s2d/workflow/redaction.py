@@ -1,8 +1,8 @@
-"""No key, token or password in what is written or printed: the one place that knows what to hide.
+"""Hide keys, tokens and passwords in manifests, plans, reports and messages.
 
-Hidden are the values of environment variables and recipe keys with a secret's name, wherever they turn up; what is
-assigned to such a name (`api_key: ...`); credentials in URLs; and tokens of well-known shapes. Processes get the real
-values.
+Hidden are the values of environment variables and recipe keys with a secret's name; what is assigned to such a name
+(`api_key: ...`); credentials in URLs; and tokens of well-known shapes. Processes get the real values, and logs are
+what the processes write.
 """
 
 from __future__ import annotations
@@ -12,20 +12,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 HIDDEN = "<hidden>"
 _SHORTEST = 8
 """Shorter values are hidden where they are assigned, and not looked for elsewhere: other words would contain them."""
-_LARGEST_FILE = 2**28
-_LOGS = (
-    "*.txt",
-    "*.log",
-    *(f"{name}/**/*" for name in ("worker-logs", "hydra", "wandb", "swanlog", "mlruns", "outputs")),
-)
-"""Of a stage's directory: its log, and what hydra and experiment trackers write down about its configuration. Results
-are not searched: what looks like a password in a tokenizer's vocabulary has to stay."""
 
 _ALWAYS = {
     "password",
@@ -141,24 +132,6 @@ class Redactor:
                 self._said[name, value] = HIDDEN if secret_name(name) and _is_value(value) else self.text(value)
             return self._said[name, value]
         return value
-
-    def file(self, path: Path) -> None:
-        """Rewrite a text file if there is a secret in it."""
-        with path.open(errors="surrogateescape", newline="") as stream:
-            if not any(self.text(line) != line for line in stream):
-                return
-        temporary = path.with_name(f".{path.name}.tmp")
-        with path.open(errors="surrogateescape", newline="") as old:
-            with temporary.open("w", errors="surrogateescape", newline="") as new:
-                new.writelines(self.text(line) for line in old)
-        os.replace(temporary, path)
-
-    def logs(self, directory: Path) -> None:
-        """Everything in a stage's directory that is a log."""
-        for pattern in _LOGS:
-            for path in directory.glob(pattern):
-                if path.is_file() and not path.is_symlink() and path.stat().st_size <= _LARGEST_FILE:
-                    self.file(path)
 
 
 def current() -> Redactor:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from verl_s2d.platforms.environment import cpu_environment, cuda_environment
-from verl_s2d.workflow import attempts, redaction
+from verl_s2d.workflow import attempts
 from verl_s2d.workflow.alarm_watch import AlarmWatch
 from verl_s2d.workflow.cluster import CLUSTER_MARKER, RayCluster
 from verl_s2d.workflow.failures import StageFailed
@@ -143,8 +143,6 @@ class _Runner:
         self._cluster.stop()
         self._launcher.close()
         kill_marked(self._run_id)
-        for log in self._plan.context.run_dir.glob("*.log"):
-            redaction.current().file(log)
 
     def _build(self, node: Node, index: int, count: int) -> None:
         kind, directory = kinds()[node.kind], self._plan.context.directory(node)
@@ -183,8 +181,6 @@ class _Runner:
             environment |= self._cluster.environment()
         attempt = attempts.begin(directory)
         cluster = self._plan.context.cluster
-        # Of an attempt that was killed; after `begin`, which takes the log's time for the last sign of its life.
-        redaction.current().logs(directory)
         began, ok = time.monotonic(), False
         self._progress.stage_started(node, index, count, kind.total_steps(node), attempt)
         try:
@@ -206,7 +202,6 @@ class _Runner:
             kind.finalize(node, directory)
             ok = True
         finally:
-            redaction.current().logs(directory)
             seconds = time.monotonic() - began
             attempts.end(directory, attempt, 0 if ok else 1, seconds)
             self._progress.stage_ended(node, seconds, ok)
