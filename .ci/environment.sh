@@ -1,7 +1,8 @@
 # Make .venv at the repository root, or bring it up to date, and put it first in PATH. Meant to be sourced.
 #
-# PyTorch's CPU build comes from whatever index pip is configured with; where that serves CUDA builds only, give PyTorch's
-# own CPU index through PIP_EXTRA_INDEX_URL. Whoever comes second while another run builds waits for it.
+# PyTorch's CPU build comes from the indexes that pip is configured with, PIP_EXTRA_INDEX_URL and PIP_FIND_LINKS included.
+# Where none has that build, their CUDA build is taken: it works, and is some ten times as large. A second process that
+# sources this file while a first one builds waits for the first.
 
 _s2d_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
@@ -31,32 +32,52 @@ if re.search(r"__version__ = '2\.13\.0", text):
 PYTHON
 }
 
-# .venv with PyTorch's CPU build, made by the first interpreter for which that can be had.
+# torch 2.13.0 into .venv. The CPU build is asked for by its own version, 2.13.0+cpu: pip then answers from the index's
+# list of files, and downloads no other build to find out. Only a CUDA build has dependencies that the pinned packages lack.
+_s2d_install_torch() {
+  _s2d_pip install --no-deps torch==2.13.0+cpu 2>/dev/null && return
+  _s2d_say "pip's indexes have no torch 2.13.0+cpu: taking their torch 2.13.0, for CUDA as a rule (gigabytes)."
+  _s2d_say "PyTorch's own CPU wheel index in PIP_EXTRA_INDEX_URL makes that 0.2 GB (see README, Install)."
+  _s2d_pip install torch==2.13.0
+}
+
+# Make an empty .venv with the named interpreter; uv finds or downloads one.
+_s2d_venv() {
+  rm -rf .venv
+  case "$1" in
+    uv) uv venv --quiet --seed --python '>=3.11,<3.13' .venv ;;
+    *) "$1" -m venv .venv ;;
+  esac
+}
+
+# .venv with torch 2.13.0, made by the first interpreter for which pip has it.
 _s2d_interpreter() {
-  if _s2d_fits .venv/bin/python && .venv/bin/python -m pip --version >/dev/null 2>&1 && [ "$(_s2d_torch)" = cpu ]; then
+  if _s2d_fits .venv/bin/python && .venv/bin/python -m pip --version >/dev/null 2>&1 && [ -n "$(_s2d_torch)" ]; then
     return
   fi
-  local candidate seen="" why=""
-  for candidate in python3 python3.11 python3.12; do
-    _s2d_fits "$candidate" || continue
-    candidate="$("$candidate" -c 'import os, sys; print(os.path.realpath(sys.executable))')"
+  local candidate build seen="" why=""
+  for candidate in python3 python3.11 python3.12 uv; do
+    if [ "$candidate" = uv ]; then
+      command -v uv >/dev/null || continue
+    else
+      _s2d_fits "$candidate" || continue
+      candidate="$("$candidate" -c 'import os, sys; print(os.path.realpath(sys.executable))')"
+    fi
     case "$seen" in *" $candidate "*) continue ;; esac
     seen="$seen $candidate "
-    rm -rf .venv
-    "$candidate" -m venv .venv || { why="$why$candidate cannot make a virtual environment."$'\n'; continue; }
-    _s2d_say "$("$candidate" --version) in .venv"
-    if ! _s2d_pip install --no-deps torch==2.13.0; then
-      why="$why$candidate: pip has no torch 2.13.0 for it (its message is above)."$'\n'
-    elif [ "$(_s2d_torch)" != cpu ]; then
-      why="$why$candidate: pip found torch 2.13.0 built for CUDA $(_s2d_torch), not for the CPU."$'\n'
-    else
-      _s2d_say "torch 2.13.0 (CPU build)"
+    _s2d_venv "$candidate" || { why="$why$candidate cannot make a virtual environment."$'\n'; continue; }
+    _s2d_say "$(.venv/bin/python --version) in .venv"
+    if _s2d_install_torch; then
+      build="$(_s2d_torch)"
+      [ "$build" = cpu ] || build="CUDA $build"
+      _s2d_say "torch 2.13.0 ($build build)"
       return
     fi
+    why="$why$candidate: pip has no torch 2.13.0 for it (its message is above)."$'\n'
     rm -rf .venv
   done
-  [ -n "$seen" ] || _s2d_fail "needs Python 3.11 or 3.12 with its venv module, as python3, python3.11 or python3.12."
-  _s2d_fail "no CPU build of torch 2.13.0."$'\n'"${why}Give pip PyTorch's own CPU wheel index in PIP_EXTRA_INDEX_URL (see README)."
+  [ -n "$seen" ] || _s2d_fail "needs Python 3.11 or 3.12 with its venv module, as python3, python3.11 or python3.12, or uv."
+  _s2d_fail "no torch 2.13.0."$'\n'"${why}"
 }
 
 _s2d_build() {

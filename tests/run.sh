@@ -1,13 +1,20 @@
 #!/usr/bin/env bash
-# Build or update .venv, then run the tests: all of them, or `pytest "$@"`.
+# Build or update .venv, then run tests.
+#
+#   bash tests/run.sh              what every change has to pass: unit, contract, one short run of each kind of stage
+#   bash tests/run.sh --all        every test there is, before a release: also all e2e, faults, rows and smokes
+#   bash tests/run.sh tests/unit   `python -m pytest` with these arguments
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . .ci/environment.sh
 
-if [ $# -gt 0 ]; then
+chosen=(-m "not slow")
+if [ "$*" = --all ]; then
+  chosen=()
+elif [ $# -gt 0 ]; then
   exec python -m pytest "$@"
 fi
 # Two processes: most of these tests wait for processes of their own. Files stay whole, their fixtures are expensive.
-python -m pytest tests/unit tests/contract -n 2 --dist loadfile
+python -m pytest tests/unit tests/contract -n 2 --dist loadfile --durations 10 "${chosen[@]}"
 # One at a time: each drives Ray and vLLM.
-python -m pytest tests/e2e tests/faults
+python -m pytest tests/e2e tests/faults --durations 10 "${chosen[@]}"

@@ -15,7 +15,7 @@ from tests.e2e.test_opd import BATCH
 from tests.tiny_training import plain_log_probs
 from verl_s2d.training.merge_adapter import merge
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 RANK, ALPHA = 4, 8
 LORA = {

@@ -71,6 +71,7 @@ def test_a_teacher_equal_to_the_student_teaches_nothing_and_no_verifier_runs(ver
     assert not verifier.with_name("verifier-was-called").exists()
 
 
+@pytest.mark.slow
 def test_teacher_and_student_log_probs_are_those_of_plain_transformers(trained, teacher, student):
     rows = torch.load(trained[0] / "batch.pt")
     tokens = 0
@@ -85,6 +86,7 @@ def test_teacher_and_student_log_probs_are_those_of_plain_transformers(trained, 
     assert torch.stack(differences).mean() > 0.05, "teacher and student are too alike to tell an alignment error"
 
 
+@pytest.mark.slow
 def test_advantages_are_beta_times_the_log_ratio_on_the_mask_and_zero_elsewhere(trained):
     rows = torch.load(trained[0] / "batch.pt")
     for mask, advantage, returns, teacher, old in zip(
@@ -94,6 +96,7 @@ def test_advantages_are_beta_times_the_log_ratio_on_the_mask_and_zero_elsewhere(
         torch.testing.assert_close(advantage, returns)
 
 
+@pytest.mark.slow
 def test_the_sampled_reverse_kl_falls(trained):
     kl = [data["s2d/reverse_kl"] for _, data in sorted(trained[1].items())]
     assert len(kl) == 15
@@ -103,6 +106,7 @@ def test_the_sampled_reverse_kl_falls(trained):
         assert all(name in data for data in trained[1].values()), name
 
 
+@pytest.mark.slow
 def test_two_ranks_start_from_the_same_divergence_and_train(verl, trained, teacher, student, prompts, tmp_path):
     metrics = verl.run(
         "opd",
@@ -122,6 +126,7 @@ def test_two_ranks_start_from_the_same_divergence_and_train(verl, trained, teach
     assert metrics[6]["s2d/reverse_kl"] < metrics[1]["s2d/reverse_kl"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "more"), [("reverse_kl", {"+s2d.health_top_k": 4}), ("jsd", {"+s2d.keep_tokens": 0.5})]
 )

@@ -1,13 +1,12 @@
 """Every row by one command, at minimum size in real verl, vLLM and Ray: stages that rows share are built once.
 
-More than forty stages, so only with `S2D_ROWS=all`; tests/RESULTS.md has the figures. That the planned graph shares the
+More than forty stages; tests/RESULTS.md has the figures. That the planned graph shares the
 same stages is in tests/unit/test_workflow_rows.py.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -21,10 +20,7 @@ from verl_s2d.workflow.planning import make_plan
 from verl_s2d.workflow.recipe import ROW_NAMES
 from verl_s2d.workflow.recipe_file import load_recipe
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.skipif(os.environ.get("S2D_ROWS") != "all", reason="takes long; S2D_ROWS=all runs it"),
-]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 MINIMAL = Path(__file__).parent / "minimal"
 MATCHED = {

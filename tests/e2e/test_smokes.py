@@ -1,13 +1,12 @@
 """The full recipes' graphs at tiny size, on real verl, vLLM and Ray.
 
-One row of one smoke by default; `S2D_SMOKES=all` runs every row of every smoke (tests/RESULTS.md has the times), a name
-that of one.
+Every change runs one row of one smoke: each kind of stage once. All rows of every smoke are slow; `-k 24gb` chooses one by
+its name, tests/RESULTS.md has the times.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -21,13 +20,13 @@ from verl_s2d.workflow.recipe_file import load_recipe
 pytestmark = pytest.mark.e2e
 
 SMOKES = sorted((Path(__file__).parents[2] / "recipes" / "smoke").glob("*.yaml"))
-CHOSEN = os.environ.get("S2D_SMOKES")
-CASES = [(p, load_recipe(p).rows) for p in SMOKES if CHOSEN in ("all", p.stem)]
-CASES = CASES or [(p, ["full-bridge"]) for p in SMOKES if p.stem == "qwen3-1.7b-from-8b"]
+SHORT = ("qwen3-1.7b-from-8b", "full-bridge")
+CASES = [pytest.param(path, [SHORT[1]], id="-".join(SHORT)) for path in SMOKES if path.stem == SHORT[0]]
+CASES += [pytest.param(path, load_recipe(path).rows, id=path.stem, marks=pytest.mark.slow) for path in SMOKES]
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("recipe", "rows"), CASES, ids=lambda value: getattr(value, "stem", None))
+@pytest.mark.parametrize(("recipe", "rows"), CASES)
 def test_the_graph_of_a_recipe_runs_at_tiny_size(recipe, rows, tmp_path):
     command = [sys.executable, "-m", "verl_s2d.cli", "run", str(recipe), "--run-dir", str(tmp_path), "--rows"]
     began = time.monotonic()

@@ -8,7 +8,7 @@ import pytest
 
 from tests.tiny import write_model, write_problems
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 def test_a_budget_ends_grpo_with_a_checkpoint_of_its_last_step_and_a_resumed_run_adds_nothing(verl, tmp_path):

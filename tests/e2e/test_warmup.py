@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.tiny import WORDS, write_model
 from verl_s2d.workflow.overrides import hydra_arguments, merge, overlay
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 STEPS, SAVE_EVERY, LIMIT_SECONDS = 40, 8, 400
 

@@ -14,7 +14,7 @@ from tests.unit.damage import flip, truncate
 from verl_s2d.workflow.manifest import MANIFEST
 from verl_s2d.workflow.verify import verify_run
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 def content(manifest: dict) -> dict[str, str]:

@@ -127,6 +127,7 @@ def test_a_disk_that_fills_at_any_write(seed, disk, tmp_path, simulated, fault):
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("disk", [400], indirect=True)
 def test_a_disk_that_fills_while_verl_trains(seed, disk, tmp_path, fault):

@@ -10,7 +10,7 @@ import pytest
 from tests.faults.running import finish, manifests, nothing_half_written, running, write_recipe
 from verl_s2d.workflow.metrics import read_metrics
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 @pytest.mark.timeout(1800)

@@ -27,7 +27,7 @@ from verl_s2d.workflow.alarms import watched
 from verl_s2d.workflow.metrics import read_metrics
 from verl_s2d.workflow.stages import checkpoints
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 TRAINING = ("teacher-rl-1h", "warmup-1h", "opd-1h", "student-rl-2h")
 EVERYWHERE = ("driver", "command", "machine")

@@ -18,10 +18,7 @@ from verl_s2d.workflow.metrics import read_metrics
 from verl_s2d.workflow.process import kill_marked
 from verl_s2d.workflow.runner import stage_environment
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.skipif("S2D_FAULTS" not in os.environ, reason="three minutes; S2D_FAULTS=1 runs it, too"),
-]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 _NODE = "S2D_TEST_NODE"
 """Environment variable by which the processes of a node are found."""
 

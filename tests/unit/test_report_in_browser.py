@@ -1,4 +1,4 @@
-"""The HTML report as a reader sees it, in a headless browser where there is one: `.ci/run` installs it."""
+"""The HTML report as a reader sees it, in a headless browser where there is one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from tests.browser import NAMES, Browser, find_browser
 from tests.unit.report_rows import whole_report
 from tests.unit.test_report_page import HOSTILE
 
-pytestmark = pytest.mark.skipif(
-    find_browser() is None, reason=f"no browser: none of {', '.join(NAMES)} is on PATH (apt-get install chromium)"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        find_browser() is None, reason=f"no browser: none of {', '.join(NAMES)} is on PATH (apt-get install chromium)"
+    ),
+]
 
 BOXES = """
 [...document.querySelectorAll(%r)].map(element => {

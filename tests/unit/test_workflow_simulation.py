@@ -197,7 +197,7 @@ def test_ledgers_are_exact_whenever_a_run_is_killed(kills):
         killed_and_resumed(Path(directory), kills)
 
 
-@pytest.mark.skipif("S2D_FAULTS" not in os.environ, reason="every write of a run: minutes (S2D_FAULTS=1)")
+@pytest.mark.slow
 def test_a_kill_before_every_single_write(tmp_path):
     (tmp_path / "whole").mkdir()
     plan = plan_of(tmp_path / "whole", ["half-split"], [0])
