@@ -1,7 +1,7 @@
 """The full recipes' graphs at tiny size, on real verl, vLLM and Ray.
 
-Every change runs one row of one smoke: each kind of stage once. All rows of every smoke are slow; `-k 24gb` chooses one by
-its name, tests/RESULTS.md has the times.
+Every change runs one row of one smoke: each kind of stage once. All rows of every smoke are slow; `-k 24gb` chooses one
+by its name, tests/RESULTS.md has the times.
 """
 
 from __future__ import annotations
