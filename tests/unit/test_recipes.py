@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from verl_s2d.errors import UserError
 from verl_s2d.workflow.composition import TRAINING_KINDS, CompositionProbe
 from verl_s2d.workflow.planning import make_plan
+from verl_s2d.workflow.preflight import packages
 from verl_s2d.workflow.preflight.batches import check_batches
 from verl_s2d.workflow.preflight.keys import check_verl_keys
+from verl_s2d.workflow.preflight.packages import check_packages
 from verl_s2d.workflow.preflight.software import check_verifier
 from verl_s2d.workflow.recipe_file import load_recipe
 from verl_s2d.workflow.runner import stage_environment
@@ -24,13 +27,23 @@ SETS = ("dapo-math-17k", "math500", "aime24", "aime25")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_verl_accepts_every_stage_of_every_row(path, tmp_path):
+def test_verl_accepts_every_stage_of_every_row(path, tmp_path, monkeypatch):
     plan = make_plan(load_recipe(path), run_dir=tmp_path, rows=["all"])
     check_verifier(plan)
     check_verl_keys(plan.order)
     check_batches(plan, plan.order)
     with CompositionProbe(plan, plan.order, stage_environment(plan.context.device)) as probe:
-        assert len(probe.check()) == sum(node.kind in TRAINING_KINDS for node in plan.order) > 0
+        settings = probe.check()
+    assert len(settings) == sum(node.kind in TRAINING_KINDS for node in plan.order) > 0
+    # Nothing that a GPU needs is installed: every stage of a GPU's recipe is refused, none of a CPU's.
+    monkeypatch.setattr(packages, "missing", lambda *modules: list(modules))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for label in settings:
+        if plan.context.device == "cpu":
+            assert check_packages({label: settings[label]}, "cpu") == []
+            continue
+        with pytest.raises(UserError, match=r"flash_attn|transformer_engine, megatron\.bridge"):
+            check_packages({label: settings[label]}, "cuda")
 
 
 @pytest.mark.skipif(

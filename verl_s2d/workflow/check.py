@@ -1,4 +1,4 @@
-"""`verl-s2d check`: is the plugin registered, do versions fit, do the models and the data of a recipe fit together."""
+"""`verl-s2d check`: software, GPUs, registration; with a recipe also its models, data and every stage's settings."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from verl_s2d.data.models import ModelFacts
 from verl_s2d.errors import UserError
 from verl_s2d.workflow.composition import CompositionProbe
 from verl_s2d.workflow.manifest import installed_versions
-from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.planning import Plan, resolve_device
 from verl_s2d.workflow.preflight.answers import check_answers
 from verl_s2d.workflow.preflight.batches import check_batches
 from verl_s2d.workflow.preflight.data import check_data
 from verl_s2d.workflow.preflight.keys import check_verl_keys
+from verl_s2d.workflow.preflight.machine import MachineProbe, judge_flash_attention
 from verl_s2d.workflow.preflight.models import check_models, models_of_rows
+from verl_s2d.workflow.preflight.packages import check_packages
 from verl_s2d.workflow.preflight.software import check_verifier, check_versions
 from verl_s2d.workflow.registration import RegistrationProbe
 from verl_s2d.workflow.runner import stage_environment
@@ -37,10 +39,10 @@ class Finding:
 
 def check_everything(plan: Plan | None) -> list[Finding]:
     """All findings, good and bad; with a plan also those about its recipe."""
-    device = plan.context.device if plan else "cpu"
-    findings = [_attempt("versions", _versions), _registration(device)]
+    device = plan.context.device if plan else resolve_device("auto")
+    findings = [_attempt("versions", _versions), *_machine_and_registration(device)]
     if plan is None:
-        return findings
+        return [*findings, Finding(*judge_flash_attention(device != "cpu"))]
     return [
         *findings,
         _attempt("verifier", lambda: check_verifier(plan) or str(plan.recipe.verifier)),
@@ -60,12 +62,15 @@ def _data(plan: Plan) -> str:
 
 def _composition(plan: Plan) -> str:
     with CompositionProbe(plan, plan.order, stage_environment(plan.context.device)) as probe:
-        return f"accept the configuration of {len(probe.check())} training stages"
+        settings = probe.check()
+    warnings = check_packages(settings, plan.context.device)
+    return "\n".join([f"accept the configuration of {len(settings)} training stages", *warnings])
 
 
-def _registration(device: str) -> Finding:
-    with RegistrationProbe(stage_environment(device)) as probe:
-        return Finding("registration", *probe.result())
+def _machine_and_registration(device: str) -> list[Finding]:
+    environment = stage_environment(device)
+    with MachineProbe(environment, device) as machine, RegistrationProbe(environment) as registration:
+        return [*(Finding(*line) for line in machine.lines()), Finding("registration", *registration.result())]
 
 
 def _versions() -> str:

@@ -6,6 +6,7 @@ from verl_s2d.errors import UserError
 from verl_s2d.workflow.composition import TRAINING_KINDS, CompositionProbe
 from verl_s2d.workflow.planning import Plan
 from verl_s2d.workflow.preflight import check_plan
+from verl_s2d.workflow.preflight.packages import check_packages
 from verl_s2d.workflow.progress import Progress
 from verl_s2d.workflow.registration import RegistrationProbe
 from verl_s2d.workflow.runner import stage_environment
@@ -23,10 +24,7 @@ class RunChecks:
         self._told: set[str] = set()
 
     def __call__(self, final: bool) -> None:
-        for warning in check_plan(self._plan):
-            if warning not in self._told:
-                self._progress.note(f"note: {warning}")
-                self._told.add(warning)
+        self._tell(check_plan(self._plan))
         missing, environment = self._plan.missing(), stage_environment(self._plan.context.device)
         if self._composition is None and any(node.kind in TRAINING_KINDS for node in missing):
             self._composition = CompositionProbe(self._plan, missing, environment)
@@ -41,7 +39,13 @@ class RunChecks:
                     remedy="Install verl-s2d into the environment that verl is in; `verl-s2d check` tells more.",
                 )
         if final and self._composition is not None:
-            self._composition.check()
+            self._tell(check_packages(self._composition.check(), self._plan.context.device))
+
+    def _tell(self, warnings: list[str]) -> None:
+        for warning in warnings:
+            if warning not in self._told:
+                self._progress.note(f"note: {warning}")
+                self._told.add(warning)
 
     def __enter__(self) -> RunChecks:
         return self
