@@ -68,6 +68,10 @@ def test_a_part_that_hangs_is_killed_with_all_that_it_started(check, tmp_path):
     assert not child.exists() or (child / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
+def test_a_second_check_in_the_same_directory_does_not_find_the_first_ones_checks(check):
+    assert [len(part["checks"]) for _ in range(2) for part in check(passes=60)[2]["parts"]] == [2, 2]
+
+
 def test_chosen_parts_run_in_the_order_of_the_list(check):
     _, _, report = check("--parts", "passes2,passes", passes=60, fails=60, passes2=60)
     assert [part["name"] for part in report["parts"]] == ["passes", "passes2"]

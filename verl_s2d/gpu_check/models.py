@@ -25,8 +25,15 @@ def teacher(settings: Settings) -> Path:
     if settings.model is not None:
         return Path(settings.model)
     size = _size(settings)
-    return made(settings.scratch, replace(size, seed=1, layers=size.layers + 1, hidden=2 * size.hidden))
+    return random_teacher(settings, size.vocabulary, size.tokens)
 
 
 def _size(settings: Settings) -> Shape:
     return _CPU if settings.on_cpu else _GPU
+
+
+def random_teacher(settings: Settings, vocabulary: int, tokens: int) -> Path:
+    """A random model of this vocabulary, whatever the student is."""
+    size = _size(settings)
+    shape = replace(size, seed=1, layers=size.layers + 1, hidden=2 * size.hidden, vocabulary=vocabulary, tokens=tokens)
+    return made(settings.scratch, shape)

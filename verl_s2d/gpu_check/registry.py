@@ -32,6 +32,7 @@ PARTS = (
     Part("machine", "GPU, driver, CPUs, memory, disk, compiler, versions, flash-attn", 120),
     Part("registration", "verl's platform and our registration, also in a process that sees no GPU", 180),
     Part("fork", "vLLM's processes start in a way that CUDA survives", 180),
+    Part("engines", "a step of 2a and of 2b in verl's engine against plain transformers", 600),
 )
 
 

@@ -44,6 +44,8 @@ def run_parts(
 
 def _run(part: Part, settings: Settings, show: Callable[[str], None]) -> PartResult:
     checks_file, log = settings.scratch / f"{part.name}.jsonl", settings.scratch / f"{part.name}.log"
+    for left in (checks_file, log):
+        left.unlink(missing_ok=True)  # of an earlier check with the same scratch directory
     value = secrets.token_hex(8)
     argv = [sys.executable, "-P", "-m", "verl_s2d.gpu_check.part_process"]
     argv += [part.module, part.name, str(settings.write()), str(checks_file)]
