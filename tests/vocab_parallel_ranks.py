@@ -100,6 +100,24 @@ def not_a_number(rank: int, world: int, objective: str) -> None:
         assert gradient.isnan().any(-1).tolist() == [row == 1 for row in range(len(value))]
 
 
+def ruled_out(rank: int, world: int, sides: tuple[str, str], objective: str) -> None:
+    """Ids that one side or both rule out, each in one shard alone, the teacher's in shards laid out otherwise."""
+    case = problem(world, "teacher padded further", sides)
+    logits = []
+    for place, side in enumerate((case.student, case.teacher)):
+        out = torch.tensor([0, 3 + place])  # 0 by both, 3 by the student, 4 by the teacher
+        if isinstance(side, torch.Tensor):
+            logits.append(side.index_fill(1, out, -torch.inf))
+        else:
+            logits.append(replace(side, bias=side.bias.index_fill(0, out, -torch.inf)))
+    case = replace(case, student=logits[0], teacher=logits[1])
+    (expected, leaves), (result, mine) = case.whole(objective=objective), case.shard(rank, objective=objective)
+    upstream = torch.linspace(1, 2, len(case.ids)).double()
+    ours, theirs = gradients(result, mine, upstream), case.own(rank, gradients(expected, leaves, upstream))
+    same([*result, *ours], [*expected, *theirs])
+    assert expected.divergence.isinf().all() == (objective != "jsd")
+
+
 def extreme(rank: int, world: int, objective: str) -> None:
     """Logits of +-1e4, float32, their tops in different shards."""
     case = problem(world, sides=("given", "given"), dtype=torch.float32)
@@ -154,7 +172,8 @@ def exchanged_only_when_divided_otherwise(rank: int, world: int) -> None:
     for layout, sizes in LAYOUTS.items():
         real, student, teacher = sizes(world)
         shard = VocabularyShard(None, rank * student, rank * teacher)
-        columns, exchange = shard.divide(5, student, teacher, real, torch.device("cpu"))
+        columns, exchange, masked = shard.divide(5, student, teacher, real, rank == 1, torch.device("cpu"))
+        assert masked
         assert columns == max(0, min(real - rank * student, student))
         assert (exchange is None) == (student == teacher), layout
 
@@ -237,6 +256,10 @@ def cases(world: int) -> dict[str, Callable[[int, int], None]]:
         )
     for objective in OBJECTIVES:
         found[f"not a number: {objective}"] = partial(not_a_number, objective=objective)
+        for student, teacher in sides:
+            found[f"ids ruled out: {objective}, {student} student, {teacher} teacher"] = partial(
+                ruled_out, sides=(student, teacher), objective=objective
+            )
         found[f"extreme: {objective}"] = partial(extreme, objective=objective)
         found[f"bfloat16: {objective}"] = partial(bfloat16, objective=objective)
     found["ties"] = ties

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from tests.unit.test_objectives_divergence import cast, linear, materialised
 from verl_s2d.objectives import fused
 from verl_s2d.objectives.divergence import divergence
+from verl_s2d.objectives.vocabulary import WholeVocabulary
 
 VOCABULARY = 333
 
@@ -42,7 +44,7 @@ def test_values_byproducts_and_gradients_are_those_of_the_plain_comparison(objec
         wanted, sides = [student.hidden, student.head], [student, teacher]
         if given_logits:
             sides = [materialised(side).float() for side in sides]
-            sides[0][:, -3:] = -torch.inf
+            sides[0][:, -3:] = sides[1][:, -3:] = -torch.inf
             wanted = [sides[0]]
         result = divergence(
             *sides, objective=objective, weights=weights, sampled_ids=ids, chunk_tokens=20, compiled=compiled
@@ -63,12 +65,42 @@ def test_no_other_number_of_tokens_is_compiled_for():
     assert graphs() == once
 
 
+def test_more_variants_than_torch_keeps_for_one_function_are_compiled():
+    before = graphs()
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for vocabulary, ids in product((40, 41), (None, torch.arange(4))):
+            divergence(*(torch.ones(4, vocabulary),) * 2, sampled_ids=ids, compiled=True)
+    assert graphs() == before + 4
+
+
+def test_a_compiled_caller_gets_the_compiled_result_and_gradient():
+    student, teacher, ids = problem(9, torch.float32)
+
+    def loss(hidden):
+        found = divergence(replace(student, hidden=2 * hidden), teacher, sampled_ids=ids, weights=ids, compiled=True)
+        return (found.divergence * ids).sum() + found.student_entropy.sum()
+
+    plain, compiled = loss(student.hidden), torch.compile(loss)(student.hidden)
+    torch.testing.assert_close(compiled, plain)
+    for a, b in zip(*(torch.autograd.grad(x, [student.hidden, student.head]) for x in (plain, compiled)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_what_is_not_a_number_is_not_hidden():
     student, teacher, _ = problem(4, torch.float32)
     hidden = student.hidden.detach().clone()
     hidden[2, 0] = torch.nan
     result = divergence(replace(student, hidden=hidden.requires_grad_()), teacher, compiled=True)
     assert result.divergence.isnan().tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize("objective", ["forward_kl", "reverse_kl"])
+def test_what_is_infinite_is_infinite_compiled_too(objective):
+    sides = [torch.randn(4, VOCABULARY) for _ in range(2)]
+    sides[objective == "reverse_kl"][2, 5] = -torch.inf
+    results = [divergence(*sides, objective=objective, compiled=compiled).divergence for compiled in (False, True)]
+    assert results[0].isinf().tolist() == [False, False, True, False]
+    torch.testing.assert_close(*results)
 
 
 def test_float64_stays_float64():
@@ -81,11 +113,24 @@ def test_where_compiling_fails_there_is_one_warning_and_the_plain_result(monkeyp
     def backend(graph, inputs):
         raise OSError("no C++ compiler")
 
-    broken, warnings = torch.compile(fused.compare_, fullgraph=True, backend=backend), []
-    monkeypatch.setattr(fused, "_kernel", lambda: broken)
+    check_fallback(monkeypatch, torch.compile(fused.compare_, fullgraph=True, backend=backend), "no C++ compiler")
+
+
+def test_at_the_limit_of_variants_there_is_one_warning_and_the_plain_result(monkeypatch):
+    def many(*variant):
+        return torch.compile(fused.compare_, fullgraph=True)
+
+    with torch._dynamo.config.patch(recompile_limit=1):
+        many()(torch.ones(3, 5), torch.ones(3, 5), None, "forward_kl", 0.5, WholeVocabulary(), False)
+        check_fallback(monkeypatch, many(), "fullgraph")
+
+
+def check_fallback(monkeypatch, broken, reason):
+    warnings = []
+    monkeypatch.setattr(fused, "_kernel", lambda *_: broken)
     monkeypatch.setattr(fused._logger, "warning", lambda *message: warnings.append(message[0] % message[1:]))
     student, teacher, _ = problem(9, torch.float32)
     for _ in range(2):
         result = divergence(student, teacher, compiled=True).divergence
     torch.testing.assert_close(result, divergence(student, teacher).divergence)
-    assert len(warnings) == 1 and "no C++ compiler" in warnings[0]
+    assert len(warnings) == 1 and reason in warnings[0]

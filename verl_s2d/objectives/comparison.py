@@ -19,7 +19,6 @@ import torch
 
 from verl_s2d.objectives.vocabulary import VocabularyShard, WholeVocabulary
 
-_FLOOR = -1e30
 OBJECTIVES = ("forward_kl", "reverse_kl", "jsd")
 
 
@@ -63,9 +62,10 @@ def compare_(
     whole_chunk = (teacher.is_cuda or vocabulary.parallel) and not torch.compiler.is_compiling()
     teacher = teacher.sub_(top[1]) if whole_chunk else teacher - top[1]
     if masked:
-        # 0 * log 0 is 0, which -inf would make NaN.
-        student.clamp_(min=_FLOOR)
-        teacher.clamp_(min=_FLOOR)
+        # 0 * log 0 is 0, which -inf would make NaN. Sums and differences of two of these are finite.
+        floor = torch.finfo(student.dtype).min / 4
+        student.clamp_(min=floor)
+        teacher.clamp_(min=floor)
     # Where both are zero an id is at the top of both. Asking for its place costs more (argmax six times, max(dim) 1.5
     # times on a CPU), and among ids that tie it would depend on their order and on who holds them.
     p_s = student + teacher
@@ -73,11 +73,15 @@ def compare_(
     p_s, p_t = torch.exp(student, out=p_s), teacher.exp()
     parts = [p_s.sum(-1), p_t.sum(-1), _dot(p_s, student), _dot(p_t, teacher), agree.to(student.dtype)]
     if ids is not None:
-        parts += _at(ids, student, teacher)
+        sampled = _at(ids, student, teacher)
+        parts += [_lowest(logit, floor) for logit in sampled[:2]] + sampled[2:] if masked else sampled
     if objective == "forward_kl":
-        parts.append(_dot(p_t, student))
+        cross = _dot(p_t, student)
+        parts.append(cross.masked_fill(_impossible(p_t, student, floor), -math.inf) if masked else cross)
     elif objective == "reverse_kl":
-        parts.append(_dot(p_s, torch.sub(student, teacher, out=teacher)))
+        infinite = _impossible(p_s, teacher, floor) if masked else None
+        log_ratio = _dot(p_s, torch.sub(student, teacher, out=teacher))
+        parts.append(log_ratio.masked_fill(infinite, math.inf) if masked else log_ratio)
     sums = vocabulary.total(torch.stack(parts))
     sum_s, sum_t, energy_s, energy_t = sums[0], sums[1], sums[2] / sums[0], sums[3] / sums[1]
     log_s, log_t = sum_s.log(), sum_t.log()
@@ -89,6 +93,9 @@ def compare_(
         mean = sums[-1] / sum_s
         divergence = mean - log_s + log_t
         torch.mul(p_s, teacher.sub_(mean.unsqueeze(-1)), out=student)
+        if masked:
+            # An infinite divergence has no gradient but to ids without mass.
+            student.masked_fill_((mean == math.inf).unsqueeze(-1), math.nan).masked_fill_(p_s == 0, 0.0)
     elif objective == "jsd":
         mixture = torch.logaddexp(
             teacher - (log_t - math.log(beta)).unsqueeze(-1), student - (log_s - math.log1p(-beta)).unsqueeze(-1)
@@ -121,6 +128,16 @@ def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Of each row. vecdot writes the products down before it adds them; a single row, all of a block at a large
     vocabulary, does without."""
     return torch.dot(a[0], b[0]).unsqueeze(0) if len(a) == 1 else torch.linalg.vecdot(a, b)
+
+
+def _lowest(logits: torch.Tensor, floor: float) -> torch.Tensor:
+    """Logits with -inf where they had been raised to the floor."""
+    return logits.masked_fill(logits <= floor, -math.inf)
+
+
+def _impossible(probabilities: torch.Tensor, logits: torch.Tensor, floor: float) -> torch.Tensor:
+    """(rows,) where an id of the one distribution's mass is ruled out by the other."""
+    return ((probabilities > 0) & (logits <= floor)).any(-1)
 
 
 def _at(ids: torch.Tensor, student: torch.Tensor, teacher: torch.Tensor) -> list[torch.Tensor]:

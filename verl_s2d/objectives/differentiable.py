@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch.autograd.function import once_differentiable
 
+from verl_s2d.objectives.first_derivative import first_derivative
 from verl_s2d.objectives.logits import GivenLogits, LinearLogits
 from verl_s2d.objectives.sweep import Gradients, Settings, compare_rows, linear_gradients, logits_gradient_
 
@@ -26,9 +26,9 @@ class _Divergence(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def _again(ctx) -> tuple[GivenLogits | LinearLogits, GivenLogits | LinearLogits]:
+    def _again(ctx, saved: tuple) -> tuple[GivenLogits | LinearLogits, GivenLogits | LinearLogits]:
         """Student and teacher on the saved tensors."""
-        tensors = ctx.saved_tensors[3:]
+        tensors = saved[3:]
         student, teacher = ctx.rebuild
         return student(*tensors[: ctx.split]), teacher(*tensors[ctx.split :])
 
@@ -45,9 +45,8 @@ class _Divergence(torch.autograd.Function):
         return results
 
     @staticmethod
-    def _beside(ctx, upstream: tuple) -> Iterator[tuple[Settings, torch.Tensor]]:
+    def _beside(ctx, rows: torch.Tensor, upstream: tuple) -> Iterator[tuple[Settings, torch.Tensor]]:
         """What else is to be differentiated, with the weight of each row."""
-        rows = ctx.saved_tensors[0]
         for place, name in _BESIDE.items():
             if upstream[place] is not None:
                 yield replace(ctx.settings, objective=name), upstream[place][rows]
@@ -62,14 +61,14 @@ class GivenDivergence(_Divergence):
         return _Divergence._spread(ctx, compare_rows(student, teacher, rows, ids, settings), rows, student.tokens, ids)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, *upstream):
-        student, teacher = _Divergence._again(ctx)
-        rows, ids = ctx.saved_tensors[:2]
+    @first_derivative
+    def backward(ctx, saved, *upstream):
+        student, teacher = _Divergence._again(ctx, saved)
+        rows, ids, _ = saved[:3]
         gradient = torch.zeros_like(student.logits)
         if upstream[0] is not None:
             logits_gradient_(gradient, student, teacher, rows, None, upstream[0][rows], ctx.settings)
-        for settings, weights in _Divergence._beside(ctx, upstream):
+        for settings, weights in _Divergence._beside(ctx, rows, upstream):
             logits_gradient_(gradient, student, teacher, rows, ids, weights, settings)
         return *(None,) * 6, gradient, *(None for _ in teacher.tensors)
 
@@ -93,10 +92,10 @@ class LinearDivergence(_Divergence):
         return _Divergence._spread(ctx, values, rows, student.tokens, ids)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, *upstream):
-        student, teacher = _Divergence._again(ctx)
-        rows, ids, hint = ctx.saved_tensors[:3]
+    @first_derivative
+    def backward(ctx, saved, *upstream):
+        student, teacher = _Divergence._again(ctx, saved)
+        rows, ids, hint = saved[:3]
         wants = ctx.needs_input_grad[6:9]
         gradients = [None, None, None]
         if upstream[0] is not None:
@@ -108,7 +107,7 @@ class LinearDivergence(_Divergence):
                 # The head's gradient is handed over, not copied: a second backward through a kept graph makes it again.
                 _weigh_again(made, hint, weights, student, teacher, rows, ctx.settings, wants)
             gradients = [None if made.hidden is None else made.hidden * weights.unsqueeze(-1), made.head, made.bias]
-        for settings, weights in _Divergence._beside(ctx, upstream):
+        for settings, weights in _Divergence._beside(ctx, rows, upstream):
             _, more = linear_gradients(student, teacher, rows, ids, weights, settings, wants=wants)
             more = [None if more.hidden is None else more.hidden * weights.unsqueeze(-1), more.head, more.bias]
             gradients = [b if a is None else a + b for a, b in zip(gradients, more, strict=True)]

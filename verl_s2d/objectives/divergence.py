@@ -39,6 +39,7 @@ class Divergence(NamedTuple):
     teacher_log_prob: torch.Tensor
 
 
+@torch.compiler.disable
 def divergence(
     student: torch.Tensor | LinearLogits,
     teacher: torch.Tensor | LinearLogits,
@@ -56,11 +57,18 @@ def divergence(
     """Divergence of each token's two next-token distributions over the full vocabulary.
 
     With `LinearLogits` neither forward nor backward holds more than two (chunk_tokens, V) tensors and a block of
-    scratch, whatever the number of tokens.
+    scratch, whatever the number of tokens. Inputs are taken in their own dtypes, whatever autocast the caller has on:
+    low-precision ones are multiplied into float32. Under torch.compile the call is left out of the caller's graph.
+
+    Logits of -inf rule an id out. The forward KL is infinite where the teacher gives mass to an id that the student
+    rules out; its gradient stays p_S - p_T. The reverse KL is infinite where the student gives mass to an id that the
+    teacher rules out, and has no gradient there: NaN where p_S is not 0. NaN logits give NaN, as does a side without ids.
+
+    There is no second derivative: a gradient penalty raises.
 
     Args:
         student: logits (tokens, V_s), or LinearLogits, whose hidden states, head and bias get gradients where they
-            ask for them (a frozen head costs nothing).
+            ask for them (a frozen head costs nothing). Batches of sequences are to be flattened to (tokens, ...).
         teacher: logits (tokens, V_t), or LinearLogits; constant.
         objective: forward_kl, reverse_kl or jsd.
         beta: of jsd, between 0 and 1: 0 tends to beta * forward KL, 1 to (1 - beta) * reverse KL.
@@ -69,7 +77,7 @@ def divergence(
         weights: (tokens,), what each token's divergence will be multiplied with in the loss, up to one constant:
             mask times token weight over the number of tokens, say. Gradients are then made in the forward pass, with
             no second computation of the logits. A hint only: gradients are exact for whatever comes back, tokens
-            whose gradient differs from the hint are computed again. Only LinearLogits profit.
+            whose gradient differs from the hint are computed again. Only LinearLogits profit, and not under no_grad.
         sampled_ids: (tokens,) int64, ids whose log-probabilities to return.
         vocab_size: real size of the shared vocabulary; ids from there on have probability zero on both sides.
             min(V_s, V_t) when None.
@@ -93,19 +101,24 @@ def divergence(
     if mask is None and weights is not None:
         mask = weights != 0
     rows = wanted_rows(mask, student.tokens, student.device)
+    masked = student.masks_ids or teacher.masks_ids
     if shard is None:
         columns, exchange = shared_size(vocab_size, min(student.vocab_size, teacher.vocab_size)), None
     else:
         sizes = (student.vocab_size, teacher.vocab_size, vocab_size)
-        columns, exchange = shard.divide(len(rows), *sizes, student.device)
+        columns, exchange, masked = shard.divide(len(rows), *sizes, masked, student.device)
     chunk_tokens = tokens_at_a_time(chunk_tokens, student.device)
     compiled = compiled and shard is None  # a collective in the middle leaves little to fuse
-    settings = Settings(objective, beta, columns, chunk_tokens, shard or WholeVocabulary(), exchange, compiled)
+    vocabulary = shard or WholeVocabulary()
+    settings = Settings(objective, beta, columns, masked, chunk_tokens, vocabulary, exchange, compiled)
     ids = None if sampled_ids is None else sampled_ids.to(student.device)[rows].long()
-    hint = None if weights is None else weights.detach().to(student.device)[rows].to(student.dtype)
+    hint = None
+    if weights is not None and torch.is_grad_enabled():
+        hint = weights.detach().to(student.device)[rows].to(student.dtype)
     frozen = [None if tensor is None else tensor.detach() for tensor in teacher.tensors]
     function = LinearDivergence if isinstance(student, LinearLogits) else GivenDivergence
-    return Divergence(*function.apply(student, teacher, rows, ids, hint, settings, *student.tensors, *frozen))
+    with torch.autocast(student.device.type, enabled=False):
+        return Divergence(*function.apply(student, teacher, rows, ids, hint, settings, *student.tensors, *frozen))
 
 
 def _check(student, teacher, objective, beta, vocab_size, shard) -> None:

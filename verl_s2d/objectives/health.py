@@ -30,6 +30,7 @@ class TopKHealth(NamedTuple):
     student_mass_on_teacher_top: torch.Tensor
 
 
+@torch.compiler.disable
 @torch.no_grad()
 def top_k_health(
     student: torch.Tensor | LinearLogits,
@@ -68,8 +69,9 @@ def top_k_health(
     results = torch.zeros(3, student.tokens, dtype=dtype, device=student.device)
     for part in parts(len(rows), size):
         block = buffer[:, : part.stop - part.start]
-        for side, logits in zip((student, teacher), block, strict=True):
-            side.write(rows[part], logits)
+        with torch.autocast(student.device.type, enabled=False):
+            for side, logits in zip((student, teacher), block, strict=True):
+                side.write(rows[part], logits)
         results[:, rows[part]] = _compare_(block, k)
     return TopKHealth(*results)
 

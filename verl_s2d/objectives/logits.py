@@ -23,7 +23,7 @@ class LinearLogits:
         temperature: divides the logits.
 
     Raises:
-        ValueError: the widths of hidden and head differ, or softcap or temperature is not positive.
+        ValueError: shapes other than these, or softcap or temperature is not positive.
     """
 
     hidden: torch.Tensor
@@ -33,8 +33,13 @@ class LinearLogits:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.hidden.dim() != 2 or self.head.dim() != 2:
+            shapes = f"hidden states of shape {tuple(self.hidden.shape)} and a head of shape {tuple(self.head.shape)}"
+            raise ValueError(f"{shapes} are not (tokens, H) and (V, H); flatten the former with .flatten(0, -2)")
         if self.hidden.shape[-1] != self.head.shape[-1]:
             raise ValueError(f"hidden states of width {self.hidden.shape[-1]}, head of width {self.head.shape[-1]}")
+        if self.bias is not None and self.bias.shape != self.head.shape[:1]:
+            raise ValueError(f"bias of shape {tuple(self.bias.shape)}, head of shape {tuple(self.head.shape)}")
         if (self.softcap is not None and self.softcap <= 0) or self.temperature <= 0:
             raise ValueError(f"softcap {self.softcap} and temperature {self.temperature} must be positive")
 
@@ -59,6 +64,11 @@ class LinearLogits:
         return self.hidden, self.head, self.bias
 
     @property
+    def masks_ids(self) -> bool:
+        """A bias of -inf rules an id out."""
+        return self.bias is not None and not bool((self.bias > float("-inf")).all())
+
+    @property
     def rebuild(self) -> Callable[..., LinearLogits]:
         """tensors -> the same on them; holds none of this one's."""
         return partial(LinearLogits, softcap=self.softcap, temperature=self.temperature)
@@ -80,12 +90,22 @@ class LinearLogits:
 
 @dataclass(frozen=True)
 class GivenLogits:
-    """Logits that an engine has already made: (tokens, V), any float dtype, -inf allowed."""
+    """Logits that an engine has already made: (tokens, V), any float dtype, -inf allowed.
+
+    Raises:
+        ValueError: another shape.
+    """
 
     logits: torch.Tensor
 
     softcap = None
     temperature = 1.0
+
+    def __post_init__(self) -> None:
+        if self.logits.dim() != 2:
+            raise ValueError(
+                f"logits of shape {tuple(self.logits.shape)} are not (tokens, V); flatten them with .flatten(0, -2)"
+            )
 
     @property
     def tokens(self) -> int:
@@ -106,6 +126,11 @@ class GivenLogits:
     @property
     def tensors(self) -> tuple[torch.Tensor | None, ...]:
         return (self.logits,)
+
+    @property
+    def masks_ids(self) -> bool:
+        """A logit of -inf rules an id out; one NaN hides the others."""
+        return self.logits.numel() > 0 and not bool(self.logits.detach().amin() > float("-inf"))
 
     @property
     def rebuild(self) -> Callable[..., GivenLogits]:

@@ -20,11 +20,15 @@ _BLOCK_ELEMENTS = 1 << 16
 
 @dataclass(frozen=True)
 class Settings:
-    """What a pass computes. `columns` real ids of the student are held here, the teacher's of them after `exchange`."""
+    """What a pass computes. `columns` real ids of the student are held here, the teacher's of them after `exchange`.
+
+    `masked`: logits may be -inf.
+    """
 
     objective: str
     beta: float
     columns: int
+    masked: bool
     chunk_tokens: int
     vocabulary: WholeVocabulary | VocabularyShard
     exchange: Exchange | None = None
@@ -50,7 +54,7 @@ def compare_rows(
     values = _empty_values(student, teacher, rows)
     for part, block in _chunks(student, teacher, rows, settings):
         for piece in _pieces(block[0], settings):
-            result = _compare(block, piece, part, ids, settings, student, teacher)
+            result = _compare(block, piece, part, ids, settings)
             values[:, part][:, piece] = result.values
     return values
 
@@ -80,7 +84,7 @@ def linear_gradients(
         scale = gradient.new_empty(len(gradient))
         for piece in _pieces(gradient, settings):
             slope = None if student.softcap is None else student.slope(gradient[piece])
-            result = _compare(block, piece, part, ids, settings, student, teacher)
+            result = _compare(block, piece, part, ids, settings)
             values[:, part][:, piece] = result.values
             scale[piece] = result.scale
             if slope is not None:
@@ -109,7 +113,7 @@ def logits_gradient_(
     """Add the weighted gradient to the student's logits to these rows of out, (tokens, V)."""
     for part, block in _chunks(student, teacher, rows, settings):
         for piece in _pieces(block[0], settings):
-            result = _compare(block, piece, part, ids, settings, student, teacher)
+            result = _compare(block, piece, part, ids, settings)
             block[0][piece] *= (result.scale * weights[part][piece]).unsqueeze(-1)
         out[rows[part], : settings.columns] += block[0][:, : settings.columns].to(out.dtype)
 
@@ -143,11 +147,11 @@ def _pieces(logits: torch.Tensor, settings: Settings) -> list[slice]:
     return list(parts(rows, size))
 
 
-def _compare(block, piece, part, ids, settings, student, teacher):
+def _compare(block, piece, part, ids, settings):
     here = None if ids is None else ids[part][piece] - settings.vocabulary.first
     if here is not None and not settings.columns:
         here.fill_(-1)  # the one id that stands in for none must not be taken for a sampled one
-    masked = settings.columns == 0 or isinstance(student, GivenLogits) or isinstance(teacher, GivenLogits)
+    masked = settings.masked or settings.columns == 0
     compare = compare_fused_ if settings.compiled else compare_
     return compare(
         block[0][piece], block[1][piece], here, settings.objective, settings.beta, settings.vocabulary, masked

@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from verl_s2d.objectives.chunks import as_logits, parts, shared_size, tokens_at_a_time, wanted_rows
+from verl_s2d.objectives.first_derivative import first_derivative
 from verl_s2d.objectives.gemm import add_head_gradient, hidden_gradient
 from verl_s2d.objectives.logits import GivenLogits, LinearLogits
 from verl_s2d.objectives.vocabulary import VocabularyShard, WholeVocabulary
@@ -63,6 +63,7 @@ class _Settings:
     vocabulary: WholeVocabulary | VocabularyShard
 
 
+@torch.compiler.disable
 def top_k_forward_kl(
     student: torch.Tensor | LinearLogits,
     top_ids: torch.Tensor,
@@ -77,6 +78,7 @@ def top_k_forward_kl(
     """Forward KL of each token from a teacher known on k ids; formulas and biases are at the top of this file.
 
     Backward computes the logits of LinearLogits again; neither pass holds more than two (chunk_tokens, V) tensors.
+    Autocast, torch.compile, logits of -inf and second derivatives: as in `divergence`.
 
     Args:
         student: logits (tokens, V), or LinearLogits, whose hidden states, head and bias get gradients where they ask
@@ -115,7 +117,8 @@ def top_k_forward_kl(
     chunk_tokens = tokens_at_a_time(chunk_tokens, student.device)
     covered = top_ids.shape[1] == vocab_size
     settings = _Settings(tail, columns, covered, chunk_tokens, shard or WholeVocabulary())
-    return TopKForwardKL(*_TopKForwardKL.apply(student, rows, ids.long(), log_probs, settings, *student.tensors))
+    with torch.autocast(student.device.type, enabled=False):
+        return TopKForwardKL(*_TopKForwardKL.apply(student, rows, ids.long(), log_probs, settings, *student.tensors))
 
 
 def _check_shapes(tokens: int, ids: torch.Tensor, log_probs: torch.Tensor, vocab_size: int) -> None:
@@ -155,9 +158,9 @@ class _TopKForwardKL(torch.autograd.Function):
         return results
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, upstream, *_):
-        rows, ids, log_probs, *tensors = ctx.saved_tensors
+    @first_derivative
+    def backward(ctx, saved, upstream, *_):
+        rows, ids, log_probs, *tensors = saved
         student, wants = ctx.rebuild(*tensors), ctx.needs_input_grad[5:]
         backward = _given_gradient if isinstance(student, GivenLogits) else _linear_gradients
         return *(None,) * 5, *backward(student, rows, ids, log_probs, upstream[rows], ctx.settings, wants)

@@ -50,25 +50,26 @@ class VocabularyShard:
         return values
 
     def divide(
-        self, rows: int, student_size: int, teacher_size: int, vocab_size: int, device: torch.device
-    ) -> tuple[int, Exchange | None]:
+        self, rows: int, student_size: int, teacher_size: int, vocab_size: int, masked: bool, device: torch.device
+    ) -> tuple[int, Exchange | None, bool]:
         """Who holds what, by asking every rank once.
 
         Args:
             rows: tokens that take part.
             student_size, teacher_size: ids held here, padding among them.
             vocab_size: real ids of the whole vocabulary.
+            masked: logits here may be -inf.
 
         Returns:
-            The number of the student's real ids here, and how teacher logits get to where the student's are: None where
-            they are there already, on every rank.
+            The number of the student's real ids here; how teacher logits get to where the student's are, None where
+            they are there already, on every rank; and whether logits of any rank may be -inf.
 
         Raises:
             ValueError: on every rank alike, so that none is left waiting: rows or vocab_size differ between ranks, or a
                 real id is on no rank or on several.
         """
         mine = torch.tensor(
-            [rows, vocab_size, self.first, student_size, self.teacher_first, teacher_size], device=device
+            [rows, vocab_size, self.first, student_size, self.teacher_first, teacher_size, int(masked)], device=device
         )
         everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(self.group))]
         dist.all_gather(everyone, mine, group=self.group)
@@ -80,7 +81,7 @@ class VocabularyShard:
         teachers = _real_ids("teacher", [row[4:6] for row in table], vocab_size)
         rank = dist.get_rank(self.group)
         exchange = None if students == teachers else Exchange.between(self.group, rank, students, teachers)
-        return len(students[rank]), exchange
+        return len(students[rank]), exchange, any(row[6] for row in table)
 
 
 @dataclass(frozen=True)
