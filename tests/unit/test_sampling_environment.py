@@ -91,7 +91,7 @@ def doors(inputs, tmp_path):
     model, data, out = inputs / "model", inputs / "problems.parquet", tmp_path / "out"
     sums = f"verifier={tiny.__file__}:score_sum"
     common = [f"model={model}", f"out={out}", "max_tokens=4"]
-    start = {"engine": {"model": str(model), "context": 16}, "settings": {}, "most_open": 1}
+    start = {"sampler": {"model": str(model), "context": 16}, "settings": {}, "most_open": 1}
     return {
         "Sampler": (["Sampler", str(model)], ""),
         "rollouts": (["verl_s2d.training.rollout_cache", *common, f"data={data}", "n=1"], ""),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests import tiny
 from tests.unit.fake_engine import Machine, completions
 from verl_s2d.data.problems import read_problems
+from verl_s2d.errors import UserError
 from verl_s2d.evaluation import evaluate
 from verl_s2d.sampling import PARTS, parts, replica
 from verl_s2d.sampling.prompts import load_tokenizer, render_prompt
@@ -249,3 +250,23 @@ def test_sets_may_share_a_problem(model, machine, tmp_path):
     rows = pq.read_table(tmp_path / "out" / "generations.parquet").to_pylist()
     of = {name: [row["response_ids"] for row in rows if row["set"] == name] for name in sets}
     assert of["a"] == of["b"] and len(of["a"]) == 15
+
+
+@pytest.mark.parametrize("what", ["rollouts", "evaluation"])
+def test_on_cuda_without_a_gpu_nothing_is_sampled(what, model, data, machine, tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    main, options = job(what, model, data, tmp_path / "out", device="cuda")
+    with pytest.raises(UserError, match="shows no accelerator") as refused:
+        main(options)
+    assert (refused.value.key, refused.value.value) == ("device", "cuda") and "node with GPUs" in refused.value.remedy
+    assert machine.sampled == [] and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("what", ["rollouts", "evaluation"])
+def test_an_argument_that_is_computed_is_refused(what, model, data, machine, tmp_path):
+    main, options = job(what, model, data, tmp_path / "out", engine={"max_model_len": 9})
+    with pytest.raises(UserError, match="computed") as refused:
+        main(options)
+    assert refused.value.key == "engine.max_model_len" and machine.sampled == []

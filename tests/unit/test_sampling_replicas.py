@@ -137,7 +137,7 @@ main(options)
 
 
 def test_gpus_are_divided(monkeypatch):
-    monkeypatch.setattr(replicas, "on_cpu", lambda: False)
+    monkeypatch.setattr(replicas, "on_cpu", lambda device: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,GPU-1234,7,0")
     chosen = [environment["CUDA_VISIBLE_DEVICES"] for environment in replicas._environments(2, 2)]
     assert chosen == ["4,5", "GPU-1234,7"]
@@ -148,7 +148,7 @@ def test_gpus_are_divided(monkeypatch):
 
 
 def test_cores_are_divided(monkeypatch):
-    monkeypatch.setattr(replicas, "on_cpu", lambda: True)
+    monkeypatch.setattr(replicas, "on_cpu", lambda device: True)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert replicas._environments(3, 1) == [{"OMP_NUM_THREADS": "2"}] * 3
     assert replicas._environments(9, 1)[0] == {"OMP_NUM_THREADS": "1"}

@@ -2,7 +2,7 @@
 
     python -m verl_s2d.evaluation.evaluate model=MODEL verifier=NAME out=DIR max_tokens=N set.<name>=FILE ...
         [samples=16] [temperature=1] [top_p=1] [top_k=-1] [seed=0] [tensor_parallel_size=1] [trust_remote_code=false]
-        [replicas=1] [pass_at=1,4,16] [chat_template.<name>=<value> ...]
+        [replicas=1] [device=auto] [engine.<name>=<value> ...] [pass_at=1,4,16] [chat_template.<name>=<value> ...]
 
 Writes generations.parquet (every sample, its text and score) and, last, result.json. Samples and their scores are kept
 in parts while it works (verl_s2d.sampling): the same command goes on where it was killed. `replicas` engines share the
@@ -28,7 +28,7 @@ from verl_s2d.evaluation.stats import mean_and_stderr
 from verl_s2d.platforms.environment import prepare_for_vllm
 from verl_s2d.rewards.registry import Score, Verifier, check, resolve
 from verl_s2d.sampling.complete import complete
-from verl_s2d.sampling.engine import Completion
+from verl_s2d.sampling.engine import Completion, on_cpu
 from verl_s2d.sampling.parts import Parts, read_kept, write_kept
 from verl_s2d.sampling.prompts import load_tokenizer, render_prompt
 from verl_s2d.sampling.request import Request, Settings
@@ -67,6 +67,10 @@ class Options:
     seed: int = 0
     tensor_parallel_size: int = 1
     replicas: int = 1
+    device: str = "auto"
+    """`cpu`, `cuda` (any accelerator), or `auto` for what this machine has."""
+    engine: dict[str, Any] = field(default_factory=dict)
+    """More arguments of vLLM's LLM, such as gpu_memory_utilization."""
     trust_remote_code: bool = False
     chat_template: dict[str, Any] = field(default_factory=dict)
     """verl's data.apply_chat_template_kwargs."""
@@ -75,6 +79,7 @@ class Options:
 def main(options: Options) -> None:
     """Sample, score, write. Raises UserError for unusable input before the model is loaded."""
     prepare_for_vllm()
+    on_cpu(options.device)
     if not options.set:
         raise UserError("There is nothing to evaluate on.", key="set.<name>", remedy="Give set.<name>=<parquet>.")
     names = ("temperature", "top_p", "top_k", "max_tokens", "seed")
@@ -95,6 +100,8 @@ def main(options: Options) -> None:
         files=options.set,
         trust_remote_code=options.trust_remote_code,
         tensor_parallel_size=options.tensor_parallel_size,
+        device=options.device,
+        engine=options.engine,
     )
     out = Path(options.out)
     parts = complete(request, out, name="evaluation", replicas=options.replicas)

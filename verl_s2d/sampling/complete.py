@@ -54,7 +54,7 @@ def _sample(parts: Parts, missing: list[int], replicas: int, out: Path, progress
         sample_with_replicas(request, wanted, count, out / LOGS, progress.say, progress.report)
         return
     started = time.monotonic()
-    sampler = Sampler(**request.engine)
+    sampler = Sampler(**request.sampler)
     progress.say(f"engine ready in {time.monotonic() - started:.1f} s")
     remaining = iter(wanted)
     sample_parts(
@@ -64,6 +64,7 @@ def _sample(parts: Parts, missing: list[int], replicas: int, out: Path, progress
         lambda part: None,
         progress.report,
         most_open=len(wanted),
+        at_once=request.sequences_at_once,
     )
 
 

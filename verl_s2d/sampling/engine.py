@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from verl_s2d.data.weights import check_weights
@@ -11,6 +11,8 @@ from verl_s2d.errors import UserError
 from verl_s2d.platforms.environment import cpu_environment, prepare_for_vllm
 from verl_s2d.sampling.prompts import prompt_seed, unreadable
 from verl_s2d.sampling.request import Settings
+
+DEVICES = ("auto", "cpu", "cuda")
 
 
 class Completion(NamedTuple):
@@ -51,16 +53,26 @@ class Sampler:
     Args:
         model: Hugging Face directory or hub id, with its tokenizer.
         context: longest prompt plus completion that will be asked for, in tokens.
+        device: `cpu`, `cuda` (any accelerator), or `auto` for what there is.
+        engine: more arguments of vLLM's LLM; of those below it may replace dtype and enforce_eager.
 
     Raises:
-        UserError: what `check_model` finds.
+        UserError: what `on_cpu` and `check_model` find.
     """
 
     def __init__(
-        self, model: str, *, context: int, tensor_parallel_size: int = 1, trust_remote_code: bool = False, seed: int = 0
+        self,
+        model: str,
+        *,
+        context: int,
+        tensor_parallel_size: int = 1,
+        trust_remote_code: bool = False,
+        seed: int = 0,
+        device: str = "auto",
+        engine: Mapping[str, Any] | None = None,
     ):
         prepare_for_vllm()
-        cpu = on_cpu()
+        cpu = on_cpu(device)
         if cpu:
             _prepare_cpu()
         vocabulary = check_model(model, context=context, trust_remote_code=trust_remote_code)
@@ -75,10 +87,9 @@ class Sampler:
             # A hub repository that could not be looked into must not be unpickled either.
             load_format="safetensors",
             worker_extension_cls=f"{__name__}.{VocabularyGuard.__name__}",
-            dtype="float32" if cpu else "auto",
-            enforce_eager=cpu,
             # For a prompt read in several parts vLLM sets a seeded generator back, which one on the CPU cannot be.
             enable_chunked_prefill=False if cpu else None,
+            **{"dtype": "float32" if cpu else "auto", "enforce_eager": cpu, **(engine or {})},
         )
         tokens = len(self._llm.get_tokenizer())
         if vocabulary > tokens:
@@ -144,11 +155,29 @@ def check_model(model: str, *, context: int, trust_remote_code: bool = False) ->
     return config.vocab_size
 
 
-def on_cpu() -> bool:
-    """Whether this machine has no accelerator."""
+def on_cpu(device: str = "auto") -> bool:
+    """Tell whether an engine works on the CPU: where `device` says `cpu`, or `auto` and there is no accelerator.
+
+    Raises:
+        UserError: another device, or `cuda` where this machine shows no accelerator.
+    """
+    if device not in DEVICES:
+        raise UserError("Unknown device.", key="device", value=device, remedy=f"One of {', '.join(DEVICES)}.")
+    if device == "cpu":
+        return True
     import torch
 
-    return not torch.accelerator.is_available()
+    if torch.accelerator.is_available():
+        return False
+    if device == "cuda":
+        raise UserError(
+            "This machine shows no accelerator, and engines work where the command runs.",
+            key="device",
+            value=device,
+            remedy="Run it on a node with GPUs (`python -c 'import torch; print(torch.accelerator.is_available())'` "
+            "says True there), or choose the device cpu.",
+        )
+    return True
 
 
 def _prepare_cpu() -> None:

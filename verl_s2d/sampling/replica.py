@@ -2,7 +2,7 @@
 
     python -m verl_s2d.sampling.replica    messages on stdin and stdout, a JSON object a line
 
-    <- {"engine": {...}, "settings": {...}, "most_open": 4}   first
+    <- {"sampler": {...}, "settings": {...}, "most_open": 4, "at_once": 0}   first
     -> {"ready": 12.3}               seconds that loading took
     -> {"take": true}                answered by one of
     <- {"part": [number, prompts, path, made_from]}
@@ -52,7 +52,14 @@ class _Open:
 
 
 def sample_parts(
-    sampler: Sampler, settings: Settings, take: Take, wrote: Callable[[Part], None], report: Report, *, most_open: int
+    sampler: Sampler,
+    settings: Settings,
+    take: Take,
+    wrote: Callable[[Part], None],
+    report: Report,
+    *,
+    most_open: int,
+    at_once: int = 0,
 ) -> None:
     """Sample every part that `take` gives, and write it.
 
@@ -61,13 +68,15 @@ def sample_parts(
         wrote: hears of each part once its file is in place.
         report: hears, after every pass of the engine, of the finished prompts and their tokens.
         most_open: parts that are worked on at a time, at most.
+        at_once: sequences that the engine works on at a time, where it was told.
     """
     # By their token ids, because vLLM renames requests. Equal prompts have equal samples, so any of them will do.
     waiting: dict[tuple[int, ...], list[tuple[_Open, int]]] = defaultdict(list)
     is_open: set[_Open] = set()
     unfinished, prompts, tokens, more = 0, 0, 0, True
+    ahead = max(SEQUENCES_AHEAD, at_once)
     while True:
-        while more and len(is_open) < most_open and unfinished * settings.n < SEQUENCES_AHEAD:
+        while more and len(is_open) < most_open and unfinished * settings.n < ahead:
             part = take()
             if part is None:
                 more = False
@@ -128,10 +137,10 @@ def main() -> None:
             say(progress=[prompts, tokens])
 
     start, began = hear(), time.monotonic()
-    sampler = Sampler(**start["engine"])
+    sampler = Sampler(**start["sampler"])
     say(ready=time.monotonic() - began)
-    settings, most_open = Settings(**start["settings"]), start["most_open"]
-    sample_parts(sampler, settings, take, lambda part: say(wrote=part.number), report, most_open=most_open)
+    settings, limits = Settings(**start["settings"]), {name: start[name] for name in ("most_open", "at_once")}
+    sample_parts(sampler, settings, take, lambda part: say(wrote=part.number), report, **limits)
     ended.set()
 
 

@@ -54,11 +54,16 @@ def sample_with_replicas(
         ReplicaFailed: one of them failed; the others have been stopped.
     """
     parts = list(parts)
-    start = {"engine": request.engine, "settings": asdict(request.settings), "most_open": most_open(len(parts), count)}
+    start = {
+        "sampler": request.sampler,
+        "settings": asdict(request.settings),
+        "most_open": most_open(len(parts), count),
+        "at_once": request.sequences_at_once,
+    }
     logs.mkdir(parents=True, exist_ok=True)
     coordinator = _Coordinator(parts, say, report)
     try:
-        for number, environment in enumerate(_environments(count, request.tensor_parallel_size)):
+        for number, environment in enumerate(_environments(count, request.tensor_parallel_size, request.device)):
             coordinator.start(number, environment, logs / f"engine-{number}.txt", start)
         coordinator.work()
     finally:
@@ -188,9 +193,9 @@ def _message(replica: _Replica, problem: str) -> str:
     return "\n".join([f"{who} {problem}, so all engines were stopped. The end of {replica.log}:", *lines])
 
 
-def _environments(count: int, gpus_each: int) -> list[dict[str, str]]:
+def _environments(count: int, gpus_each: int, device: str = "auto") -> list[dict[str, str]]:
     """What is different in the environment of each engine: its GPUs, or its share of the cores."""
-    if on_cpu():
+    if on_cpu(device):
         threads = int(cpu_environment()["OMP_NUM_THREADS"])
         return [{"OMP_NUM_THREADS": str(max(1, threads // count))}] * count
     gpus = _visible_gpus()

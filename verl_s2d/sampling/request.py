@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from verl_s2d.data.content import directory_digest, file_digest
 from verl_s2d.errors import UserError
+from verl_s2d.sampling.engine_settings import check_engine, split_engine
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Request:
         prompts: token ids of each.
         files: name -> file that the prompts were made from.
         tensor_parallel_size: GPUs that one engine divides the model among; no part of the result.
+        device: `cpu`, `cuda` (any accelerator), or `auto` for what there is.
+        engine: more arguments of vLLM's LLM, as `engine_settings` allows them.
+
+    Raises:
+        UserError: an argument in `engine` that cannot be given.
     """
 
     model: str
@@ -63,6 +69,11 @@ class Request:
     files: Mapping[str, str]
     trust_remote_code: bool = False
     tensor_parallel_size: int = 1
+    device: str = "auto"
+    engine: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_engine(self.engine, "engine")
 
     @property
     def context(self) -> int:
@@ -70,7 +81,7 @@ class Request:
         return max(map(len, self.prompts)) + self.settings.max_tokens
 
     @property
-    def engine(self) -> dict[str, Any]:
+    def sampler(self) -> dict[str, Any]:
         """Arguments of `engine.Sampler`."""
         return {
             "model": self.model,
@@ -78,7 +89,14 @@ class Request:
             "tensor_parallel_size": self.tensor_parallel_size,
             "trust_remote_code": self.trust_remote_code,
             "seed": self.settings.seed,
+            "device": self.device,
+            "engine": dict(self.engine),
         }
+
+    @property
+    def sequences_at_once(self) -> int:
+        """Sequences that an engine was told to work on at a time; 0 where vLLM chooses."""
+        return self.engine.get("max_num_seqs") or 0
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -90,6 +108,7 @@ class Request:
             "weights": directory_digest(directory) if directory.is_dir() else None,
             "trust_remote_code": self.trust_remote_code,
             "settings": asdict(self.settings),
+            "engine": split_engine(self.engine)[0],
             "files": {name: file_digest(Path(path)) for name, path in self.files.items()},
         }
 

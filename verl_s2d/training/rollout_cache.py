@@ -2,7 +2,7 @@
 
     python -m verl_s2d.training.rollout_cache model=MODEL data=FILE out=DIR n=K max_tokens=N
         [temperature=1] [top_p=1] [top_k=-1] [seed=0] [tensor_parallel_size=1] [trust_remote_code=false]
-        [replicas=1] [chat_template.<name>=<value> ...]
+        [replicas=1] [device=auto] [engine.<name>=<value> ...] [chat_template.<name>=<value> ...]
 
 Writes rollouts.parquet (prompt_ids, response_ids with EOS where it was generated, finish_reason, problem_id, sample)
 and, last, rollouts.json. Answers in the data file are not looked at. A problem's rollouts follow from the model, the
@@ -25,6 +25,7 @@ from verl_s2d.data.files import discard_unfinished, write_json, written_whole
 from verl_s2d.data.problems import read_problems
 from verl_s2d.platforms.environment import prepare_for_vllm
 from verl_s2d.sampling.complete import complete
+from verl_s2d.sampling.engine import on_cpu
 from verl_s2d.sampling.parts import token_count
 from verl_s2d.sampling.prompts import load_tokenizer, render_prompt
 from verl_s2d.sampling.request import Request, Settings
@@ -60,6 +61,10 @@ class Options:
     seed: int = 0
     tensor_parallel_size: int = 1
     replicas: int = 1
+    device: str = "auto"
+    """`cpu`, `cuda` (any accelerator), or `auto` for what this machine has."""
+    engine: dict[str, Any] = field(default_factory=dict)
+    """More arguments of vLLM's LLM, such as gpu_memory_utilization."""
     trust_remote_code: bool = False
     chat_template: dict[str, Any] = field(default_factory=dict)
     """verl's data.apply_chat_template_kwargs."""
@@ -68,6 +73,7 @@ class Options:
 def main(options: Options) -> None:
     """Sample and write. Raises UserError for unusable data or an unreadable model, before anything is loaded."""
     prepare_for_vllm()
+    on_cpu(options.device)
     names = ("n", "temperature", "top_p", "top_k", "max_tokens", "seed")
     settings = Settings(**{name: getattr(options, name) for name in names})
     problems = read_problems(options.data)
@@ -81,6 +87,8 @@ def main(options: Options) -> None:
         files={"data": options.data},
         trust_remote_code=options.trust_remote_code,
         tensor_parallel_size=options.tensor_parallel_size,
+        device=options.device,
+        engine=options.engine,
     )
     out = Path(options.out)
     parts = complete(request, out, name="rollouts", replicas=options.replicas)

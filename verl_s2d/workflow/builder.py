@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from verl_s2d.errors import UserError
+from verl_s2d.sampling.engine_settings import split_engine
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.identity import External, file_external, files_external, model_external
 from verl_s2d.workflow.overrides import merge, overlay, split_operational
@@ -71,7 +72,7 @@ class Builder:
             "seed": self.seed,
         }
         name = _name("rollouts", slice_name, of)
-        operations = {"tensor_parallel_size": stage.tensor_parallel_size}
+        operations = _sampler(stage, settings)
         return self._node("rollouts", name, settings, operations, model=teacher, slices=self.slices())
 
     def warmup(self, student: Model, teacher: Model, rollouts: Node, *, of: str = "") -> Node:
@@ -113,7 +114,7 @@ class Builder:
         for name, file in self.recipe.data.eval.items():
             inputs[f"eval.{name}"] = self._file(f"data.eval.{name}", file)
         inputs |= self._verifier(settings)
-        operations = {"tensor_parallel_size": chosen.tensor_parallel_size}
+        operations = _sampler(chosen, settings)
         return self._node("evaluate", f"evaluate-{self.row}", settings, operations, **inputs)
 
     def slices(self) -> Node:
@@ -258,6 +259,14 @@ class Builder:
             externals={role: x for role, x in inputs.items() if isinstance(x, External)},
             semantics=kinds()[kind].semantics,
         )
+
+
+def _sampler(section: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """Operations of a stage that samples. What of its `engine:` decides the samples is entered into `settings`."""
+    decisive, operational = split_engine(section.engine)
+    if decisive:
+        settings["engine"] = decisive
+    return {"tensor_parallel_size": section.tensor_parallel_size, "engine": operational}
 
 
 def _name(stage: str, slice_name: str, of: str) -> str:

@@ -95,6 +95,9 @@ class Evaluation:
     tensor_parallel_size: int = at_least(1, 1)
     """GPUs that one engine divides the model among; there are as many engines as the machine's GPUs hold. It does not
     change what is built."""
+    engine: Overrides = field(default_factory=dict)
+    """More arguments of vLLM's LLM: {gpu_memory_utilization: 0.8, max_num_seqs: 64}. Those that only say how the work
+    is done (sampling/engine_settings.py) rebuild nothing; dtype, quantization and others decide the samples."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,8 @@ class Rollouts:
     top_k: int = at_least(-1, -1)
     tensor_parallel_size: int = at_least(1, 1)
     """As of `evaluation`; a 70B teacher needs several."""
+    engine: Overrides = field(default_factory=dict)
+    """As of `evaluation`."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import yaml
 
 from verl_s2d.errors import UserError
 from verl_s2d.evaluation.chances import check_pass_at
+from verl_s2d.sampling.engine_settings import check_engine
 from verl_s2d.workflow import redaction
 from verl_s2d.workflow.alarm_settings import Alarm, Alarms
 from verl_s2d.workflow.recipe import ROW_NAMES, Matched, Recipe, Source
@@ -107,6 +108,9 @@ def _check_recipe(recipe: Recipe) -> None:
             value=recipe.seeds,
             remedy="For example [0, 1].",
         )
+    check_engine(recipe.evaluation.engine, "evaluation.engine")
+    if recipe.stages.rollouts is not None:
+        check_engine(recipe.stages.rollouts.engine, "stages.rollouts.engine")
     check_pass_at(recipe.evaluation.pass_at, recipe.evaluation.samples, "evaluation.pass_at")
     for role in ("student", "teacher"):
         source = getattr(recipe, role)

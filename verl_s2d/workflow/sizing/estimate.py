@@ -22,6 +22,7 @@ from verl_s2d.workflow.sizing.remedies import cache_remedy, remedy_for
 from verl_s2d.workflow.sizing.settings import Rollout, Training
 from verl_s2d.workflow.sizing.shapes import ModelShape
 from verl_s2d.workflow.stages.preparation import evaluation_files
+from verl_s2d.workflow.stages.sampling import engine
 
 GIB = 2**30
 _TIGHT = 0.85
@@ -117,17 +118,17 @@ class Estimate:
             return None, spent
         cluster = self._plan.context.cluster
         check_sampler(node, shape, cluster)
-        large = cluster.gpu_memory_gb >= 70
+        large, told = cluster.gpu_memory_gb >= 70, engine(node)
         rollout = Rollout(
             section=sampler_section(node),
             # As many engines as the machine has room for, whatever other machines there are.
             world=cluster.gpus_per_node,
             tensor=tensor,
             pipeline=1,
-            utilization=_SAMPLER_UTILIZATION,
-            dtype_bytes=2,
-            batched_tokens=16384 if large else 8192,
-            sequences=1024 if large else 256,
+            utilization=told.get("gpu_memory_utilization", _SAMPLER_UTILIZATION),
+            dtype_bytes=4 if told.get("dtype") in ("float32", "float") else 2,
+            batched_tokens=told.get("max_num_batched_tokens", 16384 if large else 8192),
+            sequences=told.get("max_num_seqs", 1024 if large else 256),
             sleeps=False,
             bucket_bytes=0,
         )

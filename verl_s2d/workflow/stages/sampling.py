@@ -22,8 +22,10 @@ class SamplingKind(SimpleKind):
             "trust_remote_code": trusts_remote_code(node, "model"),
             "out": str(context.directory(node)),
             "replicas": replicas(node, context),
+            "device": context.device,
+            "tensor_parallel_size": node.operations["tensor_parallel_size"],
             **{key: node.settings[key] for key in ("temperature", "top_p", "seed")},
-            **node.operations,
+            **{f"engine.{name}": value for name, value in engine(node).items()},
             **{f"chat_template.{name}": value for name, value in node.settings["chat_template"].items()},
         }
 
@@ -37,6 +39,11 @@ class SamplingKind(SimpleKind):
     def clean(self, directory: Path) -> None:
         """The parts of a process that was killed while it removed them."""
         shutil.rmtree(directory / PARTS, ignore_errors=True)
+
+
+def engine(node: Node) -> dict[str, Any]:
+    """Arguments of vLLM's LLM that the recipe gives, decisive and operational."""
+    return {**node.settings.get("engine", {}), **node.operations["engine"]}
 
 
 def replicas(node: Node, context: Context) -> int:

@@ -1,0 +1,20 @@
+"""What we say to vLLM's LLM, and how its arguments are read without importing it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from vllm.engine.arg_utils import EngineArgs
+
+from verl_s2d.sampling.engine_settings import COMPUTED, OPERATIONAL
+from verl_s2d.workflow.preflight.sampling import engine_arguments
+
+
+def test_the_arguments_read_from_the_source_are_those_of_the_class():
+    fields = {field.name for field in dataclasses.fields(EngineArgs)}
+    assert engine_arguments() == {name for name in fields if not name.startswith("_")}
+
+
+def test_what_is_computed_or_operational_exists():
+    assert not COMPUTED.keys() & OPERATIONAL
+    assert COMPUTED.keys() | OPERATIONAL <= engine_arguments()
