@@ -130,6 +130,7 @@ def verl_config(models: Path, case: Case, overrides: dict) -> DictConfig:
         "trainer.n_gpus_per_node": 1,
         "actor_rollout_ref.rollout.n": 1,
         "actor_rollout_ref.actor.ppo_mini_batch_size": case.rollouts,
+        "actor_rollout_ref.actor.use_dynamic_bsz": False,
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": case.rollouts,
         "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": case.rollouts,
         "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": case.rollouts,

@@ -107,6 +107,7 @@ def _config(models: Path, case: Case, world: int):
         "trainer.n_gpus_per_node": world,
         "actor_rollout_ref.rollout.n": 1,
         "actor_rollout_ref.actor.ppo_mini_batch_size": case.sequences * world,
+        "actor_rollout_ref.actor.use_dynamic_bsz": False,
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": case.micro,
         "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": case.micro,
         "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": case.micro,

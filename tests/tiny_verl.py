@@ -17,9 +17,6 @@ SIZES: dict[str, Any] = {
     "actor_rollout_ref.rollout.max_model_len": 32,
     "actor_rollout_ref.rollout.max_num_batched_tokens": 512,
     "actor_rollout_ref.actor.ppo_mini_batch_size": 8,
-    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 32,
-    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": 32,
-    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 32,
 }
 
 

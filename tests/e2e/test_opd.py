@@ -22,9 +22,6 @@ BATCH = {
     "data.train_batch_size": 32,
     "actor_rollout_ref.rollout.n": 8,
     "actor_rollout_ref.actor.ppo_mini_batch_size": 32,
-    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 128,
-    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": 128,
-    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 128,
     "actor_rollout_ref.actor.optim.lr": 1.0e-3,
 }
 

@@ -109,7 +109,7 @@ def test_killed_in_the_middle_it_continues_at_the_same_batch_and_hands_over_a_mo
 @pytest.mark.timeout(300)
 def test_workers_without_a_place_in_the_cluster_are_refused_instead_of_waited_for(artefacts, tmp_path):
     short = {"+ray_kwargs.ray_init.num_gpus": 1, "trainer.n_gpus_per_node": 2}
-    run = start(artefacts, tmp_path, 1, **short, **{"data.micro_batch_size_per_gpu": 4})
+    run = start(artefacts, tmp_path, 1, **short)
     assert run.wait(240) == 2, (tmp_path / "log.txt").read_text()[-3000:]
     log = (tmp_path / "log.txt").read_text()
     assert "key:    trainer.n_gpus_per_node" in log and "Traceback" not in log

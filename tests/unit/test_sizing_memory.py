@@ -98,7 +98,12 @@ def test_peak_of_the_loss():
     assert scoring_peak(policy, QWEN, tokens, entropy=True) == tokens * ids * 2
     assert scoring_peak(replace(policy, compiled=False), QWEN, tokens, entropy=True) == tokens * ids * 14
     sharded = training(replace(MEGATRON, tensor=4))
-    assert update_peak(sharded, QWEN, None, tokens) == tokens * ids / 4 * 6
+    # Megatron's logits are fp32 in whatever precision its layers work, and so are the probabilities beside them.
+    assert update_peak(sharded, QWEN, None, tokens) == scoring_peak(sharded, QWEN, tokens, entropy=False)
+    assert update_peak(sharded, QWEN, None, tokens) == tokens * ids / 4 * 8
+    assert scoring_peak(sharded, QWEN, tokens, entropy=True) == tokens * ids / 4 * 12
+    both = replace(sharded, loss="logits", chunk_tokens=1024)
+    assert update_peak(both, SMALL, QWEN, tokens) == tokens * ids / 4 * 12 + 4 * 1024 * ids / 4 * 4
 
 
 def test_vllms_cache():
@@ -122,9 +127,23 @@ def test_phases_of_a_step_and_what_each_loads():
     assert phases["rollout"].terms == {"rollout engine": 48 * GIB}
     assert "optimizer" not in phases["log-probs"].terms and "parameters" not in phases["reference"].terms
     assert phases["update"].terms["optimizer"] == 8 * QWEN.parameters / 16
+    # vLLM's context and CUDA graphs stay on the GPU while it sleeps.
+    assert all(phases[name].terms["rollout engine"] == GRAPH_BYTES for name in ("log-probs", "reference", "update"))
+    bucket = ROLLOUT.bucket_bytes
+    assert phases["weight sync"].terms["rollout engine"] == sampler.weights + GRAPH_BYTES + bucket
     awake = replace(stage, rollout=replace(ROLLOUT, sleeps=False))
-    always = training_phases(awake, QWEN, None, sampler, process_bytes=0)
-    assert all(phase.terms["rollout engine"] >= 48 * GIB for phase in always[1:])
+    always = {phase.name: phase for phase in training_phases(awake, QWEN, None, sampler, process_bytes=0)}
+    assert all(always[name].terms["rollout engine"] == 48 * GIB for name in phases if name != "loading")
+
+
+def test_a_micro_batch_by_tokens_holds_its_budget():
+    budget = MicroBatch(None, 36_864, "actor.ppo_max_token_len_per_gpu")
+    assert budget.tokens_per_gpu(18_432, FSDP) == 36_864 and budget.sequences_at_most(18_432, FSDP) == 2
+    assert budget.tokens_per_gpu(40_000, replace(FSDP, ulysses=2)) == 36_864
+    for name, stage in (("update", training(update=budget)), ("log-probs", training(scoring=budget))):
+        sampler = generation(ROLLOUT, QWEN, stage.longest, 80 * GIB)
+        phases = {phase.name: phase for phase in training_phases(stage, QWEN, None, sampler)}
+        assert phases[name].terms["logits and loss"] == 36_864 * 151_936 * 2
 
 
 def test_the_teacher_is_there_in_the_students_update():

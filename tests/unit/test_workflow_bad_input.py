@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tests.unit.workflow_project import (
+    FIXED_MICRO_BATCHES,
     WORDS,
     FakeStages,
     settings,
@@ -27,6 +28,7 @@ from verl_s2d.workflow.recipe_file import load_recipe
 from verl_s2d.workflow.runner import run_plan
 
 GOOD = settings()["stages"]["opd"]["verl"]
+FIXED = GOOD | FIXED_MICRO_BATCHES
 
 
 def refuse(tmp_path, key, *words, choose=("half-split",), prepare=lambda: None, **changes) -> UserError:
@@ -399,14 +401,15 @@ def write_problems_empty(path):
         ({"actor_rollout_ref.actor.ppo_mini_batch_size": 8}, 16, "ppo_mini_batch_size", ["At most 4"]),
         ({"actor_rollout_ref.actor.ppo_mini_batch_size": 3}, 16, "ppo_mini_batch_size", ["divisor of 4"]),
         (
-            {"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 3},
+            {**FIXED, "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 3},
             16,
             "ppo_micro_batch_size_per_gpu",
             ["divisor of 8"],
         ),
-        ({"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": None}, 16, "ppo_micro_batch_size_per_gpu", []),
+        ({**FIXED, "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": None}, 16, "ppo_micro_batch_size", []),
+        ({"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 2}, 16, "ppo_micro_batch_size", ["cut by tokens"]),
         ({"actor_rollout_ref.rollout.n": 0}, 16, "rollout.n", []),
-        ({"actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": None}, 16, "ref.log_prob_micro_batch", []),
+        ({**FIXED, "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": None}, 16, "ref.log_prob_micro", []),
     ],
 )
 def test_batch_sizes_that_verl_would_reject(tmp_path, verl, labels, key, words):
@@ -419,13 +422,15 @@ def test_batches_that_do_not_divide_among_gpus(tmp_path):
 
 
 def test_warmup_batches_that_the_worker_would_reject(tmp_path):
-    warmup = {"data.train_batch_size": 6}
-    refuse(tmp_path, "data.micro_batch_size_per_gpu", "divisor of 6", stages__warmup__verl=warmup)
+    warmup, micro = {"data.train_batch_size": 6}, {"data.micro_batch_size_per_gpu": 4}
+    refuse(tmp_path, "data.micro_batch_size_per_gpu", "cut by tokens", stages__warmup__verl=warmup | micro)
+    fixed = warmup | micro | {"data.use_dynamic_bsz": False}
+    refuse(tmp_path, "data.micro_batch_size_per_gpu", "divisor of 6", stages__warmup__verl=fixed)
     refuse(
         tmp_path,
         "data.train_batch_size",
         "multiple of 4",
-        stages__teacher_rl__verl={**GOOD, "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": 2},
+        stages__teacher_rl__verl=GOOD,
         stages__warmup__verl=warmup,
         cluster__gpus_per_node=4,
     )

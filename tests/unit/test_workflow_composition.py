@@ -77,13 +77,10 @@ def test_megatron_is_accepted_in_every_stage(tmp_path):
         "actor_rollout_ref.ref.megatron.tensor_model_parallel_size": 2,
         "data.train_batch_size": 4,
         "actor_rollout_ref.actor.ppo_mini_batch_size": 4,
-        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 2,
-        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": 4,
-        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 4,
     }
     warmup = {"engine": "megatron", "optim": "megatron", "engine.tensor_model_parallel_size": 2}
     changes = {f"stages__{stage}__verl": rl for stage in ("teacher_rl", "opd", "student_rl")}
-    changes["stages__warmup__verl"] = {**warmup, "data.train_batch_size": 4, "data.micro_batch_size_per_gpu": 2}
+    changes["stages__warmup__verl"] = {**warmup, "data.train_batch_size": 4}
     changes |= {"stages__opd__objective": "reverse_kl", "cluster__gpus_per_node": 4, "cluster__device": "cuda"}
     assert accepted(tmp_path, **changes) == 4
     for role in ("actor", "ref"):

@@ -136,15 +136,21 @@ def write_model(
     return directory
 
 
+FIXED_MICRO_BATCHES = {
+    "actor_rollout_ref.actor.use_dynamic_bsz": False,
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 2,
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": 8,
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 8,
+}
+"""Keys of stages 1, 2b and 3 for micro-batches of so many sequences."""
+
+
 def settings(**changes) -> dict:
     """A valid recipe as a mapping; changes are dotted keys with __ for dots, None removes."""
     verl = {
         "data.train_batch_size": 4,
         "actor_rollout_ref.actor.ppo_mini_batch_size": 4,
-        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 2,
         "actor_rollout_ref.rollout.n": 2,
-        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": 8,
-        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 8,
     }
     recipe = {
         "name": "tiny",

@@ -15,6 +15,7 @@ from verl_s2d.workflow.overrides import merge, overlay, split_operational
 from verl_s2d.workflow.recipe import Recipe, Source
 from verl_s2d.workflow.recipe_file import stage_alarms
 from verl_s2d.workflow.stages import kinds
+from verl_s2d.workflow.stages.batch_settings import micro_batch_tokens
 from verl_s2d.workflow.stages.preparation import slice_sizes
 
 Model = Node | External
@@ -77,7 +78,7 @@ class Builder:
 
     def warmup(self, student: Model, teacher: Model, rollouts: Node, *, of: str = "") -> Node:
         stage = self._stage("warmup")
-        verl, operations = self._verl("warmup", stage.verl)
+        verl, operations = self._verl("warmup", stage.verl, self.recipe.data.response_tokens)
         settings = {"objective": stage.objective, "steps": stage.steps, "seed": self.seed, "verl": verl}
         operations = {"save_every": stage.save_every, "verl": operations, **self._alarms("warmup", settings)}
         return self._node(
@@ -92,8 +93,12 @@ class Builder:
 
     def opd(self, student: Model, teacher: Model, slice_name: str, *, of: str = "") -> Node:
         stage = self._stage("opd")
-        verl, operations = self._verl("opd", stage.verl)
+        response = stage.response_tokens or self.recipe.data.response_tokens
+        # An exact divergence reads no log-probabilities of the engine that sampled.
+        exact = [] if stage.objective == "advantage" else ["opd-exact"]
+        verl, operations = self._verl("opd", stage.verl, response, *exact)
         settings = {**self._training(stage, slice_name, verl), "objective": stage.objective, "beta": stage.beta}
+        settings["response_tokens"] = response
         operations = {"save_every": stage.save_every, "verl": operations, **self._alarms("opd", settings)}
         inputs = {"model": student, "teacher": teacher, "slices": self.slices()}
         return self._node("opd", _name("opd", slice_name, of), settings, operations, **inputs)
@@ -150,7 +155,7 @@ class Builder:
 
     def _grpo(self, key: str, name: str, model: Model, slice_name: str, *, of: str = "") -> Node:
         stage = self._stage(key)
-        verl, operations = self._verl("grpo", stage.verl)
+        verl, operations = self._verl("grpo", stage.verl, self.recipe.data.response_tokens)
         settings = self._training(stage, slice_name, verl)
         operations = {"save_every": stage.save_every, "verl": operations, **self._alarms(key, settings)}
         inputs = {"model": model, "slices": self.slices(), **self._verifier(settings)}
@@ -190,9 +195,17 @@ class Builder:
             )
         return stage
 
-    def _verl(self, kind: str, chosen: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Overlays and the recipe's keys, split into what decides the result and what does not."""
-        layers = [overlay(kind)]
+    def _verl(
+        self, kind: str, chosen: Mapping[str, Any], response: int, *more: str
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Overlays and the recipe's keys, split into what decides the result and what does not.
+
+        Args:
+            response: tokens of a response at most.
+            more: further overlays.
+        """
+        tokens = micro_batch_tokens(kind, self.recipe.data.prompt_tokens + response)
+        layers = [*(overlay(name) for name in (kind, *more)), tokens]
         if self.device == "cpu":
             # The warmup has a configuration of its own, to which verl's RL keys mean nothing.
             layers.append(overlay("warmup-cpu" if kind == "warmup" else "cpu"))

@@ -32,6 +32,21 @@ _OPERATIONAL = (
 )
 """Keys (a trailing dot: all keys below) that say how work is done without influence on its result: changing them
 must not retrain anything. When in doubt a key is left out of this list."""
+MICRO_BATCHING = (
+    "actor_rollout_ref.actor.use_dynamic_bsz",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
+    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu",
+    "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu",
+    "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu",
+    "actor_rollout_ref.ref.log_prob_use_dynamic_bsz",
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu",
+    "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu",
+    "data.use_dynamic_bsz",
+    "data.micro_batch_size_per_gpu",
+    "data.max_token_len_per_gpu",
+)
+"""Keys that cut a batch into micro-batches: operational unless `micro_batches_matter`."""
 _OPERATIONAL_KEYS = frozenset(key for key in _OPERATIONAL if not key.endswith("."))
 _OPERATIONAL_PREFIXES = tuple(key for key in _OPERATIONAL if key.endswith("."))
 
@@ -56,13 +71,35 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 def split_operational(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(what determines the result, what does not)."""
+    keys = _OPERATIONAL_KEYS if micro_batches_matter(overrides) else _OPERATIONAL_KEYS.union(MICRO_BATCHING)
 
     def operational(key: str) -> bool:
         bare = bare_key(key)
-        return bare in _OPERATIONAL_KEYS or bare.startswith(_OPERATIONAL_PREFIXES)
+        return bare in keys or bare.startswith(_OPERATIONAL_PREFIXES)
 
     decisive = {k: v for k, v in overrides.items() if not operational(k)}
     return decisive, {k: v for k, v in overrides.items() if operational(k)}
+
+
+def micro_batches_matter(overrides: Mapping[str, Any]) -> bool:
+    """Report whether the loss depends on which sequences share a micro-batch.
+
+    A sum over tokens or sequences, divided by numbers of the global batch, does not: verl's vanilla policy loss and the
+    exact divergences are of this kind. Four settings take a number from the micro-batch instead: TIP's ranges, a policy
+    loss that selects tokens (every mode but verl's vanilla counts), weights of rollout correction made inside the loss,
+    and a norm by the padded width of the responses.
+    """
+
+    def chosen(key: str, default: Any = None) -> Any:
+        return value_of(overrides, key, default)
+
+    width = chosen("actor_rollout_ref.actor.loss_agg_mode") == "seq-mean-token-sum-norm"
+    return (
+        chosen("s2d.keep_tokens") is not None
+        or chosen("actor_rollout_ref.actor.policy_loss.loss_mode", "vanilla") != "vanilla"
+        or bool(chosen("algorithm.rollout_correction.bypass_mode"))
+        or (width and chosen("actor_rollout_ref.actor.loss_scale_factor") is None)
+    )
 
 
 def value_of(overrides: Mapping[str, Any], key: str, default: Any = None) -> Any:

@@ -145,6 +145,9 @@ class OnPolicyDistillation:
     save_every: int = at_least(1, 10)
     objective: Literal["advantage", "reverse_kl", "jsd"] = "advantage"
     beta: float = at_least(0, 1.0)
+    response_tokens: int | None = at_least(1, None)
+    """Length at which this stage cuts responses; null for data.response_tokens, which is the most. A dense signal needs
+    no finished answer, and a step ends with its longest one."""
     verl: Overrides = field(default_factory=dict)
     alarms: AlarmOverrides = field(default_factory=dict)
 

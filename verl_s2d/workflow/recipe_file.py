@@ -149,6 +149,14 @@ def _check_recipe(recipe: Recipe) -> None:
             value=data.eval,
             remedy="Remove data.eval.",
         )
+    opd = recipe.stages.opd
+    if opd is not None and (opd.response_tokens or 0) > data.response_tokens:
+        raise UserError(
+            "Stage 2b would sample longer responses than any other stage.",
+            key="stages.opd.response_tokens",
+            value=opd.response_tokens,
+            remedy=f"At most {data.response_tokens} (data.response_tokens), or leave it out.",
+        )
     for name in ("teacher_rl", "warmup", "opd", "student_rl"):
         stage = getattr(recipe.stages, name)
         if stage is not None:

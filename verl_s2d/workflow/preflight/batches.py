@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from verl_s2d.errors import UserError
 from verl_s2d.workflow.graph import Node
@@ -12,10 +13,12 @@ from verl_s2d.workflow.preflight.data import slice_size
 from verl_s2d.workflow.sizing import batches as division
 from verl_s2d.workflow.sizing.layouts import check_parallel_sizes
 from verl_s2d.workflow.sizing.settings import Engine, MicroBatch
+from verl_s2d.workflow.stages.base import merged_verl
 from verl_s2d.workflow.stages.batch_settings import MINI, TRAIN, N, batch_setting, require_batch_sizes
 
 _MICRO = "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"
 _SCORES = "actor_rollout_ref.{}.log_prob_micro_batch_size_per_gpu"
+_DYNAMIC = "actor_rollout_ref.actor.use_dynamic_bsz"
 _DYNAMIC_SCORES = "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz"
 _ULYSSES = "ulysses_sequence_parallel_size"
 
@@ -54,8 +57,8 @@ def _check_rl(node: Node, problems: int | None, gpus: int) -> None:
             value=mini,
             remedy=f"Choose a divisor of {train} ({TRAIN}).",
         )
-    verl, actor = node.settings["verl"], _engine(node, "actor", gpus)
-    dynamic = bool(batch_setting(node, "actor_rollout_ref.actor.use_dynamic_bsz"))
+    verl, actor = merged_verl(node), _engine(node, "actor", gpus)
+    dynamic = bool(batch_setting(node, _DYNAMIC))
     if bool(value_of(verl, _DYNAMIC_SCORES, dynamic)) != dynamic:
         raise UserError(
             f"{node.name}: verl's actor cuts updates and log-probabilities into micro-batches of one kind.",
@@ -63,6 +66,8 @@ def _check_rl(node: Node, problems: int | None, gpus: int) -> None:
             value=not dynamic,
             remedy="Leave it out; it follows actor_rollout_ref.actor.use_dynamic_bsz.",
         )
+    if dynamic:
+        _refuse_sequences(node, verl, (_MICRO, *(_SCORES.format(role) for role in ("rollout", "ref"))), _DYNAMIC)
     update, scored = MicroBatch(None, None, _MICRO), []
     if not dynamic:
         update = _micro_batch(node, _MICRO)
@@ -79,8 +84,10 @@ def _check_rl(node: Node, problems: int | None, gpus: int) -> None:
 
 
 def _check_warmup_micro_batches(node: Node, batch: int, gpus: int) -> None:
-    key, verl = "data.micro_batch_size_per_gpu", node.settings["verl"]
-    micro = None if value_of(verl, "data.use_dynamic_bsz") else value_of(verl, key)
+    key, dynamic, verl = "data.micro_batch_size_per_gpu", "data.use_dynamic_bsz", merged_verl(node)
+    micro = value_of(verl, key)
+    if value_of(verl, dynamic):
+        _refuse_sequences(node, verl, (key,), dynamic)
     _require_divides(node, _engine(node, None, gpus), batch, batch, MicroBatch(micro, None, key), warmup=True)
 
 
@@ -143,9 +150,21 @@ def _has_reference(node: Node) -> bool:
     return node.kind == "opd" or any(value_of(node.settings["verl"], key, False) for key in keys)
 
 
+def _refuse_sequences(node: Node, verl: Mapping[str, Any], keys: Iterable[str], dynamic: str) -> None:
+    """Raises UserError for a micro-batch size in sequences where micro-batches are cut by tokens."""
+    for key in keys:
+        if (micro := value_of(verl, key)) is not None:
+            raise UserError(
+                f"{node.name}: micro-batches are cut by tokens, so a size in sequences has no effect.",
+                key=key,
+                value=micro,
+                remedy=f"Leave it out, or set {dynamic}: false.",
+            )
+
+
 def _micro_batch(node: Node, key: str) -> MicroBatch:
     """verl's check at the start takes the older keys without _per_gpu as well; its workers do not."""
-    micro = value_of(node.settings["verl"], key)
+    micro = value_of(merged_verl(node), key)
     if not isinstance(micro, int) or micro < 1:
         raise UserError(
             f"{node.name}: verl needs a micro-batch size.",

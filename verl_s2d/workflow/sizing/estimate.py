@@ -21,6 +21,7 @@ from verl_s2d.workflow.sizing.reading import read_training
 from verl_s2d.workflow.sizing.remedies import cache_remedy, remedy_for
 from verl_s2d.workflow.sizing.settings import Rollout, Training
 from verl_s2d.workflow.sizing.shapes import ModelShape
+from verl_s2d.workflow.stages.batch_settings import response_tokens
 from verl_s2d.workflow.stages.preparation import evaluation_files
 from verl_s2d.workflow.stages.sampling import engine
 
@@ -56,8 +57,7 @@ class Estimate:
 
     def __init__(self, plan: Plan, settings: Mapping[str, Mapping[str, Any]], models: Models):
         self._plan, self._settings, self._models = plan, settings, models
-        data = plan.recipe.data
-        self._prompt, self._response = data.prompt_tokens, data.response_tokens
+        self._prompt = plan.recipe.data.prompt_tokens
 
     def view(self) -> dict[str, Any]:
         """`stages`: label -> {memory, cost}; totals; what is assumed; whether everything fits."""
@@ -89,9 +89,10 @@ class Estimate:
         return self._plan.context.cluster.gpu_memory_gb * GIB
 
     def _training(self, node: Node) -> tuple[dict[str, Any] | None, Cost]:
-        training = read_training(node.kind, self._settings[node.label], self._prompt + self._response)
+        response = response_tokens(node)
+        training = read_training(node.kind, self._settings[node.label], self._prompt + response)
         shape, teacher = self._models.shape(node), self._models.teacher(node)
-        spent = training_cost(node, training, shape, teacher, prompt=self._prompt, response=self._response)
+        spent = training_cost(node, training, shape, teacher, prompt=self._prompt, response=response)
         known = shape is not None and (teacher is not None or node.kind == "grpo")
         if not known or not training.actor.accelerator:
             return None, spent
@@ -105,7 +106,7 @@ class Estimate:
         """Of a stage that is vLLM alone."""
         shape, answers = self._models.shape(node), node.kind == "evaluate"
         settings, tensor = node.settings, node.operations["tensor_parallel_size"]
-        response = settings["max_tokens"] if answers else settings["response_tokens"]
+        response = response_tokens(node)
         spent = sampling_cost(
             self._problems(node),
             settings["samples"] if answers else settings["per_prompt"],

@@ -14,11 +14,12 @@ from verl_s2d.workflow.sizing.models import Models
 from verl_s2d.workflow.sizing.reading import read_training
 from verl_s2d.workflow.sizing.settings import Engine, MicroBatch, Rollout, Training
 from verl_s2d.workflow.sizing.shapes import ModelShape
+from verl_s2d.workflow.stages.batch_settings import response_tokens
 
 
 def check_layout(recipe: Recipe, node: Node, settings: Mapping[str, Any], models: Models) -> None:
     """Check a stage that trains, from its composed configuration. Raises what `check_training` raises."""
-    training = read_training(node.kind, settings, recipe.data.prompt_tokens + recipe.data.response_tokens)
+    training = read_training(node.kind, settings, recipe.data.prompt_tokens + response_tokens(node))
     check_training(node.name, training, models.shape(node), models.teacher(node), recipe.cluster)
 
 

@@ -1,9 +1,8 @@
 """The phases of a step on one GPU, what each holds in bytes, and which is the fullest.
 
 verl's colocated trainer does one thing after the other: models are loaded (FSDP2 moves even what it will stream to the
-GPU first); vLLM samples while the trainer's engines are idle (offloaded,
-or not); it sleeps while log-probabilities are computed and the actor is updated; then it gets the new weights. An
-update is as full as the fullest of its moments: the teacher's pass if there is one, the loss, the first and the last
+GPU first); vLLM samples while the trainer's engines are idle (offloaded, or not); it sleeps while log-probabilities are
+computed and the actor is updated, and keeps its context and CUDA graphs; then it gets the new weights. An update is as full as the fullest of its moments: the teacher's pass if there is one, the loss, the first and the last
 layer's backward, the reduction of the largest gradients, the optimizer's step.
 """
 
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 
 from verl_s2d.workflow.sizing.activations import activations, forward_working
 from verl_s2d.workflow.sizing.engines import EngineMemory, frozen_memory, training_memory
-from verl_s2d.workflow.sizing.generation import Generation
+from verl_s2d.workflow.sizing.generation import GRAPH_BYTES, Generation
 from verl_s2d.workflow.sizing.losses import scoring_peak, update_peak
 from verl_s2d.workflow.sizing.settings import Engine, MicroBatch, Training
 from verl_s2d.workflow.sizing.shapes import ModelShape
@@ -53,8 +52,9 @@ def training_phases(
     actor = training_memory(shape, training.actor, micro_batches)
     frozen = EngineMemory() if training.reference is None else frozen_memory(teacher or shape, training.reference)
     always = {"parameters": frozen.idle, "process": process_bytes}
-    if generation is not None and not training.rollout.sleeps:
-        always["rollout engine"] = generation.share
+    beside = {}
+    if generation is not None:
+        beside["rollout engine"] = GRAPH_BYTES if training.rollout.sleeps else generation.share
     idle = {"parameters": actor.idle, "optimizer": actor.idle_optimizer}
     phases = []
     if frozen.loading > 0:
@@ -66,18 +66,21 @@ def training_phases(
     loaded = {"parameters": actor.parameters, "optimizer": actor.idle_optimizer}
     if training.scoring is not None:
         pass_terms = _scoring(training, training.actor, actor, shape, training.scoring, entropy=True)
-        phases.append(Phase("log-probs", _sum(always, loaded, pass_terms)))
+        phases.append(Phase("log-probs", _sum(always, beside, loaded, pass_terms)))
     if training.reference_scoring is not None:
         engine = training.reference or training.actor
         model = shape if training.reference is None else teacher or shape
         memory = actor if training.reference is None else frozen
         pass_terms = _scoring(training, engine, memory, model, training.reference_scoring, entropy=False)
         held = loaded if training.reference is None else _sum(idle, {"teacher": frozen.parameters - frozen.idle})
-        phases.append(Phase("reference", _sum(always, held, pass_terms)))
+        phases.append(Phase("reference", _sum(always, beside, held, pass_terms)))
     moments = update_moments(training, shape, teacher, actor, frozen, micro_batches)
-    phases.append(max((Phase("update", _sum(always, terms)) for terms in moments.values()), key=lambda p: p.total))
+    updates = (Phase("update", _sum(always, beside, terms)) for terms in moments.values())
+    phases.append(max(updates, key=lambda phase: phase.total))
     if generation is not None:
-        bucket = {"rollout engine": generation.weights + training.rollout.bucket_bytes}
+        # An engine that is awake has its weights in its share already.
+        received = generation.weights + GRAPH_BYTES if training.rollout.sleeps else generation.share
+        bucket = {"rollout engine": received + training.rollout.bucket_bytes}
         gathered = {"gathered layers": shape.embedding_parameters * 2.0}
         phases.append(Phase("weight sync", _sum(always, loaded, bucket, gathered)))
     return [_named(phase) for phase in phases]

@@ -7,6 +7,7 @@ from typing import Any
 from verl_s2d.errors import UserError
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.overrides import value_of
+from verl_s2d.workflow.stages.base import merged_verl
 
 TRAIN, MINI = "data.train_batch_size", "actor_rollout_ref.actor.ppo_mini_batch_size"
 N = "actor_rollout_ref.rollout.n"
@@ -15,15 +16,36 @@ VERL_BATCH_DEFAULTS = {
     MINI: 256,
     "actor_rollout_ref.actor.ppo_epochs": 1,
     N: 1,
-    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": None,
     "actor_rollout_ref.actor.use_dynamic_bsz": False,
+    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": 16_384,
 }
 """Values of verl 0.9's yaml where neither overlay nor recipe gives one (a contract test compares them)."""
+_TOKENS = {"warmup": "data.max_token_len_per_gpu"}
 
 
 def batch_setting(node: Node, key: str) -> Any:
     """The value of one of VERL_BATCH_DEFAULTS' keys for this node."""
-    return value_of(node.settings["verl"], key, VERL_BATCH_DEFAULTS[key])
+    return value_of(merged_verl(node), key, VERL_BATCH_DEFAULTS[key])
+
+
+def micro_batch_tokens(kind: str, longest: int) -> dict[str, int]:
+    """Default of a micro-batch's tokens a GPU: verl's, or two sequences of full length where these are more.
+
+    verl asserts that the longest sequence fits.
+
+    Args:
+        kind: of the stage, `grpo`, `opd` or `warmup`.
+        longest: tokens of a sequence at most, prompt and response.
+    """
+    key = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
+    return {_TOKENS.get(kind, key): max(VERL_BATCH_DEFAULTS[key], 2 * longest)}
+
+
+def response_tokens(node: Node) -> int:
+    """Length of a response at most, in any stage that samples, scores or trains on responses."""
+    if node.kind == "warmup":
+        return response_tokens(node.inputs["rollouts"])
+    return node.settings["max_tokens" if node.kind == "evaluate" else "response_tokens"]
 
 
 def require_batch_sizes(node: Node) -> None:

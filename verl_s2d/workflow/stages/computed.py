@@ -25,7 +25,7 @@ COMPUTED_KEYS = {
     "data.train_files": _SLICE,
     "data.val_files": "Set data.validation.",
     "data.max_prompt_length": "Set data.prompt_tokens.",
-    "data.max_response_length": "Set data.response_tokens.",
+    "data.max_response_length": "Set data.response_tokens; stage 2b has its own, stages.opd.response_tokens.",
     "data.apply_chat_template_kwargs": "Set data.chat_template.",
     "data.seed": _SEED,
     "trainer.seed": _SEED,
