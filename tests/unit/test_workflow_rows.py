@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.unit.workflow_project import write_project, write_scripts
+from tests.unit.workflow_project import FIXED_MICRO_BATCHES, settings, write_project, write_scripts
 from verl_s2d.errors import UserError
 from verl_s2d.workflow.graph import ancestors, build_order
 from verl_s2d.workflow.planning import make_plan
@@ -169,6 +169,77 @@ def test_operational_verl_keys_rebuild_nothing(tmp_path):
     assert after.order[-1].digest == before.order[-1].digest
     argv = kinds()["grpo"].command(after.order[1], after.context, 1).argv
     assert "reward.num_workers=3" in argv and "trainer.logger=[console,wandb,file]" in argv
+
+
+@pytest.mark.parametrize(
+    ("more", "rebuilds"),
+    [
+        ({}, False),
+        ({"actor_rollout_ref.actor.policy_loss.loss_mode": "vanilla"}, False),
+        # The loss takes a number from the micro-batch: TIP's ranges, a selection of tokens, a padded width.
+        ({"+s2d.keep_tokens": 0.5}, True),
+        ({"actor_rollout_ref.actor.policy_loss.loss_mode": "kl_cov"}, True),
+        ({"algorithm.rollout_correction.bypass_mode": True}, True),
+        ({"actor_rollout_ref.actor.loss_agg_mode": "seq-mean-token-sum-norm"}, True),
+        (
+            {
+                "actor_rollout_ref.actor.loss_agg_mode": "seq-mean-token-sum-norm",
+                "actor_rollout_ref.actor.loss_scale_factor": 8,
+            },
+            False,
+        ),
+    ],
+)
+def test_micro_batches_rebuild_nothing_unless_the_loss_depends_on_them(tmp_path, more, rebuilds):
+    def opd(**cut):
+        verl = settings()["stages"]["opd"]["verl"] | more | cut
+        plan = plan_of(tmp_path, rows=["half-split"], stages__opd__verl=verl, stages__opd__objective="reverse_kl")
+        return plan, next(node for node in plan.order if node.kind == "opd")
+
+    (_, dynamic), (_, larger), (plan, fixed) = (
+        opd(),
+        opd(**{"actor_rollout_ref.actor.ppo_max_token_len_per_gpu": 99}),
+        opd(**FIXED_MICRO_BATCHES),
+    )
+    assert len({dynamic.digest, larger.digest, fixed.digest}) == (3 if rebuilds else 1)
+    argv = kinds()["opd"].command(fixed, plan.context, 1).argv
+    assert "actor_rollout_ref.actor.use_dynamic_bsz=false" in argv
+
+
+def test_a_micro_batch_holds_two_sequences_of_full_length_by_default(tmp_path):
+    plan = plan_of(
+        tmp_path,
+        rows=["half-split"],
+        data__prompt_tokens=2048,
+        data__response_tokens=16_384,
+        stages__opd__response_tokens=4096,
+    )
+    budgets = {"teacher-rl-1h": 36_864, "opd-1h": 16_384, "warmup-1h": 36_864}
+    for name, tokens in budgets.items():
+        key = "data.max_token_len_per_gpu" if "warmup" in name else "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
+        assert parsed(command(plan, name).argv[3:])[key] == tokens
+
+
+def test_stage_2b_may_cut_responses_earlier(tmp_path):
+    lengths = {}
+    for response in (None, 2):
+        plan = plan_of(tmp_path, rows=["half-split"], stages__opd__response_tokens=response)
+        lengths[response] = {
+            node.kind: parsed(command(plan, node.name).argv[3:]).get("data.max_response_length")
+            for node in plan.order
+            if node.kind in ("grpo", "opd")
+        }
+    assert lengths == {None: {"grpo": 4, "opd": 4}, 2: {"grpo": 4, "opd": 2}}
+    for wrong in (0, 5):
+        with pytest.raises(UserError, match=r"stages\.opd\.response_tokens"):
+            plan_of(tmp_path, rows=["half-split"], stages__opd__response_tokens=wrong)
+
+
+@pytest.mark.parametrize(("objective", "read"), [("advantage", None), ("reverse_kl", False)])
+def test_an_exact_objective_asks_the_rollout_for_no_log_probabilities(tmp_path, objective, read):
+    plan = plan_of(tmp_path, rows=["half-split"], stages__opd__objective=objective)
+    told = parsed(command(plan, "opd-1h").argv[3:])
+    assert told.get("actor_rollout_ref.rollout.calculate_log_probs") == read
 
 
 def test_a_changed_script_or_file_rebuilds(tmp_path):

@@ -2,8 +2,9 @@
 
 verl's colocated trainer does one thing after the other: models are loaded (FSDP2 moves even what it will stream to the
 GPU first); vLLM samples while the trainer's engines are idle (offloaded, or not); it sleeps while log-probabilities are
-computed and the actor is updated, and keeps its context and CUDA graphs; then it gets the new weights. An update is as full as the fullest of its moments: the teacher's pass if there is one, the loss, the first and the last
-layer's backward, the reduction of the largest gradients, the optimizer's step.
+computed and the actor is updated, and keeps its context and CUDA graphs; then it gets the new weights. An update
+is as full as the fullest of its moments: the teacher's pass if there is one, the loss, the first and the last layer's
+backward, the reduction of the largest gradients, the optimizer's step.
 """
 
 from __future__ import annotations
