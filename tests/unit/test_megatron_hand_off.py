@@ -22,7 +22,7 @@ def logits_of(model: torch.nn.Module) -> torch.Tensor:
         return model(torch.tensor(IDS)).logits[0]
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["untied", "tied"])
 def stage(request, tmp_path_factory):
     """A stage's directory with verl's checkpoint of its last step."""
     directory = tmp_path_factory.mktemp("stage")

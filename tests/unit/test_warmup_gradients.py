@@ -43,6 +43,8 @@ CASES = {
         ["data.micro_batch_size_per_gpu=4", *ULYSSES, "s2d.materialise_logits=true"],
     ),
 }
+# Each starts a process a rank that imports verl. These are left to `--all`: others cut a batch or read logits alike.
+SLOW = ("one micro-batch", "padded", "padded, from logits", "two sequence-parallel ranks, from logits")
 LORA = ["model.lora_rank=4", "model.lora_alpha=6"]
 # FSDP2 shards an output embedding of its own by itself, and one that is the input embedding too with the rest.
 HEADS = ("student", "tied-student")
@@ -135,7 +137,11 @@ def run_step(
 
 
 @pytest.mark.parametrize(
-    ("student", "case"), [*((HEADS[0], case) for case in CASES), (HEADS[1], "two data-parallel ranks")]
+    ("student", "case"),
+    [
+        *(pytest.param(HEADS[0], case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES),
+        (HEADS[1], "two data-parallel ranks"),
+    ],
 )
 def test_loss_and_gradient_equal_plain_transformers(student, case, artefacts, reference, tmp_path):
     loss, gradients = reference(student)
@@ -153,7 +159,7 @@ def test_loss_and_gradient_equal_plain_transformers(student, case, artefacts, re
     assert relative_difference(step["gradients"], gradients) < 1e-5
 
 
-@pytest.mark.parametrize(("student", "ranks"), [(HEADS[0], 2), (HEADS[1], 1)])
+@pytest.mark.parametrize(("student", "ranks"), [(HEADS[0], 2), pytest.param(HEADS[1], 1, marks=pytest.mark.slow)])
 def test_with_lora_only_the_adapters_have_a_gradient_and_it_is_that_of_peft(student, ranks, artefacts, tmp_path):
     step = run_step(artefacts, tmp_path / "step.pt", ranks, ["data.micro_batch_size_per_gpu=2", *LORA], student=student)
     loss, gradients = plain_step(artefacts, student, step["adapters"])

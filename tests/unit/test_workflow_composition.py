@@ -90,7 +90,7 @@ def test_megatron_is_accepted_in_every_stage(tmp_path):
         assert caught.value.key == key
 
 
-def test_a_process_that_says_nothing_is_an_error_with_what_it_wrote(tmp_path):
+def test_a_process_that_says_nothing_is_an_error_with_what_it_wrote(tmp_path, own_composition_process):
     plan = make_plan(load_recipe(write_project(tmp_path)), run_dir=tmp_path / "run", rows=["half-split"])
     environment = stage_environment("cpu") | {"PYTHONHOME": str(tmp_path)}
     with CompositionProbe(plan, plan.order, environment) as probe, pytest.raises(UserError, match="import verl failed"):

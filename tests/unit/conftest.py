@@ -1,0 +1,86 @@
+"""One process that has imported verl answers every test that asks verl about stages, instead of one process a test."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from verl_s2d.workflow.composition import CompositionProbe
+from verl_s2d.workflow.probe import Probe
+
+_SERVER = """
+import json, os, sys
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # verl prints to standard output
+from verl_s2d.training.composition import examine
+for line in sys.stdin:
+    found = {command["name"]: examine(command["argv"]) for command in json.loads(line)}
+    print(json.dumps(found), file=answers, flush=True)
+"""
+_MATTERS = ("CUDA", "HF_", "PYTHON", "VERL", "VLLM")
+"""Prefixes of the variables on which an answer depends."""
+
+
+class Server:
+    """The process, from the first question to `end`."""
+
+    def __init__(self, environment: Mapping[str, str]):
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _SERVER], stdin=pipe, stdout=pipe, env=dict(environment), text=True
+        )
+
+    def ask(self, commands: list[dict[str, Any]]) -> dict[str, Any]:
+        self._process.stdin.write(json.dumps(commands, default=str) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, "the process that answers for verl has ended; its messages are on standard error"
+        return json.loads(answer)
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture(scope="session")
+def composition_servers() -> Iterator[dict[tuple, Server]]:
+    servers: dict[tuple, Server] = {}
+    yield servers
+    for server in servers.values():
+        server.end()
+
+
+@pytest.fixture
+def own_composition_process() -> None:
+    """Asked for by tests of the process itself."""
+
+
+@pytest.fixture(autouse=True)
+def _shared_composition(request, monkeypatch, composition_servers):
+    if "own_composition_process" in request.fixturenames:
+        return
+    start = Probe.__init__
+
+    def init(probe, arguments, environment, question=None, **rest):
+        if not isinstance(probe, CompositionProbe):
+            start(probe, arguments, environment, question, **rest)
+            return
+        key = tuple(sorted(item for item in environment.items() if item[0].startswith(_MATTERS)))
+        if key not in composition_servers:
+            composition_servers[key] = Server(environment)
+        probe._answer = (composition_servers[key].ask(question), "")
+        probe._process = Ended()
+
+    monkeypatch.setattr(Probe, "__init__", init)
+
+
+class Ended:
+    """The process of a probe that has its answer."""
+
+    def poll(self) -> int:
+        return 0
