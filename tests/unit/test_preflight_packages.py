@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import tomllib
+from pathlib import Path
+
 import pytest
+from packaging.requirements import Requirement
 
 from verl_s2d.errors import UserError
 from verl_s2d.workflow.preflight import machine, packages
 from verl_s2d.workflow.preflight.machine import judge_flash_attention, judge_torch, judge_vllm
-from verl_s2d.workflow.preflight.packages import check_packages, missing
+from verl_s2d.workflow.preflight.packages import FLASH_ATTN, check_packages, missing
 
 
 @pytest.fixture(autouse=True)
@@ -107,3 +112,22 @@ def test_a_cpu_machine_needs_no_gpu_software(installed):
     assert torch.ok and gpus.ok and judge_flash_attention(gpu=False).ok
     installed.clear()
     assert not judge_vllm(gpu=False).ok and "tests/run.sh" in judge_vllm(gpu=False).detail
+
+
+def test_our_extras_ask_for_what_verl_pins_and_our_bounds_admit_it():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert project["optional-dependencies"]["flash"] == [FLASH_ATTN]
+    pins = {}
+    for requirement in map(Requirement, importlib.metadata.requires("verl")):
+        if requirement.marker and any(requirement.marker.evaluate({"extra": e}) for e in _extras_of_verl()):
+            pins.setdefault(requirement.name.lower(), set()).update(
+                s.version for s in requirement.specifier if s.operator == "=="
+            )
+    assert pins["flash-attn"] == {FLASH_ATTN.partition("==")[2]}
+    for requirement in map(Requirement, project["dependencies"]):
+        for pinned in pins.get(requirement.name.lower(), ()):
+            assert requirement.specifier.contains(pinned), f"{requirement} does not admit {pinned}, which verl pins"
+
+
+def _extras_of_verl() -> list[str]:
+    return ["vllm", "fsdp", "flash-attn-cu130torch211"]
