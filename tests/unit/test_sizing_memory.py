@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tests.unit.test_sizing_layouts import FSDP, MEGATRON, MICRO, ROLLOUT, training
+from verl_s2d.objectives.chunks import tokens_at_a_time
 from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.sizing import reading
 from verl_s2d.workflow.sizing.activations import activations, layer_bytes
 from verl_s2d.workflow.sizing.cost import forward_flops, sampling_cost, training_cost
 from verl_s2d.workflow.sizing.engines import frozen_memory, trained_parameters, training_memory
@@ -104,6 +107,14 @@ def test_peak_of_the_loss():
     assert scoring_peak(sharded, QWEN, tokens, entropy=True) == tokens * ids / 4 * 12
     both = replace(sharded, loss="logits", chunk_tokens=1024)
     assert update_peak(both, SMALL, QWEN, tokens) == tokens * ids / 4 * 12 + 4 * 1024 * ids / 4 * 4
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_default_chunk_is_the_one_that_the_objectives_take(device):
+    settings = {"trainer": {"device": device}}
+    assert reading._chunk(settings) == tokens_at_a_time(None, torch.device(device))
+    assert reading._chunk(settings | {"s2d": {"chunk_tokens": None}}) == reading._chunk(settings)
+    assert reading._chunk(settings | {"s2d": {"chunk_tokens": 7}}) == 7
 
 
 def test_vllms_cache():

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from verl_s2d.objectives import chunk_sizes
 from verl_s2d.objectives.logits import GivenLogits, LinearLogits
 
 
@@ -40,16 +41,13 @@ def shared_size(vocab_size: int | None, held: int) -> int:
 
 
 def tokens_at_a_time(chunk_tokens: int | None, device: torch.device) -> int:
-    """When None: 512, on a CPU 256.
-
-    Large products run at full speed, small chunks stay in a CPU's caches: 256 was the fastest there of
-    benchmarks/divergence.py. On CUDA two blocks of logits of 150,000 ids and their scratch are 1.2 GB.
+    """Default of `chunk_sizes` when None.
 
     Raises:
         ValueError: not positive.
     """
     if chunk_tokens is None:
-        return 256 if device.type == "cpu" else 512
+        return chunk_sizes.ON_CPU if device.type == "cpu" else chunk_sizes.ON_ACCELERATOR
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens {chunk_tokens} is not positive")
     return chunk_tokens

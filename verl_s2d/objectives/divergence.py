@@ -62,7 +62,7 @@ def divergence(
 
     Logits of -inf rule an id out. The forward KL is infinite where the teacher gives mass to an id that the student
     rules out; its gradient stays p_S - p_T. The reverse KL is infinite where the student gives mass to an id that the
-    teacher rules out, and has no gradient there: NaN where p_S is not 0. NaN logits give NaN, as does a side without ids.
+    teacher rules out, and has no gradient there: NaN where p_S is not 0. NaN logits, or a side without ids, give NaN.
 
     There is no second derivative: a gradient penalty raises.
 
@@ -81,7 +81,7 @@ def divergence(
         sampled_ids: (tokens,) int64, ids whose log-probabilities to return.
         vocab_size: real size of the shared vocabulary; ids from there on have probability zero on both sides.
             min(V_s, V_t) when None.
-        chunk_tokens: tokens worked on at a time; when None 512, on a CPU 256.
+        chunk_tokens: tokens worked on at a time; None for the default of `chunk_sizes`.
         compiled: use torch.compile for the elementwise work, not where a shard is given. The first call then takes
             seconds, the others less: see benchmarks/RESULTS.md.
         shard: with logits or heads that a tensor-parallel group divides by ids: this rank's part. V_s and V_t are the

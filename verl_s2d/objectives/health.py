@@ -51,7 +51,7 @@ def top_k_health(
         k: size of the sets.
         mask: (tokens,), nonzero on tokens wanted, everywhere when None; the others are not computed.
         vocab_size: real size of the shared vocabulary; ids from there on do not count. min(V_s, V_t) when None.
-        chunk_tokens: tokens worked on at a time; when None 512, on a CPU 256.
+        chunk_tokens: tokens worked on at a time; None for the default of `chunk_sizes`.
 
     Raises:
         ValueError: shapes, vocab_size or chunk_tokens that make no sense, or k not between 1 and the vocabulary.

@@ -92,7 +92,7 @@ def top_k_forward_kl(
         mask: (tokens,), nonzero on tokens wanted, everywhere when None. The others are left out of every product;
             their results and gradients are zero, whatever their ids.
         vocab_size: real size of the vocabulary; ids from there on have probability zero. V when None.
-        chunk_tokens: tokens worked on at a time; when None 512, on a CPU 256.
+        chunk_tokens: tokens worked on at a time; None for the default of `chunk_sizes`.
         shard: with logits or a head that a tensor-parallel group divides by ids: this rank's part. top_ids stay those
             of the whole vocabulary, whose vocab_size is then needed; every rank gets the same results.
 

@@ -26,7 +26,7 @@ class OpdConfig:
         jsd_beta: weight of the teacher's side in `jsd`, between 0 and 1.
         whiten_advantages: normalise advantages over the batch's response tokens.
         advantage_clip: largest magnitude of an advantage; null for no limit.
-        chunk_tokens: tokens whose logits exist at a time; null for 1024, on a CPU 512 or 256 by vocabulary.
+        chunk_tokens: tokens whose logits exist at a time; null for the default (objectives/chunk_sizes.py).
         materialise_logits: let the engine make all the student's logits, instead of working from hidden states and
             output embedding.
         keep_tokens: share of each rollout's tokens on which an exact divergence is minimised, chosen by TIP's score;

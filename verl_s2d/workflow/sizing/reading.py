@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from verl_s2d.objectives import chunk_sizes
 from verl_s2d.workflow.sizing.settings import LORA_ALL, Engine, MicroBatch, Rollout, Training
 
 Settings = Mapping[str, Any]
@@ -189,5 +190,6 @@ def _rollout(section: Settings, prefix: str, world: int) -> Rollout:
 
 
 def _chunk(settings: Settings) -> int:
-    """Of objectives.chunks on an accelerator."""
-    return settings.get("s2d", {}).get("chunk_tokens") or 1024
+    """Tokens whose logits exist at a time in an exact divergence."""
+    default = chunk_sizes.ON_CPU if settings["trainer"]["device"] == "cpu" else chunk_sizes.ON_ACCELERATOR
+    return settings.get("s2d", {}).get("chunk_tokens") or default
