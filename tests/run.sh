@@ -15,6 +15,6 @@ elif [ $# -gt 0 ]; then
   exec python -m pytest "$@"
 fi
 # Two processes: most of these tests wait for processes of their own. Files stay whole, their fixtures are expensive.
-python -m pytest tests/unit tests/contract -n 2 --dist loadfile --durations 10 "${chosen[@]}"
+python -m pytest tests --ignore tests/e2e --ignore tests/faults -n 2 --dist loadfile --durations 10 "${chosen[@]}"
 # One at a time: each drives Ray and vLLM.
 python -m pytest tests/e2e tests/faults --durations 10 "${chosen[@]}"
