@@ -47,7 +47,8 @@ def _import_after(trigger: str, module: str, what: str) -> None:
 
 
 def _register() -> None:
-    from verl_s2d.platforms import cpu
+    from verl_s2d.platforms import cpu  # noqa: F401  (registers the platform)
+    from verl_s2d.platforms.environment import cpu_requested
 
     STATUS.done.append("platform cpu")
     _import_after("verl.trainer.ppo.core_algos", "verl_s2d.training.advantage", "advantage estimator s2d_opd")
@@ -56,7 +57,7 @@ def _register() -> None:
     _import_after(
         "verl.experimental.reward_loop.reward_loop", "verl_s2d.platforms.reward_loop", "reward tokenizer as configured"
     )
-    if not cpu.accelerator_present():
+    if cpu_requested():
         from verl_s2d.platforms import shims
 
         STATUS.shims["process_group_backend"] = shims.process_group_backend()

@@ -54,12 +54,13 @@ def _open(directory: Path, package: Path) -> None:
 
 
 def facts(code: str, overlay: Path | None = None, **environment: str) -> dict:
-    """Run `code` in a fresh process and return the dict that it leaves in `facts`."""
+    """Run `code` in a fresh process on verl's platform `cpu` and return the dict that it leaves in `facts`."""
     path = [str(p) for p in (overlay, PATCHES.parent) if p]
     variables = {
         **{key: value for key, value in os.environ.items() if not key.startswith(("VERL_", "VLLM_"))},
         "PYTHONPATH": os.pathsep.join(path),
         "PYTHONDONTWRITEBYTECODE": "1",
+        "VERL_PLATFORM": "cpu",
         **environment,
     }
     done = subprocess.run(

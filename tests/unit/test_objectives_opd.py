@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from verl_s2d.errors import UserError
 from verl_s2d.objectives.opd import sampled_token_advantage
 from verl_s2d.training.advantage import s2d_opd
-from verl_s2d.training.opd_metrics import sampled_reverse_kl_metrics
+from verl_s2d.training.opd_metrics import advantage_metrics, sampled_reverse_kl_metrics
 
 SHAPE = (3, 5)
 log_probs = arrays(np.float32, SHAPE, elements=st.floats(-20, 0, width=32)).map(torch.from_numpy)
@@ -138,3 +138,14 @@ def test_metrics_are_over_sampled_tokens_only():
     }
     nothing = sampled_reverse_kl_metrics(student, teacher, torch.zeros_like(mask))
     assert set(nothing.values()) == {0}
+
+
+def test_a_percentile_of_advantages_leaves_out_one_token_in_a_thousand():
+    advantages = torch.linspace(-1, 0, 2000).reshape(2, 1000)
+    advantages[0, :2] = torch.tensor([-50.0, 40.0])
+    mask = torch.ones(2, 1000)
+    sizes = advantages.abs().flatten().sort().values
+    assert advantage_metrics(advantages, mask) == {"s2d/advantage_p99.9": sizes[-3].item()}
+    mask[0], mask[1, 500:] = 0, 0
+    assert advantage_metrics(advantages, mask)["s2d/advantage_p99.9"] == advantages[1, 0].abs().item()
+    assert advantage_metrics(advantages, torch.zeros_like(mask)) == {"s2d/advantage_p99.9": 0.0}

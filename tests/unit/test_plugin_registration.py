@@ -107,3 +107,38 @@ def test_check_tells_about_a_broken_plugin(broken):
     assert done.returncode == 1
     assert "FAIL registration" in done.stdout
     assert "import of verl_s2d.platforms.cpu halted" in done.stdout
+
+
+_PLATFORM = """
+import verl
+from verl.plugin.platform import get_platform
+from verl.plugin.platform.platform_manager import PlatformRegistry
+import verl.experimental.reward_loop.reward_loop
+import verl.workers.engine.fsdp.transformer_impl
+from verl.workers.engine.base import EngineRegistry
+from verl_s2d.plugin import STATUS
+facts["platform"] = type(get_platform()).__name__
+facts["server environment"] = sorted(get_platform().rollout_env_vars())
+facts["cpu is offered"] = PlatformRegistry.get("cpu")().is_platform_available(use_smi_check=True)
+facts["cpu engine"] = "cpu" in EngineRegistry._engines["language_model"]["fsdp2"]
+facts["error"], facts["shims"] = STATUS.error, sorted(STATUS.shims)
+"""
+
+
+@pytest.mark.parametrize("platform", ["", "nvidia"])
+def test_a_host_without_a_device_stays_on_verl_s_own_platform(platform):
+    seen = facts(_PLATFORM, VERL_PLATFORM=platform)
+    assert seen == {
+        "platform": "PlatformCUDA",
+        "server environment": ["NCCL_CUMEM_ENABLE"],
+        "cpu is offered": False,
+        "cpu engine": False,
+        "error": None,
+        "shims": ["reward_loop_trust"],
+    }
+
+
+def test_the_platform_cpu_is_used_where_it_is_asked_for():
+    seen = facts(_PLATFORM)
+    assert (seen["platform"], seen["cpu is offered"], seen["cpu engine"]) == ("PlatformCPU", True, True)
+    assert seen["shims"] == ["process_group_backend", "reward_loop_trust", "vllm_distribution_name"]

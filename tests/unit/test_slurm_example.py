@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+
+from verl_s2d.workflow.recipe import Cluster
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "clusters" / "slurm.sbatch"
 COMMANDS = {
@@ -61,3 +64,11 @@ def test_the_signal_before_the_time_limit_ends_the_run_and_queues_the_job_again(
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 5
     assert log(tmp_path)[-1] == "scontrol requeue 7"
+
+
+def test_the_signal_comes_before_the_time_that_a_stage_gets_to_save():
+    notice = int(re.search(r"--signal=B:TERM@(\d+)", SCRIPT.read_text())[1])
+    grace = Cluster().on("cuda").grace_seconds
+    assert notice >= grace + 120, "stopping the run and queueing the job again takes time too"
+    assert f"{notice:,} seconds" in (SCRIPT.parent / "README.md").read_text()
+    assert f"({grace:,.0f} on GPUs)" in (SCRIPT.parent / "README.md").read_text()

@@ -142,6 +142,43 @@ def test_asked_to_save_and_stop_it_saves_the_step_that_it_is_in_once(tmp_path, a
     assert Budgeted(config).fit(LENGTHS) == 20
 
 
+def test_a_step_that_ends_long_after_the_last_checkpoint_is_saved_once(tmp_path, monkeypatch):
+    """Ten minutes a step, checkpoints every 4 steps and at least every 25 minutes: the clock restarts with each."""
+    now = [0.0]
+    monkeypatch.setattr("verl_s2d.training.save_on_request.time.monotonic", lambda: now[0])
+
+    class Slow(Budgeted):
+        def step(self, metrics, timing_raw):
+            now[0] += 600
+            return super().step(metrics, timing_raw)
+
+    def saved(minutes, budget=None):
+        directory = tmp_path / f"{minutes}-{budget}"
+        directory.mkdir()
+        config = composed(
+            "trainer.save_freq=4",
+            f"trainer.default_local_dir={directory}",
+            f"+s2d.save_minutes={minutes}",
+            *([] if budget is None else [f"+s2d.token_budget={budget}"]),
+        )
+        trainer = Slow(config)
+        trainer.total_training_steps = 10
+        trainer.fit(LENGTHS)
+        return trainer.saved
+
+    assert saved(25) == [3, 4, 7, 8, 10]
+    assert saved("null") == [4, 8, 10]
+    assert saved(40) == [4, 8, 10], "verl has saved by then"
+    assert saved(25, budget=18) == [3], "the step that reaches the budget is saved once, by the clock"
+
+
+@pytest.mark.parametrize("minutes", ["-1", "often", "true"])
+def test_minutes_that_are_none_are_refused(tmp_path, minutes):
+    with pytest.raises(UserError) as error:
+        Budgeted(composed(f"+s2d.save_minutes={minutes}", f"trainer.default_local_dir={tmp_path}"))
+    assert error.value.key == "s2d.save_minutes"
+
+
 def test_without_a_budget_nothing_changes(tmp_path):
     trainer = Budgeted(composed("trainer.save_freq=5", f"trainer.default_local_dir={tmp_path}"))
     assert trainer.fit(LENGTHS) == 20 and trainer.saved == [5, 10, 15, 20] and not list(tmp_path.glob("global_step*"))

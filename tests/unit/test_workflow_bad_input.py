@@ -85,6 +85,35 @@ def test_recipe_keys_and_values(tmp_path, changes, key, words):
     refuse(tmp_path, key, *words, **changes)
 
 
+def test_a_warm_start_beside_an_accelerator(tmp_path):
+    refuse(
+        tmp_path, "cluster.warm_start", "CUDA does not work in a fork", cluster__device="cuda", cluster__warm_start=True
+    )
+
+
+def test_a_device_that_only_the_ray_cluster_knows(tmp_path, monkeypatch):
+    """A login node or a Ray head without GPUs says nothing about the nodes, and overlays differ by device."""
+    monkeypatch.setattr("verl_s2d.workflow.planning.ACCELERATORS", {})
+    monkeypatch.setattr("verl_s2d.workflow.planning.shutil.which", lambda name: None)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    refuse(tmp_path, "cluster.device", "auto", "Set it to cuda, or to cpu", cluster__device="auto")
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert make_plan(load_recipe(tmp_path / "recipe.yaml")).context.device == "cpu"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr("verl_s2d.workflow.planning.shutil.which", lambda name: f"/usr/bin/{name}")
+    assert make_plan(load_recipe(tmp_path / "recipe.yaml")).context.device == "cuda"
+
+
+def test_times_that_the_recipe_leaves_open_fit_the_device(tmp_path):
+    def times(device, **changes):
+        recipe = write_project(tmp_path, cluster__device=device, cluster__stall_minutes=None, **changes)
+        cluster = make_plan(load_recipe(recipe)).context.cluster
+        return cluster.stall_minutes, cluster.grace_seconds
+
+    assert times("cpu") == (10, 25) and times("cuda") == (60, 1800)
+    assert times("cuda", cluster__grace_seconds=0) == (60, 0)
+
+
 def test_yaml_that_does_not_parse_or_says_a_thing_twice(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("name: [")

@@ -13,9 +13,10 @@ import pytest
 
 from tests.unit.workflow_project import Ended
 from verl_s2d.errors import UserError
+from verl_s2d.ray_places import Demand
 from verl_s2d.workflow.cluster import RayCluster
 from verl_s2d.workflow.failures import StageFailed
-from verl_s2d.workflow.given_cluster import GivenCluster
+from verl_s2d.workflow.given_cluster import GivenCluster, ask_for_check
 from verl_s2d.workflow.process import MARKER, SubprocessLauncher, kill_marked
 
 QUEUE = """
@@ -39,7 +40,7 @@ class Cluster:
         self.run = uuid.uuid4().hex
         environment = {**os.environ, MARKER: self.run}
         environment.pop("RAY_ADDRESS", None)
-        self.head = RayCluster(directory, self.run, SubprocessLauncher(), environment, "cpu", 1)
+        self.head = RayCluster(directory, self.run, SubprocessLauncher(), environment, "cpu", Demand(1, 1))
         self.environment = environment | self.head.environment()
         self._node = None
 
@@ -73,10 +74,10 @@ def given(cluster, tmp_path, monkeypatch):
         monkeypatch.setenv(name, cluster.environment[name])
     told = []
 
-    def make(nodes, minutes=1.0, run_dir=tmp_path, launcher=None):
-        launcher, wanted = launcher or SubprocessLauncher(), {"nodes": nodes, "gpus_per_node": 1}
-        environment = cluster.environment
-        return GivenCluster(run_dir, launcher, environment, wait_minutes=minutes, note=told.append, **wanted)
+    def make(nodes, minutes=1.0, run_dir=tmp_path, launcher=None, cpus=1, units=0):
+        launcher, environment = launcher or SubprocessLauncher(), cluster.environment
+        demand = Demand(nodes, 1, cpus_per_worker=cpus, storage_units=units)
+        return GivenCluster(run_dir, launcher, environment, demand=demand, wait_minutes=minutes, note=told.append)
 
     make.told = told
     return make
@@ -128,6 +129,16 @@ def test_a_run_directory_that_a_node_does_not_see_is_refused(given, tmp_path):
 
     with pytest.raises(UserError, match="does not see /nowhere/run: put the run directory on storage that all share"):
         given(nodes=1, launcher=Elsewhere()).environment()
+
+
+def test_a_cluster_with_too_few_cpus_is_refused_with_the_number_before_a_stage_hangs_in_it(given, cluster, monkeypatch):
+    with pytest.raises(UserError, match=r"a stage holds 3004 there \(3000 for each of 1 GPU.*--num-cpus=3004 or more"):
+        given(nodes=1, cpus=3000, units=2).environment()
+    with pytest.raises(UserError, match="--num-cpus=3004"):
+        ask_for_check(Demand(1, 1, cpus_per_worker=3000, storage_units=2), cluster.environment)
+    assert (
+        ask_for_check(Demand(1, 1, cpus_per_worker=3, storage_units=2), cluster.environment) == "can take a stage now"
+    )
 
 
 def test_a_cluster_that_does_not_answer_is_no_cluster(given):

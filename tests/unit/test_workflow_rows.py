@@ -149,6 +149,7 @@ def test_scripts_follow_the_seed_only_when_they_ask_for_it(tmp_path):
         ({"stages__opd__beta": 0.5}, {"opd", "grpo", "evaluate"}),
         ({"stages__rollouts__per_prompt": 3}, {"rollouts", "warmup", "opd", "grpo", "evaluate"}),
         ({"stages__opd__save_every": 1}, set()),
+        ({"stages__warmup__verl__trainer.max_ckpt_to_keep": 3}, set()),
         ({"cluster__stall_minutes": 3.0}, set()),
         ({"name": "renamed"}, set()),
     ],

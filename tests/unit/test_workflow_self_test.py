@@ -15,6 +15,7 @@ from verl_s2d.workflow.self_test import self_test
 
 AGREE = {
     "s2d/reverse_kl": 2e-7,
+    "s2d/advantage_p99.9": 4e-6,
     "critic/advantages/max": 3e-6,
     "critic/advantages/min": -4e-6,
     "rollout_corr/kl": 2e-4,
@@ -38,7 +39,8 @@ def findings(tmp_path, monkeypatch, logged, launcher=None, **changes):
 def test_engines_that_agree(tmp_path, monkeypatch):
     launcher = SimulatedStages()
     same, drift = findings(tmp_path, monkeypatch, AGREE, launcher)
-    assert same.ok and "reverse KL 2e-07 nats per token, largest |A| 4e-06, limit 0.0001" in same.detail
+    assert same.ok and "reverse KL 2e-07 nats per token, |A| up to 4e-06 on 99.9 % of tokens, limit" in same.detail
+    assert "limit 0.0001 (largest |A| 4e-06)" in same.detail
     assert drift.ok and "mean KL 0.0002 nats per token" in drift.detail and "warning" not in drift.detail
     assert [name.partition("-")[0] for name in launcher.started] == ["slices", "opd"]
     assert "rows" not in read_record(tmp_path / "run"), "gc may remove it"
@@ -46,10 +48,15 @@ def test_engines_that_agree(tmp_path, monkeypatch):
     assert findings(tmp_path, monkeypatch, AGREE, again) == [same, drift] and again.started == []
 
 
-@pytest.mark.parametrize("wrong", [{"s2d/reverse_kl": 0.02}, {"critic/advantages/min": -0.3}])
+@pytest.mark.parametrize("wrong", [{"s2d/reverse_kl": 0.02}, {"s2d/advantage_p99.9": 0.3}])
 def test_a_teacher_that_differs_from_itself_fails(tmp_path, monkeypatch, wrong):
     same, _ = findings(tmp_path, monkeypatch, AGREE | wrong)
     assert not same.ok and "disagree about one model" in same.detail
+
+
+def test_one_unlikely_token_is_shown_and_no_failure(tmp_path, monkeypatch):
+    same, _ = findings(tmp_path, monkeypatch, AGREE | {"critic/advantages/min": -0.3})
+    assert same.ok and "(largest |A| 0.3)" in same.detail
 
 
 def test_drift_between_the_engines_is_a_warning(tmp_path, monkeypatch):

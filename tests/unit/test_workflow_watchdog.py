@@ -151,11 +151,37 @@ def test_a_worker_that_failed_is_waited_for_a_fifth_of_the_limit(tmp_path, talki
     assert "its last step was 1, at" in stage.dog.progress()
 
 
+def test_a_traceback_of_the_start_up_leaves_the_first_step_its_whole_time(tmp_path):
+    stage = Stage(tmp_path, Limits(silent=600, step=3600))
+    (stage.logs / WORKER).write_text("Traceback (most recent call last):\n  in try\nImportError: no optional module\n")
+    assert stage.pass_time(590) is None, "a fifth of it would have been 120 s"
+    assert "no output for" in stage.pass_time(30)
+
+
+@pytest.mark.parametrize(
+    "death",
+    [
+        "A worker died or was killed while executing a task by an unexpected system error.",
+        "address: 10.0.0.2 and node name: 10.0.0.2 has been marked dead because the detector has missed heartbeats",
+        f"{TRACEBACK}ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.",
+        "*** SIGSEGV received at time=1 on cpu 0 ***",
+    ],
+)
+def test_a_death_before_the_first_step_is_waited_for_a_fifth_of_the_limit(tmp_path, death):
+    stage = Stage(tmp_path, Limits(silent=600, step=3600))
+    stage.say(f"(raylet) {death}\n")
+    assert stage.pass_time(120) is None
+    assert "a log holds an error" in stage.pass_time(20)
+
+
 def test_an_error_that_a_step_followed_was_no_obstacle(tmp_path):
     stage = Stage(tmp_path, Limits(silent=600, step=3600))
+    stage.pass_time(10)
+    stage.step(1)
+    stage.pass_time(10)
     (stage.logs / WORKER).write_text(TRACEBACK)
     stage.pass_time(20, talking=True)
-    stage.step(1)
+    stage.step(2)
     assert stage.pass_time(500) is None
     assert stage.dog.error() is None
 
@@ -228,16 +254,18 @@ def attempt(tmp_path, code, **limits):
     (directory).mkdir()
     (logs / "worker-aa-01000000-1.err").write_text(f"of an earlier stage\n{TRACEBACK}")
     environment = {"LOGS": str(logs), "PYTHONUNBUFFERED": "1"}
+    node, progress = Node("grpo", "student-rl-all", {}), PlainProgress()
+    progress.stage_started(node, 1, 1, None, 1)
     with pytest.raises(StageFailed) as failed:
         run_attempt(
-            Node("grpo", "student-rl-all", {}),
+            node,
             Command([sys.executable, "-c", code]),
             directory,
             1,
             launcher=SubprocessLauncher(),
             environment=environment,
             limits=Limits(**{"silent": 60.0, "step": 60.0} | limits),
-            progress=PlainProgress(),
+            progress=progress,
             interruption=Interruption(0, print),
             workers=OnRay(logs),
         )
@@ -246,6 +274,8 @@ def attempt(tmp_path, code, **limits):
 
 FAILING_WORKER = f"""
 import os, sys, time
+open("metrics/attempt-1.jsonl", "w").write('{{"step": 1, "data": {{}}}}\\n')
+time.sleep(1)
 open(os.environ["LOGS"] + "/{WORKER}", "w").write(":actor_name:WorkerDict\\n" + {TRACEBACK!r})
 print("waiting for the worker")
 """

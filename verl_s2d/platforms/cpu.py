@@ -1,6 +1,7 @@
 """verl's platform `cpu`: FSDP2 over gloo, rollout by vLLM's CPU build, Ray "GPU"s as logical slots.
 
-Registered in verl's PlatformRegistry; verl picks it by VERL_PLATFORM=cpu or when no other registered platform answers.
+Registered in verl's PlatformRegistry and chosen by VERL_PLATFORM=cpu alone. A process without that variable may be an
+actor without a device on a cluster of GPUs, which has to stay on verl's own platform.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
 
-from verl_s2d.platforms.environment import cpu_environment
+from verl_s2d.platforms.environment import cpu_environment, cpu_requested
 
 
 class _CpuDeviceModule(types.ModuleType):
@@ -85,8 +86,8 @@ class PlatformCPU(PlatformBase):
         return True
 
     def is_platform_available(self, use_smi_check: bool = False) -> bool:
-        """True only where no other registered platform has a device: the CPU never competes with an accelerator."""
-        return not accelerator_present()
+        """Report True only where VERL_PLATFORM=cpu asks for it; a host without a device may belong to a GPU cluster."""
+        return cpu_requested()
 
     def current_device(self) -> _CpuDevice:
         return self._device
@@ -147,12 +148,3 @@ class PlatformCPU(PlatformBase):
 
     def cudart(self) -> None:
         return None
-
-
-def accelerator_present() -> bool:
-    """Whether any other platform registered with verl has a device on this host (Ray hides devices from CPU actors)."""
-    for name in PlatformRegistry.registered_names():
-        platform = PlatformRegistry.get(name)
-        if platform is not PlatformCPU and platform().is_platform_available(use_smi_check=True):
-            return True
-    return False

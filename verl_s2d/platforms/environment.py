@@ -24,6 +24,26 @@ CUDA_ENVIRONMENT = {
 }
 
 
+ACCELERATORS = {"/dev/nvidiactl": "nvidia", "/dev/kfd": "amd", "/dev/davinci_manager": "huawei"}
+"""Driver file -> verl's name of the platform."""
+
+
+def cpu_requested() -> bool:
+    """Does the environment ask verl for its platform `cpu`? Read as verl reads the variable."""
+    return os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu"
+
+
+def accelerator_platform() -> str:
+    """Name verl's platform for processes on accelerators: the user's VERL_PLATFORM, else by this host's driver.
+
+    A Ray head without a driver takes verl's own fallback, nvidia.
+    """
+    chosen = os.environ.get("VERL_PLATFORM", "").strip()
+    if chosen and not cpu_requested():
+        return chosen
+    return next((name for file, name in ACCELERATORS.items() if os.path.exists(file)), "nvidia")
+
+
 def cpu_environment() -> dict[str, str]:
     """Variables to set for every verl and vLLM process on a machine without an accelerator."""
     # Trainer, rollout engine and agent loop overlap, and Ray would give each trainer more threads than there are cores.

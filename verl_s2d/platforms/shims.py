@@ -1,4 +1,4 @@
-"""Every place where verl cannot be extended from outside, for machines without an accelerator.
+"""Every place where verl cannot be extended from outside, for verl's platform `cpu`.
 
 Each shim has a twin in `patches/` (the upstream-style change) and stands down when that change is present.
 """

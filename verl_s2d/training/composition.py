@@ -23,6 +23,7 @@ from verl_s2d.errors import UserError
 from verl_s2d.training.engine_checks import check_weights
 from verl_s2d.training.lora_checks import check_lora
 from verl_s2d.training.opd_config import read_opd_config
+from verl_s2d.training.save_on_request import read_save_minutes
 from verl_s2d.training.token_budget import read_token_budget
 from verl_s2d.training.warmup_checks import check_settings
 
@@ -61,6 +62,7 @@ def _check_rl(config: DictConfig) -> None:
     auto_set_device(config)
     validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     read_token_budget(config)
+    read_save_minutes(config)
     # verl reads these in its workers.
     omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
     for section in ("fsdp_config", "megatron"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ray
 from omegaconf import DictConfig, open_dict
+from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
@@ -20,3 +22,12 @@ class GrpoTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
             # verl compares the mode with "sync" to choose its replay buffer; this class is the choice already made.
             config.trainer.v1.trainer_mode = "sync"
         super().__init__(config)
+
+    def _init_resource_pool_mgr(self) -> None:
+        """Give verl's actor and rollout (and reference, if there is one) the worker that waits for slow storage."""
+        super()._init_resource_pool_mgr()
+        from verl_s2d.training.rollout_worker import RolloutWorker
+
+        for role in (Role.ActorRollout, Role.ActorRolloutRef):
+            if role in self.role_worker_mapping:
+                self.role_worker_mapping[role] = ray.remote(RolloutWorker)

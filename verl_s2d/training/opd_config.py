@@ -34,6 +34,8 @@ class OpdConfig:
         health_top_k: log how far the k most likely ids of student and teacher agree; null for not.
         skip_limit: updates left out in a row, because their gradient was not finite, after which to stop.
         token_budget: sampled tokens after which to stop; null for as many steps as verl is asked for.
+        save_minutes: minutes without a checkpoint after which to save besides every trainer.save_freq steps; null for
+            by steps only.
         poll_interval: seconds between looks for finished rollouts.
     """
 
@@ -50,6 +52,7 @@ class OpdConfig:
     health_top_k: int | None = None
     skip_limit: int = 5
     token_budget: int | None = None
+    save_minutes: float | None = None
     poll_interval: float = 0.05
 
     def for_workers(self) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 # What the workers report of an exact divergence, by the names of training.full_vocabulary.
@@ -35,6 +37,18 @@ def sampled_reverse_kl_metrics(
         "s2d/reverse_kl_max": difference.max().item() if len(difference) else 0.0,
         **rollout_metrics(response_mask),
     }
+
+
+def advantage_metrics(advantages: torch.Tensor, response_mask: torch.Tensor) -> dict[str, float]:
+    """Compute the 99.9th percentile of |A| over sampled tokens (nearest rank, so of fewer than 1,000 the largest).
+
+    Args:
+        advantages: (batch, response).
+        response_mask: (batch, response), 1 on sampled tokens.
+    """
+    sizes = advantages.float().abs()[response_mask.bool()]
+    rank = math.ceil(0.999 * len(sizes))
+    return {"s2d/advantage_p99.9": sizes.kthvalue(rank).values.item() if rank else 0.0}
 
 
 def rollout_metrics(response_mask: torch.Tensor) -> dict[str, float]:

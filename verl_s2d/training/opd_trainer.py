@@ -20,7 +20,12 @@ from verl.workers.utils.padding import response_to_nested
 from verl_s2d.objectives.opd import clip_advantages
 from verl_s2d.training.model_pair import check_tokens
 from verl_s2d.training.opd_config import OpdConfig, read_opd_config
-from verl_s2d.training.opd_metrics import EXACT_METRICS, rollout_metrics, sampled_reverse_kl_metrics
+from verl_s2d.training.opd_metrics import (
+    EXACT_METRICS,
+    advantage_metrics,
+    rollout_metrics,
+    sampled_reverse_kl_metrics,
+)
 from verl_s2d.training.save_on_request import SavesOnRequest
 from verl_s2d.training.token_budget import StopsAtTokenBudget
 
@@ -138,6 +143,7 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
                 data.batch["old_log_probs"], data.batch["ref_log_prob"], data.batch["response_mask"]
             )
         )
+        metrics.update(advantage_metrics(data.batch["advantages"], data.batch["response_mask"]))
         output = {name: response_to_nested(data.batch[name], response_mask) for name in written}
         return tq.kv_batch_put(
             keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(output, batch_size=len(batch))

@@ -11,11 +11,12 @@ from functools import partial
 
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.workers.config import HFModelConfig
-from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker, TrainingWorkerConfig
+from verl.workers.engine_workers import TrainingWorker, TrainingWorkerConfig
 
 from verl_s2d.training.distilled_worker import DistilledWorker, GuardedWorker
 from verl_s2d.training.full_vocabulary import FullVocabularyLoss, Objective, response_mean
 from verl_s2d.training.model_pair import real_vocabulary
+from verl_s2d.training.rollout_worker import RolloutWorker
 
 
 def teacher_model_config(student: HFModelConfig, path: str, trust_remote_code: bool) -> HFModelConfig:
@@ -38,7 +39,7 @@ class TeacherWorker(TrainingWorker):
         super().__init__(dataclasses.replace(config, model_config=model))
 
 
-class StudentTeacherWorker(ActorRolloutRefWorker):
+class StudentTeacherWorker(RolloutWorker):
     """Actor, rollout and teacher in one worker. Reads `s2d` from the actor_rollout_ref section, all keys in it."""
 
     def __init__(self, config, role: str, **kwargs):

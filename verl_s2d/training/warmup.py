@@ -24,7 +24,8 @@ from verl.workers.engine_workers import TrainingWorkerConfig
 
 from verl_s2d import save_request
 from verl_s2d.errors import UserError
-from verl_s2d.training.ray_cluster import join_ray, require_places
+from verl_s2d.training.ray_cluster import join_ray, require_cpu_platform, require_places
+from verl_s2d.training.save_on_request import SaveClock, read_save_minutes
 from verl_s2d.training.warmup_checks import check_cache, check_models, check_settings, warmup_objective
 from verl_s2d.training.warmup_data import CachedRollouts, ShuffledPasses
 from verl_s2d.training.warmup_worker import WarmupWorker
@@ -40,6 +41,12 @@ class WarmupTrainer(SFTTrainer):
     Raises:
         UserError: they are not, or the cluster has no place for the workers.
     """
+
+    def __init__(self, config: DictConfig):
+        self._save_clock = SaveClock(read_save_minutes(config))
+        super().__init__(config)
+        # verl's loop sums token counts on this device. The driver needs no device, and its node may have none.
+        self.device_name = "cpu"
 
     def _build_config(self) -> None:
         check_settings(self.config)
@@ -72,9 +79,9 @@ class WarmupTrainer(SFTTrainer):
         )
         self.val_dataloader = None
         self.optimizer_config.total_training_steps = steps
-        self.save_freq, self.test_freq = config.trainer.save_freq, -1
-        if self.save_freq == "after_each_epoch":
-            self.save_freq = math.ceil(size / self.global_batch_size)
+        self._save_every, self.test_freq = config.trainer.save_freq, -1
+        if self._save_every == "after_each_epoch":
+            self._save_every = math.ceil(size / self.global_batch_size)
 
     def _build_engine(self) -> None:
         config = self.config
@@ -106,6 +113,21 @@ class WarmupTrainer(SFTTrainer):
         )
         self.training_client.reset()
 
+    def _build_ckpt_handler(self) -> None:
+        super()._build_ckpt_handler()
+        save = self.ckpt_handler.save_checkpoint
+
+        def save_checkpoint(step: int) -> None:
+            save(step)
+            self._save_clock.restart()
+
+        self.ckpt_handler.save_checkpoint = save_checkpoint
+
+    @property
+    def save_freq(self) -> int:
+        """Steps between checkpoints; 1 at the end of a step in which one is due by the clock. verl looks there."""
+        return 1 if self._save_clock.due() else self._save_every
+
     @property
     def total_training_steps(self) -> int:
         """Where training ends. verl looks at the end of a step, and saves the last one: which is any step in which
@@ -122,8 +144,9 @@ class WarmupTrainer(SFTTrainer):
 @hydra.main(config_path="pkg://verl_s2d.config", config_name="s2d_warmup", version_base=None)
 def main(config: DictConfig) -> None:
     """Train. Bad input ends with one message and exit code 2."""
-    auto_set_device(config)
     try:
+        require_cpu_platform(config)
+        auto_set_device(config)
         WarmupTrainer(config).fit()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -13,6 +13,7 @@ from verl_s2d.training.engine_checks import check_logits_visible, check_megatron
 from verl_s2d.training.full_vocabulary import Objective
 from verl_s2d.training.lora_checks import check_lora
 from verl_s2d.training.model_pair import check_tokens, real_vocabulary
+from verl_s2d.training.save_on_request import read_save_minutes
 from verl_s2d.training.warmup_data import CachedRollouts
 
 OBJECTIVES = ("forward_kl",)
@@ -83,6 +84,7 @@ def check_settings(config: DictConfig) -> None:
         config.s2d.materialise_logits,
         "set it to true or false",
     )
+    read_save_minutes(config)
     frequency = config.trainer.save_freq
     _require(
         frequency == "after_each_epoch" or (isinstance(frequency, int) and frequency != 0),

@@ -12,6 +12,7 @@ from verl.workers.engine_workers import Dispatch, TrainingWorkerConfig
 
 from verl_s2d.training.distilled_worker import DistilledWorker
 from verl_s2d.training.full_vocabulary import FullVocabularyLoss, Objective, token_mean
+from verl_s2d.training.process_group import initialize_process_group
 from verl_s2d.training.teacher_worker import TeacherWorker
 
 
@@ -27,6 +28,7 @@ class WarmupWorker(DistilledWorker):
         objective: Objective,
         skip_limit: int,
     ):
+        initialize_process_group()
         super().__init__(config, skip_limit=skip_limit)
         frozen = dataclasses.replace(
             config, engine_config=dataclasses.replace(config.engine_config, forward_only=True), profiler_config=None

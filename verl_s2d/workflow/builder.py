@@ -80,7 +80,7 @@ class Builder:
         stage = self._stage("warmup")
         verl, operations = self._verl("warmup", stage.verl, self.recipe.data.response_tokens)
         settings = {"objective": stage.objective, "steps": stage.steps, "seed": self.seed, "verl": verl}
-        operations = {"save_every": stage.save_every, "verl": operations, **self._alarms("warmup", settings)}
+        operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched("warmup", settings)}
         return self._node(
             "warmup",
             _name("warmup", rollouts.settings["slice"], of),
@@ -99,7 +99,7 @@ class Builder:
         verl, operations = self._verl("opd", stage.verl, response, *exact)
         settings = {**self._training(stage, slice_name, verl), "objective": stage.objective, "beta": stage.beta}
         settings["response_tokens"] = response
-        operations = {"save_every": stage.save_every, "verl": operations, **self._alarms("opd", settings)}
+        operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched("opd", settings)}
         inputs = {"model": student, "teacher": teacher, "slices": self.slices()}
         return self._node("opd", _name("opd", slice_name, of), settings, operations, **inputs)
 
@@ -157,7 +157,7 @@ class Builder:
         stage = self._stage(key)
         verl, operations = self._verl("grpo", stage.verl, self.recipe.data.response_tokens)
         settings = self._training(stage, slice_name, verl)
-        operations = {"save_every": stage.save_every, "verl": operations, **self._alarms(key, settings)}
+        operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched(key, settings)}
         inputs = {"model": model, "slices": self.slices(), **self._verifier(settings)}
         if stage.validate_every is not None:
             settings["validate_every"] = stage.validate_every
@@ -176,14 +176,17 @@ class Builder:
             "verl": verl,
         }
 
-    def _alarms(self, key: str, settings: dict[str, Any]) -> dict[str, Any]:
-        """The stage's alarms, for its operations. Those that stop it are entered into `settings`, with how often it
-        saves: they decide which checkpoint is its result."""
+    def _saved_and_watched(self, key: str, settings: dict[str, Any]) -> dict[str, Any]:
+        """Return the stage's alarms and minutes between checkpoints, for its operations.
+
+        Alarms that stop the stage are entered into `settings`, with how often it saves: they decide which checkpoint
+        is its result. Such a stage has no checkpoints by the clock, which would make the result depend on the clock.
+        """
         alarms = asdict(stage_alarms(self.recipe, key))
         stopping = {name: alarm for name, alarm in alarms.items() if alarm["action"] == "stop"}
         if stopping:
             settings["stopped_by"] = {"alarms": stopping, "save_every": self._stage(key).save_every}
-        return {"alarms": alarms}
+        return {"alarms": alarms, "save_minutes": None if stopping else self._stage(key).save_minutes}
 
     def _stage(self, key: str) -> Any:
         stage = getattr(self.recipe.stages, key)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
 from verl_s2d.data.models import ModelFacts
 from verl_s2d.errors import UserError
+from verl_s2d.workflow.cluster_demand import demand
 from verl_s2d.workflow.composition import CompositionProbe
+from verl_s2d.workflow.given_cluster import ask_for_check
 from verl_s2d.workflow.manifest import installed_versions
-from verl_s2d.workflow.planning import Plan, resolve_device
+from verl_s2d.workflow.planning import Plan, host_device
 from verl_s2d.workflow.preflight.answers import check_answers
 from verl_s2d.workflow.preflight.batches import check_batches
 from verl_s2d.workflow.preflight.data import check_data
@@ -40,7 +43,7 @@ class Finding:
 
 def check_everything(plan: Plan | None) -> list[Finding]:
     """All findings, good and bad; with a plan also those about its recipe."""
-    device = plan.context.device if plan else resolve_device("auto")
+    device = plan.context.device if plan else host_device()
     findings = [_attempt("versions", _versions), *_machine_and_registration(device)]
     if plan is None:
         return [*findings, Finding(*judge_flash_attention(device != "cpu"))]
@@ -48,12 +51,21 @@ def check_everything(plan: Plan | None) -> list[Finding]:
         *findings,
         _attempt("verifier", lambda: check_verifier(plan) or str(plan.recipe.verifier)),
         _attempt("verl keys", lambda: check_verl_keys(plan.order) or "all known to verl"),
+        *_ray_cluster(plan),
         _attempt("batch sizes", lambda: check_batches(plan, plan.order) or "fit slices and cluster"),
         _attempt("engines that sample", lambda: check_samplers(plan, plan.order) or "fit this machine and the models"),
         _attempt("data", lambda: _data(plan)),
         *_models(plan),
         _attempt("verl's own checks", lambda: _composition(plan)),
     ]
+
+
+def _ray_cluster(plan: Plan) -> list[Finding]:
+    """Whether the cluster of RAY_ADDRESS can hold the recipe's stages; nothing where stages start their own head."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return []
+    needs, environment = demand(plan.order, plan.context.cluster), stage_environment(plan.context.device)
+    return [_attempt("Ray cluster", lambda: ask_for_check(needs, environment))]
 
 
 def _data(plan: Plan) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import socket
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from verl_s2d.logs import last_lines
+from verl_s2d.ray_places import Demand
 from verl_s2d.workflow import redaction
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.process import Handle, Launcher, kill_marked, marked_processes, wait
@@ -19,8 +21,8 @@ from verl_s2d.workflow.process import Handle, Launcher, kill_marked, marked_proc
 _START_SECONDS = 120
 _START_TRIES = 3
 _QUIET_SECONDS = 60
-_LOGICAL_CPUS = 32
-"""verl asks for three CPUs a worker and more for its helpers; on a small machine that is bookkeeping, not hardware."""
+_HELPERS = 16
+"""CPUs offered beyond what a stage holds: as many of verl's helpers can start at a time."""
 
 
 CLUSTER_MARKER = "VERL_S2D_CLUSTER"
@@ -40,7 +42,8 @@ class RayCluster:
         launcher: starts the head.
         environment: environment of the head, which its workers inherit.
         device: on `cpu`, GPUs are logical: as many as the recipe asks for.
-        gpus_per_node: how many.
+        demand: what a stage holds on it. CPUs are logical on every device: verl's bookkeeping asks for more than a
+            small machine has, and would wait for them without a limit.
     """
 
     def __init__(
@@ -50,10 +53,10 @@ class RayCluster:
         launcher: Launcher,
         environment: Mapping[str, str],
         device: str,
-        gpus_per_node: int,
+        demand: Demand,
     ):
         self._run_dir, self._run_id, self._launcher = run_dir, run_id, launcher
-        self._head_environment, self._device, self._gpus = environment, device, gpus_per_node
+        self._head_environment, self._device, self._demand = environment, device, demand
         self._head: Handle | None = None
         self._address = ""
         # Ray's default depends on files in the home directory, and head and drivers read them differently.
@@ -86,8 +89,10 @@ class RayCluster:
         log = self._run_dir / "ray.log"
         argv = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
         argv += [f"--port={port}", f"--temp-dir={self._temporary}", "--include-dashboard=false"]
+        held = self._demand.cpus(self._demand.storage_units)
+        argv.append(f"--num-cpus={max(os.cpu_count() or 1, held + _HELPERS)}")
         if self._device == "cpu":
-            argv += [f"--num-cpus={_LOGICAL_CPUS}", f"--num-gpus={self._gpus}"]
+            argv.append(f"--num-gpus={self._demand.per_node}")
         already = log.stat().st_size if log.exists() else 0
         environment = {**self._head_environment, **self._authentication, CLUSTER_MARKER: self._run_id}
         self._head = self._launcher.start(argv, environment, self._run_dir, log)

@@ -1,12 +1,15 @@
 """Tells whether the Ray cluster of RAY_ADDRESS can take a stage now.
 
-    python -m verl_s2d.workflow.cluster_ready NODES GPUS_PER_NODE RUN_DIRECTORY
+    python -m verl_s2d.workflow.cluster_ready DEMAND RUN_DIRECTORY
+
+DEMAND: verl_s2d.ray_places.Demand as JSON. An empty RUN_DIRECTORY: nodes are not asked about software and files.
 
 Exit code 0: yes. NOT_YET: no, but waiting may help. NEVER: no, and it will not. The last line says why.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,10 +17,9 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from verl_s2d.ray_places import groups_of_places
+from verl_s2d.ray_places import ACCELERATOR, Demand, fitting_groups, lacking_cpus
 from verl_s2d.workflow.given_cluster import NEVER, NOT_YET
 
-_ACCELERATOR = "GPU"
 _ANSWER_SECONDS = 60
 
 
@@ -29,14 +31,21 @@ def _site(run_dir: str) -> tuple[bool, str | None]:
         return Path(run_dir).is_dir(), None
 
 
-def not_yet(nodes: list[dict], wanted: int, per_node: int) -> str | None:
+def never(nodes: list[dict], demand: Demand) -> str | None:
+    """Tell what is missing that will not come: CPUs of nodes that are there, if all nodes are."""
+    by_accelerator = sum(int(node["Resources"].get(ACCELERATOR, 0) // demand.per_node) for node in nodes)
+    return lacking_cpus(nodes, ACCELERATOR, demand) if by_accelerator >= demand.nodes else None
+
+
+def not_yet(nodes: list[dict], demand: Demand) -> str | None:
     """What is missing that may still come: nodes, or the end of the stage before."""
-    groups = groups_of_places((node["Resources"] for node in nodes), _ACCELERATOR, per_node)
-    if groups < wanted:
-        return f"{groups} of {wanted} node(s) with {per_node} {_ACCELERATOR}s and as many CPUs are there"
-    free = int(ray.available_resources().get(_ACCELERATOR, 0))
-    if free < wanted * per_node:
-        return f"{free} of {wanted * per_node} {_ACCELERATOR}s are free"
+    groups, workers = fitting_groups(nodes, ACCELERATOR, demand), demand.nodes * demand.per_node
+    if groups < demand.nodes:
+        cpus = f"{demand.per_node} {ACCELERATOR}s and the CPUs for them"
+        return f"{groups} of {demand.nodes} node(s) with {cpus} are there"
+    free = int(ray.available_resources().get(ACCELERATOR, 0))
+    if free < workers:
+        return f"{free} of {workers} {ACCELERATOR}s are free"
     try:
         ray.get_actor("TransferQueueController", namespace="transfer_queue")
     except ValueError:
@@ -65,18 +74,21 @@ def sites(nodes: list[dict], run_dir: str) -> tuple[int, str]:
     return 0, ""
 
 
-def main(wanted: int, per_node: int, run_dir: str) -> int:
+def main(demand: Demand, run_dir: str) -> int:
     ray.init(log_to_driver=False)
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    if problem := not_yet(nodes, wanted, per_node):
+    if problem := never(nodes, demand):
+        print(problem)
+        return NEVER
+    if problem := not_yet(nodes, demand):
         print(problem)
         return NOT_YET
-    code, problem = sites(
-        [node for node in nodes if groups_of_places([node["Resources"]], _ACCELERATOR, per_node)], run_dir
-    )
+    if not run_dir:
+        return 0
+    code, problem = sites([node for node in nodes if node["Resources"].get(ACCELERATOR, 0) >= demand.per_node], run_dir)
     print(problem)
     return code
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))
+    sys.exit(main(Demand(**json.loads(sys.argv[1])), sys.argv[2]))

@@ -13,11 +13,13 @@ _READ_BYTES = 2**20
 _KEPT_BYTES = 4 * 2**20
 _TRAILING_LINES = 4
 """Of a message that goes on after the exception's name (CUDA's do)."""
-_BEGINS = re.compile(
-    r"Traceback \(most recent call last\)|Fatal Python error: |\*\*\* SIG[A-Z]+ "
+_LOST = (
+    r"Fatal Python error: |\*\*\* SIG[A-Z]+ "
     # Said by Ray on behalf of those who no longer can. verl goes on to wait for what they were to return.
     r"|node name: \S+ has been marked dead|A worker died or was killed while executing a task"
 )
+_BEGINS = re.compile(rf"Traceback \(most recent call last\)|{_LOST}")
+_DEATHS = re.compile(rf"{_LOST}|ray\.exceptions\.(?:ActorDied|WorkerCrashed|NodeDied|OutOfMemory)Error")
 _FORWARDED = re.compile(r"^(?:\x1b\[\d+m)?\((?:(?P<actor>[^()=]+?) )?pid=(?P<pid>\d+)[^)]*\)(?:\x1b\[0m)? ?")
 """Before what Ray forwards from a worker to its driver."""
 _ACTOR = re.compile(r"^:actor_name:(.+)$", re.MULTILINE)
@@ -78,6 +80,11 @@ def find_error(
             actor, lines = found
             return Evidence(log, actor or _actor_of(log), lines)
     return None
+
+
+def died(logs: Iterable[Path], after: Mapping[Path, int]) -> bool:
+    """Report whether a log tells of a process, an actor or a node that died; a mere traceback does not."""
+    return any(_DEATHS.search(_read(log, after.get(log, 0))) for log in logs)
 
 
 def keep(evidence: Evidence, directory: Path, attempt: int) -> Evidence:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from verl_s2d.errors import UserError
 from verl_s2d.logs import last_lines
+from verl_s2d.ray_places import Demand
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.process import Launcher, stop, wait
 
@@ -27,7 +31,7 @@ class GivenCluster:
     Args:
         run_dir: the answers go to ray.log in it; has to be visible from all nodes.
         launcher, environment: how the question is put.
-        nodes, gpus_per_node: what a stage needs.
+        demand: what a stage holds.
         wait_minutes: how long to wait for it.
         note: tells the user what is waited for.
     """
@@ -38,21 +42,19 @@ class GivenCluster:
         launcher: Launcher,
         environment: Mapping[str, str],
         *,
-        nodes: int,
-        gpus_per_node: int,
+        demand: Demand,
         wait_minutes: float,
         note: Callable[[str], None],
     ):
         self._log, self._launcher, self._environment = run_dir / "ray.log", launcher, environment
-        self._question = [sys.executable, "-m", "verl_s2d.workflow.cluster_ready"]
-        self._question += [str(nodes), str(gpus_per_node), str(run_dir.resolve())]
+        self._question = question(demand, run_dir.resolve())
         self._run_dir, self._minutes, self._note = run_dir, wait_minutes, note
 
     def environment(self) -> dict[str, str]:
         """Nothing to add: RAY_ADDRESS is set. Returns when the cluster can take a stage.
 
         Raises:
-            UserError: it never will: a node lacks the software or the run directory.
+            UserError: it never will: a node lacks CPUs, the software or the run directory.
             StageFailed: not within wait_minutes.
         """
         deadline, told = time.monotonic() + 60 * self._minutes, None
@@ -87,16 +89,52 @@ class GivenCluster:
         handle = self._launcher.start(self._question, self._environment, self._run_dir, self._log)
         code = wait(handle, _ANSWER_SECONDS)
         stop(handle, 1)
-        if code == 0:
-            return None
-        said = (last_lines(self._log, 1) or ["no reason given"])[0]
-        if code == NEVER:
-            raise UserError(
-                f"the Ray cluster cannot run this recipe: {said}",
-                key="RAY_ADDRESS",
-                value=os.environ["RAY_ADDRESS"],
-                remedy="see recipes/clusters/README.md",
-            )
-        if code == NOT_YET:
-            return said
-        return f"it does not answer ({said})"
+        return _judged(code, (last_lines(self._log, 1) or ["no reason given"])[0])
+
+
+def question(demand: Demand, run_dir: Path | None) -> list[str]:
+    """Return the command that asks the cluster; without a run directory only about its resources."""
+    words = [json.dumps(asdict(demand)), str(run_dir or "")]
+    return [sys.executable, "-m", "verl_s2d.workflow.cluster_ready", *words]
+
+
+def ask_for_check(demand: Demand, environment: Mapping[str, str]) -> str:
+    """Ask the cluster of RAY_ADDRESS once, for `verl-s2d check`; returns its answer in words.
+
+    Raises:
+        UserError: it does not answer, or has too few CPUs.
+    """
+    try:
+        asked = subprocess.run(
+            question(demand, None), env=dict(environment), capture_output=True, text=True, timeout=_ANSWER_SECONDS
+        )
+        code, said = asked.returncode, (asked.stdout.strip() or asked.stderr.strip() or "no reason given")
+    except subprocess.TimeoutExpired:
+        code, said = None, f"no answer within {_ANSWER_SECONDS} s"
+    problem = _judged(code, said.splitlines()[-1]) if code else None
+    if code not in (0, NOT_YET):
+        raise UserError(
+            f"The Ray cluster cannot be asked: {problem or said}.",
+            key="RAY_ADDRESS",
+            value=os.environ["RAY_ADDRESS"],
+            remedy="Correct the address, or start the cluster.",
+        )
+    return "can take a stage now" if problem is None else f"a stage would wait: {problem}"
+
+
+def _judged(code: int | None, said: str) -> str | None:
+    """What keeps the cluster from taking a stage now; None when nothing does.
+
+    Raises:
+        UserError: nothing that will pass.
+    """
+    if code == 0:
+        return None
+    if code == NEVER:
+        raise UserError(
+            f"the Ray cluster cannot run this recipe: {said}",
+            key="RAY_ADDRESS",
+            value=os.environ["RAY_ADDRESS"],
+            remedy="see recipes/clusters/README.md",
+        )
+    return said if code == NOT_YET else f"it does not answer ({said})"

@@ -21,6 +21,7 @@ _OPERATIONAL = (
     "trainer.project_name",
     "trainer.experiment_name",
     "trainer.max_actor_ckpt_to_keep",
+    "trainer.max_ckpt_to_keep",
     "trainer.ray_wait_register_center_timeout",
     "ray_kwargs.",
     "transfer_queue.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from verl_s2d.errors import UserError
+from verl_s2d.platforms.environment import ACCELERATORS
 from verl_s2d.workflow import redaction
 from verl_s2d.workflow.graph import Node, build_order, users_of
 from verl_s2d.workflow.manifest import is_built
@@ -16,8 +19,6 @@ from verl_s2d.workflow.recipe import Recipe, Source
 from verl_s2d.workflow.recipe_file import check_rows
 from verl_s2d.workflow.rows import Row, build_rows
 from verl_s2d.workflow.stages.base import Context
-
-_ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/davinci_manager")
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,14 @@ def make_plan(
     names = _possible(recipe) if rows == ["all"] else list(dict.fromkeys(rows or recipe.rows))
     check_rows(names, "--rows", recipe.row_names)
     device = resolve_device(recipe.cluster.device)
-    context = Context(run_dir.resolve() if run_dir else _default_run_dir(recipe), recipe.cluster, device)
+    if recipe.cluster.warm_start is True and device != "cpu":
+        raise UserError(
+            "A warm start forks processes that have imported torch and vLLM, and CUDA does not work in a fork.",
+            key="cluster.warm_start",
+            value=True,
+            remedy="Remove it, or set it to false.",
+        )
+    context = Context(run_dir.resolve() if run_dir else _default_run_dir(recipe), recipe.cluster.on(device), device)
     return Plan(recipe, build_rows(recipe, names, seeds or recipe.seeds, device), context)
 
 
@@ -111,12 +119,25 @@ def _possible(recipe: Recipe) -> list[str]:
 
 
 def resolve_device(choice: str) -> str:
-    """`cpu` or `cuda` (verl's word for any accelerator). Looks for driver files: asking torch would take seconds."""
+    """Resolve to `cpu` or `cuda` (verl's word for any accelerator). Driver files decide: torch would take seconds.
+
+    Raises:
+        UserError: `auto` with RAY_ADDRESS on a host without an accelerator, whose cluster may have some.
+    """
     if choice != "auto":
         return choice
-    return "cuda" if accelerator_here() else "cpu"
+    if host_device() == "cuda":
+        return "cuda"
+    if os.environ.get("RAY_ADDRESS"):
+        raise UserError(
+            "This host has no accelerator, which says nothing about the nodes of the Ray cluster at RAY_ADDRESS.",
+            key="cluster.device",
+            value=choice,
+            remedy="Set it to cuda, or to cpu for a cluster without accelerators.",
+        )
+    return "cpu"
 
 
-def accelerator_here() -> bool:
-    """Report whether this host has an accelerator's driver file, or nvidia-smi on PATH."""
-    return any(Path(file).exists() for file in _ACCELERATORS) or shutil.which("nvidia-smi") is not None
+def host_device() -> str:
+    """Return `cuda` where this host has an accelerator: its driver's file, or nvidia-smi on PATH. Else `cpu`."""
+    return "cuda" if any(Path(file).exists() for file in ACCELERATORS) or shutil.which("nvidia-smi") else "cpu"

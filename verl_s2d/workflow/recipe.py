@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +38,12 @@ def at_least(minimum: float, default: Any = ...) -> Any:
     """Dataclass field with a lower bound, checked when the recipe is loaded. `...` as default makes it required."""
     metadata = {"at_least": minimum}
     return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
+
+
+SAVE_MINUTES = 30.0
+"""Default of `save_minutes`: a stage also saves at the end of the first step after so many minutes without a
+checkpoint; null for never. Rebuilds nothing. A stage that an alarm may stop saves every `save_every` steps only: its
+result is one of those checkpoints, and all of them are kept."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,7 @@ class ReinforcementLearning:
 
     steps: int = at_least(1)
     save_every: int = at_least(1, 10)
+    save_minutes: float | None = at_least(0, SAVE_MINUTES)
     validate_every: int | None = at_least(1, None)
     """Steps between two validations on data.validation, sampled as verl's rollout.val_kwargs say; null for none."""
     verl: Overrides = field(default_factory=dict)
@@ -132,6 +140,7 @@ class Warmup:
 
     steps: int = at_least(1)
     save_every: int = at_least(1, 10)
+    save_minutes: float | None = at_least(0, SAVE_MINUTES)
     objective: Literal["forward_kl"] = "forward_kl"
     verl: Overrides = field(default_factory=dict)
     alarms: AlarmOverrides = field(default_factory=dict)
@@ -143,6 +152,7 @@ class OnPolicyDistillation:
 
     steps: int = at_least(1)
     save_every: int = at_least(1, 10)
+    save_minutes: float | None = at_least(0, SAVE_MINUTES)
     objective: Literal["advantage", "reverse_kl", "jsd"] = "advantage"
     beta: float = at_least(0, 1.0)
     response_tokens: int | None = at_least(1, None)
@@ -187,17 +197,28 @@ class Cluster:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     warm_start: Literal["auto", True, False] = "auto"
     """Fork stages from a process that has imported verl already, instead of importing it once a stage."""
-    stall_minutes: float = at_least(0, 10.0)
-    """A stage is stopped whose log says nothing new, and whose metrics and files do not change, for so long; once a log
-    holds an error after a fifth of it (but a minute)."""
+    stall_minutes: float | None = at_least(0, None)
+    """A stage is stopped whose log says nothing new, and whose metrics and files do not change, for so long. A fifth
+    of it (but a minute) suffices once a log holds an error, before the first step only the death of a process or node.
+    Null: 60 on cuda, 10 on cpu."""
     step_minutes: float = at_least(0, 120.0)
     """A stage that writes its log but ends no step for so long, and for ten times its longest step, is stopped."""
-    grace_seconds: float = at_least(0, 25.0)
-    """After SIGTERM, how long a stage that trains may take to end its step and save before it is stopped."""
+    grace_seconds: float | None = at_least(0, None)
+    """After SIGTERM, how long a stage that trains may take to end its step and save before it is stopped. Choose two
+    steps, and less than the notice of the scheduler. Null: 1800 on cuda, 25 on cpu."""
     retries: int = at_least(0, 0)
     """How often a failed stage is started again (it resumes from its last checkpoint)."""
     wait_minutes: float = at_least(0, 30.0)
     """How long to wait, before each attempt, until the cluster of RAY_ADDRESS has its nodes and they are free."""
+
+    def on(self, device: str) -> Cluster:
+        """Fill in the times that depend on the device: steps take seconds on a CPU and minutes on GPUs."""
+        stall, grace = (10.0, 25.0) if device == "cpu" else (60.0, 1800.0)
+        return dataclasses.replace(
+            self,
+            stall_minutes=stall if self.stall_minutes is None else self.stall_minutes,
+            grace_seconds=grace if self.grace_seconds is None else self.grace_seconds,
+        )
 
 
 @dataclass(frozen=True)

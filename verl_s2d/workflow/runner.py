@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from verl_s2d.platforms.environment import cpu_environment, cuda_environment
+from verl_s2d.platforms.environment import accelerator_platform, cpu_environment, cuda_environment
 from verl_s2d.workflow import attempts
 from verl_s2d.workflow.alarm_watch import AlarmWatch
 from verl_s2d.workflow.cluster import CLUSTER_MARKER, RayCluster
+from verl_s2d.workflow.cluster_demand import demand
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.given_cluster import GivenCluster
 from verl_s2d.workflow.graph import PREPARATION_KINDS, Node
@@ -95,7 +96,7 @@ class _Runner:
 
     def _choose_cluster(self) -> RayCluster | GivenCluster:
         context = self._plan.context
-        wanted = context.cluster
+        wanted = demand(self._plan.order, context.cluster)
         if not os.environ.get("RAY_ADDRESS"):
             return RayCluster(
                 context.run_dir,
@@ -103,15 +104,14 @@ class _Runner:
                 self._launcher,
                 self._environment,
                 context.device,
-                wanted.gpus_per_node,
+                wanted,
             )
         return GivenCluster(
             context.run_dir,
             self._launcher,
             self._environment,
-            nodes=wanted.nodes,
-            gpus_per_node=wanted.gpus_per_node,
-            wait_minutes=wanted.wait_minutes,
+            demand=wanted,
+            wait_minutes=context.cluster.wait_minutes,
             note=self._progress.note,
         )
 
@@ -213,6 +213,7 @@ class _Runner:
         checkpoints.repair(saved)
         for problem in checkpoints.set_aside_damaged(saved):
             self._progress.note(f"{node.name} goes on from an older checkpoint: {problem}")
+        checkpoints.thin_out(saved, checkpoints.kept(node) if node.kind in checkpoints.KEEP_KEYS else None)
         wrote, cluster = checkpoints.world_size(saved), self._plan.context.cluster
         if wrote is not None and wrote != cluster.nodes * cluster.gpus_per_node:
             raise StageFailed(
@@ -243,5 +244,8 @@ def stage_environment(device: str) -> dict[str, str]:
     environment = dict(os.environ)
     # Progress in the log must not wait for a full buffer, or a working stage would look stalled.
     environment["PYTHONUNBUFFERED"] = "1"
-    environment.update(cpu_environment() if device == "cpu" else cuda_environment())
+    if device == "cpu":
+        environment.update(cpu_environment())
+    else:
+        environment.update(cuda_environment() | {"VERL_PLATFORM": accelerator_platform()})
     return environment

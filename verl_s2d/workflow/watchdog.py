@@ -7,13 +7,14 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
-from verl_s2d.workflow.evidence import Evidence, find_error, sizes, worker_logs
+from verl_s2d.workflow.evidence import Evidence, died, find_error, sizes, worker_logs
 from verl_s2d.workflow.metrics import last_step
 from verl_s2d.workflow.novelty import Novelty
 
 _LOOK_SECONDS = 2.0
 _WITH_ERROR, _LEAST_WITH_ERROR = 0.2, 60.0
-"""Share of the limit to silence that remains once a log holds an error, and the seconds it is never cut below."""
+"""Share of the limit to silence that remains once a log holds an error (before the first step: tells of a death), and
+the seconds it is never cut below."""
 _LONGER_STEP, _LONGER_STEP_AT_REST = 10, 3
 """How many times as long as the longest one before a step may take; the second once a log holds an error or
 repeats itself."""
@@ -107,12 +108,17 @@ class Watchdog:
         quiet = self._quiet(shorter)
         if not quiet and self._stepping and self._steps and idle > max(shorter, _LONGER_STEP_AT_REST * self._longest):
             quiet = f"no step for {_minutes(idle)}"
-        if quiet and self.error() is not None:
+        if quiet and self._failed():
             return (
                 f"a log holds an error, and since then there was {quiet} (limit after an error: {_minutes(shorter)}, "
                 f"from cluster.stall_minutes = {limits.silent / 60:g})"
             )
         return None
+
+    def _failed(self) -> bool:
+        """Report whether a log holds an error. Before the first step only a death counts: start-up prints tracebacks,
+        of optional imports for example, that mean nothing."""
+        return self.error() is not None if self._steps else died(self._all_logs(), self._after)
 
     def _quiet(self, limit: float) -> str | None:
         """For how long nothing came, or nothing but what had been said before, if that is longer than the limit."""

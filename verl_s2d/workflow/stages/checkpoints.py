@@ -7,17 +7,65 @@ import re
 import shutil
 from pathlib import Path
 
+from verl_s2d.errors import UserError
 from verl_s2d.workflow.archives import checkpoint_problems
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.overrides import value_of
 from verl_s2d.workflow.stages.adapters import has_adapter, merge_adapter
-from verl_s2d.workflow.stages.base import require_export
+from verl_s2d.workflow.stages.base import merged_verl, require_export
+from verl_s2d.workflow.stages.computed import bare_key
 
 TRACKER = "latest_checkpointed_iteration.txt"
 DAMAGED = "damaged_"
 """Before the name of a step that cannot be read."""
+KEEP_KEYS = {
+    "grpo": "trainer.max_actor_ckpt_to_keep",
+    "opd": "trainer.max_actor_ckpt_to_keep",
+    "warmup": "trainer.max_ckpt_to_keep",
+}
+"""verl's name of the number of checkpoints to keep, by kind of stage."""
+_KEPT = 2
+"""The newest checkpoint and the one before it, to fall back to when the newest is damaged."""
 _EXPORTS = ("actor/huggingface", "actor/model/huggingface", "huggingface", "model/huggingface")
 """Where FSDP and Megatron checkpoints of verl's RL trainer and of the warmup keep the Hugging Face weights."""
+
+
+def kept(node: Node) -> int | None:
+    """Choose how many checkpoints verl keeps while a stage trains: the recipe's number, by default the newest two.
+
+    None (all) where an alarm may stop the stage: its result may then be any older checkpoint.
+
+    Raises:
+        UserError: a number below two: verl deletes a checkpoint before its successor can be resumed from.
+    """
+    key, chosen = KEEP_KEYS[node.kind], merged_verl(node)
+    if key not in map(bare_key, chosen):
+        return None if "stopped_by" in node.settings else _KEPT
+    limit = value_of(chosen, key)
+    if limit is not None and (not isinstance(limit, int) or limit < _KEPT):
+        raise UserError(
+            f"{node.name}: verl deletes a checkpoint before its successor can be resumed from.",
+            key=key,
+            value=limit,
+            remedy=f"At least {_KEPT}, or null to keep all.",
+        )
+    return limit
+
+
+def thin_out(checkpoints: Path, keep: int | None) -> None:
+    """Delete what earlier attempts left but the newest `keep` complete checkpoints; None deletes nothing.
+
+    verl's trainer counts only the checkpoints that its own process has saved. A step newer than the one to resume from
+    is what a kill left of a checkpoint.
+    """
+    newest = completed_step(checkpoints)
+    if newest is None or keep is None:
+        return
+    complete = sorted((step for step in _complete(checkpoints) if step <= newest), reverse=True)
+    for path in checkpoints.glob("global_step_*"):
+        if path.name not in {f"global_step_{step}" for step in complete[:keep]}:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def completed_step(checkpoints: Path) -> int | None:
@@ -39,19 +87,24 @@ def repair(checkpoints: Path) -> None:
     tracker = checkpoints / TRACKER
     if not tracker.exists() or completed_step(checkpoints) is not None:
         return
-    complete = [
-        int(m[1])
-        for p in checkpoints.iterdir()
-        if (m := re.fullmatch(r"global_step_(\d+)", p.name))
-        and any(p.glob("data*.pt"))
-        and any(file.is_file() for file in p.glob("*/**/*"))
-    ]
+    complete = _complete(checkpoints)
     if not complete:
         tracker.unlink()
         return
     temporary = tracker.with_suffix(".repair")
     temporary.write_text(str(max(complete)))
     os.replace(temporary, tracker)
+
+
+def _complete(checkpoints: Path) -> list[int]:
+    """List the steps whose checkpoint was written to its end and has not been thinned out by verl."""
+    return [
+        int(m[1])
+        for p in checkpoints.iterdir()
+        if (m := re.fullmatch(r"global_step_(\d+)", p.name))
+        and any(p.glob("data*.pt"))
+        and any(file.is_file() for file in p.glob("*/**/*"))
+    ]
 
 
 def set_aside_damaged(checkpoints: Path) -> list[str]:

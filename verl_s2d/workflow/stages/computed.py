@@ -34,6 +34,7 @@ COMPUTED_KEYS = {
     "trainer.total_training_steps": _STEPS,
     "trainer.total_epochs": _STEPS,
     "trainer.save_freq": "Set `save_every:` of the stage.",
+    "s2d.save_minutes": "Set `save_minutes:` of the stage.",
     "trainer.default_local_dir": _STAGE,
     "trainer.resume_mode": _STAGE,
     "actor_rollout_ref.actor.checkpoint.save_contents": _STAGE,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from verl_s2d.workflow.cluster_demand import STORAGE_UNITS, storage_units
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.ledger import Ledger, empty_ledger, sum_over_steps, verifier_calls
@@ -78,16 +79,20 @@ class _VerlTrainer(ABC):
             "trainer.default_local_dir": str(directory / "checkpoints"),
             "trainer.resume_mode": "auto",
             "trainer.save_freq": node.operations["save_every"],
+            checkpoints.KEEP_KEYS[node.kind]: checkpoints.kept(node),
+            "+s2d.save_minutes": node.operations["save_minutes"],
             "trainer.logger": log_backends(value_of(chosen, "trainer.logger")),
             "actor_rollout_ref.actor.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
             "trainer.n_gpus_per_node": context.cluster.gpus_per_node,
             "trainer.nnodes": context.cluster.nodes,
+            STORAGE_UNITS: storage_units(node, context.cluster),
             "hydra.run.dir": str(directory / "hydra"),
             **self._computed(node, context),
         }
         env = {"VERL_FILE_LOGGER_PATH": str(metrics_file(directory, attempt))}
         # The trainer is a Ray actor: it inherits the cluster's environment, not that of this stage's process.
-        runtime = {f"+ray_kwargs.ray_init.runtime_env.env_vars.{k}": v for k, v in env.items()}
+        inherited = env | ({"VERL_PLATFORM": "cpu"} if context.device == "cpu" else {})
+        runtime = {f"+ray_kwargs.ray_init.runtime_env.env_vars.{k}": v for k, v in inherited.items()}
         # Ray refuses resource counts when it joins a running cluster, which every stage does.
         resources = {"ray_kwargs.ray_init.num_cpus": None}
         chosen = {k: v for k, v in chosen.items() if k.lstrip("+") != "ray_kwargs.ray_init.num_gpus"}

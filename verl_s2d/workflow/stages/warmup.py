@@ -86,6 +86,8 @@ class Warmup:
             "trainer.default_local_dir": str(directory / "checkpoints"),
             "trainer.resume_mode": "auto",
             "trainer.save_freq": node.operations["save_every"],
+            checkpoints.KEEP_KEYS[node.kind]: checkpoints.kept(node),
+            "s2d.save_minutes": node.operations["save_minutes"],
             "trainer.logger": log_backends(value_of(chosen, "trainer.logger")),
             "trainer.seed": s["seed"],
             "trainer.n_gpus_per_node": context.cluster.gpus_per_node,
