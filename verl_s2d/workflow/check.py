@@ -12,7 +12,7 @@ from verl_s2d.workflow.cluster_demand import demand
 from verl_s2d.workflow.composition import CompositionProbe
 from verl_s2d.workflow.given_cluster import ask_for_check
 from verl_s2d.workflow.manifest import installed_versions
-from verl_s2d.workflow.planning import Plan, host_device
+from verl_s2d.workflow.planning import Plan, accelerator_here
 from verl_s2d.workflow.preflight.answers import check_answers
 from verl_s2d.workflow.preflight.batches import check_batches
 from verl_s2d.workflow.preflight.data import check_data
@@ -43,7 +43,7 @@ class Finding:
 
 def check_everything(plan: Plan | None) -> list[Finding]:
     """All findings, good and bad; with a plan also those about its recipe."""
-    device = plan.context.device if plan else host_device()
+    device = plan.context.device if plan else ("cuda" if accelerator_here() else "cpu")
     findings = [_attempt("versions", _versions), *_machine_and_registration(device)]
     if plan is None:
         return [*findings, Finding(*judge_flash_attention(device != "cpu"))]

@@ -126,7 +126,7 @@ def resolve_device(choice: str) -> str:
     """
     if choice != "auto":
         return choice
-    if host_device() == "cuda":
+    if accelerator_here():
         return "cuda"
     if os.environ.get("RAY_ADDRESS"):
         raise UserError(
@@ -138,6 +138,6 @@ def resolve_device(choice: str) -> str:
     return "cpu"
 
 
-def host_device() -> str:
-    """Return `cuda` where this host has an accelerator: its driver's file, or nvidia-smi on PATH. Else `cpu`."""
-    return "cuda" if any(Path(file).exists() for file in ACCELERATORS) or shutil.which("nvidia-smi") else "cpu"
+def accelerator_here() -> bool:
+    """Report whether this host has an accelerator's driver file, or nvidia-smi on PATH."""
+    return any(Path(file).exists() for file in ACCELERATORS) or shutil.which("nvidia-smi") is not None
