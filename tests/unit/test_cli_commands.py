@@ -158,10 +158,14 @@ def test_preflight_imports_no_torch(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_check_reports_every_finding(tmp_path, capsys):
-    recipe = write_project(tmp_path)
+def test_check_reports_every_finding(tmp_path, capsys, monkeypatch):
+    recipe, asked = write_project(tmp_path), []
+    monkeypatch.setattr("verl_s2d.workflow.check.ask_for_check", lambda demand, _: asked.append(demand) or "fits")
     code, out, _ = call(capsys, "check", recipe)
     assert code == 0, out
+    assert "ok   Ray cluster: fits" in out, "RAY_ADDRESS is set"
+    assert (asked[0].cpus_per_worker, asked[0].storage_units) == (3, 1), "the overlay of the CPU has one unit"
+    monkeypatch.delenv("RAY_ADDRESS")
     assert "tokenizers agree id by id" in out and "5 tokens, vocabulary 5" in out
     recipe = write_project(tmp_path, data__response_tokens=100)
     code, out, _ = call(capsys, "check", recipe, "--json")
