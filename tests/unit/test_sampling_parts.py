@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
-from tests.unit.fake_engine import Machine, completions
+from tests.unit.fake_engine import FakeSampler, Machine, completions
 from verl_s2d.data.problems import read_problems
 from verl_s2d.errors import UserError
 from verl_s2d.evaluation import evaluate
@@ -21,6 +22,7 @@ from verl_s2d.sampling import PARTS, parts, replica
 from verl_s2d.sampling.prompts import load_tokenizer, render_prompt
 from verl_s2d.sampling.request import Settings
 from verl_s2d.training import rollout_cache
+from verl_s2d.training.warmup_data import ShuffledPasses
 
 SAMPLING = Settings(n=3, temperature=1.0, top_p=1.0, top_k=-1, max_tokens=6, seed=0)
 FILES = {"rollouts": ("rollouts.parquet", "rollouts.json"), "evaluation": ("generations.parquet", "result.json")}
@@ -270,3 +272,72 @@ def test_an_argument_that_is_computed_is_refused(what, model, data, machine, tmp
     with pytest.raises(UserError, match="computed") as refused:
         main(options)
     assert refused.value.key == "engine.max_model_len" and machine.sampled == []
+
+
+def cache_of_rows(model, data, out, machine, rows, **changes):
+    machine.whole.clear()
+    main, options = job("rollouts", model, data, out, n=None, rows=rows, **changes)
+    assert machine.run(main, options)
+    return pq.read_table(out / "rollouts.parquet").to_pylist()
+
+
+@pytest.mark.parametrize("rows", [1, 5, 11, 12, 25, 33])
+def test_a_cache_of_so_many_rows_has_each_problem_as_often_as_any_other_or_once_more(
+    rows, model, data, machine, tmp_path
+):
+    found = cache_of_rows(model, data, tmp_path / "out", machine, rows)
+    assert len(found) == rows
+    ids = list(dict.fromkeys(row["problem_id"] for row in found))
+    order = list(ShuffledPasses(11, min(rows, 11), 0))
+    assert ids == [read_problems(data)[place].id for place in order], "drawn as the warmup draws"
+    counts = [sum(row["problem_id"] == i for row in found) for i in ids]
+    each, extra = divmod(rows, len(ids))
+    assert counts == [each + 1] * extra + [each] * (len(ids) - extra)
+    for i, count in zip(ids, counts, strict=True):
+        of_problem = [row for row in found if row["problem_id"] == i]
+        expected = completions(of_problem[0]["prompt_ids"], dataclasses.replace(SAMPLING, n=count))
+        assert [row["response_ids"] for row in of_problem] == [c.token_ids for c in expected]
+        assert [row["sample"] for row in of_problem] == list(range(count))
+    assert json.loads((tmp_path / "out" / "rollouts.json").read_text())["counts"]["prompts"] == len(ids)
+
+
+def test_another_seed_draws_other_problems(model, data, machine, tmp_path):
+    first, second = (
+        {row["problem_id"] for row in cache_of_rows(model, data, tmp_path / str(seed), machine, 5, seed=seed)}
+        for seed in (0, 1)
+    )
+    assert first != second
+
+
+def test_a_greedy_cache_repeats_nothing(model, data, machine, tmp_path):
+    found = cache_of_rows(model, data, tmp_path / "out", machine, 25, temperature=0.0)
+    assert len(found) == len({row["problem_id"] for row in found}) == 11
+
+
+@pytest.mark.parametrize("point", [9, 20, 35])
+def test_a_cache_of_rows_survives_a_kill(point, model, data, machine, tmp_path):
+    cache_of_rows(model, data, tmp_path / "undisturbed", machine, 25)
+    machine.whole.clear()
+    main, options = job("rollouts", model, data, tmp_path / "out", n=None, rows=25)
+    assert not machine.run(main, options, dies_at=point) and machine.run(main, options)
+    assert result("rollouts", tmp_path / "out") == result("rollouts", tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("how", [{"n": None}, {"rows": 4}])
+def test_how_much_is_sampled_is_said_in_one_way(how, model, data, tmp_path):
+    main, options = job("rollouts", model, data, tmp_path / "out", **how)
+    with pytest.raises(UserError, match="in one way"):
+        main(options)
+
+
+def test_equal_prompts_with_other_numbers_of_samples_are_told_apart(tmp_path):
+    """The longer one ends first."""
+    given = [parts.Part(i, [[7, 7]], n, str(tmp_path / f"part-{i}"), {}) for i, n in enumerate((1, 3))]
+    remaining = iter(given)
+    replica.sample_parts(
+        FakeSampler(), SAMPLING, lambda: next(remaining, None), lambda _: None, lambda *_: None, most_open=2
+    )
+    for part in given:
+        table = parts.read_kept(tmp_path / f"part-{part.number}", {}, pytest.fail)
+        expected = completions([7, 7], dataclasses.replace(SAMPLING, n=part.samples))
+        assert table["response_ids"].to_pylist() == [c.token_ids for c in expected]

@@ -30,11 +30,13 @@ class Part(NamedTuple):
     """Prompts whose samples make one file.
 
     Attributes:
+        samples: of each prompt.
         made_from: what decides its content, as JSON.
     """
 
     number: int
     prompts: list[list[int]]
+    samples: int
     path: str
     made_from: dict[str, Any]
 
@@ -44,24 +46,25 @@ class Parts:
 
     def __init__(self, directory: Path, request: Request):
         self.directory, self.request = directory, request
-        self._firsts = range(0, len(request.prompts), PROMPTS_A_PART)
+        total, extra = len(request.prompts), request.extra
+        self._bounds = [*range(0, extra, PROMPTS_A_PART), *range(extra, total, PROMPTS_A_PART), total]
 
     def __len__(self) -> int:
-        return len(self._firsts)
+        return len(self._bounds) - 1
 
     def __getitem__(self, number: int) -> Part:
-        first = self._firsts[number]
-        prompts = [list(prompt) for prompt in self.request.prompts[first : first + PROMPTS_A_PART]]
-        path = self.directory / f"part-{number:05d}"
-        return Part(number, prompts, str(path), self.request.identity_of(first, first + len(prompts)))
+        first, last = self._bounds[number], self._bounds[number + 1]
+        prompts = [list(prompt) for prompt in self.request.prompts[first:last]]
+        path, samples = self.directory / f"part-{number:05d}", self.request.samples_of(first)
+        return Part(number, prompts, samples, str(path), self.request.identity_of(first, last))
 
     def read(self, number: int, note: Note) -> pa.Table | None:
         """Rows (response_ids, finish_reason) of a part that is whole, all samples of a prompt together; else None."""
         part = self[number]
         return read_kept(Path(part.path), part.made_from, note)
 
-    def tables(self, prompts: int) -> Iterator[tuple[int, pa.Table]]:
-        """(first prompt, samples of that and the following) for some `prompts` at a time, in whole parts.
+    def tables(self, prompts: int) -> Iterator[pa.Table]:
+        """All samples in the order of their prompts, those of some `prompts` at a time, in whole parts.
 
         Raises:
             RuntimeError: a part that was whole no longer is.
@@ -69,11 +72,11 @@ class Parts:
         together = max(1, prompts // PROMPTS_A_PART)
         for number in range(0, len(self), together):
             found = [self._whole(n) for n in range(number, min(number + together, len(self)))]
-            yield self._firsts[number], pa.concat_tables(found).combine_chunks()
+            yield pa.concat_tables(found).combine_chunks()
 
     def completions(self, number: int) -> list[list[Completion]]:
         """Of each prompt of a part. Raises what `tables` raises."""
-        n = self.request.settings.n
+        n = self[number].samples
         rows = self._whole(number).to_pylist()
         samples = [Completion(row["response_ids"], row["finish_reason"]) for row in rows]
         return [samples[i : i + n] for i in range(0, len(samples), n)]

@@ -5,7 +5,7 @@
     <- {"sampler": {...}, "settings": {...}, "most_open": 4, "at_once": 0}   first
     -> {"ready": 12.3}               seconds that loading took
     -> {"take": true}                answered by one of
-    <- {"part": [number, prompts, path, made_from]}
+    <- {"part": [number, prompts, samples, path, made_from]}
     <- {"part": null}                there are no more
     -> {"wrote": 3}                  the file of the part is in place
     -> {"progress": [prompts, tokens]}   finished so far
@@ -25,7 +25,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from verl_s2d.platforms.environment import prepare_for_vllm
@@ -70,13 +70,13 @@ def sample_parts(
         most_open: parts that are worked on at a time, at most.
         at_once: sequences that the engine works on at a time, where it was told.
     """
-    # By their token ids, because vLLM renames requests. Equal prompts have equal samples, so any of them will do.
-    waiting: dict[tuple[int, ...], list[tuple[_Open, int]]] = defaultdict(list)
+    # By their token ids, because vLLM renames requests. Equal prompts have equal samples, so any with as many will do.
+    waiting: dict[tuple[int, tuple[int, ...]], list[tuple[_Open, int]]] = defaultdict(list)
     is_open: set[_Open] = set()
     unfinished, prompts, tokens, more = 0, 0, 0, True
     ahead = max(SEQUENCES_AHEAD, at_once)
     while True:
-        while more and len(is_open) < most_open and unfinished * settings.n < ahead:
+        while more and len(is_open) < most_open and unfinished < ahead:
             part = take()
             if part is None:
                 more = False
@@ -84,15 +84,15 @@ def sample_parts(
             opened = _Open(part, [None] * len(part.prompts))
             is_open.add(opened)
             for place, prompt in enumerate(part.prompts):
-                waiting[tuple(prompt)].append((opened, place))
-            sampler.submit(part.prompts, settings)
-            unfinished += len(part.prompts)
+                waiting[part.samples, tuple(prompt)].append((opened, place))
+            sampler.submit(part.prompts, replace(settings, n=part.samples))
+            unfinished += part.samples * len(part.prompts)
         if not is_open:
             return
         for prompt, completions in sampler.step():
-            opened, place = waiting[tuple(prompt)].pop()
+            opened, place = waiting[len(completions), tuple(prompt)].pop()
             opened.completions[place] = completions
-            unfinished -= 1
+            unfinished -= len(completions)
             prompts, tokens = prompts + 1, tokens + sum(len(c.token_ids) for c in completions)
             if None not in opened.completions:
                 write_part(opened.part, opened.completions)

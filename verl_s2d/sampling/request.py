@@ -55,6 +55,7 @@ class Request:
         model: Hugging Face directory or hub id.
         prompts: token ids of each.
         files: name -> file that the prompts were made from.
+        extra: prompts, the first ones, that get one sample more than the others.
         tensor_parallel_size: GPUs that one engine divides the model among; no part of the result.
         device: `cpu`, `cuda` (any accelerator), or `auto` for what there is.
         engine: more arguments of vLLM's LLM, as `engine_settings` allows them.
@@ -71,9 +72,14 @@ class Request:
     tensor_parallel_size: int = 1
     device: str = "auto"
     engine: Mapping[str, Any] = field(default_factory=dict)
+    extra: int = 0
 
     def __post_init__(self) -> None:
         check_engine(self.engine, "engine")
+
+    def samples_of(self, place: int) -> int:
+        """Samples of the prompt at `place`."""
+        return self.settings.n + (place < self.extra)
 
     @property
     def context(self) -> int:
@@ -113,7 +119,8 @@ class Request:
         }
 
     def identity_of(self, first: int, last: int) -> dict[str, Any]:
-        """What decides the samples of prompts `first` to `last`, the latter left out: also their token ids, in which a
-        tokenizer or a chat template may have changed."""
+        """What decides the samples of prompts `first` to `last`, the latter left out, each of which has as many: also
+        their token ids, in which a tokenizer or a chat template may have changed."""
         ids = hashlib.sha256(repr([list(prompt) for prompt in self.prompts[first:last]]).encode()).hexdigest()
-        return {**self.identity, "prompts": [first, last, ids]}
+        settings = {**self.identity["settings"], "n": self.samples_of(first)}
+        return {**self.identity, "settings": settings, "prompts": [first, last, ids]}

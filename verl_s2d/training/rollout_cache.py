@@ -1,8 +1,12 @@
-"""The cache that stage 2a trains on: K rollouts of every prompt from the teacher.
+"""The cache that stage 2a trains on: rollouts of the teacher.
 
-    python -m verl_s2d.training.rollout_cache model=MODEL data=FILE out=DIR n=K max_tokens=N
+    python -m verl_s2d.training.rollout_cache model=MODEL data=FILE out=DIR max_tokens=N  n=K | rows=R
         [temperature=1] [top_p=1] [top_k=-1] [seed=0] [tensor_parallel_size=1] [trust_remote_code=false]
         [replicas=1] [device=auto] [engine.<name>=<value> ...] [chat_template.<name>=<value> ...]
+
+With n every prompt has n rollouts. With rows there are as many in all, for a warmup that reads each once: of different
+prompts as long as there are some, drawn in a seeded order, and otherwise every prompt has as many as any other, or one
+more. A greedy rollout is not repeated.
 
 Writes rollouts.parquet (prompt_ids, response_ids with EOS where it was generated, finish_reason, problem_id, sample)
 and, last, rollouts.json. Answers in the data file are not looked at. A problem's rollouts follow from the model, the
@@ -13,7 +17,9 @@ machine; how many there are does not matter to the result.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +29,14 @@ import pyarrow.parquet as pq
 from verl_s2d import arguments
 from verl_s2d.data.files import discard_unfinished, write_json, written_whole
 from verl_s2d.data.problems import read_problems
+from verl_s2d.errors import UserError
 from verl_s2d.platforms.environment import prepare_for_vllm
 from verl_s2d.sampling.complete import complete
 from verl_s2d.sampling.engine import on_cpu
 from verl_s2d.sampling.parts import token_count
 from verl_s2d.sampling.prompts import load_tokenizer, render_prompt
 from verl_s2d.sampling.request import Request, Settings
+from verl_s2d.training.warmup_data import ShuffledPasses
 
 SCHEMA = pa.schema(
     [
@@ -52,9 +60,11 @@ class Options:
     data: str
     """Parquet in verl's columns."""
     out: str
-    n: int
-    """Rollouts a prompt."""
     max_tokens: int
+    n: int | None = None
+    """Rollouts a prompt."""
+    rows: int | None = None
+    """Rollouts in all, instead of n."""
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = -1
@@ -74,12 +84,15 @@ def main(options: Options) -> None:
     """Sample and write. Raises UserError for unusable data or an unreadable model, before anything is loaded."""
     prepare_for_vllm()
     on_cpu(options.device)
-    names = ("n", "temperature", "top_p", "top_k", "max_tokens", "seed")
-    settings = Settings(**{name: getattr(options, name) for name in names})
     problems = read_problems(options.data)
+    order, n, extra = _layout(options, len(problems))
+    problems = [problems[place] for place in order]
+    names = ("temperature", "top_p", "top_k", "max_tokens", "seed")
+    settings = Settings(n=n, **{name: getattr(options, name) for name in names})
     tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code)
     prompts = [render_prompt(tokenizer, p.messages, options.chat_template) for p in problems]
-    print(f"rollouts: {len(problems)} prompts, {options.n} each, from {options.model}", flush=True)
+    rows = n * len(problems) + extra
+    print(f"rollouts: {rows} samples of {len(problems)} prompts, from {options.model}", flush=True)
     request = Request(
         options.model,
         prompts,
@@ -89,21 +102,23 @@ def main(options: Options) -> None:
         tensor_parallel_size=options.tensor_parallel_size,
         device=options.device,
         engine=options.engine,
+        extra=extra,
     )
     out = Path(options.out)
     parts = complete(request, out, name="rollouts", replicas=options.replicas)
 
-    counts = {"sequences": 0, "sampled_tokens": 0, "truncated": 0}
+    sampled = ((place, sample) for place in range(len(problems)) for sample in range(request.samples_of(place)))
+    counts = {"prompts": len(problems), "sequences": 0, "sampled_tokens": 0, "truncated": 0}
     discard_unfinished(out / "rollouts.parquet")
     with written_whole(out / "rollouts.parquet") as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
-        for first, samples in parts.tables(_PROBLEMS_AT_ONCE):
-            places = [first + row // options.n for row in range(len(samples))]
+        for samples in parts.tables(_PROBLEMS_AT_ONCE):
+            members = list(islice(sampled, len(samples)))
             columns = {
-                "prompt_ids": [prompts[place] for place in places],
+                "prompt_ids": [prompts[place] for place, _ in members],
                 "response_ids": samples["response_ids"],
                 "finish_reason": samples["finish_reason"],
-                "problem_id": [problems[place].id for place in places],
-                "sample": [row % options.n for row in range(len(samples))],
+                "problem_id": [problems[place].id for place, _ in members],
+                "sample": [sample for _, sample in members],
             }
             writer.write_table(pa.Table.from_pydict(columns, SCHEMA))
             counts["sequences"] += len(samples)
@@ -111,6 +126,24 @@ def main(options: Options) -> None:
             counts["truncated"] += samples["finish_reason"].to_pylist().count("length")
     write_json({"model": options.model, "settings": asdict(settings), "counts": counts}, out / "rollouts.json")
     parts.remove()
+
+
+def _layout(options: Options, problems: int) -> tuple[Sequence[int], int, int]:
+    """Choose problems and samples: (places of the problems in the data, samples of each, how many have one more)."""
+    if (options.n is None) == (options.rows is None):
+        raise UserError(
+            "How much to sample is said in one way.",
+            key="n, rows",
+            value=(options.n, options.rows),
+            remedy="Give n=<rollouts a prompt> or rows=<rollouts in all>.",
+        )
+    if options.rows is None:
+        return range(problems), options.n, 0
+    if options.rows < 1:
+        raise UserError("There is nothing to sample.", key="rows", value=options.rows, remedy="At least 1.")
+    rows = options.rows if options.temperature > 0 else min(options.rows, problems)
+    used = min(rows, problems)
+    return list(ShuffledPasses(problems, used, options.seed)), *divmod(rows, used)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from verl_s2d.workflow.overrides import merge, overlay, split_operational
 from verl_s2d.workflow.recipe import Recipe, Source
 from verl_s2d.workflow.recipe_file import stage_alarms
 from verl_s2d.workflow.stages import kinds
-from verl_s2d.workflow.stages.batch_settings import micro_batch_tokens
+from verl_s2d.workflow.stages.batch_settings import micro_batch_tokens, rows_read
 from verl_s2d.workflow.stages.preparation import slice_sizes
 
 Model = Node | External
@@ -64,7 +64,7 @@ class Builder:
         stage = self._stage("rollouts")
         settings = {
             "slice": slice_name,
-            "per_prompt": stage.per_prompt,
+            **({"per_prompt": stage.per_prompt} if stage.per_prompt else {"rows": self._rows_of_warmup()}),
             "temperature": stage.temperature,
             "top_p": stage.top_p,
             "top_k": stage.top_k,
@@ -75,6 +75,11 @@ class Builder:
         name = _name("rollouts", slice_name, of)
         operations = _sampler(stage, settings)
         return self._node("rollouts", name, settings, operations, model=teacher, slices=self.slices())
+
+    def _rows_of_warmup(self) -> int:
+        warmup = self._stage("warmup")
+        verl, _ = self._verl("warmup", warmup.verl, self.recipe.data.response_tokens)
+        return rows_read({"steps": warmup.steps, "verl": verl})
 
     def warmup(self, student: Model, teacher: Model, rollouts: Node, *, of: str = "") -> Node:
         stage = self._stage("warmup")

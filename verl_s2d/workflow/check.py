@@ -20,7 +20,7 @@ from verl_s2d.workflow.preflight.keys import check_verl_keys
 from verl_s2d.workflow.preflight.machine import MachineProbe, judge_flash_attention
 from verl_s2d.workflow.preflight.models import check_models, models_of_rows
 from verl_s2d.workflow.preflight.packages import check_packages
-from verl_s2d.workflow.preflight.sampling import check_samplers
+from verl_s2d.workflow.preflight.sampling import cache_warnings, check_samplers
 from verl_s2d.workflow.preflight.software import check_verifier, check_versions
 from verl_s2d.workflow.registration import RegistrationProbe
 from verl_s2d.workflow.runner import stage_environment
@@ -54,6 +54,7 @@ def check_everything(plan: Plan | None) -> list[Finding]:
         *_ray_cluster(plan),
         _attempt("batch sizes", lambda: check_batches(plan, plan.order) or "fit slices and cluster"),
         _attempt("engines that sample", lambda: check_samplers(plan, plan.order) or "fit this machine and the models"),
+        _attempt("teacher rollouts", lambda: "\n".join(cache_warnings(plan, plan.order)) or "most of them are read"),
         _attempt("data", lambda: _data(plan)),
         *_models(plan),
         _attempt("verl's own checks", lambda: _composition(plan)),

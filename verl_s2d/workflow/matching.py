@@ -9,14 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from verl_s2d.errors import UserError
 from verl_s2d.workflow.graph import MATCHED, Node, lineage
 from verl_s2d.workflow.identity import External
 from verl_s2d.workflow.recipe import Matched
 from verl_s2d.workflow.stages import kinds
-from verl_s2d.workflow.stages.batch_settings import TRAIN, batch_setting, require_batch_sizes, sequences_per_step
+from verl_s2d.workflow.stages.batch_settings import (
+    TRAIN,
+    batch_setting,
+    require_batch_sizes,
+    rows_read,
+    sequences_per_step,
+)
 from verl_s2d.workflow.stages.budget import words
 
 
@@ -94,13 +100,24 @@ class _Match:
                 self._check_one_pass(model, before, total - spent)
             settings = {**model.settings, "steps": math.ceil((total - spent) / per_step)}
             settings["matched"] = {**matched, "budget": total}
-            inputs = model.inputs
+            inputs = self._with_rollouts(model, settings)
         else:
             settings, inputs = {**model.settings, "steps": None, "matched": matched}, {**model.inputs, MATCHED: target}
-        stem, space, seed = model.name.partition(" ")
         operations = {**model.operations, "row": self._name}
-        name = f"{stem}-{self._name}{space}{seed}"
-        return replace(model, name=name, settings=settings, inputs=inputs, operations=operations)
+        return replace(
+            model, name=_renamed(model.name, self._name), settings=settings, inputs=inputs, operations=operations
+        )
+
+    def _with_rollouts(self, model: Node, settings: Mapping[str, Any]) -> Mapping[str, Node]:
+        """Inputs of the matched stage. A warmup that reads more than its row's cache holds has one of its own."""
+        rollouts = model.inputs.get("rollouts")
+        if rollouts is None or "rows" not in rollouts.settings:
+            return model.inputs
+        rows = rows_read(settings)
+        if rows <= rollouts.settings["rows"]:
+            return model.inputs
+        name = _renamed(rollouts.name, self._name)
+        return {**model.inputs, "rollouts": replace(rollouts, name=name, settings={**rollouts.settings, "rows": rows})}
 
     def _per_step(self, node: Node) -> float:
         """What one step consumes; for tokens the least it can."""
@@ -158,6 +175,12 @@ class _Match:
 
     def _refuse(self, problem: str, field: str, value: str, remedy: str) -> NoReturn:
         raise UserError(problem, key=f"matched.{self._name}.{field}", value=value, remedy=remedy)
+
+
+def _renamed(stage: str, row: str) -> str:
+    """The name of a stage that only one row has; a seed stays at the end."""
+    stem, space, seed = stage.partition(" ")
+    return f"{stem}-{row}{space}{seed}"
 
 
 def _consumers(nodes: Iterable[Node], by: str) -> set[str]:

@@ -124,7 +124,9 @@ class ReinforcementLearning:
 class Rollouts:
     """The cache of teacher rollouts that stage 2a trains on."""
 
-    per_prompt: int = at_least(1)
+    per_prompt: int | None = at_least(1, None)
+    """Null: as many rollouts in all as the warmup reads, each once, of as many different problems as there are. With a
+    number the cache stays as it is when the warmup's steps change."""
     temperature: float = at_least(0, 1.0)
     top_p: float = at_least(0, 1.0)
     top_k: int = at_least(-1, -1)

@@ -8,7 +8,7 @@ from verl_s2d.workflow.preflight.batches import check_batches
 from verl_s2d.workflow.preflight.data import check_data
 from verl_s2d.workflow.preflight.keys import check_verl_keys
 from verl_s2d.workflow.preflight.models import check_models
-from verl_s2d.workflow.preflight.sampling import check_samplers
+from verl_s2d.workflow.preflight.sampling import cache_warnings, check_samplers
 from verl_s2d.workflow.preflight.software import check_verifier, check_versions
 
 
@@ -33,4 +33,4 @@ def check_plan(plan: Plan) -> list[str]:
     check_batches(plan, missing)
     check_samplers(plan, missing)
     check_answers(plan, problems)
-    return check_models(plan)
+    return [*cache_warnings(plan, missing), *check_models(plan)]

@@ -11,6 +11,7 @@ from verl_s2d.workflow.overrides import value_of
 from verl_s2d.workflow.planning import Plan
 from verl_s2d.workflow.preflight.data import slice_size
 from verl_s2d.workflow.sizing import batches as division
+from verl_s2d.workflow.sizing.cache import cached_rows
 from verl_s2d.workflow.sizing.layouts import check_parallel_sizes
 from verl_s2d.workflow.sizing.settings import Engine, MicroBatch
 from verl_s2d.workflow.stages.base import merged_verl
@@ -32,7 +33,7 @@ def check_batches(plan: Plan, nodes: Iterable[Node]) -> None:
         elif node.kind == "warmup":
             rollouts = node.inputs["rollouts"]
             prompts = slice_size(plan, rollouts)
-            cached = None if prompts is None else prompts * rollouts.settings["per_prompt"]
+            cached = cached_rows(rollouts, prompts)
             batch = value_of(node.settings["verl"], TRAIN)
             if batch is not None:
                 _require_fits(node, batch, cached, "cached rollouts")

@@ -11,7 +11,9 @@ from pathlib import Path
 from verl_s2d.errors import UserError
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.planning import Plan, accelerator_here
+from verl_s2d.workflow.preflight.data import slice_size
 from verl_s2d.workflow.recipe_file import suggestion
+from verl_s2d.workflow.sizing.cache import cache_use, waste_warning
 from verl_s2d.workflow.sizing.layouts import check_sampler, sampler_section
 from verl_s2d.workflow.sizing.models import Models
 from verl_s2d.workflow.stages import kinds
@@ -32,6 +34,17 @@ def check_samplers(plan: Plan, nodes: Iterable[Node]) -> None:
             if plan.context.device != "cpu":
                 _check_place(node)
                 check_sampler(node, models.shape(node), plan.context.cluster)
+
+
+def cache_warnings(plan: Plan, nodes: Iterable[Node]) -> list[str]:
+    """Warnings of caches of which most is sampled for nothing."""
+    warnings = []
+    for node in nodes:
+        if node.kind == "rollouts":
+            use = cache_use(node, plan.order, slice_size(plan, node, expected=plan.recipe.data.expected.get("train")))
+            if use is not None and (warning := waste_warning(node, use)):
+                warnings.append(warning)
+    return warnings
 
 
 def _check_arguments(node: Node) -> None:

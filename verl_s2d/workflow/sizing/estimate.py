@@ -11,6 +11,7 @@ from verl_s2d.workflow.planning import Plan
 from verl_s2d.workflow.preflight.data import slice_size
 from verl_s2d.workflow.runner import stage_environment
 from verl_s2d.workflow.sizing import cost
+from verl_s2d.workflow.sizing.cache import CacheUse, cache_use, cached_rows, waste_warning
 from verl_s2d.workflow.sizing.cost import Cost, sampling_cost, training_cost
 from verl_s2d.workflow.sizing.engines import frozen_memory, training_memory
 from verl_s2d.workflow.sizing.generation import Generation, generation
@@ -61,7 +62,7 @@ class Estimate:
 
     def view(self) -> dict[str, Any]:
         """`stages`: label -> {memory, cost}; totals; what is assumed; whether everything fits."""
-        stages, costs = {}, []
+        stages, costs, warnings = {}, [], []
         for node in self._plan.order:
             if node.label in self._settings:
                 memory, spent = self._training(node)
@@ -70,6 +71,9 @@ class Estimate:
             else:
                 continue
             stages[node.label] = {"memory": memory, "cost": _cost_view(spent)}
+            if node.kind == "rollouts" and (use := cache_use(node, self._plan.order, self._problems(node))):
+                stages[node.label]["cache"] = _cache_view(use)
+                warnings += filter(None, [waste_warning(node, use)])
             costs.append(spent)
         return {
             "gpu_memory_gib": self._plan.context.cluster.gpu_memory_gb,
@@ -81,6 +85,7 @@ class Estimate:
                 "mfu_of_sampling": cost.SAMPLING_MFU,
             },
             "unknown": self._models.unknown,
+            "warnings": warnings,
             "fits": all(s["memory"] is None or s["memory"]["problem"] is None for s in stages.values()),
         }
 
@@ -107,9 +112,10 @@ class Estimate:
         shape, answers = self._models.shape(node), node.kind == "evaluate"
         settings, tensor = node.settings, node.operations["tensor_parallel_size"]
         response = response_tokens(node)
+        problems = self._problems(node)
         spent = sampling_cost(
-            self._problems(node),
-            settings["samples"] if answers else settings["per_prompt"],
+            problems if answers else cached_rows(node, problems),
+            settings["samples"] if answers else 1,
             shape,
             prompt=self._prompt,
             response=response,
@@ -194,6 +200,15 @@ def _no_sequence(sampler: Generation, remedy: str) -> str:
 def _host_bytes(training: Training, shape: ModelShape, teacher: ModelShape | None) -> float:
     reference = training.reference and frozen_memory(teacher or shape, training.reference).host
     return training_memory(shape, training.actor).host + (reference or 0)
+
+
+def _cache_view(use: CacheUse) -> dict[str, int]:
+    return {
+        "rows_sampled": use.sampled,
+        "rows_read": use.read,
+        "tokens_sampled": use.sampled_tokens,
+        "tokens_read": use.read_tokens,
+    }
 
 
 def _cost_view(spent: Cost) -> dict[str, Any]:

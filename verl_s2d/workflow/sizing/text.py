@@ -21,6 +21,7 @@ def sizes_text(view: dict[str, Any]) -> str:
         lines.append("On a CPU memory is not estimated.")
     lines += ["", *_cost(stages, sizes)]
     lines += [f"unknown: {why}" for why in sizes["unknown"]]
+    lines += [f"note: {warning}" for warning in sizes["warnings"]]
     return "\n".join(lines)
 
 

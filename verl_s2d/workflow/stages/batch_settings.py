@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from verl_s2d.errors import UserError
@@ -54,6 +55,18 @@ def require_batch_sizes(node: Node) -> None:
         value = batch_setting(node, key)
         if not isinstance(value, int) or value < 1:
             raise UserError(f"{node.name}: not a batch size.", key=key, value=value, remedy="Give a positive integer.")
+
+
+def rows_read(settings: Mapping[str, Any]) -> int:
+    """Cached rollouts that a warmup with these settings reads: one batch a step.
+
+    Raises:
+        UserError: the batch is no positive integer.
+    """
+    batch = value_of(settings["verl"], TRAIN)
+    if not isinstance(batch, int) or batch < 1:
+        raise UserError("Not a batch size.", key=TRAIN, value=batch, remedy="Give a positive integer.")
+    return settings["steps"] * batch
 
 
 def sequences_per_step(node: Node) -> int:

@@ -27,7 +27,7 @@ from verl_s2d.workflow.stages.sampling import SamplingKind
 
 
 class Rollouts(SamplingKind):
-    """K samples a prompt from the teacher, through vLLM, into one parquet."""
+    """Samples of the teacher, as many as the warmup reads or so many a prompt, through vLLM, into one parquet."""
 
     required_files = ("rollouts.parquet", "rollouts.json")
     consumes = ("sampled_tokens",)
@@ -37,7 +37,8 @@ class Rollouts(SamplingKind):
         arguments = {
             **self.arguments(node, context),
             "data": str(context.directory(node.inputs["slices"]) / f"{s['slice']}-prompts.parquet"),
-            "n": s["per_prompt"],
+            "n": s.get("per_prompt"),
+            "rows": s.get("rows"),
             "top_k": s["top_k"],
             "max_tokens": s["response_tokens"],
         }
@@ -62,7 +63,8 @@ class Rollouts(SamplingKind):
 
     def describe(self, node: Node) -> str:
         s = node.settings
-        return f"{s['per_prompt']} teacher rollouts a prompt of slice {s['slice']}, temperature {s['temperature']:g}"
+        sampled = f"{s['rows']:,} teacher rollouts" if "rows" in s else f"{s['per_prompt']} teacher rollouts a prompt"
+        return f"{sampled} of slice {s['slice']}, temperature {s['temperature']:g}"
 
 
 class Warmup:
