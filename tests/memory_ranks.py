@@ -101,6 +101,8 @@ def _check(name: str, case: Case, world: int) -> None:
 def _config(models: Path, case: Case, world: int):
     chosen = {
         "actor_rollout_ref.model.path": str(models / "student"),
+        # As on a GPU, whose memory is estimated.
+        "actor_rollout_ref.model.use_remove_padding": True,
         "data.max_prompt_length": PROMPT,
         "data.max_response_length": case.longest - PROMPT,
         "data.train_batch_size": case.sequences * world,

@@ -25,22 +25,22 @@ ULYSSES = [
     "engine.ulysses_sequence_parallel_size=2",
     f"model.override_config.attn_implementation={flash_on_cpu.NAME}",
 ]
+PACKED = "model.use_remove_padding=true"
 CASES = {
-    "one micro-batch": (1, ["data.micro_batch_size_per_gpu=8"]),
-    "micro-batches of two": (1, ["data.micro_batch_size_per_gpu=2"]),
-    "micro-batches by tokens": (1, ["data.use_dynamic_bsz=true", "data.max_token_len_per_gpu=24"]),
-    "compiled": (1, ["data.micro_batch_size_per_gpu=4", "engine.use_torch_compile=true"]),
-    "padded": (1, ["data.micro_batch_size_per_gpu=4", "model.use_remove_padding=false"]),
-    "padded, from logits": (
-        1,
-        ["data.micro_batch_size_per_gpu=4", "model.use_remove_padding=false", "s2d.materialise_logits=true"],
-    ),
-    "from logits": (1, ["data.micro_batch_size_per_gpu=2", "s2d.materialise_logits=true"]),
-    "two data-parallel ranks": (2, ["data.micro_batch_size_per_gpu=2"]),
-    "two sequence-parallel ranks": (2, ["data.micro_batch_size_per_gpu=4", *ULYSSES]),
+    "one micro-batch": (1, ["data.micro_batch_size_per_gpu=8", PACKED]),
+    "micro-batches of two": (1, ["data.micro_batch_size_per_gpu=2", PACKED]),
+    "micro-batches by tokens": (1, ["data.use_dynamic_bsz=true", "data.max_token_len_per_gpu=24", PACKED]),
+    "compiled": (1, ["data.micro_batch_size_per_gpu=4", "engine.use_torch_compile=true", PACKED]),
+    # As the CPU overlay has it.
+    "padded": (1, ["data.micro_batch_size_per_gpu=4"]),
+    "padded, micro-batches by tokens": (1, ["data.use_dynamic_bsz=true", "data.max_token_len_per_gpu=24"]),
+    "padded, from logits": (1, ["data.micro_batch_size_per_gpu=4", "s2d.materialise_logits=true"]),
+    "from logits": (1, ["data.micro_batch_size_per_gpu=2", "s2d.materialise_logits=true", PACKED]),
+    "two data-parallel ranks": (2, ["data.micro_batch_size_per_gpu=2", PACKED]),
+    "two sequence-parallel ranks": (2, ["data.micro_batch_size_per_gpu=4", *ULYSSES, PACKED]),
     "two sequence-parallel ranks, from logits": (
         2,
-        ["data.micro_batch_size_per_gpu=4", *ULYSSES, "s2d.materialise_logits=true"],
+        ["data.micro_batch_size_per_gpu=4", *ULYSSES, "s2d.materialise_logits=true", PACKED],
     ),
 }
 # Each starts a process a rank that imports verl. These are left to `--all`: others cut a batch or read logits alike.
