@@ -20,7 +20,6 @@ from verl_s2d.workflow.process import MARKER
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).with_name("golden")
 RECIPES = sorted([*ROOT.glob("recipes/qwen3/*.yaml"), *ROOT.glob("recipes/llama/*.yaml")])
-RECIPES.append(ROOT / "recipes" / "quickstart" / "quickstart.yaml")
 _CHANCE = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", MARKER, CLUSTER_MARKER)
 """Variables with another value in every run."""
 _TRAINING = ("verl.trainer.main_ppo", "verl_s2d.training.warmup")

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.cuda_double.golden import GOLDEN, RECIPES, ROOT, texts
+from tests.cuda_double.recorded import cuda_machine
+from verl_s2d.workflow.planning import resolve_device
 
 FILES = ["machine.txt", *(f"{path.stem}.txt" for path in RECIPES)]
 
@@ -32,3 +34,8 @@ def test_no_path_of_a_machine_is_in_a_golden_file(name):
     text = (GOLDEN / name).read_text()
     for path in (ROOT, Path.home(), tempfile.gettempdir(), sys.prefix):
         assert str(path) not in text
+
+
+def test_a_recipe_that_leaves_the_device_open_gets_cuda():
+    with cuda_machine():
+        assert resolve_device("auto") == "cuda"
