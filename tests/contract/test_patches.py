@@ -224,7 +224,7 @@ facts["vllm_modules"] = [name for name in sys.modules if name.startswith("vllm.m
 
 
 def test_nothing_is_active_beside_an_accelerator():
-    seen = facts(_ACCELERATOR)
+    seen = facts(_ACCELERATOR, VERL_PLATFORM="")
     assert seen["platform"] == "cuda"
     assert seen["error"] is None and seen["shims"] == {}
     assert not seen["process_group_shim"]
