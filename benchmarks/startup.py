@@ -21,6 +21,7 @@ from pathlib import Path
 from tests.tiny import write_model, write_problems
 from tests.tiny_verl import verl_command
 from verl_s2d.logs import last_lines
+from verl_s2d.ray_places import RL_CPUS_PER_WORKER, Demand
 from verl_s2d.workflow.cluster import CLUSTER_MARKER, RayCluster
 from verl_s2d.workflow.process import MARKER, Launcher, SubprocessLauncher, kill_marked
 from verl_s2d.workflow.runner import stage_environment
@@ -61,7 +62,7 @@ def _measure(scratch: Path, pairs: int) -> tuple[list[float], list[float], tuple
     environment.pop("RAY_ADDRESS", None)
     plain = SubprocessLauncher()
     warm = WarmLauncher(environment | {CLUSTER_MARKER: run_id}, scratch / "warm.log")
-    cluster = RayCluster(scratch, run_id, warm, environment, "cpu", 1)
+    cluster = RayCluster(scratch, run_id, warm, environment, "cpu", Demand(1, 1, RL_CPUS_PER_WORKER, 8))
 
     def start_up(launcher: Launcher, name: str, more: dict, joined: dict[str, str], marker: str) -> float:
         out = scratch / name

@@ -18,6 +18,7 @@ from tests.tiny import write_model, write_problems
 from tests.tiny_training import prune, sharpen
 from tests.tiny_verl import verl_command
 from verl_s2d.logs import last_lines
+from verl_s2d.ray_places import RL_CPUS_PER_WORKER, Demand
 from verl_s2d.workflow.cluster import CLUSTER_MARKER, RayCluster
 from verl_s2d.workflow.process import MARKER, kill_marked, marked_processes, stop, wait
 from verl_s2d.workflow.runner import stage_environment
@@ -25,6 +26,8 @@ from verl_s2d.workflow.warm_launcher import WarmLauncher
 
 ROOT = Path(__file__).parents[2]
 _LIMIT_SECONDS = 600
+DEMAND = Demand(1, 2, cpus_per_worker=RL_CPUS_PER_WORKER, storage_units=1)
+"""Of the largest command: two workers, and the CPU overlay's one storage unit."""
 
 
 class Verl:
@@ -37,7 +40,7 @@ class Verl:
         self.environment = stage_environment("cpu") | {MARKER: self.run_id, "PYTHONPATH": path}
         self.environment.pop("RAY_ADDRESS", None)
         self._launcher = WarmLauncher(self.environment | {CLUSTER_MARKER: self.run_id}, directory / "warm.log")
-        self._cluster = RayCluster(directory, self.run_id, self._launcher, self.environment, "cpu", 2)
+        self._cluster = RayCluster(directory, self.run_id, self._launcher, self.environment, "cpu", DEMAND)
 
     def run(
         self,
