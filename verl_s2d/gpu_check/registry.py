@@ -33,6 +33,7 @@ PARTS = (
     Part("registration", "verl's platform and our registration, also in a process that sees no GPU", 180),
     Part("fork", "vLLM's processes start in a way that CUDA survives", 180),
     Part("engines", "a step of 2a and of 2b in verl's engine against plain transformers", 600),
+    Part("stages", "every kind of stage through `verl-s2d run`, a kill and a resume, the self-test", 1500),
 )
 
 

@@ -50,6 +50,7 @@ def _run(part: Part, settings: Settings, show: Callable[[str], None]) -> PartRes
     argv = [sys.executable, "-P", "-m", "verl_s2d.gpu_check.part_process"]
     argv += [part.module, part.name, str(settings.write()), str(checks_file)]
     environment = stage_environment(settings.device) | {MARKER: value}
+    environment.pop("RAY_ADDRESS", None)  # this machine is checked, not a cluster
     began = time.monotonic()
     handle = SubprocessLauncher().start(argv, environment, settings.scratch, log)
     try:
