@@ -32,8 +32,12 @@ PARTS = (
     Part("machine", "GPU, driver, CPUs, memory, disk, compiler, versions, flash-attn", 120),
     Part("registration", "verl's platform and our registration, also in a process that sees no GPU", 180),
     Part("fork", "vLLM's processes start in a way that CUDA survives", 180),
+    Part("gemms", "matrix products of the divergence: error, TFLOP/s, what aligned columns give", 180),
+    Part("divergence", "the exact objectives: error, time and memory over the bare products", 420),
     Part("engines", "a step of 2a and of 2b in verl's engine against plain transformers", 600),
+    Part("vllm", "sampling: start, tokens/s, vocabulary, stop ids, seeds, what a kill leaves behind", 420),
     Part("stages", "every kind of stage through `verl-s2d run`, a kill and a resume, the self-test", 1500),
+    Part("summary", "a line a part, and the hours of a recipe at this machine's speed", 180),
 )
 
 

@@ -23,6 +23,8 @@ def score(data_source, solution_str, ground_truth, extra_info=None):
     return float(len(solution_str.split()) % 2 == 0)
 '''
 _LABELLED, _EVALUATION = 16, 4
+_SHARE = 0.5
+"""Of the GPU's memory for vLLM: the GPU may be a desktop's."""
 
 
 def write_recipe(settings: Settings) -> Path:
@@ -62,9 +64,10 @@ def _recipe(settings: Settings) -> dict[str, Any]:
     warmed: dict[str, Any] = {"data.train_batch_size": 8, "optim.lr": 1.0e-5}
     warmed |= {"data.use_dynamic_bsz": True, "data.max_token_len_per_gpu": 8 * (prompt + response)}
     warmed |= {} if cpu else {"engine.strategy": "fsdp2"}
+    engine = {} if cpu else {"gpu_memory_utilization": _SHARE}
     stages = {
         "teacher_rl": {"steps": STEPS["teacher_rl"], "save_every": 1, "verl": reinforced},
-        "rollouts": {"per_prompt": samples, "temperature": 1.0},
+        "rollouts": {"per_prompt": samples, "temperature": 1.0, "engine": engine},
         "warmup": {"steps": STEPS["warmup"], "save_every": 1, "objective": "forward_kl", "verl": warmed},
         "opd": {"steps": STEPS["opd"], "save_every": 1, "objective": "reverse_kl", "verl": distilled},
     }
@@ -81,7 +84,7 @@ def _recipe(settings: Settings) -> dict[str, Any]:
         },
         "verifier": "verifier.py:score",
         "rows": ["full-bridge"],
-        "evaluation": {"samples": samples, "temperature": 1.0, "top_p": 1.0},
+        "evaluation": {"samples": samples, "temperature": 1.0, "top_p": 1.0, "engine": engine},
         "stages": stages,
         "cluster": {"device": settings.device, "gpus_per_node": 1, "stall_minutes": 5, "retries": 0},
     }
@@ -101,7 +104,6 @@ def _training(settings: Settings, longest: int, samples: int) -> dict[str, Any]:
     if not settings.on_cpu:
         keys |= {
             "actor_rollout_ref.actor.strategy": "fsdp2",
-            # Half of a GPU that may be a desktop's.
-            "actor_rollout_ref.rollout.gpu_memory_utilization": 0.5,
+            "actor_rollout_ref.rollout.gpu_memory_utilization": _SHARE,
         }
     return keys

@@ -96,7 +96,9 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
         return batch
 
     def _compute_old_log_prob(self, batch, metrics: dict):
-        return super()._compute_old_log_prob(batch, metrics) if self._samples_signal else batch
+        # An exact divergence reads none, but verl compares the engines here where the sampler gives its log-probs.
+        compared = self.config.actor_rollout_ref.rollout.calculate_log_probs
+        return super()._compute_old_log_prob(batch, metrics) if self._samples_signal or compared else batch
 
     def _compute_ref_log_prob(self, batch, metrics: dict):
         return super()._compute_ref_log_prob(batch, metrics) if self._samples_signal else batch

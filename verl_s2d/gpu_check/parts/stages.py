@@ -111,8 +111,8 @@ def _figures(record: Recorder, kind: str, directory: Path | None) -> None:
     record.figure(f"{kind}: all", seconds, "s")
     metrics = read_metrics(directory)
     if not metrics:
-        tokens = manifest["ledger"]["sampled_tokens"]
-        record.figure(f"{kind}: sampled tokens/s with start-up", tokens / seconds, "tokens/s")
+        if tokens := manifest["ledger"]["sampled_tokens"]:
+            record.figure(f"{kind}: sampled tokens/s with start-up", tokens / seconds, "tokens/s")
         return
     losses = [value for step in metrics.values() for name, value in step.items() if name.endswith("grad_norm")]
     finite = bool(losses) and all(abs(value) < float("inf") for value in losses)
