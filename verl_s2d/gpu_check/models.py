@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from verl_s2d.gpu_check.settings import Settings
-from verl_s2d.gpu_check.tiny_model import Shape, made
+from verl_s2d.gpu_check.tiny_model import WORDS, Shape, made
 
-# Qwen3's published sizes: more rows in the embedding than tokens, and an odd number of tokens.
+# Both have more rows in the embedding than tokens, as Qwen3 has; on a GPU with its numbers, an odd one of tokens.
 _GPU = Shape(hidden=512, layers=4, heads=8, head_dim=64, tokens=151_669, vocabulary=151_936, context=4096, spread=0.05)
-_CPU = Shape()
+_CPU = Shape(vocabulary=len(WORDS) + 1)
 
 
 def student(settings: Settings, *, tied: bool = False) -> Path:

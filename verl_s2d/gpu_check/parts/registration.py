@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from verl_s2d.gpu_check.checks import Recorder
@@ -24,17 +25,18 @@ def run(settings: Settings, record: Recorder) -> None:
     stage = dict(os.environ)
     hidden = stage | {"CUDA_VISIBLE_DEVICES": ""}
     plain = {name: value for name, value in hidden.items() if name != "VERL_PLATFORM"}
-    with (
-        RegistrationProbe(stage) as registered,
-        Probe(["-c", _PLATFORM], stage) as as_staged,
-        Probe(["-c", _PLATFORM], hidden) as without_gpu,
-        # As on a Ray head without a GPU, or for a user of plain verl: nobody has asked for `cpu`.
-        Probe(["-c", _PLATFORM], plain) as unasked,
-    ):
+    questions = {"platform where no GPU is visible": (hidden, settings.device)}
+    if not settings.on_cpu:
+        questions["platform"] = (stage, settings.device)
+    # As on a Ray head without a GPU, or for a user of plain verl: nobody has asked for `cpu`.
+    questions["platform where no GPU is visible and none was asked for"] = (plain, "cuda")
+    with ExitStack() as stack:
+        registered = stack.enter_context(RegistrationProbe(stage))
+        probes = {name: stack.enter_context(Probe(["-c", _PLATFORM], e)) for name, (e, _) in questions.items()}
         _registered(settings, record, registered.answer())
-        _platform(record, "platform", as_staged.answer(), settings.device)
-        _platform(record, "platform where no GPU is visible", without_gpu.answer(), settings.device)
-        _platform(record, "platform where no GPU is visible and none was asked for", unasked.answer(), "cuda")
+        for name, (_, expected) in questions.items():
+            told, failure = probes[name].answer()
+            record.expect(name, told == expected, told if told is not None else failure, expected)
 
 
 def _registered(settings: Settings, record: Recorder, answer: tuple[Mapping[str, Any] | None, str]) -> None:
@@ -50,8 +52,3 @@ def _registered(settings: Settings, record: Recorder, answer: tuple[Mapping[str,
     # The tokenizer of the reward loop is mended on every platform, once that module has been imported.
     found = [name for name in shims if name != "reward_loop_trust"]
     record.expect("shims", found == expected, ", ".join(shims) or "none", f"only {expected or 'reward_loop_trust'}")
-
-
-def _platform(record: Recorder, name: str, answer: tuple[str | None, str], expected: str) -> None:
-    told, failure = answer
-    record.expect(name, told == expected, told if told is not None else failure, expected)
