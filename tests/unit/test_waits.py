@@ -15,7 +15,7 @@ _UNLIMITED_WITHOUT_ARGUMENTS = ("wait", "join", "get", "acquire", "select", "res
 """`d.get(key)` and `text.join(parts)` have an argument; a limit is one too."""
 _NEEDS_TIMEOUT = ("communicate", "urlopen")
 _SOCKET = ("recv", "recvmsg", "accept", "connect", "sendall", "sendmsg")
-_OWN_LIMITS = ("probe", "_registration")
+_OWN_LIMITS = ("probe", "_registration", "registration")
 """Receivers whose waits are limited inside: workflow.probe."""
 
 

@@ -19,7 +19,12 @@ _WITH_QUEUE = ("grpo", "opd")
 
 def storage_units(node: Node, cluster: Cluster) -> int:
     """Choose TransferQueue's storage units of a stage: the recipe's number, by default two a node, eight at most."""
-    return value_of(merged_verl(node), STORAGE_UNITS, min(_MOST_UNITS, _UNITS_PER_NODE * cluster.nodes))
+    return value_of(merged_verl(node), STORAGE_UNITS, default_storage_units(cluster.nodes))
+
+
+def default_storage_units(nodes: int) -> int:
+    """Compute the default number of TransferQueue's storage units for so many nodes."""
+    return min(_MOST_UNITS, _UNITS_PER_NODE * nodes)
 
 
 def demand(nodes: Iterable[Node], cluster: Cluster) -> Demand:
