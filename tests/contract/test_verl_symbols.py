@@ -50,7 +50,6 @@ SIGNATURES = {
     "verl.plugin.platform.platform_base:PlatformBase.ray_resource_name": "self",
     "verl.plugin.platform.platform_manager:PlatformRegistry.get": "name",
     "verl.plugin.platform.platform_manager:PlatformRegistry.register": "platform",
-    "verl.plugin.platform.platform_manager:PlatformRegistry.registered_names": "",
     "verl.utils.distributed:initialize_global_process_group_ray": "timeout_second, backend",
     "verl.workers.engine.base:EngineRegistry.register": "model_type, backend, device, ...",
     "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead._build_fsdp_module": "self, module",
@@ -171,7 +170,28 @@ WORDS = {
     "verl.trainer.ppo.core_algos": ['"actor/pg_clipfrac"'],
     "verl.trainer.ppo.metric_utils": ['"response_length/mean"'],
     "verl.models.mcore.model_forward": ["data_format", "forced_max_seqlen=forced_max_seqlen"],
-    "verl.trainer.sft_trainer_ray": ["self.resume_global_step", "self.training_client", "self.global_batch_size"],
+    "verl.trainer.sft_trainer_ray": [
+        "self.resume_global_step",
+        "self.training_client",
+        "self.global_batch_size",
+        "device=self.device_name",
+        "is_save_step = global_step % self.save_freq == 0",
+        "if is_last_step or (self.save_freq > 0 and is_save_step):",
+        "self.ckpt_handler.save_checkpoint(step=global_step)",
+    ],
+    "verl.utils.distributed": ["if not torch.distributed.is_initialized():"],
+    # What ray_places sums: CPUs reserved with an accelerator, the queue's, and where its storage units go.
+    "verl.single_controller.ray.base": ["max_colocate_count: int = 3", 'bundle = {"CPU": self.max_colocate_count}'],
+    "transfer_queue.controller": ["@ray.remote(num_cpus=1)"],
+    "transfer_queue.storage.simple_storage": ["@ray.remote(num_cpus=1)"],
+    "transfer_queue.storage.bootstrap.simple_storage_bootstrap": ["get_node_round_robin_scheduling_strategies("],
+    "transfer_queue.utils.common": ["alive_node_ids = sorted(", "alive_node_ids[i % len(alive_node_ids)], soft=False"],
+    "verl.utils.checkpoint.fsdp_checkpoint_manager": [
+        '"huggingface"',
+        '"lora_train_meta.json"',
+        "self.ensure_checkpoint_capacity(max_ckpt_to_keep)",
+        "self.register_checkpoint(local_path, max_ckpt_to_keep)",
+    ],
     "verl.workers.engine_workers": [
         "mini_batch_size % self.engine.get_data_parallel_size() == 0",
         "assert self.config.rollout.log_prob_micro_batch_size_per_gpu is not None",
@@ -229,7 +249,6 @@ WORDS = {
         "self.fsdp_config.ulysses_sequence_parallel_size = self.ulysses_sequence_parallel_size"
     ],
     "verl.utils.tracking": ["VERL_FILE_LOGGER_PATH"],
-    "verl.utils.checkpoint.fsdp_checkpoint_manager": ['"huggingface"', '"lora_train_meta.json"'],
     "verl.utils.vllm.utils": ["get_unstacked_mapper"],
 }
 
