@@ -82,19 +82,37 @@ def test_every_stage_has_its_memory_and_cost(view):
     update = phases["update"]
     assert update["parameters"] + update["optimizer"] == pytest.approx(12 * 8_190_735_360 / 8 / 2**30, abs=0.02)
     assert list(stage(view, "warmup-all")["memory"]["phases"]) == ["loading", "update"]
-    assert stage(view, "opd-all")["memory"]["sampling"]["replicas"] == 4
+    assert stage(view, "opd-all")["memory"]["sampling"]["replicas"] == 8
 
 
 def test_costs_are_at_most_those_of_full_length(view):
     teacher = stage(view, "teacher-rl-all")["cost"]
     assert teacher["sampled_tokens"] == 630 * 128 * 8 * 16_384 and teacher["verifier_calls"] == 630 * 128 * 8
     assert teacher["updates"] == 630 * 16 and teacher["teacher_scored_tokens"] == 0
-    assert stage(view, "opd-all")["cost"]["teacher_scored_tokens"] == 126 * 64 * 8 * 16_384
+    assert stage(view, "opd-all")["cost"]["teacher_scored_tokens"] == 126 * 64 * 8 * 8192
     # The data are not made yet: the recipe says how many problems it expects.
-    assert stage(view, "rollouts-all")["cost"]["sampled_tokens"] == 16_142 * 8 * 16_384
+    assert stage(view, "rollouts-all")["cost"]["sampled_tokens"] == 16_142 * 2 * 16_384
     assert stage(view, "evaluate-full-bridge")["cost"]["verifier_calls"] == 560 * 16
     total = view["sizes"]["total"]
     assert total["updates"] == 630 * 16 + 250 + 126 and total["gpu_hours"] > teacher["gpu_hours"]
+
+
+def test_engines_and_sequences_in_flight(view):
+    sampling = {name: stage(view, name)["memory"]["sampling"] for name in ("teacher-rl-all", "opd-all")}
+    assert [(s["replicas"], s["sequences_in_flight"]) for s in sampling.values()] == [(4, 1024), (8, 512)]
+
+
+def test_a_response_of_stage_2b_is_as_long_as_the_recipe_lets_it_be(view):
+    assert stage(view, "opd-all")["cost"]["sampled_tokens"] == 126 * 64 * 8 * 8192
+
+
+def test_disk_of_every_stage_and_of_the_run(view):
+    # GB: fp32 weights, two moments and an export, 16 bytes a parameter; the export stays.
+    disk = {name: stage(view, name)["disk"] for name in ("teacher-rl-all", "warmup-all", "opd-all")}
+    assert disk["teacher-rl-all"]["checkpoint_gb"] == 131.1 and disk["teacher-rl-all"]["result_gb"] == 32.8
+    assert disk["warmup-all"] == {"checkpoint_gb": 27.5, "kept": disk["warmup-all"]["kept"], "result_gb": 6.9}
+    kept = disk["teacher-rl-all"]["kept"]
+    assert view["sizes"]["disk_gb"]["most"] >= round(kept * 131.05) and view["sizes"]["disk_gb"]["complete"]
 
 
 def test_text_names_what_does_not_fit_with_the_key_and_a_model_nobody_knows(tmp_path):
@@ -104,6 +122,7 @@ def test_text_names_what_does_not_fit_with_the_key_and_a_model_nobody_knows(tmp_
     done = plan(tmp_path, changed(tmp_path, change), "--rows", "direct-grpo,opd-only")
     assert done.returncode == 1, done.stderr
     assert "Memory of a GPU of 8 GiB" in done.stdout and "assumed, not measured" in done.stdout
+    assert "Disk in GB" in done.stdout and "without stages of unknown size" in done.stdout
     assert re.search(r"student-rl-all does not fit: \S+ needs .* GiB: \w+ .*actor_rollout_ref", done.stdout), (
         done.stdout
     )

@@ -16,6 +16,7 @@ from verl_s2d.workflow.planning import Plan, accelerator_here
 from verl_s2d.workflow.preflight.answers import check_answers
 from verl_s2d.workflow.preflight.batches import check_batches
 from verl_s2d.workflow.preflight.data import check_data
+from verl_s2d.workflow.preflight.disk import check_disk
 from verl_s2d.workflow.preflight.keys import check_verl_keys
 from verl_s2d.workflow.preflight.machine import MachineProbe, judge_flash_attention
 from verl_s2d.workflow.preflight.models import check_models, models_of_rows
@@ -57,7 +58,7 @@ def check_everything(plan: Plan | None) -> list[Finding]:
         _attempt("teacher rollouts", lambda: "\n".join(cache_warnings(plan, plan.order)) or "most of them are read"),
         _attempt("data", lambda: _data(plan)),
         *_models(plan),
-        _attempt("verl's own checks", lambda: _composition(plan)),
+        *_composition(plan),
     ]
 
 
@@ -75,11 +76,17 @@ def _data(plan: Plan) -> str:
     return f"no problem is in two slices, none is evaluated on; the verifier takes the answers of {len(files)} files"
 
 
-def _composition(plan: Plan) -> str:
-    with CompositionProbe(plan, plan.order, stage_environment(plan.context.device)) as probe:
-        settings = probe.check()
-    warnings = check_packages(settings, plan.context.device)
-    return "\n".join([f"accept the configuration of {len(settings)} training stages", *warnings])
+def _composition(plan: Plan) -> list[Finding]:
+    """Does verl accept every stage's configuration, and does what the stages then write fit the disk?"""
+    what = "verl's own checks"
+    try:
+        with CompositionProbe(plan, plan.order, stage_environment(plan.context.device)) as probe:
+            settings = probe.check()
+        warnings = check_packages(settings, plan.context.device)
+    except UserError as error:
+        return [Finding(what, False, str(error))]
+    detail = "\n".join([f"accept the configuration of {len(settings)} training stages", *warnings])
+    return [Finding(what, True, detail), _attempt("disk", lambda: check_disk(plan, settings))]
 
 
 def _machine_and_registration(device: str) -> list[Finding]:

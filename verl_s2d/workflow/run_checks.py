@@ -6,6 +6,7 @@ from verl_s2d.errors import UserError
 from verl_s2d.workflow.composition import TRAINING_KINDS, CompositionProbe
 from verl_s2d.workflow.planning import Plan
 from verl_s2d.workflow.preflight import check_plan
+from verl_s2d.workflow.preflight.disk import check_disk
 from verl_s2d.workflow.preflight.packages import check_packages
 from verl_s2d.workflow.progress import Progress
 from verl_s2d.workflow.registration import RegistrationProbe
@@ -39,7 +40,9 @@ class RunChecks:
                     remedy="Install verl-s2d into the environment that verl is in; `verl-s2d check` tells more.",
                 )
         if final and self._composition is not None:
-            self._tell(check_packages(self._composition.check(), self._plan.context.device))
+            settings = self._composition.check()
+            self._tell(check_packages(settings, self._plan.context.device))
+            check_disk(self._plan, settings)
 
     def _tell(self, warnings: list[str]) -> None:
         for warning in warnings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from verl_s2d.workflow.runner import stage_environment
 from verl_s2d.workflow.sizing import cost
 from verl_s2d.workflow.sizing.cache import CacheUse, cache_use, cached_rows, waste_warning
 from verl_s2d.workflow.sizing.cost import Cost, sampling_cost, training_cost
+from verl_s2d.workflow.sizing.disk import StageDisk, run_disk, sampling_disk, training_disk
 from verl_s2d.workflow.sizing.engines import frozen_memory, training_memory
 from verl_s2d.workflow.sizing.generation import Generation, generation
 from verl_s2d.workflow.sizing.layouts import check_sampler, sampler_section
@@ -62,7 +64,7 @@ class Estimate:
 
     def view(self) -> dict[str, Any]:
         """`stages`: label -> {memory, cost}; totals; what is assumed; whether everything fits."""
-        stages, costs, warnings = {}, [], []
+        stages, costs, disks, warnings = {}, [], [], []
         for node in self._plan.order:
             if node.label in self._settings:
                 memory, spent = self._training(node)
@@ -70,11 +72,14 @@ class Estimate:
                 memory, spent = self._sampling(node)
             else:
                 continue
-            stages[node.label] = {"memory": memory, "cost": _cost_view(spent)}
+            disk = self._disk(node, spent)
+            stages[node.label] = {"memory": memory, "cost": _cost_view(spent), "disk": disk and _disk_view(disk)}
             if node.kind == "rollouts" and (use := cache_use(node, self._plan.order, self._problems(node))):
                 stages[node.label]["cache"] = _cache_view(use)
                 warnings += filter(None, [waste_warning(node, use)])
             costs.append(spent)
+            disks += [disk] if disk else []
+        most, left = run_disk(disks)
         return {
             "gpu_memory_gib": self._plan.context.cluster.gpu_memory_gb,
             "stages": stages,
@@ -86,6 +91,7 @@ class Estimate:
             },
             "unknown": self._models.unknown,
             "warnings": warnings,
+            "disk_gb": {"most": round(most / 1e9), "left": round(left / 1e9), "complete": len(disks) == len(stages)},
             "fits": all(s["memory"] is None or s["memory"]["problem"] is None for s in stages.values()),
         }
 
@@ -105,7 +111,17 @@ class Estimate:
         phases = training_phases(training, shape, teacher, sampler)
         problem = self._problem(phases, training, sampler)
         host = _host_bytes(training, shape, teacher) * self._plan.context.cluster.gpus_per_node
-        return self._memory_view(phases, sampler, problem, host), spent
+        return self._memory_view(phases, sampler, problem, host, training.batch), spent
+
+    def _disk(self, node: Node, spent: Cost) -> StageDisk | None:
+        if node.label not in self._settings:
+            response = response_tokens(node)
+            return sampling_disk(spent.sampled_tokens, self._prompt, response) if spent.sampled_tokens else None
+        settings, shape = self._settings[node.label], self._models.shape(node)
+        if shape is None:
+            return None
+        training = read_training(node.kind, settings, self._prompt + response_tokens(node))
+        return training_disk(node, settings, training, shape)
 
     def _sampling(self, node: Node) -> tuple[dict[str, Any] | None, Cost]:
         """Of a stage that is vLLM alone."""
@@ -146,7 +162,8 @@ class Estimate:
         problem = None
         if not sampler.fits:
             problem = _no_sequence(sampler, f"raise {rollout.section}.tensor_parallel_size")
-        return self._memory_view(phases, sampler, problem, 0), spent
+        sequences = spent.sampled_tokens and spent.sampled_tokens // response
+        return self._memory_view(phases, sampler, problem, 0, sequences), spent
 
     def _problem(self, phases: list[Phase], training: Training, sampler: Generation | None) -> str | None:
         worst = fullest(phases)
@@ -157,7 +174,12 @@ class Estimate:
         return None
 
     def _memory_view(
-        self, phases: list[Phase], sampler: Generation | None, problem: str | None, host: float
+        self,
+        phases: list[Phase],
+        sampler: Generation | None,
+        problem: str | None,
+        host: float,
+        sequences: int | None,
     ) -> dict[str, Any]:
         worst = fullest(phases)
         view = {
@@ -175,6 +197,7 @@ class Estimate:
                 "kv_bytes_per_token": round(sampler.token_bytes),
                 "sequences_at_once": sampler.fits,
                 "replicas": sampler.replicas,
+                "sequences_in_flight": min(sampler.replicas * sampler.limit, sequences or math.inf),
             }
         return view
 
@@ -208,6 +231,14 @@ def _cache_view(use: CacheUse) -> dict[str, int]:
         "rows_read": use.read,
         "tokens_sampled": use.sampled_tokens,
         "tokens_read": use.read_tokens,
+    }
+
+
+def _disk_view(disk: StageDisk) -> dict[str, Any]:
+    return {
+        "checkpoint_gb": round(disk.checkpoint / 1e9, 1),
+        "kept": disk.kept,
+        "result_gb": round(disk.result / 1e9, 1),
     }
 
 

@@ -23,6 +23,7 @@ class Generation:
         token_bytes: 2 L K D b / TP (and / PP): keys and values of one token in every layer that is here. Heads of keys
             and values are copied where there are fewer of them than GPUs (vLLM, PagedAttention).
         replicas: how many engines there are.
+        limit: sequences of any length that one engine works on at a time (max_num_seqs).
     """
 
     share: float
@@ -32,6 +33,7 @@ class Generation:
     token_bytes: float
     longest: int
     replicas: int
+    limit: int
 
     @property
     def fits(self) -> int:
@@ -59,4 +61,5 @@ def generation(rollout: Rollout, shape: ModelShape, longest: int, gpu_bytes: flo
         token_bytes=2 * shape.layers / rollout.pipeline * kv_heads * shape.head_dim * size,
         longest=longest,
         replicas=max(1, rollout.world // gpus),
+        limit=rollout.sequences,
     )

@@ -20,6 +20,7 @@ def sizes_text(view: dict[str, Any]) -> str:
     elif view["device"] == "cpu":
         lines.append("On a CPU memory is not estimated.")
     lines += ["", *_cost(stages, sizes)]
+    lines += ["", *_disk(stages, sizes["disk_gb"])]
     lines += [f"unknown: {why}" for why in sizes["unknown"]]
     lines += [f"note: {warning}" for warning in sizes["warnings"]]
     return "\n".join(lines)
@@ -27,7 +28,7 @@ def sizes_text(view: dict[str, Any]) -> str:
 
 def _memory(stages: list[dict[str, Any]], gpu: float) -> list[str]:
     phases = [name for name in _PHASES if any(name in s["memory"]["phases"] for s in stages)]
-    rows = [["stage", *phases, "most of it", "at once", "host", ""]]
+    rows = [["stage", *phases, "most of it", "at once", "in flight", "host", ""]]
     problems = []
     alike: dict[tuple[str, ...], list[str]] = {}
     for stage in stages:
@@ -37,10 +38,11 @@ def _memory(stages: list[dict[str, Any]], gpu: float) -> list[str]:
         most = max(terms, key=terms.get)
         sampling = memory.get("sampling")
         at_once = f"{sampling['sequences_at_once']} x {sampling['replicas']}" if sampling else ""
+        in_flight = f"{sampling['sequences_in_flight']:,}" if sampling else ""
         host = f"{memory['host_gib_per_node']:.0f}" if memory["host_gib_per_node"] else ""
         verdict = "does not fit" if memory["problem"] else "tight" if memory["tight"] else "fits"
         figures = [f"{totals[name]:.1f}" if name in totals else "" for name in phases]
-        row = [*figures, f"{most} {terms[most]:.1f}", at_once, host, verdict]
+        row = [*figures, f"{most} {terms[most]:.1f}", at_once, in_flight, host, verdict]
         alike.setdefault(tuple(row), []).append(stage["name"])
         if memory["problem"]:
             problems.append(f"{stage['name']} does not fit: {memory['problem']}")
@@ -49,7 +51,8 @@ def _memory(stages: list[dict[str, Any]], gpu: float) -> list[str]:
     return [
         f"Memory of a GPU of {gpu:g} GiB (cluster.gpu_memory_gb), estimated for sequences of full length:",
         *_table(rows),
-        "at once: sequences of full length in vLLM's cache, by replicas; host: GiB offloaded on each node.",
+        "at once: sequences of full length in an engine's cache, by engines; in flight: sequences of any length in all",
+        "engines, at most; host: GiB offloaded on each node.",
         *problems,
     ]
 
@@ -64,6 +67,20 @@ def _cost(stages: list[dict[str, Any]], sizes: dict[str, Any]) -> list[str]:
         *_table(rows),
         f"* assumed, not measured: {assumed['gpu_tflops']:g} TFLOP/s a GPU, of which training and scoring reach "
         f"{assumed['mfu_of_passes']:.0%} and sampling {assumed['mfu_of_sampling']:.0%}.",
+    ]
+
+
+def _disk(stages: list[dict[str, Any]], disk: dict[str, Any]) -> list[str]:
+    rows = [["stage", "checkpoint", "kept", "left behind"]]
+    for stage in stages:
+        if (found := stage["disk"]) is not None:
+            checkpoint = f"{found['checkpoint_gb']:,.1f}" if found["kept"] else ""
+            rows.append([stage["name"], checkpoint, str(found["kept"] or ""), f"{found['result_gb']:,.1f}"])
+    known = "" if disk["complete"] else ", without stages of unknown size"
+    return [
+        "Disk in GB: checkpoints while a stage trains, then its model; samples at most:",
+        *_table(rows),
+        f"The run needs at most {disk['most']:,} GB at a time, and {disk['left']:,} GB stay{known}.",
     ]
 
 
