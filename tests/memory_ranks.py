@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import TensorDict
 from torch.distributed.tensor import DTensor
 from verl.utils import tensordict_utils as tu
@@ -83,9 +83,9 @@ def _check(name: str, case: Case, world: int) -> None:
         for role, shape in (("student", case.student), ("teacher", case.teacher)):
             if shape is not None:
                 # A divergence works on ids that mean something, the other losses on all.
-                _write(directory / name / role, shape, shape.vocabulary if case.teacher else len(WORDS))
+                write_shape(directory / name / role, shape, shape.vocabulary if case.teacher else len(WORDS))
     torch.distributed.barrier()
-    config = _config(directory / name, case, world)
+    config = compose_case(directory / name, case, world)
     kind = "grpo" if case.teacher is None else "opd"
     training = read_training(kind, OmegaConf.to_container(config, resolve=True), case.longest)
     phases = training_phases(training, case.student, case.teacher, None, process_bytes=0)
@@ -98,7 +98,8 @@ def _check(name: str, case: Case, world: int) -> None:
     assert abs(ratio - 1) <= TOLERANCE, f"{figures}; {parts}"
 
 
-def _config(models: Path, case: Case, world: int):
+def compose_case(models: Path, case: Case, world: int) -> DictConfig:
+    """verl's configuration of a case's update; `models` has its checkpoints."""
     chosen = {
         "actor_rollout_ref.model.path": str(models / "student"),
         # As on a GPU, whose memory is estimated.
@@ -157,7 +158,8 @@ def _held(engine) -> int:
     return sum((t.to_local() if isinstance(t, DTensor) else t).nbytes for t in tensors)
 
 
-def _write(directory: Path, shape: ModelShape, words: int) -> None:
+def write_shape(directory: Path, shape: ModelShape, words: int) -> None:
+    """Write a checkpoint of random weights, with a tokenizer of so many words."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(0)

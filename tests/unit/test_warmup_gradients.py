@@ -37,6 +37,7 @@ CASES = {
     "padded, from logits": (1, ["data.micro_batch_size_per_gpu=4", "s2d.materialise_logits=true"]),
     "from logits": (1, ["data.micro_batch_size_per_gpu=2", "s2d.materialise_logits=true", PACKED]),
     "two data-parallel ranks": (2, ["data.micro_batch_size_per_gpu=2", PACKED]),
+    "two data-parallel ranks, by tokens": (2, ["data.use_dynamic_bsz=true", "data.max_token_len_per_gpu=24", PACKED]),
     "two sequence-parallel ranks": (2, ["data.micro_batch_size_per_gpu=4", *ULYSSES, PACKED]),
     "two sequence-parallel ranks, from logits": (
         2,

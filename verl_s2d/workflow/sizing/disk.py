@@ -2,8 +2,8 @@
 
 FSDP checkpoints hold each parameter in the dtype it is kept in (fp32 for what is trained), twice that for Adam's
 moments of the trained ones, and an export in the kept dtype for the next stage: 16 bytes a parameter without adapters.
-Megatron's hold 12 bytes a trained parameter (fp32 weights and moments) and a bf16 export. Samples are at most about 4 bytes a token:
-32-bit ids in a cache of rollouts, text in an evaluation.
+Megatron's hold 12 bytes a trained parameter (fp32 weights and moments) and a bf16 export. Samples are at most about 4
+bytes a token: 32-bit ids in a cache of rollouts, text in an evaluation.
 """
 
 from __future__ import annotations
