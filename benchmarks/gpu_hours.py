@@ -196,9 +196,8 @@ def main(steps: int = 200) -> None:
         "warmup update, 1": lambda micro: slowdown(64, 64, micro and 1, CAP, steps),
     }
     print(f"lengths log-normal, mean {MEAN:,} before the cut at {CAP:,}, sigma {SIGMA}; {RANKS} ranks")
-    print(
-        f"decoding {MS_PER_TOKEN} ms a token, at least {ROLLOUT_WORK} s a step; caches {CACHE_TOKENS_PER_SECOND:,} tokens/s"
-    )
+    print(f"decoding {MS_PER_TOKEN} ms a token, rollouts at least {ROLLOUT_WORK} s a step")
+    print(f"caches {CACHE_TOKENS_PER_SECOND:,} tokens/s")
     ideal = {
         "teacher": (TEACHER_UPDATE, TEACHER_SCORE),
         "student": (STUDENT_UPDATE, STUDENT_SCORE),
