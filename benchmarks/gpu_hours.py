@@ -38,7 +38,9 @@ ROWS = {"teacher RL": 2, "student RL": 3, "OPD": 4, "rollout cache": 3, "warmup"
 """Stages that the nine rows share: how many of each kind."""
 STEPS = {"teacher RL": 630, "student RL": 630, "OPD": 126, "warmup": 250}
 CACHED_PROMPTS = (16_142, 16_142, 8_071)
-"""Of the three caches: all labels for two teachers, and one half."""
+"""Of the three caches: all labels for two teachers, and one half. Before, 8 rollouts of each."""
+WARMUP_READS = 250 * 64
+"""Rollouts that a warmup trains on. Now a cache holds as many."""
 EVALUATION_MINUTES = (7.0, 4.5)
 """Before; and with answers scored as they come and the longest sets first."""
 
@@ -63,7 +65,7 @@ class Settings:
 
 
 BEFORE = Settings(False, CAP, CAP, 8 * sum(CACHED_PROMPTS), EVALUATION_MINUTES[0])
-NOW = Settings(True, 8_192, CAP, 2 * sum(CACHED_PROMPTS), EVALUATION_MINUTES[1])
+NOW = Settings(True, 8_192, CAP, ROWS["rollout cache"] * WARMUP_READS, EVALUATION_MINUTES[1])
 SHORTER = replace(NOW, rl_tokens=8_192)
 OVERLAPPED = replace(NOW, overlapped=True)
 

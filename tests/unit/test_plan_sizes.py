@@ -90,8 +90,9 @@ def test_costs_are_at_most_those_of_full_length(view):
     assert teacher["sampled_tokens"] == 630 * 128 * 8 * 16_384 and teacher["verifier_calls"] == 630 * 128 * 8
     assert teacher["updates"] == 630 * 16 and teacher["teacher_scored_tokens"] == 0
     assert stage(view, "opd-all")["cost"]["teacher_scored_tokens"] == 126 * 64 * 8 * 8192
-    # The data are not made yet: the recipe says how many problems it expects.
-    assert stage(view, "rollouts-all")["cost"]["sampled_tokens"] == 16_142 * 2 * 16_384
+    # As many rollouts as the warmup reads.
+    rollouts = stage(view, "rollouts-all")
+    assert rollouts["cost"]["sampled_tokens"] == rollouts["cache"]["tokens_read"] == 250 * 64 * 16_384
     assert stage(view, "evaluate-full-bridge")["cost"]["verifier_calls"] == 560 * 16
     total = view["sizes"]["total"]
     assert total["updates"] == 630 * 16 + 250 + 126 and total["gpu_hours"] > teacher["gpu_hours"]

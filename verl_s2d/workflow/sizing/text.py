@@ -67,7 +67,14 @@ def _cost(stages: list[dict[str, Any]], sizes: dict[str, Any]) -> list[str]:
         *_table(rows),
         f"* assumed, not measured: {assumed['gpu_tflops']:g} TFLOP/s a GPU, of which training and scoring reach "
         f"{assumed['mfu_of_passes']:.0%} and sampling {assumed['mfu_of_sampling']:.0%}.",
+        *(_read(stage["name"], stage["cache"]) for stage in stages if "cache" in stage),
     ]
+
+
+def _read(name: str, cache: dict[str, int]) -> str:
+    """Tokens trained on over tokens sampled of one cache."""
+    read, sampled = cache["tokens_read"], cache["tokens_sampled"]
+    return f"{name}: the warmup trains on {_count(read)} of {_count(sampled)} tokens sampled, {read / sampled:.0%}."
 
 
 def _disk(stages: list[dict[str, Any]], disk: dict[str, Any]) -> list[str]:
