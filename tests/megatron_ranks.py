@@ -20,8 +20,9 @@ from verl.utils.metric import Metric
 from tests.megatron_cases import CASES, Case
 from tests.megatron_engine import adopt, engine, gpt, name_in_whole, own, use_cpu
 from tests.ranks import work
+from verl_s2d.training.aggregation import ResponseMean
 from verl_s2d.training.distilled_worker import DistilledWorker
-from verl_s2d.training.full_vocabulary import FullVocabularyLoss, Objective, response_mean
+from verl_s2d.training.full_vocabulary import FullVocabularyLoss, Objective
 from verl_s2d.training.warmup_worker import WarmupWorker
 
 # Real ids, and both sides' padding: 12 and 14 ids a rank.
@@ -149,7 +150,7 @@ def worker(case: Case, weights: tuple[Weights, Weights]) -> DistilledWorker:
         made._objective, made.teacher = objective, SimpleNamespace(engine=teacher, reset=lambda: None)
         made.reset()
     else:
-        aggregate = partial(response_mean, loss_agg_mode=case.rollouts, loss_scale_factor=None)
+        aggregate = ResponseMean(case.rollouts)
         loss = FullVocabularyLoss(objective, student=made.engine, teacher=teacher, aggregate=aggregate, prefix="actor/")
         made.learn_from(teacher, loss)
     return made

@@ -9,7 +9,7 @@ from verl.trainer.ppo.core_algos import agg_loss
 from verl.utils import tensordict_utils as tu
 from verl.workers.utils.padding import no_padding_2_padding
 
-from verl_s2d.training.full_vocabulary import response_mean, token_mean
+from verl_s2d.training.aggregation import ResponseMean, token_mean
 from verl_s2d.training.token_layout import in_logits_layout, next_tokens
 
 
@@ -67,11 +67,29 @@ def test_rollouts_are_aggregated_as_in_verls_policy_loss(mode):
     expected = agg_loss(
         no_padding_2_padding(values, data), mask, mode, 2, batch_num_tokens=11, global_batch_size=4, loss_scale_factor=9
     )
-    ours = response_mean(values, data, loss_agg_mode=mode, loss_scale_factor=9)
+    ours = ResponseMean(mode, 9)(values, data)
     assert ours.item() == pytest.approx(expected.item())
     # Rows 1 and 3 predict the first rollout's masked-in tokens, row 5 the second's.
-    given = weights(lambda v, d: response_mean(v, d, loss_agg_mode=mode, loss_scale_factor=9), data, 7)
+    given = weights(ResponseMean(mode, 9), data, 7)
     assert given.nonzero().squeeze(-1).tolist() == [1, 3, 5]
+
+
+@pytest.mark.parametrize(
+    ("mode", "factors"),
+    [
+        ("token-mean", [2.5] * 7),
+        ("token-sum", [1] * 7),
+        ("seq-mean-token-sum", [1] * 7),
+        ("seq-mean-token-sum-norm", [1] * 7),
+        # Three tokens of which one is kept; one of which none is.
+        ("seq-mean-token-mean", [3] * 5 + [1] * 2),
+    ],
+)
+def test_the_scale_of_kept_tokens_is_that_of_the_mode(mode, factors):
+    data = tu.get_tensordict(
+        {"input_ids": nested([5, 6, 1, 2, 3], [7, 4]), "loss_mask": nested([1, 1, 1], [1])}, {"tokens_per_kept": 2.5}
+    )
+    assert ResponseMean(mode).kept_scale(data, 0.4).tolist() == factors
 
 
 def test_tokens_are_laid_where_a_packing_and_a_padding_engine_keep_their_logits():
@@ -81,4 +99,6 @@ def test_tokens_are_laid_where_a_packing_and_a_padding_engine_keep_their_logits(
     assert in_logits_layout(packed, data, 4, padded=None).tolist() == [1, 2, 3, 4]
     assert in_logits_layout(packed, data, 6, padded=None).tolist() == [1, 2, 3, 4, 0, 0]
     assert in_logits_layout(packed, data, 6, padded=3).tolist() == [1, 2, 3, 4, 0, 0]
+    assert in_logits_layout(packed, data, 6, padded=None, fill=9.0).tolist() == [1, 2, 3, 4, 9, 9]
+    assert in_logits_layout(packed, data, 8, padded=4, fill=9.0).tolist() == [1, 2, 3, 9, 4, 9, 9, 9]
     assert in_logits_layout(packed, data, 8, padded=4).tolist() == [1, 2, 3, 0, 4, 0, 0, 0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,8 +18,9 @@ from verl.utils.dataset.dataset_utils import SFTTensorCollator
 from verl.workers.engine_workers import TrainingWorkerConfig
 
 import verl_s2d.config
+from verl_s2d.training.aggregation import ResponseMean
 from verl_s2d.training.distilled_worker import DistilledWorker
-from verl_s2d.training.full_vocabulary import FullVocabularyLoss, Objective, response_mean
+from verl_s2d.training.full_vocabulary import FullVocabularyLoss, Objective
 from verl_s2d.training.teacher_worker import TeacherWorker
 from verl_s2d.training.warmup_checks import check_cache, warmup_objective
 from verl_s2d.training.warmup_data import CachedRollouts
@@ -71,7 +71,9 @@ def warmup_worker(config: DictConfig, rollouts: CachedRollouts) -> WarmupWorker:
     return worker
 
 
-def opd_workers(config: DictConfig, objective: Objective) -> tuple[DistilledWorker, TeacherWorker]:
+def opd_workers(
+    config: DictConfig, objective: Objective, *, loss_agg_mode: str = "token-mean"
+) -> tuple[DistilledWorker, TeacherWorker]:
     """Build student and teacher as StudentTeacherWorker joins them in stage 2b, without its rollout engine."""
     worker_config = _worker_config(config)
     frozen = dataclasses.replace(
@@ -81,11 +83,11 @@ def opd_workers(config: DictConfig, objective: Objective) -> tuple[DistilledWork
     teacher = TeacherWorker(frozen, teacher_path=config.s2d.teacher.path)
     for worker in (teacher, student):
         worker.reset()
-    aggregate = partial(response_mean, loss_agg_mode="token-mean", loss_scale_factor=None)
+    aggregate = ResponseMean(loss_agg_mode)
     loss = FullVocabularyLoss(
         objective, student=student.engine, teacher=teacher.engine, aggregate=aggregate, prefix="actor/"
     )
-    student.learn_from(teacher.engine, loss)
+    student.learn_from(teacher.engine, loss, objective.keep_tokens)
     return student, teacher
 
 
@@ -100,7 +102,9 @@ def _worker_config(config: DictConfig) -> TrainingWorkerConfig:
     )
 
 
-def batch_of(config: DictConfig, rollouts: CachedRollouts, indices: Sequence[int], *, total: int) -> TensorDict:
+def batch_of(
+    config: DictConfig, rollouts: CachedRollouts, indices: Sequence[int], *, total: int, temperature: float = 1.0
+) -> TensorDict:
     """Collate these cached rollouts as a data-parallel rank's part of a batch of `total`.
 
     Has what both stages' losses read: 2a its loss_mask, 2b prompts, responses and response_mask.
@@ -121,7 +125,7 @@ def batch_of(config: DictConfig, rollouts: CachedRollouts, indices: Sequence[int
             "use_dynamic_bsz": config.data.use_dynamic_bsz,
             "max_token_len_per_gpu": config.data.max_token_len_per_gpu,
             "micro_batch_size_per_gpu": config.data.micro_batch_size_per_gpu,
-            "temperature": 1.0,
+            "temperature": temperature,
             "global_batch_size": total,
             "pad_mode": "no_padding",
             "pad_token_id": 0,

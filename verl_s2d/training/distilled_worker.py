@@ -14,6 +14,7 @@ from verl.workers.engine import BaseEngine
 from verl.workers.engine_workers import TrainingWorker, TrainingWorkerConfig
 
 from verl_s2d.objectives.token_weights import kept_tokens
+from verl_s2d.training.aggregation import rollout_lengths
 from verl_s2d.training.full_vocabulary import FullVocabularyLoss
 from verl_s2d.training.megatron import is_megatron
 
@@ -85,8 +86,7 @@ class DistilledWorker(GuardedWorker):
 
     def _tokens_per_kept(self, data: TensorDict) -> float:
         """Response tokens of the whole batch over those that floor(share x tokens) of each rollout leaves."""
-        mask = data["loss_mask"]
-        lengths = torch.stack([row.sum() for row in mask.unbind()]).double()
+        lengths = rollout_lengths(data)
         counts = torch.stack((lengths.sum(), kept_tokens(lengths, self._keep_tokens).sum())).to(get_device_name())
         torch.distributed.all_reduce(counts, group=self.engine.get_data_parallel_group())
         return (counts[0] / counts[1].clamp(min=1)).item()

@@ -10,11 +10,9 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
-from verl.trainer.ppo.core_algos import agg_loss
 from verl.utils import tensordict_utils as tu
 from verl.utils.metric import AggregationType, Metric
 from verl.workers.engine import BaseEngine
-from verl.workers.utils.padding import no_padding_2_padding
 
 from verl_s2d.errors import UserError
 from verl_s2d.objectives.divergence import Divergence, divergence
@@ -22,6 +20,7 @@ from verl_s2d.objectives.health import TopKHealth, top_k_health
 from verl_s2d.objectives.logits import LinearLogits
 from verl_s2d.objectives.token_weights import soft_or_weights
 from verl_s2d.objectives.vocabulary import VocabularyShard
+from verl_s2d.training.aggregation import tokens_per_kept
 from verl_s2d.training.frozen_teacher import FrozenTeacher
 from verl_s2d.training.head_seam import HeadSeam, has_plain_head
 from verl_s2d.training.megatron import in_sharded_layout, is_megatron, vocabulary_shard
@@ -71,7 +70,8 @@ class FullVocabularyLoss:
     Args:
         objective: what to minimise.
         student, teacher: engines, initialised; the teacher's is forward-only.
-        aggregate: per-token values, (tokens,) packed, and micro-batch -> this rank's share of the loss.
+        aggregate: per-token values, (tokens,) packed, and micro-batch -> this rank's share of the loss; with
+            keep_tokens a training.aggregation.ResponseMean.
         prefix: of the metrics' names.
     """
 
@@ -167,7 +167,7 @@ class FullVocabularyLoss:
             lay: puts numbers of packed tokens where the logits of these tokens are.
             padded: the padded sequence length, where sequences are not packed.
         """
-        weights, ids = lay(self._weights(data)), lay(next_tokens(data))
+        weights, ids, keep = lay(self._weights(data)), lay(next_tokens(data)), self._objective.keep_tokens
         settings = {
             "objective": self._objective.name,
             "beta": self._objective.beta,
@@ -177,16 +177,18 @@ class FullVocabularyLoss:
             "compiled": self._compiled,
             "shard": shard,
         }
-        # The teacher's engine runs without gradients, the model perhaps in low precision; the objective does neither.
-        with torch.enable_grad(), torch.autocast(weights.device.type, enabled=False):
-            if self._objective.keep_tokens is None:
+        # The teacher's engine runs without gradients; the objective does not.
+        with torch.enable_grad():
+            if keep is None:
                 results = divergence(student, teacher, weights=weights, **settings)
                 loss = results.divergence
             else:
+                # TIP's score is made of the reverse KL, whatever is minimised.
                 with torch.no_grad():
-                    results = divergence(student, teacher, mask=weights, **settings)
-                kept = self._selection(results, weights, data, padded)
-                loss = divergence(student, teacher, weights=weights * kept, **settings).divergence
+                    results = divergence(student, teacher, mask=weights, **settings | {"objective": "reverse_kl"})
+                weights_kept = weights * lay(self._aggregate.kept_scale(data, keep))
+                weights_kept *= self._selection(results, weights, data, padded)
+                loss = divergence(student, teacher, weights=weights_kept, **settings).divergence
             health = self._health(student, teacher, weights)
         # Detached, so that a backward pass does not come to them with a gradient of zero.
         return loss, *(values.detach() for values in results), *health
@@ -226,8 +228,13 @@ class FullVocabularyLoss:
             return torch.autograd.grad(self._aggregate(zeros, micro_batch), zeros)[0]
 
     def _read(self, shown: torch.Tensor, data: TensorDict) -> tuple[torch.Tensor, ...]:
-        """Results as the engine passed them on: divided by the temperature, as it does with logits."""
-        *results, one = (shown * uniform_temperature(data)).unbind(-1)
+        """Results as the engine passed them on: divided by the temperature, as it does with logits.
+
+        The padding behind a packed micro-batch that Ulysses divides has a temperature of 1.
+        """
+        temperature = shown.new_full((len(data["input_ids"].values()),), uniform_temperature(data))
+        temperature = in_logits_layout(temperature, data, len(shown), padded=None, fill=1.0)
+        *results, one = (shown * temperature.unsqueeze(-1)).unbind(-1)
         if not torch.allclose(one, torch.ones_like(one), rtol=1e-5):
             raise UserError(
                 "the model changes its logits after the output embedding, so hidden states and head are not enough",
@@ -238,9 +245,9 @@ class FullVocabularyLoss:
         return tuple(results)
 
     def _reduce(self, model_output: dict[str, torch.Tensor], data: TensorDict) -> tuple[torch.Tensor, dict[str, Any]]:
-        values = {name: model_output[name].values() for name in _SHOWN}
-        # Tokens that were not kept have a loss of zero: the mean over all becomes the mean over those kept.
-        loss = self._aggregate(values["loss"], data) * tu.get_non_tensor_data(data, "tokens_per_kept", default=1.0)
+        values, keep = {name: model_output[name].values() for name in _SHOWN}, self._objective.keep_tokens
+        scale = 1.0 if keep is None else self._aggregate.kept_scale(data, keep).to(values["loss"].device)
+        loss = self._aggregate(values["loss"] * scale, data)
         rows = self._weights(data) != 0
         share = data["dp_size"] / max(data["batch_num_tokens"], 1)
         name = self._objective.name
@@ -253,41 +260,17 @@ class FullVocabularyLoss:
             f"{self._prefix}{metric}": Metric(AggregationType.SUM, values[field][rows].sum() * share)
             for metric, field in logged.items()
         }
-        largest = values["divergence"][rows].max() if bool(rows.any()) else 0.0
+        loss_or_all = "loss" if name == "jsd" else "divergence"
+        largest = values[loss_or_all][rows].max() if bool(rows.any()) else 0.0
         metrics[f"{self._prefix}{name}_max"] = Metric(AggregationType.MAX, largest)
-        if name == "jsd":
+        if name == "jsd" and keep is not None:
+            # Tokens that were not kept have a loss of 0.
+            average = values["loss"][rows].sum() * share * tokens_per_kept(data)
+            metrics[f"{self._prefix}reverse_kl"] = metrics[f"{self._prefix}jsd"]
+            metrics[f"{self._prefix}jsd"] = Metric(AggregationType.SUM, average)
+        elif name == "jsd":
             # On tokens the student sampled, comparable between objectives: log p_S - log p_T estimates the reverse KL.
             ratio = (values["student_log_prob"] - values["teacher_log_prob"])[rows]
             metrics[f"{self._prefix}reverse_kl"] = Metric(AggregationType.SUM, ratio.sum() * share)
         tokens = Metric(AggregationType.SUM, int(rows.sum()) * data["dp_size"])
         return loss, metrics | {f"{self._prefix}teacher_scored_tokens": tokens}
-
-
-def token_mean(values: torch.Tensor, data: TensorDict) -> torch.Tensor:
-    """Mean over the response tokens of the whole batch, on all ranks and micro-batches; values are (tokens,) packed.
-
-    `loss_mask` marks response tokens; row t predicts token t + 1. FSDP averages over ranks, hence dp_size.
-    """
-    predicts = torch.roll(data["loss_mask"].values(), shifts=-1, dims=0).to(values.device)
-    return (values * predicts).sum() / max(data["batch_num_tokens"], 1) * data["dp_size"]
-
-
-def response_mean(
-    values: torch.Tensor, data: TensorDict, *, loss_agg_mode: str, loss_scale_factor: int | None
-) -> torch.Tensor:
-    """verl's aggregation of per-token losses over rollouts, as in its policy loss; values are (tokens,) packed.
-
-    Args:
-        loss_agg_mode, loss_scale_factor: those of actor_rollout_ref.actor.
-    """
-    mask = data["response_mask"]
-    mask = mask.to_padded_tensor(0) if mask.is_nested else mask
-    return agg_loss(
-        loss_mat=no_padding_2_padding(values, data),
-        loss_mask=mask.to(values.device, values.dtype),
-        loss_agg_mode=loss_agg_mode,
-        dp_size=data["dp_size"],
-        batch_num_tokens=max(data["batch_num_tokens"], 1),
-        global_batch_size=data["global_batch_size"],
-        loss_scale_factor=loss_scale_factor,
-    )

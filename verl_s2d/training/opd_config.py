@@ -29,8 +29,9 @@ class OpdConfig:
         chunk_tokens: tokens whose logits exist at a time; null for the default (objectives/chunk_sizes.py).
         materialise_logits: let the engine make all the student's logits, instead of working from hidden states and
             output embedding.
-        keep_tokens: share of each rollout's tokens on which an exact divergence is minimised, chosen by TIP's score;
-            null for all of them.
+        keep_tokens: share of each rollout's tokens on which an exact divergence is minimised, chosen by TIP's score of
+            entropy and reverse KL; null for all of them. verl's loss_agg_mode is then one over kept tokens, and so is
+            the jsd that is logged.
         health_top_k: log how far the k most likely ids of student and teacher agree; null for not.
         skip_limit: updates left out in a row, because their gradient was not finite, after which to stop.
         token_budget: sampled tokens after which to stop; null for as many steps as verl is asked for.

@@ -13,8 +13,9 @@ from verl.single_controller.base.decorator import Dispatch, register
 from verl.workers.config import HFModelConfig
 from verl.workers.engine_workers import TrainingWorker, TrainingWorkerConfig
 
+from verl_s2d.training.aggregation import ResponseMean
 from verl_s2d.training.distilled_worker import DistilledWorker, GuardedWorker
-from verl_s2d.training.full_vocabulary import FullVocabularyLoss, Objective, response_mean
+from verl_s2d.training.full_vocabulary import FullVocabularyLoss, Objective
 from verl_s2d.training.model_pair import real_vocabulary
 from verl_s2d.training.rollout_worker import RolloutWorker
 
@@ -70,9 +71,7 @@ class StudentTeacherWorker(RolloutWorker):
             keep_tokens=settings.keep_tokens,
             health_top_k=settings.health_top_k,
         )
-        aggregate = partial(
-            response_mean, loss_agg_mode=actor.loss_agg_mode, loss_scale_factor=actor.get("loss_scale_factor")
-        )
+        aggregate = ResponseMean(actor.loss_agg_mode, actor.get("loss_scale_factor"))
         return FullVocabularyLoss(
             objective, student=self.actor.engine, teacher=self.ref.engine, aggregate=aggregate, prefix="actor/"
         )

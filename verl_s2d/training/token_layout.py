@@ -11,7 +11,9 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.ulysses import get_ulysses_sequence_parallel_rank
 
 
-def in_logits_layout(packed: torch.Tensor, micro_batch: TensorDict, rows: int, *, padded: int | None) -> torch.Tensor:
+def in_logits_layout(
+    packed: torch.Tensor, micro_batch: TensorDict, rows: int, *, padded: int | None, fill: float = 0.0
+) -> torch.Tensor:
     """Packed numbers as (rows,) numbers of the logits that this rank's engine makes.
 
     Args:
@@ -19,13 +21,14 @@ def in_logits_layout(packed: torch.Tensor, micro_batch: TensorDict, rows: int, *
         micro_batch: verl's, with nested input_ids.
         rows: how many logits rows this rank has.
         padded: the padded sequence length where the engine does not pack, None where it does.
+        fill: what padding gets.
     """
     if padded is not None:
         nested = torch.nested.nested_tensor_from_jagged(packed, micro_batch["input_ids"].offsets().to(packed.device))
-        return torch.nested.to_padded_tensor(nested, 0, (rows // padded, padded)).flatten()
+        return torch.nested.to_padded_tensor(nested, fill, (rows // padded, padded)).flatten()
     parallel = tu.get_non_tensor_data(micro_batch, key="sp_size", default=1)
     # Ulysses pads the packed sequence to a multiple of its size and gives each rank a contiguous part.
-    packed = torch.nn.functional.pad(packed, (0, rows * parallel - len(packed)))
+    packed = torch.nn.functional.pad(packed, (0, rows * parallel - len(packed)), value=fill)
     rank = get_ulysses_sequence_parallel_rank() if parallel > 1 else 0
     return packed[rank * rows : (rank + 1) * rows]
 

@@ -10,8 +10,9 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.metric import Metric
 from verl.workers.engine_workers import Dispatch, TrainingWorkerConfig
 
+from verl_s2d.training.aggregation import token_mean
 from verl_s2d.training.distilled_worker import DistilledWorker
-from verl_s2d.training.full_vocabulary import FullVocabularyLoss, Objective, token_mean
+from verl_s2d.training.full_vocabulary import FullVocabularyLoss, Objective
 from verl_s2d.training.process_group import initialize_process_group
 from verl_s2d.training.teacher_worker import TeacherWorker
 
