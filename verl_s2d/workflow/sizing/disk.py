@@ -16,10 +16,9 @@ from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.sizing.engines import trained_parameters
 from verl_s2d.workflow.sizing.settings import Training
 from verl_s2d.workflow.sizing.shapes import ModelShape
+from verl_s2d.workflow.stages.checkpoints import KEEP_KEYS
 
 _TOKEN_BYTES = 4
-_KEEP = {"warmup": "max_ckpt_to_keep"}
-"""verl's name, under `trainer`, of the number of checkpoints to keep where it is not `max_actor_ckpt_to_keep`."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +50,15 @@ def training_disk(node: Node, settings: Mapping[str, Any], training: Training, s
         adapters = trained if engine.lora_rank else 0
         export = engine.held_bytes * shape.parameters
         checkpoint = engine.held_bytes * (shape.parameters + adapters + 2 * trained) + export
-    keep = settings["trainer"][_KEEP.get(node.kind, "max_actor_ckpt_to_keep")]
+    section, _, name = KEEP_KEYS[node.kind].partition(".")
+    keep = settings[section][name]
     steps = node.settings["steps"]
     if steps is None:
         return None if keep is None else StageDisk(checkpoint, keep, export)
-    saves = -(-steps // node.operations["save_every"])
-    return StageDisk(checkpoint, saves if keep is None else min(keep, saves), export)
+    if keep is None:
+        # Such a stage saves by steps alone.
+        return StageDisk(checkpoint, -(-steps // node.operations["save_every"]), export)
+    return StageDisk(checkpoint, min(keep, steps), export)
 
 
 def sampling_disk(sampled_tokens: int, prompt: int, response: int) -> StageDisk:
