@@ -15,6 +15,7 @@ import json
 import os
 import random
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -62,7 +63,7 @@ class Machine:
         self.events, self.dies_at, self.sampled, self.whole, self.forgets = 0, None, [], set(), False
         for name in ("replace", "rename", "unlink", "rmdir", "mkdir", "fsync"):
             monkeypatch.setattr(os, name, self._watched(getattr(os, name)))
-        machine = self
+        machine, self._lock = self, threading.Lock()
 
         class Sampler(FakeSampler):
             def submit(self, prompts, settings):
@@ -92,7 +93,8 @@ class Machine:
         return watched
 
     def happens(self):
-        self.events += 1
+        with self._lock:
+            self.events += 1
         if self.dies_at is not None and self.events > self.dies_at:
             raise Killed
 

@@ -116,6 +116,7 @@ def test_rollout_cache(model, problems, tmp_path, monkeypatch):
     assert table.schema.equals(rollout_cache.SCHEMA)
     rows, summary = table.to_pylist(), json.loads((tmp_path / "rollouts.json").read_text())
     assert summary["counts"] == {
+        "prompts": 12,
         "sequences": 36,
         "sampled_tokens": sum(len(r["response_ids"]) for r in rows),
         "truncated": sum(r["finish_reason"] == "length" for r in rows),

@@ -8,6 +8,8 @@ import pytest
 
 from tests.unit.workflow_project import write_project
 from verl_s2d.errors import UserError
+from verl_s2d.workflow.ledger import empty_ledger
+from verl_s2d.workflow.manifest import write_manifest
 from verl_s2d.workflow.planning import make_plan
 from verl_s2d.workflow.preflight import sampling
 from verl_s2d.workflow.preflight.sampling import check_samplers
@@ -157,3 +159,24 @@ def test_an_argument_that_vllm_does_not_have_is_refused(tmp_path):
         check_samplers(plan, plan.order)
     assert refused.value.key == "stages.rollouts.engine.gpu_memory_utilisation"
     assert "gpu_memory_utilization" in refused.value.remedy
+
+
+def test_the_digest_that_the_run_has_of_a_model_is_handed_on(tmp_path):
+    """So that an engine's start does not wait until the model has been read a second time."""
+    plan = plan_of(tmp_path, EIGHT)
+    node = next(n for n in plan.order if n.kind == "evaluate")
+    assert "weights" not in arguments(plan, "evaluate"), "as long as the model is not there"
+    source = node.inputs["model"]
+    digests = []
+    for weights in (b"a", b"b"):
+        model = plan.context.directory(source) / "model"
+        model.mkdir(parents=True, exist_ok=True)
+        (model / "model.safetensors").write_bytes(weights)
+        write_manifest(source, model.parent, ledger=empty_ledger(1.0), seconds=1.0, attempts=1)
+        digests.append(argument(plan, "evaluate", "weights"))
+    assert digests[0] != digests[1] and all(digest.startswith("outputs:") for digest in digests)
+
+    recipe = load_recipe(write_project(tmp_path / "cold"))
+    cold = make_plan(recipe, run_dir=tmp_path / "cold" / "run", rows=["cold-student"])
+    (student,) = (n.externals["model"] for n in cold.order if n.kind == "evaluate")
+    assert argument(cold, "evaluate", "weights") == student.identity

@@ -2,16 +2,19 @@
 
     python -m verl_s2d.evaluation.evaluate model=MODEL verifier=NAME out=DIR max_tokens=N set.<name>=FILE ...
         [samples=16] [temperature=1] [top_p=1] [top_k=-1] [seed=0] [tensor_parallel_size=1] [trust_remote_code=false]
-        [replicas=1] [device=auto] [engine.<name>=<value> ...] [pass_at=1,4,16] [chat_template.<name>=<value> ...]
+        [replicas=1] [device=auto] [engine.<name>=<value> ...] [weights=DIGEST] [pass_at=1,4,16]
+        [chat_template.<name>=<value> ...]
 
 Writes generations.parquet (every sample, its text and score) and, last, result.json. Samples and their scores are kept
 in parts while it works (verl_s2d.sampling): the same command goes on where it was killed. `replicas` engines share the
-work, each on tensor_parallel_size GPUs of this machine; how many there are does not matter to the result.
+work, each on tensor_parallel_size GPUs of this machine. As of the rollout cache (verl_s2d.training.rollout_cache), the
+samples do not depend on how many there are: exactly so on a CPU in fp32, in bf16 on a GPU up to rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,32 +22,18 @@ from typing import Any
 import pyarrow as pa
 
 from verl_s2d import arguments
-from verl_s2d.data.content import file_digest
 from verl_s2d.data.files import discard_unfinished, write_json, write_parquet
 from verl_s2d.data.problems import Problem, read_problems
 from verl_s2d.errors import UserError
 from verl_s2d.evaluation.chances import check_pass_at, mean_pass_at, usual_ks
+from verl_s2d.evaluation.scoring import GENERATIONS, Scorer
 from verl_s2d.evaluation.stats import mean_and_stderr
 from verl_s2d.platforms.environment import prepare_for_vllm
-from verl_s2d.rewards.registry import Score, Verifier, check, resolve
 from verl_s2d.sampling.complete import complete
-from verl_s2d.sampling.engine import Completion, on_cpu
-from verl_s2d.sampling.parts import Parts, read_kept, write_kept
+from verl_s2d.sampling.engine import on_cpu
+from verl_s2d.sampling.parts import Part
 from verl_s2d.sampling.prompts import load_tokenizer, render_prompt
 from verl_s2d.sampling.request import Request, Settings
-
-GENERATIONS = pa.schema(
-    [
-        ("set", pa.string()),
-        ("id", pa.string()),
-        ("sample", pa.int32()),
-        ("response", pa.string()),
-        ("response_ids", pa.list_(pa.int32())),
-        ("finish_reason", pa.string()),
-        ("correct", pa.bool_()),
-        ("level", pa.string()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -71,6 +60,8 @@ class Options:
     """`cpu`, `cuda` (any accelerator), or `auto` for what this machine has."""
     engine: dict[str, Any] = field(default_factory=dict)
     """More arguments of vLLM's LLM, such as gpu_memory_utilization."""
+    weights: str | None = None
+    """Digest of the model's content, where it is known already; it is read otherwise."""
     trust_remote_code: bool = False
     chat_template: dict[str, Any] = field(default_factory=dict)
     """verl's data.apply_chat_template_kwargs."""
@@ -85,10 +76,7 @@ def main(options: Options) -> None:
     names = ("temperature", "top_p", "top_k", "max_tokens", "seed")
     settings = Settings(n=options.samples, **{name: getattr(options, name) for name in names})
     ks = _ks(options)
-    verifier = resolve(options.verifier)
     sets = {name: read_problems(file, key=f"set.{name}") for name, file in options.set.items()}
-    for members in sets.values():
-        check(options.verifier, _of_verifier(members[0]))
     tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code)
     problems = [(name, problem) for name, members in sets.items() for problem in members]
     print(f"evaluation: {len(problems)} problems, {options.samples} samples each, {options.model}", flush=True)
@@ -102,10 +90,16 @@ def main(options: Options) -> None:
         tensor_parallel_size=options.tensor_parallel_size,
         device=options.device,
         engine=options.engine,
+        weights=options.weights,
     )
     out = Path(options.out)
-    parts = complete(request, out, name="evaluation", replicas=options.replicas)
-    rows = _scored(parts, problems, options.verifier, verifier, tokenizer)
+    with Scorer(problems, options.verifier, tokenizer) as scorer:
+        for members in sets.values():
+            scorer.check(members[0])
+        parts = complete(
+            request, out, name="evaluation", replicas=options.replicas, order=_set_size(problems), whole=scorer.score
+        )
+        rows = scorer.rows()
     discard_unfinished(out / "generations.parquet")
     write_parquet(pa.Table.from_pylist(rows, GENERATIONS), out / "generations.parquet")
     result = summarise(rows, options.samples, ks)
@@ -115,6 +109,13 @@ def main(options: Options) -> None:
     parts.remove()
     for name, values in result["sets"].items():
         print(f"evaluation: {name} avg@{options.samples} {100 * values['avg']:.1f} %", flush=True)
+
+
+def _set_size(problems: Sequence[tuple[str, Problem]]) -> Callable[[Part], float]:
+    """Order of parts: the smallest sets first. They tend to be the hard ones, whose answers are the longest, and an
+    engine that begins those last works on a few of them alone at the end."""
+    sizes = Counter(name for name, _ in problems)
+    return lambda part: min(sizes[name] for name, _ in problems[slice(*part.made_from["prompts"][:2])])
 
 
 def _ks(options: Options) -> list[int]:
@@ -127,73 +128,6 @@ def _ks(options: Options) -> list[int]:
         raise UserError("Not a list of k.", key="pass_at", value=options.pass_at, remedy=remedy) from None
     check_pass_at(ks, options.samples, "pass_at")
     return ks
-
-
-def _of_verifier(problem: Problem) -> dict[str, Any]:
-    """What a verifier is told about a problem."""
-    return {
-        "data_source": problem.data_source,
-        "ground_truth": problem.ground_truth,
-        "extra_info": problem.extra_info,
-    }
-
-
-def _scored(
-    parts: Parts, problems: Sequence[tuple[str, Problem]], name: str, verifier: Verifier, tokenizer: Any
-) -> list[dict[str, Any]]:
-    """Rows of generations.parquet; those of every part are kept, too."""
-    file = Path(name.rpartition(":")[0])
-    scored_by = [name, file_digest(file) if file.is_file() else None]
-    rows = []
-    for number in range(len(parts)):
-        part = parts[number]
-        kept = Path(part.path).with_name(f"scored-{number:05d}")
-        made_from = {**part.made_from, "verifier": scored_by}
-        table = read_kept(kept, made_from, lambda line: print(f"evaluation: {line}", flush=True))
-        if table is None:
-            of_part = problems[slice(*part.made_from["prompts"][:2])]
-            scored = [
-                row
-                for (set_name, problem), samples in zip(of_part, parts.completions(number), strict=True)
-                for row in score_samples(set_name, problem, samples, verifier, tokenizer)
-            ]
-            table = pa.Table.from_pylist(scored, GENERATIONS)
-            write_kept(table, kept, made_from)
-        rows += table.to_pylist()
-    return rows
-
-
-def score_samples(
-    set_name: str, problem: Problem, samples: Sequence[Completion], verifier: Verifier, tokenizer: Any
-) -> list[dict[str, Any]]:
-    """Rows of generations.parquet for the samples of one problem; `level` is its extra_info.level, as text."""
-    rows, level = [], problem.extra_info.get("level")
-    for number, completion in enumerate(samples):
-        # As verl's reward manager hands responses to a verifier.
-        response = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-        score = verifier(solution_str=response, **_of_verifier(problem))
-        rows.append(
-            {
-                "set": set_name,
-                "id": problem.id,
-                "sample": number,
-                "response": response,
-                "response_ids": completion.token_ids,
-                "finish_reason": completion.finish_reason,
-                "correct": is_correct(score),
-                "level": None if level is None else str(level),
-            }
-        )
-    return rows
-
-
-def is_correct(score: Score) -> bool:
-    """Whether a verifier's result means "right": full marks, in `acc` where there is one, else in the score itself.
-
-    Part marks and negative rewards are all "wrong".
-    """
-    value = score.get("acc", score["score"]) if isinstance(score, Mapping) else score
-    return float(value) >= 1.0
 
 
 def summarise(rows: Sequence[Mapping[str, Any]], samples: int, ks: Sequence[int] = ()) -> dict[str, Any]:

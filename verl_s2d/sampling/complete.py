@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from verl_s2d.sampling import PARTS
 from verl_s2d.sampling.engine import Sampler, check_model
-from verl_s2d.sampling.parts import Parts, token_count
+from verl_s2d.sampling.parts import Part, Parts, token_count
 from verl_s2d.sampling.replica import sample_parts
 from verl_s2d.sampling.replicas import sample_with_replicas
 from verl_s2d.sampling.request import Request
@@ -18,12 +19,23 @@ _PROGRESS_SECONDS = 30.0
 lives: a prompt may take longer than that allows silence."""
 
 
-def complete(request: Request, out: Path, *, name: str, replicas: int = 1) -> Parts:
+def complete(
+    request: Request,
+    out: Path,
+    *,
+    name: str,
+    replicas: int = 1,
+    order: Callable[[Part], float] = lambda part: part.number,
+    whole: Callable[[Parts, int], None] = lambda parts, number: None,
+) -> Parts:
     """All samples of a request, in parts below `out`.
 
     Args:
         name: what lines of the log begin with.
         replicas: engines on this machine, at most; one works in this process.
+        order: parts for which it is smaller are begun first.
+        whole: hears the number of every part once its samples are there, also of those from an earlier attempt. What
+            it raises ends the sampling.
 
     Raises:
         UserError: a model that cannot be loaded, or fewer GPUs than the engines need.
@@ -38,20 +50,23 @@ def complete(request: Request, out: Path, *, name: str, replicas: int = 1) -> Pa
             missing.append(number)
         else:
             progress.keep(len(parts[number].prompts), token_count(table))
+            whole(parts, number)
     if len(missing) < len(parts):
         progress.say(f"{len(parts) - len(missing)} of {len(parts)} parts are there from an earlier attempt")
     if missing:
-        _sample(parts, missing, replicas, out, progress)
+        wanted = sorted((parts[number] for number in missing), key=order)
+        _sample(request, wanted, replicas, out, progress, lambda number: whole(parts, number))
     progress.show()
     return parts
 
 
-def _sample(parts: Parts, missing: list[int], replicas: int, out: Path, progress: _Progress) -> None:
-    request, wanted = parts.request, [parts[number] for number in missing]
+def _sample(
+    request: Request, wanted: list[Part], replicas: int, out: Path, progress: _Progress, wrote: Callable[[int], None]
+) -> None:
     count = min(replicas, len(wanted))
     if count > 1:
         check_model(request.model, context=request.context, trust_remote_code=request.trust_remote_code)
-        sample_with_replicas(request, wanted, count, out / LOGS, progress.say, progress.report)
+        sample_with_replicas(request, wanted, count, out / LOGS, progress.say, progress.report, wrote)
         return
     started = time.monotonic()
     sampler = Sampler(**request.sampler)
@@ -61,7 +76,7 @@ def _sample(parts: Parts, missing: list[int], replicas: int, out: Path, progress
         sampler,
         request.settings,
         lambda: next(remaining, None),
-        lambda part: None,
+        lambda part: wrote(part.number),
         progress.report,
         most_open=len(wanted),
         at_once=request.sequences_at_once,

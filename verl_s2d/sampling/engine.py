@@ -98,7 +98,8 @@ class Sampler:
     def submit(self, prompts: Sequence[Sequence[int]], settings: Settings) -> None:
         """More prompts to sample from.
 
-        A prompt's random stream follows from the seed and its own tokens: it does not depend on the other prompts.
+        A prompt's random stream follows from the seed and its own tokens, not from the other prompts. Its logits do
+        not either on a CPU in fp32; in bf16 on a GPU they are rounded otherwise in another batch.
         """
         from vllm import SamplingParams
 

@@ -40,7 +40,13 @@ class ReplicaFailed(Exception):
 
 
 def sample_with_replicas(
-    request: Request, parts: Iterable[Part], count: int, logs: Path, say: Callable[[str], None], report: Report
+    request: Request,
+    parts: Iterable[Part],
+    count: int,
+    logs: Path,
+    say: Callable[[str], None],
+    report: Report,
+    wrote: Callable[[int], None] = lambda number: None,
 ) -> None:
     """Have `count` engines sample and write the parts.
 
@@ -48,6 +54,7 @@ def sample_with_replicas(
         logs: directory of their logs.
         say: hears of an engine that is ready.
         report: hears of prompts and tokens that all have finished, together.
+        wrote: hears the number of every part that is in place.
 
     Raises:
         UserError: fewer GPUs than they need.
@@ -61,7 +68,7 @@ def sample_with_replicas(
         "at_once": request.sequences_at_once,
     }
     logs.mkdir(parents=True, exist_ok=True)
-    coordinator = _Coordinator(parts, say, report)
+    coordinator = _Coordinator(parts, say, report, wrote)
     try:
         for number, environment in enumerate(_environments(count, request.tensor_parallel_size, request.device)):
             coordinator.start(number, environment, logs / f"engine-{number}.txt", start)
@@ -141,9 +148,9 @@ class _Replica:
 class _Coordinator:
     """Hands out parts, and notices what goes wrong."""
 
-    def __init__(self, parts: list[Part], say: Callable[[str], None], report: Report):
+    def __init__(self, parts: list[Part], say: Callable[[str], None], report: Report, wrote: Callable[[int], None]):
         self._waiting, self._left = deque(parts), len(parts)
-        self._say, self._report = say, report
+        self._say, self._report, self._wrote = say, report, wrote
         self._inbox: queue.Queue[tuple[_Replica, dict[str, Any]]] = queue.Queue()
         self._replicas: list[_Replica] = []
 
@@ -179,6 +186,7 @@ class _Coordinator:
         elif "wrote" in message:
             replica.open.remove(message["wrote"])
             self._left -= 1
+            self._wrote(message["wrote"])
         elif "progress" in message:
             replica.finished = tuple(message["progress"])
             self._report(*map(sum, zip(*(r.finished for r in self._replicas), strict=True)))

@@ -1,4 +1,4 @@
-"""What is to be sampled: it decides the samples, whoever makes them and in how many goes."""
+"""What is to be sampled: it decides the samples, on a GPU up to rounding, whoever makes them and in how many goes."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ class Request:
         model: Hugging Face directory or hub id.
         prompts: token ids of each.
         files: name -> file that the prompts were made from.
+        weights: digest of the model's content, where it is known already.
         extra: prompts, the first ones, that get one sample more than the others.
         tensor_parallel_size: GPUs that one engine divides the model among; no part of the result.
         device: `cpu`, `cuda` (any accelerator), or `auto` for what there is.
@@ -72,6 +73,7 @@ class Request:
     tensor_parallel_size: int = 1
     device: str = "auto"
     engine: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = None
     extra: int = 0
 
     def __post_init__(self) -> None:
@@ -111,7 +113,7 @@ class Request:
         directory = Path(self.model)
         return {
             "model": self.model,
-            "weights": directory_digest(directory) if directory.is_dir() else None,
+            "weights": self.weights or (directory_digest(directory) if directory.is_dir() else None),
             "trust_remote_code": self.trust_remote_code,
             "settings": asdict(self.settings),
             "engine": split_engine(self.engine)[0],

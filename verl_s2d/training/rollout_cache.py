@@ -2,17 +2,21 @@
 
     python -m verl_s2d.training.rollout_cache model=MODEL data=FILE out=DIR max_tokens=N  n=K | rows=R
         [temperature=1] [top_p=1] [top_k=-1] [seed=0] [tensor_parallel_size=1] [trust_remote_code=false]
-        [replicas=1] [device=auto] [engine.<name>=<value> ...] [chat_template.<name>=<value> ...]
+        [replicas=1] [device=auto] [engine.<name>=<value> ...] [weights=DIGEST] [chat_template.<name>=<value> ...]
 
 With n every prompt has n rollouts. With rows there are as many in all, for a warmup that reads each once: of different
 prompts as long as there are some, drawn in a seeded order, and otherwise every prompt has as many as any other, or one
 more. A greedy rollout is not repeated.
 
 Writes rollouts.parquet (prompt_ids, response_ids with EOS where it was generated, finish_reason, problem_id, sample)
-and, last, rollouts.json. Answers in the data file are not looked at. A problem's rollouts follow from the model, the
-settings and the seed: not from the other problems. Samples are kept in parts while it works (verl_s2d.sampling): the
-same command goes on where it was killed. `replicas` engines share the work, each on tensor_parallel_size GPUs of this
-machine; how many there are does not matter to the result.
+and, last, rollouts.json. Answers in the data file are not looked at. Samples are kept in parts while it works
+(verl_s2d.sampling): the same command goes on where it was killed. `replicas` engines share the work, each on
+tensor_parallel_size GPUs of this machine.
+
+A problem's rollouts follow from the model, the settings and the seed: on a CPU in fp32 exactly, whatever the other
+problems, the number of engines and the kills. On a GPU in bf16 they do up to rounding: logits depend on which sequences
+are in a batch together, and one other token changes all that follow. VLLM_BATCH_INVARIANT=1 in the environment of the
+command is vLLM's way to have that exact, too.
 """
 
 from __future__ import annotations
@@ -75,6 +79,8 @@ class Options:
     """`cpu`, `cuda` (any accelerator), or `auto` for what this machine has."""
     engine: dict[str, Any] = field(default_factory=dict)
     """More arguments of vLLM's LLM, such as gpu_memory_utilization."""
+    weights: str | None = None
+    """Digest of the model's content, where it is known already; it is read otherwise."""
     trust_remote_code: bool = False
     chat_template: dict[str, Any] = field(default_factory=dict)
     """verl's data.apply_chat_template_kwargs."""
@@ -102,6 +108,7 @@ def main(options: Options) -> None:
         tensor_parallel_size=options.tensor_parallel_size,
         device=options.device,
         engine=options.engine,
+        weights=options.weights,
         extra=extra,
     )
     out = Path(options.out)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
 
 from verl_s2d.sampling import PARTS
 from verl_s2d.workflow.failures import StageFailed
-from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.graph import Node, canonical_json
+from verl_s2d.workflow.manifest import read_manifest
 from verl_s2d.workflow.stages.base import Context, SimpleKind, model_location, trusts_remote_code
 
 
@@ -19,6 +21,7 @@ class SamplingKind(SimpleKind):
         """Those that both modules take."""
         return {
             "model": model_location(node, "model", context),
+            "weights": content(node, "model", context),
             "trust_remote_code": trusts_remote_code(node, "model"),
             "out": str(context.directory(node)),
             "replicas": replicas(node, context),
@@ -39,6 +42,18 @@ class SamplingKind(SimpleKind):
     def clean(self, directory: Path) -> None:
         """The parts of a process that was killed while it removed them."""
         shutil.rmtree(directory / PARTS, ignore_errors=True)
+
+
+def content(node: Node, role: str, context: Context) -> str | None:
+    """Digest of a model's content as far as the run has it already; None for hub models, and before there is one."""
+    if role in node.externals:
+        external = node.externals[role]
+        return None if external.is_hub else external.identity
+    manifest = read_manifest(context.directory(node.inputs[role]))
+    outputs = manifest["outputs"] if manifest else []
+    if not outputs or not all("sha256" in output for output in outputs):
+        return None
+    return f"outputs:{hashlib.sha256(canonical_json(outputs).encode()).hexdigest()}"
 
 
 def engine(node: Node) -> dict[str, Any]:
