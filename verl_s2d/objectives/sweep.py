@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import torch
 
+from verl_s2d.objectives.buffers import empty, empty_rows
 from verl_s2d.objectives.chunks import parts
 from verl_s2d.objectives.comparison import compare_
 from verl_s2d.objectives.fused import ROWS, compare_fused_
-from verl_s2d.objectives.gemm import add_head_gradient, hidden_gradient
+from verl_s2d.objectives.gemm import add_head_gradient, hidden_gradient, operand
 from verl_s2d.objectives.logits import GivenLogits, LinearLogits
 from verl_s2d.objectives.vocabulary import Exchange, VocabularyShard, WholeVocabulary
 
@@ -74,7 +75,7 @@ def linear_gradients(
     dtype, device = values.dtype, values.device
     wants_hidden, wants_head, wants_bias = wants
     by_hidden = torch.empty(len(rows), student.hidden.shape[1], dtype=dtype, device=device) if wants_hidden else None
-    by_head = torch.empty(student.head.shape, dtype=dtype, device=device) if wants_head else None
+    by_head = empty(*student.head.shape, dtype=dtype, device=device) if wants_head else None
     by_bias = torch.zeros(student.vocab_size, dtype=dtype, device=device) if wants_bias else None
     columns = settings.columns
     if by_head is not None:
@@ -91,13 +92,15 @@ def linear_gradients(
                 gradient[piece] *= slope
         gradient, scale = gradient[:, :columns], scale.unsqueeze(-1) / student.temperature
         weighted = scale * weights[part].unsqueeze(-1)
-        if by_hidden is not None:
-            by_hidden[part] = settings.vocabulary.total(hidden_gradient(gradient, student.head[:columns]) * scale)
-        if by_head is not None:
-            hidden = student.hidden[rows[part]] * weighted
-            add_head_gradient(by_head[:columns], gradient, hidden, student.head.dtype, first=part.start == 0)
         if by_bias is not None:
             by_bias[:columns] += (gradient.T @ weighted).squeeze(-1)
+        head = student.head[:columns]
+        gradient = operand(gradient, head, block[1, :, :columns])  # the teacher's logits have been read
+        if by_hidden is not None:
+            by_hidden[part] = settings.vocabulary.total(hidden_gradient(gradient, head, dtype) * scale)
+        if by_head is not None:
+            hidden = student.hidden[rows[part]] * weighted
+            add_head_gradient(by_head[:columns], gradient, hidden, first=part.start == 0)
     return values, Gradients(by_hidden, by_head, by_bias)
 
 
@@ -123,7 +126,7 @@ def _chunks(student, teacher, rows, settings):
     size = max(1, min(settings.chunk_tokens, len(rows)))
     # A shard of nothing but padding still takes part in the reductions, with one id that has no mass.
     columns, exchange = max(1, settings.columns), settings.exchange
-    buffer = torch.empty(2, size, columns, dtype=_dtype(student, teacher), device=student.device)
+    buffer = empty_rows(2, size, columns, dtype=_dtype(student, teacher), device=student.device)
     held = None if exchange is None else buffer.new_empty(size, exchange.held)
     for part in parts(len(rows), size):
         block = buffer[:, : part.stop - part.start]

@@ -28,7 +28,7 @@ import torch
 
 from verl_s2d.objectives.chunks import as_logits, parts, shared_size, tokens_at_a_time, wanted_rows
 from verl_s2d.objectives.first_derivative import first_derivative
-from verl_s2d.objectives.gemm import add_head_gradient, hidden_gradient
+from verl_s2d.objectives.gemm import add_head_gradient, hidden_gradient, operand
 from verl_s2d.objectives.logits import GivenLogits, LinearLogits
 from verl_s2d.objectives.vocabulary import VocabularyShard, WholeVocabulary
 
@@ -190,12 +190,14 @@ def _linear_gradients(
         if slope is not None:
             block *= slope
         block, scale = block[:, :columns], (weights[part] / student.temperature).unsqueeze(-1)
-        if by_hidden is not None:
-            by_hidden[rows[part]] = settings.vocabulary.total(hidden_gradient(block, student.head[:columns])) * scale
-        if by_head is not None:
-            add_head_gradient(by_head[:columns], block, student.hidden[rows[part]] * scale, student.head.dtype)
         if by_bias is not None:
             by_bias[:columns] += (block.T @ scale).squeeze(-1)
+        head = student.head[:columns]
+        block = operand(block, head)
+        if by_hidden is not None:
+            by_hidden[rows[part]] = settings.vocabulary.total(hidden_gradient(block, head, student.dtype)) * scale
+        if by_head is not None:
+            add_head_gradient(by_head[:columns], block, student.hidden[rows[part]] * scale)
     return tuple(
         None if total is None else total.to(tensor.dtype)
         for total, tensor in zip((by_hidden, by_head, by_bias), student.tensors, strict=True)
