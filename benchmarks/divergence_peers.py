@@ -17,10 +17,10 @@ def peers() -> dict[str, Callable[[Any], list[torch.Tensor]]]:
     """Name -> problem -> gradients, of those that are installed."""
     found: dict[str, Callable[[Any], list[torch.Tensor]]] = {}
     for compiled in (False, True):
-        found[f"Liger-Kernel, {'compiled' if compiled else 'eager'}"] = _liger(compiled)
-    found["TRL"] = _trl
+        found[f"liger{'-compiled' if compiled else ''}"] = _liger(compiled)
+    found["trl"] = _trl
     for chunked in (False, True):
-        found[f"verl top-k {_TOP_K}{', chunked' if chunked else ''}"] = _verl_top_k(chunked)
+        found[f"verl-top-{_TOP_K}{'-chunked' if chunked else ''}"] = _verl_top_k(chunked)
     return found
 
 

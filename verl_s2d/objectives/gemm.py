@@ -18,7 +18,7 @@ import torch
 
 from verl_s2d.objectives.buffers import reinterpret_rows
 
-_BLOCK = 8192
+_BLOCK = 4096
 # Smaller products take microseconds either way.
 _ONEDNN_FROM = 1 << 22
 
