@@ -171,7 +171,8 @@ def _same_model(settings: Settings, record: Recorder, cache: Path, precision: st
 
 def _overrides(settings: Settings, case: Case) -> list[str]:
     """Packed, and cut by tokens so that there are several micro-batches."""
-    overrides = ["data.use_dynamic_bsz=true", f"data.max_token_len_per_gpu={_lengths(settings)[2]}"]
+    tokens = _lengths(settings)[2]
+    overrides = ["model.use_remove_padding=true", "data.use_dynamic_bsz=true", f"data.max_token_len_per_gpu={tokens}"]
     overrides += [] if case.precision == "fp32" else _BF16
     return [*overrides, *case.overrides]
 
