@@ -68,7 +68,7 @@ def engine_step(
         directory() / "teacher",
         cached,
         on_cpu=True,
-        overrides=["s2d.chunk_tokens=3", *overrides],
+        overrides=["s2d.chunk_tokens=3", "model.use_remove_padding=true", *overrides],
     )
     rollouts = CachedRollouts(str(cached))
     if objective is None:
