@@ -23,6 +23,11 @@ def endings(tmp_path_factory):
     return cache(group)
 
 
-@pytest.mark.parametrize(("world", "case"), [(world, case) for world in (1, 2) for case in cases(world)])
+_ON_ONE = [(1, case) for case in cases(1)]
+# Half a minute of a core, for what one rank shows but for the shards.
+_ON_TWO = [pytest.param(2, case, marks=pytest.mark.slow) for case in cases(2)]
+
+
+@pytest.mark.parametrize(("world", "case"), [*_ON_ONE, *_ON_TWO])
 def test_an_update_takes_what_was_estimated(world, case, endings):
     assert not (found := problems(endings(world), case)), found
