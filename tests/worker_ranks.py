@@ -62,6 +62,7 @@ def engine_step(
     temperature: float = 1.0,
 ) -> tuple[dict, Gradients, Gradients]:
     """Metrics, gradients and adapters of a step of stage 2a, or with an objective of 2b."""
+    torch.manual_seed(0)  # of adapters
     cached = directory() / "rollouts.parquet"
     config = step_configuration(
         directory() / student,

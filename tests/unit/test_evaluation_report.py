@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.unit.report_rows import ledger, markdown_of, result, stage
-from verl_s2d.evaluation.evaluate import GENERATIONS, is_correct, summarise
+from verl_s2d.evaluation.evaluate import GENERATIONS, summarise
 from verl_s2d.evaluation.report import Facts, RowResult, build_report
+from verl_s2d.evaluation.scoring import is_correct
 
 
 def test_summary_by_hand():

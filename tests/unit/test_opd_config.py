@@ -50,6 +50,7 @@ def test_every_setting_is_read():
         "health_top_k": 8,
         "skip_limit": 3,
         "token_budget": 5,
+        "save_minutes": 30,
         "poll_interval": 1,
     }
     config = composed(
@@ -88,7 +89,10 @@ def test_every_setting_is_read():
         (["reward.reward_model.enable=true"], "reward.reward_model.enable", True),
         (["distillation.enabled=true"], "distillation.enabled", True),
         (
-            ["actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=null"],
+            [
+                "actor_rollout_ref.ref.log_prob_use_dynamic_bsz=false",
+                "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=null",
+            ],
             "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu",
             None,
         ),

@@ -53,18 +53,23 @@ class Scorer:
 
     def check(self, problem: Problem) -> None:
         """Try the verifier where it will be called. Raises UserError if it does not work."""
-        self._thread.submit(check, self._name, of_verifier(problem)).result()
+        tried = self._thread.submit(check, self._name, of_verifier(problem))
+        tried.result()  # no limit: the verifier's own, or else the watchdog's for a stage that is silent
 
     def score(self, parts: Parts, number: int) -> None:
         """Have one more part scored. Raises what the verifier has raised for an earlier one."""
         for earlier in self._scores.values():
             if earlier.done():
-                earlier.result()
+                earlier.result()  # no limit: it is done
         self._scores[number] = self._thread.submit(self._score, parts, number)
 
     def rows(self) -> list[dict[str, Any]]:
         """Rows of generations.parquet for all parts, in their order; waits for them."""
-        return [row for number in sorted(self._scores) for row in self._scores[number].result()]
+        return [
+            row
+            for number in sorted(self._scores)
+            for row in self._scores[number].result()  # no limit: as in `check`
+        ]
 
     def __enter__(self) -> Scorer:
         return self
