@@ -14,7 +14,7 @@ from verl_s2d.gpu_check.settings import Settings
 from verl_s2d.gpu_check.timing import milliseconds, peak_bytes
 from verl_s2d.objectives.comparison import OBJECTIVES
 from verl_s2d.objectives.divergence import divergence
-from verl_s2d.objectives.gemm import add_head_gradient, hidden_gradient, logits_of
+from verl_s2d.objectives.gemm import add_head_gradient, hidden_gradient, logits_of, operand
 from verl_s2d.objectives.logits import LinearLogits
 
 _VALUE, _GRADIENT, _COMPILED, _SAME, _TIME, _MEMORY, _GRAPHS = 1e-4, 3e-3, 1e-5, 1e-5, 1.25, 1.15, 3
@@ -188,6 +188,7 @@ def _bare(problem: Problem, chunk: int) -> Callable[[], None]:
     head, teacher_head = problem.head[:columns], problem.teacher_head[:columns]
     logits = torch.empty(chunk, columns, device=device)
     total = torch.zeros(columns, head.shape[1], device=device)
+    gradient = operand(torch.zeros_like(logits), head)
 
     def work() -> None:
         for begin in range(0, len(problem.student), chunk):
@@ -195,7 +196,7 @@ def _bare(problem: Problem, chunk: int) -> Callable[[], None]:
             block = logits[: len(hidden)]
             logits_of(other, teacher_head, block)
             logits_of(hidden, head, block)
-            hidden_gradient(block, head)
-            add_head_gradient(total, block, hidden.float(), head.dtype, first=begin == 0)
+            hidden_gradient(gradient[: len(hidden)], head, total.dtype)
+            add_head_gradient(total, gradient[: len(hidden)], hidden.float(), first=begin == 0)
 
     return work

@@ -7,7 +7,7 @@ import torch
 from verl_s2d.gpu_check.checks import Recorder
 from verl_s2d.gpu_check.settings import Settings
 from verl_s2d.gpu_check.timing import milliseconds
-from verl_s2d.objectives.gemm import add_head_gradient, hidden_gradient, logits_of
+from verl_s2d.objectives.gemm import add_head_gradient, hidden_gradient, logits_of, operand
 
 _LOGITS, _GRADIENTS = 1e-5, 3e-3
 """Largest error over the largest value. Logits are sums of exact products; gradients are rounded to bf16 first."""
@@ -41,12 +41,13 @@ def _errors(settings: Settings, record: Recorder, tokens: int, width: int, colum
     rows, name = slice(0, _SAMPLED), f"H {width}, {columns:,} columns"
     logits = logits_of(hidden, head, torch.empty(tokens, columns, device=settings.device))
     record.at_most(f"{name}: error of logits", _error(logits[rows], hidden[rows].double() @ head.double().T), _LOGITS)
-    by_hidden = hidden_gradient(gradient, head)
+    rounded = operand(gradient, head)
+    by_hidden = hidden_gradient(rounded, head, gradient.dtype)
     exact = gradient[rows].double() @ head.double()
     record.at_most(f"{name}: error of the hidden states' gradient", _error(by_hidden[rows], exact), _GRADIENTS)
     by_head = torch.zeros(columns, width, device=settings.device)
     for first in (True, False):
-        add_head_gradient(by_head, gradient, hidden.float(), head.dtype, first=first)
+        add_head_gradient(by_head, rounded, hidden.float(), first=first)
     exact = 2 * gradient[:, rows].double().T @ hidden.double()
     record.at_most(f"{name}: error of the head's gradient, twice", _error(by_head[rows], exact), _GRADIENTS)
 
@@ -58,12 +59,12 @@ def _error(found: torch.Tensor, exact: torch.Tensor) -> float:
 def _speed(settings: Settings, record: Recorder, tokens: int, width: int, columns: int) -> None:
     hidden, head, gradient = _operands(settings, tokens, width, columns)
     logits, total = torch.empty_like(gradient), torch.zeros(columns, width, device=settings.device)
-    wide = hidden.float()
+    wide, rounded = hidden.float(), operand(gradient, head)
     flops = 2 * tokens * width * columns
     for name, work in (
         ("logits", lambda: logits_of(hidden, head, logits)),
-        ("hidden gradient", lambda: hidden_gradient(gradient, head)),
-        ("head gradient", lambda: add_head_gradient(total, gradient, wide, head.dtype)),
+        ("hidden gradient", lambda: hidden_gradient(rounded, head, gradient.dtype)),
+        ("head gradient", lambda: add_head_gradient(total, rounded, wide)),
     ):
         took = milliseconds(work, settings.device)
         speed = flops / took / 1e9
