@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 SMOKES = sorted((Path(__file__).parents[2] / "recipes" / "smoke").glob("*.yaml"))
 
+
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("recipe", SMOKES, ids=lambda path: path.stem)
 def test_the_graph_of_a_recipe_runs_at_tiny_size(recipe, tmp_path):
