@@ -38,7 +38,7 @@ ROWS = {"teacher RL": 2, "student RL": 3, "OPD": 4, "rollout cache": 3, "warmup"
 """Stages that the nine rows share: how many of each kind."""
 STEPS = {"teacher RL": 630, "student RL": 630, "OPD": 126, "warmup": 250}
 CACHED_PROMPTS = (16_142, 16_142, 8_071)
-"""Of the three caches: all labels for two teachers, and one half. Before, 8 rollouts of each."""
+"""Prompts of the three caches: all labels for two teachers, and one half. Before, 8 rollouts of each."""
 WARMUP_READS = 250 * 64
 """Rollouts that a warmup trains on. Now a cache holds as many."""
 EVALUATION_MINUTES = (7.0, 4.5)
@@ -47,7 +47,7 @@ EVALUATION_MINUTES = (7.0, 4.5)
 
 @dataclass(frozen=True)
 class Settings:
-    """What differs between the two columns.
+    """Assumptions that differ between the two columns.
 
     Attributes:
         dynamic: micro-batches by tokens, else by the numbers of sequences of the recipe then.

@@ -22,7 +22,7 @@ from verl_s2d.training.teacher_worker import StudentTeacherWorker
 from verl_s2d.workflow.sizing.shapes import ModelShape
 
 SEQUENCES = 4
-"""Of each rank."""
+"""Sequences of each rank."""
 LONGEST = 32
 CUTS = {
     "two sequences": {"use_dynamic_bsz": False, "micro_batch_size_per_gpu": 2},

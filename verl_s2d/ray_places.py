@@ -1,4 +1,4 @@
-"""What a stage holds on a Ray cluster for as long as it runs, and how much of it a cluster has room for.
+"""Count the CPUs and accelerators that a stage holds on a Ray cluster, and the stages that a cluster has room for.
 
 Ray counts CPUs, it does not use them; but an actor that asks for one more than there are is waited for without a limit.
 """
@@ -22,7 +22,7 @@ Node = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Demand:
-    """What a stage holds.
+    """CPUs and accelerators that a stage holds while it runs.
 
     Attributes:
         nodes, per_node: groups of workers, each group on one node, and accelerators of a group.

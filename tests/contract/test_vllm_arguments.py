@@ -1,4 +1,4 @@
-"""What we say to vLLM's LLM, and how its arguments are read without importing it."""
+"""vLLM's LLM takes the arguments that we give, and its source is where we read their names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What verl, and our sampler, make of an environment in which torch reports GPUs.
+"""Ask verl and our sampler what they make of an environment in which torch reports GPUs.
 
     python -m tests.cuda_double.asked verl < [{"name": ..., "argv": [...]}, ...]
     python -m tests.cuda_double.asked sampler < {"model": directory}

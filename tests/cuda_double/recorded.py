@@ -21,7 +21,7 @@ from verl_s2d.workflow.stages.preparation import Slices
 
 FAKE_TOOLS = Path(__file__).with_name("bin")
 CPUS = 64
-"""Of the machine that is simulated."""
+"""GPUs of the simulated machine."""
 ROWS = ["full-bridge", "direct-grpo"]
 """Between them they have every kind of stage."""
 _KEPT = ("PATH", "HOME", "LANG", "LC_", "TMPDIR", "LD_LIBRARY_PATH", "OPENBLAS_")
@@ -104,8 +104,10 @@ class Head(Ended):
 
 @contextlib.contextmanager
 def cuda_machine() -> Iterator[None]:
-    """What the workflow sees of its machine: nvidia-smi, many cores, few variables: one that is set already would not
-    show among those that the workflow adds."""
+    """Show the workflow a machine with nvidia-smi, many cores and few variables.
+
+    A variable that is set already would not show among those that the workflow adds.
+    """
     clean = {name: value for name, value in os.environ.items() if name.startswith(_KEPT)}
     clean["PATH"] = os.pathsep.join([str(FAKE_TOOLS), clean["PATH"]])
     with (

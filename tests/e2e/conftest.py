@@ -27,7 +27,7 @@ from verl_s2d.workflow.warm_launcher import WarmLauncher
 ROOT = Path(__file__).parents[2]
 _LIMIT_SECONDS = 600
 DEMAND = Demand(1, 2, cpus_per_worker=RL_CPUS_PER_WORKER, storage_units=1)
-"""Of the largest command: two workers, and the CPU overlay's one storage unit."""
+"""The largest command: two workers, and the CPU overlay's one storage unit."""
 
 
 class Verl:

@@ -17,7 +17,7 @@ from verl_s2d.workflow.recipe_file import load_recipe
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> dict:
-    """What `gpu-check --device cpu` says of this machine, and its exit code."""
+    """Report and exit code of `gpu-check --device cpu` on this machine."""
     out = tmp_path_factory.mktemp("gpu-check") / "report.json"
     code = cli.main(["gpu-check", "--device", "cpu", "--parts", "machine,registration,fork", "--out", str(out)])
     return json.loads(out.read_text()) | {"code": code}

@@ -83,7 +83,7 @@ def test_sizes_that_do_not_fit_are_refused_by_run_and_by_plan(tmp_path, sizes, k
 
 
 def test_without_a_gpu_nothing_is_sampled_on_cuda(tmp_path, driver):
-    """Where the command runs, which may be a head without GPUs: an engine on its CPU would be another result."""
+    """Engines work where the command runs. On a head without GPUs its CPU would give another result."""
     plan = plan_of(tmp_path, EIGHT)
     check_samplers(plan, plan.order)
     driver.unlink()

@@ -1,4 +1,4 @@
-"""How often a stage saves, how many of its checkpoints are kept, and what a resumed stage finds of them."""
+"""Stages save by steps and minutes, keep two checkpoints, and resume from what is left of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STAGES = {"teacher_rl": "teacher-rl-1h", "warmup": "warmup-1h", "opd": "opd-1h",
 
 
 def value(plan, stage: str, key: str) -> str:
-    """What the command of a stage sets."""
+    """verl keys that the command of a stage sets."""
     node = next(node for node in plan.order if node.name == STAGES[stage])
     (found,) = (
         word.partition("=")[2]

@@ -96,7 +96,7 @@ class Scorer:
 
 
 def of_verifier(problem: Problem) -> dict[str, Any]:
-    """What a verifier is told about a problem."""
+    """Give a problem in the words of the verifier's signature."""
     return {
         "data_source": problem.data_source,
         "ground_truth": problem.ground_truth,
@@ -129,7 +129,7 @@ def score_samples(
 
 
 def is_correct(score: Score) -> bool:
-    """Whether a verifier's result means "right": full marks, in `acc` where there is one, else in the score itself.
+    """Tell whether a verifier's result means "right": full marks in `acc`, or in the score where there is no `acc`.
 
     Part marks and negative rewards are all "wrong".
     """

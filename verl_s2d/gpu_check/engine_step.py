@@ -139,7 +139,7 @@ def _nested(rows: list[torch.Tensor]) -> torch.Tensor:
 
 @dataclasses.dataclass
 class StepRecord:
-    """What a worker's optimizer steps did; filled by `record_steps`.
+    """Record of a worker's optimizer steps, filled by `record_steps`.
 
     Attributes:
         gradients: parameter name -> gradient, before clipping.

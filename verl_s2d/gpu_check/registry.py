@@ -24,7 +24,7 @@ class Part:
 
     @property
     def module(self) -> str:
-        """Where its `run(settings, record)` is."""
+        """Module that has the part's `run(settings, record)`."""
         return f"verl_s2d.gpu_check.parts.{self.name}"
 
 

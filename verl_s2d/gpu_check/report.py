@@ -20,7 +20,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class PartResult:
-    """What one part found.
+    """Findings of one part.
 
     Attributes:
         state: ok, failed, or killed (its limit passed, which is a failure).
@@ -38,7 +38,7 @@ class PartResult:
 
     @property
     def ok(self) -> bool:
-        """Whether no check of it failed."""
+        """True if no check of the part failed."""
         return self.state == "ok"
 
 

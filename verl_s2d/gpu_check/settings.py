@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Settings:
-    """What a part is run with.
+    """Settings that a part runs with.
 
     Attributes:
         device: `cuda` (verl's word for any accelerator), or `cpu`, where everything is done at a tiny size.
@@ -30,7 +30,7 @@ class Settings:
 
     @property
     def on_cpu(self) -> bool:
-        """Whether everything is done at a tiny size, without an accelerator."""
+        """True for tiny sizes without an accelerator."""
         return self.device == "cpu"
 
     def write(self) -> Path:

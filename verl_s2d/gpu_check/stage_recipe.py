@@ -14,7 +14,7 @@ from verl_s2d.gpu_check import models
 from verl_s2d.gpu_check.settings import Settings
 
 STEPS = {"teacher_rl": 2, "warmup": 2, "opd": 3}
-"""Of opd one more, so that a kill after the first falls into the second."""
+"""Steps of a stage. 2b has one more, so that a kill after the first falls into the second."""
 _VERIFIER = '''"""Scores a response by its length: a random model gets about half of them right, so rewards differ."""
 
 
@@ -24,7 +24,7 @@ def score(data_source, solution_str, ground_truth, extra_info=None):
 '''
 _LABELLED, _EVALUATION = 16, 4
 _SHARE = 0.5
-"""Of the GPU's memory for vLLM: the GPU may be a desktop's."""
+"""Share of the GPU's memory for vLLM: the GPU may be a desktop's."""
 
 
 def write_recipe(settings: Settings) -> Path:

@@ -21,7 +21,7 @@ _BLOCK_ELEMENTS = 1 << 16
 
 @dataclass(frozen=True)
 class Settings:
-    """What a pass computes. `columns` real ids of the student are held here, the teacher's of them after `exchange`.
+    """Settings of a pass. `columns` real ids of the student are held here, the teacher's of them after `exchange`.
 
     `masked`: logits may be -inf.
     """

@@ -1,4 +1,4 @@
-"""What a user may tell vLLM's engine (`engine:` of a recipe), and which of that decides the samples."""
+"""Arguments of vLLM's engine that a recipe may give (`engine:`), and those among them that decide the samples."""
 
 from __future__ import annotations
 

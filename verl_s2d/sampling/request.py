@@ -1,4 +1,7 @@
-"""What is to be sampled: it decides the samples, on a GPU up to rounding, whoever makes them and in how many goes."""
+"""A sampling request. Equal requests give equal samples, however many engines and restarts it takes.
+
+That is exact on a CPU, and up to rounding on a GPU, where batches of another size round otherwise.
+"""
 
 from __future__ import annotations
 
@@ -121,8 +124,10 @@ class Request:
         }
 
     def identity_of(self, first: int, last: int) -> dict[str, Any]:
-        """What decides the samples of prompts `first` to `last`, the latter left out, each of which has as many: also
-        their token ids, in which a tokenizer or a chat template may have changed."""
+        """Name what decides the samples of prompts `first` up to `last`, each of which has equally many.
+
+        Token ids are part of it, because a tokenizer or a chat template may have changed.
+        """
         ids = hashlib.sha256(repr([list(prompt) for prompt in self.prompts[first:last]]).encode()).hexdigest()
         settings = {**self.identity["settings"], "n": self.samples_of(first)}
         return {**self.identity, "settings": settings, "prompts": [first, last, ids]}

@@ -63,7 +63,7 @@ def check_everything(plan: Plan | None) -> list[Finding]:
 
 
 def _ray_cluster(plan: Plan) -> list[Finding]:
-    """Whether the cluster of RAY_ADDRESS can hold the recipe's stages; nothing where stages start their own head."""
+    """Ask the cluster of RAY_ADDRESS, if there is one, whether it can hold the recipe's stages."""
     if not os.environ.get("RAY_ADDRESS"):
         return []
     needs, environment = demand(plan.order, plan.context.cluster), stage_environment(plan.context.device)

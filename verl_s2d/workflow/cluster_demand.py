@@ -1,4 +1,4 @@
-"""What the stages of a plan hold on Ray."""
+"""CPUs and accelerators that the stages of a plan hold on Ray."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def ask_for_check(demand: Demand, environment: Mapping[str, str]) -> str:
 
 
 def _judged(code: int | None, said: str) -> str | None:
-    """What keeps the cluster from taking a stage now; None when nothing does.
+    """Name what keeps the cluster from taking a stage now; None when nothing does.
 
     Raises:
         UserError: nothing that will pass.

@@ -69,7 +69,7 @@ def _forked_child(record: Recorder) -> None:
 
 
 def _bad_fork() -> bool | None:
-    """Whether torch calls a child of this process a bad fork; None when the child did not answer."""
+    """Ask a fork of this process whether torch calls it a bad fork; None when the child did not answer."""
     import torch
 
     child = os.fork()

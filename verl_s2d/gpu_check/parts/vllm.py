@@ -19,7 +19,7 @@ from verl_s2d.workflow.process import kill_marked, marked_processes
 _MARKER = "VERL_S2D_GPU_CHECK_SAMPLER"
 _SECONDS, _GONE_SECONDS = 360, 10
 _SLACK_MIB = 64
-"""What other processes may have taken of a GPU in between."""
+"""Allowance for other processes that took GPU memory in between."""
 
 
 def run(settings: Settings, record: Recorder) -> None:

@@ -1,4 +1,4 @@
-"""How many teacher rollouts a cache holds, and how many of them the warmups on it read."""
+"""Count the teacher rollouts that a cache holds, and those among them that the warmups read."""
 
 from __future__ import annotations
 
