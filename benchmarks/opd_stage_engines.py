@@ -29,11 +29,11 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 from benchmarks.opd_stage import BODY, CASES, CHUNKED, MODELS, OURS, TEACHER, TIME, VERL, Case
 from tests.tiny import WORDS, write_tokenizer
 from verl_s2d.objectives.logits import LinearLogits
-from verl_s2d.training.frozen_teacher import FrozenTeacher
-from verl_s2d.training.head_seam import HeadSeam
-from verl_s2d.training.opd_config import read_opd_config
-from verl_s2d.training.teacher_worker import StudentTeacherWorker
-from verl_s2d.workflow.overrides import hydra_arguments, merge, overlay
+from verl_s2d.stages.opd.config import read_opd_config
+from verl_s2d.stages.opd.worker import StudentTeacherWorker
+from verl_s2d.teachers.frozen_teacher import FrozenTeacher
+from verl_s2d.teachers.lm_head_hook import HeadSeam
+from verl_s2d.verl_settings.overrides import hydra_arguments, merge, overlay
 
 # The teacher's head works on so many tokens at a time when verl's rows are made: no logits as a whole.
 _CHUNK_TOKENS = 256

@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 
 from tests.unit.workflow_project import write_project
+from verl_s2d.recipe.load import load_recipe
+from verl_s2d.recipe.schema import Recipe
+from verl_s2d.report.views import plan_text, plan_view
 from verl_s2d.workflow.planning import make_plan
-from verl_s2d.workflow.recipe import Recipe
-from verl_s2d.workflow.recipe_file import load_recipe
-from verl_s2d.workflow.views import plan_text, plan_view
 
 
 def main(nodes: str = "1000,10000", rounds: int = 3) -> None:

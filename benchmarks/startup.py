@@ -21,11 +21,11 @@ from pathlib import Path
 from tests.tiny import write_model, write_problems
 from tests.tiny_verl import verl_command
 from verl_s2d.logs import last_lines
-from verl_s2d.ray_places import RL_CPUS_PER_WORKER, Demand
-from verl_s2d.workflow.cluster import CLUSTER_MARKER, RayCluster
-from verl_s2d.workflow.process import MARKER, Launcher, SubprocessLauncher, kill_marked
+from verl_s2d.workflow.hosts.local_cluster import CLUSTER_MARKER, RayCluster
+from verl_s2d.workflow.hosts.process import MARKER, Launcher, SubprocessLauncher, kill_marked
+from verl_s2d.workflow.hosts.ray_places import RL_CPUS_PER_WORKER, Demand
+from verl_s2d.workflow.hosts.warm_launcher import WarmLauncher
 from verl_s2d.workflow.runner import stage_environment
-from verl_s2d.workflow.warm_launcher import WarmLauncher
 
 _READY = b"ready to fit"
 _LIMIT_SECONDS = 400

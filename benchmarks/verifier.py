@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.hostile_latex import KINDS
 from tests.math_answers import DIFFERENT, SAME
-from verl_s2d import arguments
-from verl_s2d.rewards.mathematics import Options, judge
+from verl_s2d.recipe import arguments
+from verl_s2d.verifiers.math.mathematics import Options, judge
 
 
 @dataclass

@@ -22,9 +22,9 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 from tests.ranks import work
 from tests.tiny import WORDS, write_model
 from verl_s2d.gpu_check.engine_step import fill_adapters, record_steps
-from verl_s2d.training.opd_config import read_opd_config
-from verl_s2d.training.teacher_worker import StudentTeacherWorker
-from verl_s2d.workflow.overrides import hydra_arguments, merge, overlay
+from verl_s2d.stages.opd.config import read_opd_config
+from verl_s2d.stages.opd.worker import StudentTeacherWorker
+from verl_s2d.verl_settings.overrides import hydra_arguments, merge, overlay
 
 PACKS = "actor_rollout_ref.model.use_remove_padding"
 _LORA = {

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.hostile_latex import KINDS, TRUTHS
-from verl_s2d import arguments
-from verl_s2d.rewards.mathematics import Options, judge
-from verl_s2d.rewards.pool import shared
+from verl_s2d.recipe import arguments
+from verl_s2d.verifiers.math.mathematics import Options, judge
+from verl_s2d.verifiers.process_pool import shared
 
 NEVER_RIGHT = ("deep", "endless", "code")
 _PAGE = os.sysconf("SC_PAGE_SIZE") / 2**20

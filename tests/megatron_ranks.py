@@ -20,10 +20,10 @@ from verl.utils.metric import Metric
 from tests.megatron_cases import CASES, Case
 from tests.megatron_engine import adopt, engine, gpt, name_in_whole, own, use_cpu
 from tests.ranks import work
-from verl_s2d.training.aggregation import ResponseMean
-from verl_s2d.training.distilled_worker import DistilledWorker
-from verl_s2d.training.full_vocabulary import FullVocabularyLoss, Objective
-from verl_s2d.training.warmup_worker import WarmupWorker
+from verl_s2d.signals.aggregation import ResponseMean
+from verl_s2d.signals.full_vocabulary import FullVocabularyLoss, Objective
+from verl_s2d.stages.shared.distilled_worker import DistilledWorker
+from verl_s2d.stages.warmup.worker import WarmupWorker
 
 # Real ids, and both sides' padding: 12 and 14 ids a rank.
 REAL, STUDENT, TEACHER = 22, {"width": 16, "vocabulary": 24, "seed": 0}, {"width": 32, "vocabulary": 28, "seed": 1}

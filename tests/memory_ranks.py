@@ -22,12 +22,12 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from tests.ranks import work
 from tests.tiny import WORDS, write_tokenizer
-from verl_s2d.training.opd_config import read_opd_config
-from verl_s2d.training.teacher_worker import StudentTeacherWorker
-from verl_s2d.workflow.overrides import hydra_arguments, merge, overlay
-from verl_s2d.workflow.sizing.phases import training_phases
-from verl_s2d.workflow.sizing.reading import read_training
-from verl_s2d.workflow.sizing.shapes import ModelShape
+from verl_s2d.sizing.phases import training_phases
+from verl_s2d.sizing.shapes import ModelShape
+from verl_s2d.stages.opd.config import read_opd_config
+from verl_s2d.stages.opd.worker import StudentTeacherWorker
+from verl_s2d.verl_settings.from_verl import read_training
+from verl_s2d.verl_settings.overrides import hydra_arguments, merge, overlay
 
 TOLERANCE = 0.25
 PROMPT = 8

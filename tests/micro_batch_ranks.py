@@ -18,8 +18,8 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 from tests.memory_ranks import PROMPT, Case, compose_case, write_shape
 from tests.ranks import work
 from tests.tiny import WORDS
-from verl_s2d.training.teacher_worker import StudentTeacherWorker
-from verl_s2d.workflow.sizing.shapes import ModelShape
+from verl_s2d.sizing.shapes import ModelShape
+from verl_s2d.stages.opd.worker import StudentTeacherWorker
 
 SEQUENCES = 4
 """Sequences of each rank."""

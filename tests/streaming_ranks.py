@@ -10,7 +10,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from verl.utils.fsdp_utils import apply_fsdp2
 
 from tests import ranks
-from verl_s2d.training.head_seam import HeadSeam
+from verl_s2d.teachers.lm_head_hook import HeadSeam
 
 LAYERS = 3
 

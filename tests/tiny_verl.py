@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from verl_s2d.workflow.overrides import hydra_arguments, merge, overlay
+from verl_s2d.verl_settings.overrides import hydra_arguments, merge, overlay
 
 SIZES: dict[str, Any] = {
     "data.train_batch_size": 8,

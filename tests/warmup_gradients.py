@@ -14,7 +14,7 @@ from verl.utils import tensordict_utils as tu
 from tests import flash_on_cpu
 from verl_s2d.gpu_check.engine_step import batch_of, fill_adapters, record_steps, step_configuration, warmup_worker
 from verl_s2d.objectives import differentiable
-from verl_s2d.training.warmup_data import CachedRollouts
+from verl_s2d.stages.warmup.rollout_dataset import CachedRollouts
 
 
 def main(student: str, teacher: str, cache: str, out: str, *overrides: str) -> None:

@@ -34,8 +34,8 @@ from verl_s2d.gpu_check.engine_step import (
 )
 from verl_s2d.gpu_check.plain_step import relative_difference
 from verl_s2d.objectives.token_weights import soft_or_weights
-from verl_s2d.training.full_vocabulary import Objective
-from verl_s2d.training.warmup_data import CachedRollouts
+from verl_s2d.signals.full_vocabulary import Objective
+from verl_s2d.stages.warmup.rollout_dataset import CachedRollouts
 
 BATCH, KEEP = 8, 0.4  # of the shortest rollout, two tokens, nothing is kept
 BF16 = ["++engine.mixed_precision.param_dtype=bf16", "++engine.mixed_precision.reduce_dtype=fp32"]

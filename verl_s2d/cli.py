@@ -16,10 +16,10 @@ from pathlib import Path
 
 from verl_s2d import __version__
 from verl_s2d.errors import UserError
+from verl_s2d.recipe.load import load_recipe
 from verl_s2d.workflow import redaction
 from verl_s2d.workflow.failures import Interrupted
 from verl_s2d.workflow.planning import Plan, make_plan
-from verl_s2d.workflow.recipe_file import load_recipe
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -142,15 +142,15 @@ def _print_json(value: object) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from verl_s2d.workflow.check import check_everything
+    from verl_s2d.checks.installation import check_everything
 
     plan = _load(options) if options.recipe else None
     findings = check_everything(plan)
     if options.self_test:
         if plan is None:
             raise UserError("The self-test needs models.", key="--self-test", remedy="Give a recipe.")
+        from verl_s2d.checks.self_test import self_test
         from verl_s2d.workflow.progress import choose_progress
-        from verl_s2d.workflow.self_test import self_test
 
         if all(f.ok for f in findings):
             findings += self_test(plan, choose_progress())
@@ -162,8 +162,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from verl_s2d.workflow.sizing.estimate import sized
-    from verl_s2d.workflow.views import plan_text, plan_view
+    from verl_s2d.report.views import plan_text, plan_view
+    from verl_s2d.sizing.estimate import sized
 
     plan = _load(options)
     view = sized(plan, plan_view(plan))
@@ -172,7 +172,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from verl_s2d.workflow.views import status_text, status_view
+    from verl_s2d.report.views import status_text, status_view
 
     view = status_view(_load(options))
     _print_json(view) if options.json else print(status_text(view))
@@ -188,8 +188,8 @@ def _run(options: argparse.Namespace) -> int:
 
 def _build(plan: Plan, *, keep_going: bool = False) -> bool:
     """Build what a plan misses; whether all of it is there."""
+    from verl_s2d.checks.run_checks import RunChecks
     from verl_s2d.workflow.progress import choose_progress
-    from verl_s2d.workflow.run_checks import RunChecks
     from verl_s2d.workflow.runner import run_plan
 
     progress = choose_progress()
@@ -201,9 +201,9 @@ def _build(plan: Plan, *, keep_going: bool = False) -> bool:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from verl_s2d.evaluation.report import Facts, build_report
-    from verl_s2d.workflow.evaluation import evaluation_plan
-    from verl_s2d.workflow.results import finished_rows
+    from verl_s2d.report.inputs import finished_rows
+    from verl_s2d.report.write import Facts, build_report
+    from verl_s2d.stages.evaluate.command import evaluation_plan
 
     plan = evaluation_plan(_load(options), options.models)
     if not _build(plan):
@@ -228,8 +228,8 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _gc(options: argparse.Namespace) -> int:
-    from verl_s2d.workflow.collect import collect
-    from verl_s2d.workflow.kept import plan_to_keep, results_to_keep
+    from verl_s2d.workflow.store.gc import collect
+    from verl_s2d.workflow.store.gc_scope import plan_to_keep, results_to_keep
 
     plan = plan_to_keep(options.recipe, options.run_dir, options.rows, options.seeds)
     collection = collect(plan, delete=options.delete, results=results_to_keep(plan, options.rows))
@@ -238,7 +238,7 @@ def _gc(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from verl_s2d.workflow.verify import verify_run
+    from verl_s2d.workflow.store.verify import verify_run
 
     run = options.run
     verification = verify_run(run if run.is_dir() else make_plan(load_recipe(run)).context.run_dir)
@@ -262,8 +262,8 @@ def _gpu_check(options: argparse.Namespace) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from verl_s2d import arguments
     from verl_s2d.data.prepare import Options, prepare, summary
+    from verl_s2d.recipe import arguments
 
     manifest = prepare(arguments.parse([f"out={options.out}", *options.settings], Options))
     _print_json(manifest) if options.json else print(summary(manifest))
@@ -272,8 +272,8 @@ def _prepare(options: argparse.Namespace) -> int:
 
 def _write_report(plan: Plan | None, options: argparse.Namespace) -> int:
     """Of the plan's rows, or without one of all rows found in the directory that stands in the recipe's place."""
-    from verl_s2d.evaluation.report import Facts
-    from verl_s2d.workflow.results import finished_rows, found_rows, recorded_facts, report_of
+    from verl_s2d.report.inputs import finished_rows, found_rows, recorded_facts, report_of
+    from verl_s2d.report.write import Facts
 
     if plan is not None:
         run_dir, rows = plan.context.run_dir, finished_rows(plan)

@@ -47,22 +47,24 @@ def _import_after(trigger: str, module: str, what: str) -> None:
 
 
 def _register() -> None:
-    from verl_s2d.platforms import cpu  # noqa: F401  (registers the platform)
+    from verl_s2d.platforms.cpu import platform  # noqa: F401  (registers the platform)
     from verl_s2d.platforms.environment import cpu_requested
 
     STATUS.done.append("platform cpu")
-    _import_after("verl.trainer.ppo.core_algos", "verl_s2d.training.advantage", "advantage estimator s2d_opd")
-    _import_after("verl.trainer.ppo.v1.trainer_sync", "verl_s2d.training.opd_trainer", "trainer s2d_opd")
-    _import_after("verl.trainer.ppo.v1.trainer_sync", "verl_s2d.training.grpo_trainer", "trainer s2d_grpo")
+    _import_after("verl.trainer.ppo.core_algos", "verl_s2d.signals.advantage_estimator", "advantage estimator s2d_opd")
+    _import_after("verl.trainer.ppo.v1.trainer_sync", "verl_s2d.stages.opd.trainer", "trainer s2d_opd")
+    _import_after("verl.trainer.ppo.v1.trainer_sync", "verl_s2d.stages.grpo.trainer", "trainer s2d_grpo")
     _import_after(
         "verl.experimental.reward_loop.reward_loop", "verl_s2d.platforms.reward_loop", "reward tokenizer as configured"
     )
     if cpu_requested():
-        from verl_s2d.platforms import shims
+        from verl_s2d.platforms.cpu import shims
 
         STATUS.shims["process_group_backend"] = shims.process_group_backend()
         STATUS.shims["vllm_distribution_name"] = shims.vllm_distribution_name()
-        _import_after("verl.workers.engine.fsdp.transformer_impl", "verl_s2d.platforms.engine", "engines fsdp on cpu")
+        _import_after(
+            "verl.workers.engine.fsdp.transformer_impl", "verl_s2d.platforms.cpu.fsdp_engines", "engines fsdp on cpu"
+        )
 
 
 try:

@@ -26,9 +26,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from verl_s2d import arguments
 from verl_s2d.data.templates import TEMPLATES
 from verl_s2d.errors import UserError
+from verl_s2d.recipe import arguments
 
 PAD = "<pad>"
 BATCH, LEARNING_RATE = 32, 3e-3

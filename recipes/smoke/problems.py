@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from verl_s2d import arguments
 from verl_s2d.data.files import write_parquet
 from verl_s2d.data.prepare import Options, prepare, summary
 from verl_s2d.data.templates import TEMPLATES
 from verl_s2d.errors import UserError
+from verl_s2d.recipe import arguments
 
 LABELLED, EVALUATION = "dapo-math-17k", ("math500", "aime24", "aime25")
 

@@ -267,6 +267,6 @@ def test_model_config_takes(name):
 
 
 def test_platform_implements_all_that_verl_asks_of_one():
-    from verl_s2d.platforms.cpu import PlatformCPU
+    from verl_s2d.platforms.cpu.platform import PlatformCPU
 
     assert not PlatformCPU.__abstractmethods__

@@ -12,17 +12,17 @@ from typing import Any
 
 from tests.cuda_double.recorded import Started, cuda_machine, placeholders, record
 from tests.unit.workflow_project import write_model
-from verl_s2d.workflow.cluster import CLUSTER_MARKER
+from verl_s2d.workflow.hosts.local_cluster import CLUSTER_MARKER
+from verl_s2d.workflow.hosts.process import MARKER
 from verl_s2d.workflow.planning import Plan
-from verl_s2d.workflow.probe import Probe
-from verl_s2d.workflow.process import MARKER
+from verl_s2d.workflow.subprocess_query import Probe
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).with_name("golden")
 RECIPES = sorted([*ROOT.glob("recipes/qwen3/*.yaml"), *ROOT.glob("recipes/llama/*.yaml")])
 _CHANCE = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", MARKER, CLUSTER_MARKER)
 """Variables with another value in every run."""
-_TRAINING = ("verl.trainer.main_ppo", "verl_s2d.training.warmup")
+_TRAINING = ("verl.trainer.main_ppo", "verl_s2d.stages.warmup.trainer")
 
 
 def texts() -> dict[str, str]:

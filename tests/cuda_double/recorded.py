@@ -14,10 +14,10 @@ from unittest.mock import patch
 
 from tests.unit.test_workflow_runner import Lines
 from tests.unit.workflow_project import Ended, SimulatedStages, write_model, write_problems
+from verl_s2d.recipe.load import load_recipe
+from verl_s2d.stages.prepare.stage import Slices
 from verl_s2d.workflow.planning import Plan, make_plan
-from verl_s2d.workflow.recipe_file import load_recipe
 from verl_s2d.workflow.runner import run_plan
-from verl_s2d.workflow.stages.preparation import Slices
 
 FAKE_TOOLS = Path(__file__).with_name("bin")
 CPUS = 64
@@ -116,8 +116,8 @@ def cuda_machine() -> Iterator[None]:
         patch("os.fsync", lambda descriptor: None),
         # No process is started, so none is left.
         patch("verl_s2d.workflow.runner.kill_marked", lambda *_: 0),
-        patch("verl_s2d.workflow.cluster.kill_marked", lambda *_: 0),
-        patch("verl_s2d.workflow.cluster.marked_processes", lambda *_: []),
+        patch("verl_s2d.workflow.hosts.local_cluster.kill_marked", lambda *_: 0),
+        patch("verl_s2d.workflow.hosts.local_cluster.marked_processes", lambda *_: []),
     ):
         yield
 

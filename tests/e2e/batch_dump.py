@@ -24,7 +24,7 @@ def dumping(to: Path) -> dict[str, str]:
     }
 
 
-@when_imported("verl_s2d.training.opd_trainer")
+@when_imported("verl_s2d.stages.opd.trainer")
 def _register(opd) -> None:
     import torch
     import transfer_queue as tq

@@ -18,11 +18,11 @@ from tests.tiny import write_model, write_problems
 from tests.tiny_training import prune, sharpen
 from tests.tiny_verl import verl_command
 from verl_s2d.logs import last_lines
-from verl_s2d.ray_places import RL_CPUS_PER_WORKER, Demand
-from verl_s2d.workflow.cluster import CLUSTER_MARKER, RayCluster
-from verl_s2d.workflow.process import MARKER, kill_marked, marked_processes, stop, wait
+from verl_s2d.workflow.hosts.local_cluster import CLUSTER_MARKER, RayCluster
+from verl_s2d.workflow.hosts.process import MARKER, kill_marked, marked_processes, stop, wait
+from verl_s2d.workflow.hosts.ray_places import RL_CPUS_PER_WORKER, Demand
+from verl_s2d.workflow.hosts.warm_launcher import WarmLauncher
 from verl_s2d.workflow.runner import stage_environment
-from verl_s2d.workflow.warm_launcher import WarmLauncher
 
 ROOT = Path(__file__).parents[2]
 _LIMIT_SECONDS = 600

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from tests.e2e.batch_dump import dumping
 from tests.e2e.test_opd import BATCH
 from tests.tiny_training import plain_log_probs
-from verl_s2d.training.merge_adapter import merge
+from verl_s2d.stages.merge.merge_adapter import merge
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

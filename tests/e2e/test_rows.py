@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from verl_s2d.recipe.load import load_recipe
+from verl_s2d.recipe.schema import ROW_NAMES
 from verl_s2d.workflow.planning import make_plan
-from verl_s2d.workflow.recipe import ROW_NAMES
-from verl_s2d.workflow.recipe_file import load_recipe
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

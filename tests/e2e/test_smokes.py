@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from verl_s2d.recipe.load import load_recipe
 from verl_s2d.workflow.identity import file_digest
-from verl_s2d.workflow.recipe_file import load_recipe
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import WORDS, write_model
-from verl_s2d.workflow.overrides import hydra_arguments, merge, overlay
+from verl_s2d.verl_settings.overrides import hydra_arguments, merge, overlay
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -54,11 +54,11 @@ def start(artefacts: Path, out: Path, attempt: int, **overrides) -> subprocess.P
         "trainer.logger": ["console", "file"],
         "hydra.run.dir": str(out / "hydra"),
     }
-    arguments = hydra_arguments(merge(overlay("warmup"), overlay("warmup-cpu"), keys, overrides))
+    arguments = hydra_arguments(merge(overlay("warmup"), overlay("cpu", "warmup"), keys, overrides))
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     environment |= {"VERL_FILE_LOGGER_PATH": str(out / f"attempt-{attempt}.jsonl"), "OMP_NUM_THREADS": "1"}
     with open(out / "log.txt", "ab") as log:
-        command = [sys.executable, "-m", "verl_s2d.training.warmup", *arguments]
+        command = [sys.executable, "-m", "verl_s2d.stages.warmup.trainer", *arguments]
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
 

@@ -17,11 +17,11 @@ from typing import Any
 import psutil
 import yaml
 
-from verl_s2d.workflow.manifest import MANIFEST
-from verl_s2d.workflow.metrics import read_metrics
-from verl_s2d.workflow.process import kill_marked, marked_processes
-from verl_s2d.workflow.run_directory import read_record
-from verl_s2d.workflow.verify import verify_run
+from verl_s2d.workflow.hosts.process import kill_marked, marked_processes
+from verl_s2d.workflow.store.manifest import MANIFEST
+from verl_s2d.workflow.store.run_directory import read_record
+from verl_s2d.workflow.store.verify import verify_run
+from verl_s2d.workflow.watch.metric_logs import read_metrics
 
 MINIMAL = Path(__file__).parents[1] / "e2e" / "minimal"
 PLANTED = {

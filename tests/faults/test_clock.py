@@ -7,9 +7,9 @@ import time
 
 from tests.unit.test_workflow_runner import Lines, build, directory, project
 from tests.unit.workflow_project import SimulatedStages
-from verl_s2d.workflow.manifest import read_manifest
-from verl_s2d.workflow.results import finished_rows
-from verl_s2d.workflow.verify import verify_run
+from verl_s2d.report.inputs import finished_rows
+from verl_s2d.workflow.store.manifest import read_manifest
+from verl_s2d.workflow.store.verify import verify_run
 
 
 def test_a_clock_that_jumps_stops_nothing_and_adds_no_time(seed, tmp_path, monkeypatch, fault):

@@ -11,8 +11,8 @@ import pytest
 
 from tests.faults.running import determined, finish, manifests, nothing_half_written, outputs, write_recipe, written
 from tests.unit.damage import flip, truncate
-from verl_s2d.workflow.manifest import MANIFEST
-from verl_s2d.workflow.verify import verify_run
+from verl_s2d.workflow.store.manifest import MANIFEST
+from verl_s2d.workflow.store.verify import verify_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

@@ -15,9 +15,9 @@ from tests.faults.running import finish, manifests, nothing_half_written, runnin
 from tests.unit.test_workflow_runner import Lines
 from tests.unit.test_workflow_simulation import FAILED, Executor, check_ledgers, check_what_is_there, plan_of
 from verl_s2d import cli
-from verl_s2d.workflow.metrics import read_metrics
 from verl_s2d.workflow.planning import Plan
 from verl_s2d.workflow.runner import run_plan
+from verl_s2d.workflow.watch.metric_logs import read_metrics
 
 BALLAST = "ballast"
 

@@ -23,9 +23,9 @@ from tests.faults.running import (
     written,
 )
 from tests.unit.damage import flip, truncate
-from verl_s2d.workflow.alarms import watched
-from verl_s2d.workflow.metrics import read_metrics
-from verl_s2d.workflow.stages import checkpoints
+from verl_s2d.stages.shared import checkpoints
+from verl_s2d.workflow.watch.detectors import watched
+from verl_s2d.workflow.watch.metric_logs import read_metrics
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

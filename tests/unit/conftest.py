@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from verl_s2d.workflow.composition import CompositionProbe
-from verl_s2d.workflow.probe import Probe
+from verl_s2d.checks.composition import CompositionProbe
+from verl_s2d.workflow.subprocess_query import Probe
 
 _SERVER = """
 import json, os, sys
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # verl prints to standard output
-from verl_s2d.training.composition import examine
+from verl_s2d.verl_settings.composition_process import examine
 for line in sys.stdin:
     found = {command["name"]: examine(command["argv"]) for command in json.loads(line)}
     print(json.dumps(found), file=answers, flush=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from verl_s2d.sampling import complete, engine, parts, replica
+from verl_s2d.sampling import complete, engine, replica, shards
 from verl_s2d.sampling.prompts import prompt_seed
 
 
@@ -78,7 +78,7 @@ class Machine:
                 return found
 
         def write_part(part, of_prompts):
-            parts.write_part(part, of_prompts)
+            shards.write_part(part, of_prompts)
             machine.whole |= set() if machine.forgets else {tuple(p) for p in part.prompts}
 
         monkeypatch.setattr(complete, "Sampler", Sampler)

@@ -8,9 +8,9 @@ import sys
 import time
 from dataclasses import dataclass
 
-from verl_s2d.gpu_check.checks import Recorder
-from verl_s2d.gpu_check.registry import Part
-from verl_s2d.gpu_check.settings import Settings
+from verl_s2d.gpu_check.figures import Recorder
+from verl_s2d.gpu_check.part_registry import Part
+from verl_s2d.gpu_check.part_settings import Settings
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from verl_s2d.evaluation.alarms import alarms_of
-from verl_s2d.evaluation.curves import curves_of
-from verl_s2d.evaluation.evaluate import summarise
-from verl_s2d.evaluation.report import Facts, Report, RowResult, build_report
-from verl_s2d.evaluation.text import markdown
+from verl_s2d.report.curves import curves_of
+from verl_s2d.report.plain_text import markdown
+from verl_s2d.report.warnings import alarms_of
+from verl_s2d.report.write import Facts, Report, RowResult, build_report
+from verl_s2d.stages.evaluate.sample_and_score import summarise
 
 
 def result(*correct: int, samples: int = 4, name: str = "eval", level: str | None = None) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from tests.unit.workflow_project import write_project
 from verl_s2d.errors import UserError
-from verl_s2d.workflow.alarm_settings import Alarms
-from verl_s2d.workflow.alarms import Detectors
+from verl_s2d.recipe.alarm_settings import Alarms
+from verl_s2d.recipe.load import load_recipe, stage_alarms
 from verl_s2d.workflow.planning import make_plan
-from verl_s2d.workflow.recipe_file import load_recipe, stage_alarms
+from verl_s2d.workflow.watch.detectors import Detectors
 
 METRIC = {
     "loss_spike": "actor/loss",

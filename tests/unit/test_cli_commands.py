@@ -14,7 +14,7 @@ import pytest
 
 from tests.unit.workflow_project import FakeStages, write_project
 from verl_s2d import cli
-from verl_s2d.workflow.registration import judge
+from verl_s2d.checks.registration import judge
 
 GOOD = {"error": None, "missing": [], "done": ["trainer s2d_opd"], "shims": {}}
 ROOT = str(Path(__file__).resolve().parents[2])
@@ -26,9 +26,9 @@ def _environment(monkeypatch):
     monkeypatch.setattr("verl_s2d.workflow.runner.choose_launcher", lambda plan, environment: FakeStages())
     monkeypatch.delenv("FAKE", raising=False)
     # Importing verl takes ten seconds; what the answer means is tested below.
-    monkeypatch.setattr("verl_s2d.workflow.registration._PROBE", f"print('S2D ' + {json.dumps(GOOD)!r})")
+    monkeypatch.setattr("verl_s2d.checks.registration._PROBE", f"print('S2D ' + {json.dumps(GOOD)!r})")
     # So does asking it about the stages; tests/unit/test_plan_sizes.py does.
-    monkeypatch.setattr("verl_s2d.workflow.sizing.estimate.CompositionProbe", NoSettings)
+    monkeypatch.setattr("verl_s2d.sizing.estimate.CompositionProbe", NoSettings)
 
 
 class NoSettings:
@@ -136,7 +136,7 @@ def test_planning_imports_nothing_heavy(tmp_path):
     recipe = write_project(tmp_path)
     code = (
         "import sys; from verl_s2d import cli; "
-        f"cli.main(['status', {str(recipe)!r}]); import verl_s2d.workflow.sizing.estimate; "
+        f"cli.main(['status', {str(recipe)!r}]); import verl_s2d.sizing.estimate; "
         "heavy = {'torch', 'verl', 'ray', 'transformers', 'pyarrow', 'matplotlib', 'hydra'} & set(sys.modules); "
         "assert not heavy, heavy"
     )
@@ -149,8 +149,8 @@ def test_preflight_imports_no_torch(tmp_path):
     recipe = write_project(tmp_path)
     code = (
         "import sys; from pathlib import Path; from verl_s2d.workflow.planning import make_plan; "
-        "from verl_s2d.workflow.recipe_file import load_recipe; from verl_s2d.workflow.preflight import check_plan; "
-        "import verl_s2d.workflow.runner, verl_s2d.workflow.results, verl_s2d.workflow.check; "
+        "from verl_s2d.recipe.load import load_recipe; from verl_s2d.checks import check_plan; "
+        "import verl_s2d.workflow.runner, verl_s2d.report.inputs, verl_s2d.checks.installation; "
         f"check_plan(make_plan(load_recipe({str(recipe)!r}))); "
         "heavy = {'torch', 'verl', 'ray', 'transformers'} & set(sys.modules); assert not heavy, heavy"
     )
@@ -160,7 +160,7 @@ def test_preflight_imports_no_torch(tmp_path):
 
 def test_check_reports_every_finding(tmp_path, capsys, monkeypatch):
     recipe, asked = write_project(tmp_path), []
-    monkeypatch.setattr("verl_s2d.workflow.check.ask_for_check", lambda demand, _: asked.append(demand) or "fits")
+    monkeypatch.setattr("verl_s2d.checks.installation.ask_for_check", lambda demand, _: asked.append(demand) or "fits")
     code, out, _ = call(capsys, "check", recipe)
     assert code == 0, out
     assert "ok   Ray cluster: fits" in out, "RAY_ADDRESS is set"
@@ -189,7 +189,7 @@ def test_a_plugin_that_fails_is_shown_with_its_exception():
     ],
 )
 def test_run_trains_nothing_when_the_plugin_is_not_registered(tmp_path, capsys, monkeypatch, answer):
-    monkeypatch.setattr("verl_s2d.workflow.registration._PROBE", answer)
+    monkeypatch.setattr("verl_s2d.checks.registration._PROBE", answer)
     recipe = write_project(tmp_path)
     code, _, err = call(capsys, "run", recipe, "--run-dir", tmp_path / "run")
     assert code == 2 and "trainer s2d_opd" in err and "teacher-rl" not in err

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from verl_s2d.data import templates
 from verl_s2d.data.contamination import find_overlaps
 from verl_s2d.data.ground_truths import ground_truth
+from verl_s2d.data.normalised_text import canonical, words
 from verl_s2d.data.sources import Record
 from verl_s2d.data.templates import strip as taken_off
-from verl_s2d.data.text import canonical, words
 
 BOXED = r"Please reason step by step, and put your final answer within \boxed{}."
 PIECES = ["x", " ", "\n", BOXED, *(part for t in templates.TEMPLATES.values() for part in (t.before, t.after))]

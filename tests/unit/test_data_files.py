@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from verl_s2d import arguments
 from verl_s2d.data.files import write_json, written_whole
 from verl_s2d.errors import UserError
+from verl_s2d.recipe import arguments
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):

@@ -12,10 +12,10 @@ from unittest import mock
 
 import pytest
 
+from verl_s2d.recipe.load import load_recipe
+from verl_s2d.recipe.rows import build_rows
 from verl_s2d.workflow import identity
 from verl_s2d.workflow.graph import build_order
-from verl_s2d.workflow.recipe_file import load_recipe
-from verl_s2d.workflow.rows import build_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = Path(__file__).with_name("digests.json")

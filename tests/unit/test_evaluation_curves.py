@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 
-from verl_s2d.evaluation.curves import PANELS, curves_of, not_finite, thin
-from verl_s2d.workflow.metrics import read_metrics
+from verl_s2d.report.curves import PANELS, curves_of, not_finite, thin
+from verl_s2d.workflow.watch.metric_logs import read_metrics
 
 
 def test_curves_of_attempts(tmp_path):

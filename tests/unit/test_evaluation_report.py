@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.unit.report_rows import ledger, markdown_of, result, stage
-from verl_s2d.evaluation.evaluate import GENERATIONS, summarise
-from verl_s2d.evaluation.report import Facts, RowResult, build_report
-from verl_s2d.evaluation.scoring import is_correct
+from verl_s2d.report.write import Facts, RowResult, build_report
+from verl_s2d.stages.evaluate.sample_and_score import GENERATIONS, summarise
+from verl_s2d.stages.evaluate.scoring import is_correct
 
 
 def test_summary_by_hand():

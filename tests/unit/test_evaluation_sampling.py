@@ -11,12 +11,12 @@ import torch
 
 from tests import tiny
 from verl_s2d.errors import UserError
-from verl_s2d.evaluation import evaluate
-from verl_s2d.sampling import parts, replica, replicas
+from verl_s2d.sampling import replica, replicas, shards
 from verl_s2d.sampling.engine import Sampler
 from verl_s2d.sampling.prompts import load_tokenizer, prompt_seed, render_prompt
 from verl_s2d.sampling.request import Settings
-from verl_s2d.training import rollout_cache
+from verl_s2d.stages.evaluate import sample_and_score
+from verl_s2d.stages.rollouts import rollout_cache
 
 MESSAGES = [{"role": "user", "content": "3 + 4 ="}]
 SETTINGS = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "max_tokens": 6, "seed": 0}
@@ -109,7 +109,7 @@ def test_seeds_of_prompts():
 
 def test_rollout_cache(model, problems, tmp_path, monkeypatch):
     monkeypatch.setattr(rollout_cache, "_PROBLEMS_AT_ONCE", 5)
-    monkeypatch.setattr(parts, "PROMPTS_A_PART", 5)
+    monkeypatch.setattr(shards, "PROMPTS_A_PART", 5)
     options = rollout_cache.Options(model=model, data=problems, out=str(tmp_path), n=3, max_tokens=6)
     rollout_cache.main(options)
     table = pq.read_table(tmp_path / "rollouts.parquet")
@@ -128,7 +128,7 @@ def test_rollout_cache(model, problems, tmp_path, monkeypatch):
 
 def test_rollouts_that_were_killed_end_as_the_same_file(model, problems, tmp_path, monkeypatch):
     """Whatever the engine works on at the same time."""
-    monkeypatch.setattr(parts, "PROMPTS_A_PART", 2)
+    monkeypatch.setattr(shards, "PROMPTS_A_PART", 2)
     options = {"model": model, "data": problems, "n": 3, "max_tokens": 6}
     rollout_cache.main(rollout_cache.Options(out=str(tmp_path / "undisturbed"), **options))
     left = 3
@@ -138,7 +138,7 @@ def test_rollouts_that_were_killed_end_as_the_same_file(model, problems, tmp_pat
         if left == 0:
             raise KeyboardInterrupt
         left -= 1
-        parts.write_part(part, completions)
+        shards.write_part(part, completions)
 
     monkeypatch.setattr(replica, "SEQUENCES_AHEAD", 7)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -152,7 +152,7 @@ def test_rollouts_that_were_killed_end_as_the_same_file(model, problems, tmp_pat
 
 def test_two_engines_make_the_same_file_as_one(model, problems, tmp_path, monkeypatch):
     """Real ones, in processes of their own; none gets a part before both can work."""
-    monkeypatch.setattr(parts, "PROMPTS_A_PART", 2)
+    monkeypatch.setattr(shards, "PROMPTS_A_PART", 2)
     hear, held, ready, wrote = replicas._Coordinator._hear, [], set(), set()
 
     def hear_when_both_are_ready(self, replica, message):
@@ -173,10 +173,10 @@ def test_two_engines_make_the_same_file_as_one(model, problems, tmp_path, monkey
 
 def test_evaluation(model, problems, tmp_path):
     verifier = f"{tiny.__file__}:score_sum"
-    options = evaluate.Options(
+    options = sample_and_score.Options(
         model=model, verifier=verifier, out=str(tmp_path), max_tokens=6, set={"sums": problems}, samples=4
     )
-    evaluate.main(options)
+    sample_and_score.main(options)
     result = json.loads((tmp_path / "result.json").read_text())
     rows = pq.read_table(tmp_path / "generations.parquet").to_pylist()
     assert len(rows) == 48 and result["sets"]["sums"]["n_problems"] == 12
@@ -188,12 +188,12 @@ def test_evaluation(model, problems, tmp_path):
 def test_bad_input_is_found_before_the_engine_starts(model, problems, tmp_path):
     options = {"verifier": f"{tiny.__file__}:score_sum", "out": str(tmp_path), "max_tokens": 6, "set": {"s": problems}}
     with pytest.raises(UserError, match="nothing to evaluate"):
-        evaluate.main(evaluate.Options(model=model, **{**options, "set": {}}))
+        sample_and_score.main(sample_and_score.Options(model=model, **{**options, "set": {}}))
     with pytest.raises(UserError, match="cannot be read"):
-        evaluate.main(evaluate.Options(model=str(tmp_path / "absent"), **options))
+        sample_and_score.main(sample_and_score.Options(model=str(tmp_path / "absent"), **options))
     with pytest.raises(UserError, match="out of range") as caught:
-        evaluate.main(evaluate.Options(model=model, **options, top_p=0.0))
+        sample_and_score.main(sample_and_score.Options(model=model, **options, top_p=0.0))
     assert caught.value.key == "top_p"
     with pytest.raises(UserError, match="context is 128 tokens"):
-        evaluate.main(evaluate.Options(model=model, **{**options, "max_tokens": 126}))
+        sample_and_score.main(sample_and_score.Options(model=model, **{**options, "max_tokens": 126}))
     assert not list(tmp_path.iterdir())

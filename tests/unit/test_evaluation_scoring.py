@@ -10,8 +10,8 @@ import pytest
 from tests import tiny
 from tests.unit.fake_engine import FakeSampler
 from tests.unit.test_sampling_parts import job
-from verl_s2d.evaluation import evaluate
-from verl_s2d.sampling import PARTS, complete, parts, replica, request
+from verl_s2d.sampling import PARTS, complete, replica, request, shards
+from verl_s2d.stages.evaluate import sample_and_score
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def model(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """One part of two prompts is open at a time."""
-    monkeypatch.setattr(parts, "PROMPTS_A_PART", 2)
+    monkeypatch.setattr(shards, "PROMPTS_A_PART", 2)
     monkeypatch.setattr(replica, "SEQUENCES_AHEAD", 1)
 
 
@@ -46,7 +46,7 @@ def test_a_part_is_scored_while_the_next_is_sampled(model, tmp_path, monkeypatch
             super().submit(prompts, settings)
 
     scored = threading.Event()
-    original = evaluate.Scorer._score
+    original = sample_and_score.Scorer._score
 
     def score(self, *arguments):
         rows = original(self, *arguments)
@@ -54,7 +54,7 @@ def test_a_part_is_scored_while_the_next_is_sampled(model, tmp_path, monkeypatch
         return rows
 
     monkeypatch.setattr(complete, "Sampler", Sampler)
-    monkeypatch.setattr(evaluate.Scorer, "_score", score)
+    monkeypatch.setattr(sample_and_score.Scorer, "_score", score)
     data = tiny.write_problems(tmp_path / "problems.parquet", 10)
     main, options = job("evaluation", model, data, tmp_path / "out")
     main(options)
@@ -74,7 +74,7 @@ def test_a_verifier_that_fails_ends_the_sampling(model, tmp_path, monkeypatch):
             super().submit(prompts, settings)
 
     failed = threading.Event()
-    original = evaluate.Scorer._score
+    original = sample_and_score.Scorer._score
 
     def score(self, *arguments):
         try:
@@ -83,12 +83,12 @@ def test_a_verifier_that_fails_ends_the_sampling(model, tmp_path, monkeypatch):
             failed.set()
 
     monkeypatch.setattr(complete, "Sampler", Sampler)
-    monkeypatch.setattr(evaluate.Scorer, "_score", score)
+    monkeypatch.setattr(sample_and_score.Scorer, "_score", score)
     data = tiny.write_problems(tmp_path / "problems.parquet", 20)
     chosen = verifier(tmp_path, "if solution_str: raise RuntimeError('no such answer')\n    return 0.0")
     main, options = job("evaluation", model, data, tmp_path / "out")
     with pytest.raises(RuntimeError, match="no such answer"):
-        main(evaluate.Options(**{**vars(options), "verifier": chosen}))
+        main(sample_and_score.Options(**{**vars(options), "verifier": chosen}))
     assert len(sampled) < 10, "of ten parts"
 
 
@@ -100,9 +100,9 @@ def test_small_sets_are_begun_first_and_the_file_is_in_the_order_of_the_sets(mod
     }
     main, options = job("evaluation", model, None, tmp_path / "out", set=sets)
     order = []
-    original = evaluate.Scorer.score
+    original = sample_and_score.Scorer.score
     monkeypatch.setattr(
-        evaluate.Scorer, "score", lambda self, p, number: (order.append(number), original(self, p, number))
+        sample_and_score.Scorer, "score", lambda self, p, number: (order.append(number), original(self, p, number))
     )
     main(options)
     assert order == [5, 4, 0, 1, 2, 3], "the parts of c, of b, and of a"

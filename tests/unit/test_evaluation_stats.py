@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_s2d.evaluation.chances import pass_at_k
-from verl_s2d.evaluation.stats import mean_and_stderr, paired_bootstrap, t_interval
+from verl_s2d.recipe.pass_at_k import pass_at_k
+from verl_s2d.stages.evaluate.statistics import mean_and_stderr, paired_bootstrap, t_interval
 
 
 def test_mean_and_stderr_by_hand():

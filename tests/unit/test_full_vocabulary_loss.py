@@ -9,8 +9,8 @@ from verl.trainer.ppo.core_algos import agg_loss
 from verl.utils import tensordict_utils as tu
 from verl.workers.utils.padding import no_padding_2_padding
 
-from verl_s2d.training.aggregation import ResponseMean, token_mean
-from verl_s2d.training.token_layout import in_logits_layout, next_tokens
+from verl_s2d.signals.aggregation import ResponseMean, token_mean
+from verl_s2d.teachers.token_layout import in_logits_layout, next_tokens
 
 
 def nested(*rows: list[int]) -> torch.Tensor:

@@ -10,8 +10,8 @@ import pytest
 
 from tests.unit.gpu_check_part import FakePart
 from verl_s2d import cli
-from verl_s2d.gpu_check import command, registry
-from verl_s2d.gpu_check.checks import STATES, Recorder, read_checks
+from verl_s2d.gpu_check import command, part_registry
+from verl_s2d.gpu_check.figures import STATES, Recorder, read_checks
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,7 +22,7 @@ def check(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
     def run(*arguments: str, **parts: int) -> tuple[int, str, dict]:
-        monkeypatch.setattr(registry, "PARTS", tuple(FakePart(n, "a test", s) for n, s in parts.items()))
+        monkeypatch.setattr(part_registry, "PARTS", tuple(FakePart(n, "a test", s) for n, s in parts.items()))
         out = tmp_path / "report.json"
         words = ["gpu-check", "--device", "cpu", "--out", str(out), "--keep", str(tmp_path / "kept"), *arguments]
         code = cli.main(words)
@@ -99,7 +99,7 @@ def test_what_is_not_there_is_refused(option, capsys, tmp_path):
 
 
 def test_every_part_has_a_module_with_a_run():
-    names = [part.name for part in registry.PARTS]
+    names = [part.name for part in part_registry.PARTS]
     assert len(set(names)) == len(names)
     directory = ROOT / "verl_s2d" / "gpu_check" / "parts"
     assert {path.stem for path in directory.glob("*.py")} - {"__init__"} == set(names)

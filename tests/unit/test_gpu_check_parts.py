@@ -9,10 +9,10 @@ import pytest
 
 from verl_s2d import cli
 from verl_s2d.gpu_check import stage_recipe
-from verl_s2d.gpu_check.checks import Recorder, read_checks
+from verl_s2d.gpu_check.figures import Recorder, read_checks
+from verl_s2d.gpu_check.part_settings import Settings
 from verl_s2d.gpu_check.parts import machine, summary
-from verl_s2d.gpu_check.settings import Settings
-from verl_s2d.workflow.recipe_file import load_recipe
+from verl_s2d.recipe.load import load_recipe
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import WORDS, write_model, write_tokenizer
 from verl_s2d.errors import UserError
-from verl_s2d.training.merge_adapter import merge
+from verl_s2d.stages.merge.merge_adapter import merge
+from verl_s2d.stages.shared import checkpoints
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.stages import checkpoints
 
 IDS = torch.randint(3, len(WORDS), (3, 9), generator=torch.Generator().manual_seed(0))
 

@@ -13,8 +13,8 @@ from tests.megatron_checkpoint import IDS, STEP, STEPS_TRAINED
 from tests.ranks import problems, run
 from tests.tiny import WORDS, write_tokenizer
 from verl_s2d.platforms.environment import cpu_environment
+from verl_s2d.stages.shared import checkpoints
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.stages import checkpoints
 
 
 def logits_of(model: torch.nn.Module) -> torch.Tensor:

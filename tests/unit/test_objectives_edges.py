@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from tests.unit.test_objectives_divergence import OBJECTIVES, cast, definition, linear, materialised, normal
 from verl_s2d.objectives import differentiable
 from verl_s2d.objectives.divergence import divergence
-from verl_s2d.objectives.health import top_k_health
 from verl_s2d.objectives.logits import LinearLogits
+from verl_s2d.objectives.overlap import top_k_health
 from verl_s2d.objectives.top_k import top_k_forward_kl
 
 INF = math.inf

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.unit.test_objectives_divergence import cast, definition, gradients, linear, materialised
-from verl_s2d.objectives import buffers, gemm, sweep
+from verl_s2d.objectives import buffers, chunked_pass, gemm
 from verl_s2d.objectives.divergence import divergence
 
 
@@ -33,7 +33,7 @@ def tensor_cores(monkeypatch):
     monkeypatch.setattr(torch, "mm", fake_mm)
     monkeypatch.setattr(torch, "addmm", fake_addmm)
     monkeypatch.setattr(gemm, "takes_low_precision", lambda head, dtype: head.dtype != dtype)
-    monkeypatch.setattr(sweep, "empty_rows", _rows_as_on_cuda)
+    monkeypatch.setattr(chunked_pass, "empty_rows", _rows_as_on_cuda)
     return seen
 
 

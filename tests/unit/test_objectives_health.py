@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_s2d.objectives.health import top_k_health
 from verl_s2d.objectives.logits import LinearLogits
+from verl_s2d.objectives.overlap import top_k_health
 
 SHAPES = st.tuples(st.integers(0, 7), st.integers(1, 30), st.floats(0, 1), st.integers(0, 2**31 - 1))
 

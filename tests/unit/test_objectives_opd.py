@@ -13,8 +13,8 @@ from hypothesis.extra.numpy import arrays
 
 from verl_s2d.errors import UserError
 from verl_s2d.objectives.opd import sampled_token_advantage
-from verl_s2d.training.advantage import s2d_opd
-from verl_s2d.training.opd_metrics import advantage_metrics, sampled_reverse_kl_metrics
+from verl_s2d.signals.advantage_estimator import s2d_opd
+from verl_s2d.stages.opd.metrics import advantage_metrics, sampled_reverse_kl_metrics
 
 SHAPE = (3, 5)
 log_probs = arrays(np.float32, SHAPE, elements=st.floats(-20, 0, width=32)).map(torch.from_numpy)

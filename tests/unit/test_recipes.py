@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from verl_s2d.checks import packages
+from verl_s2d.checks.batch_sizes import check_batches
+from verl_s2d.checks.composition import TRAINING_KINDS, CompositionProbe
+from verl_s2d.checks.packages import check_packages
+from verl_s2d.checks.software import check_verifier
+from verl_s2d.checks.verl_keys import check_verl_keys
 from verl_s2d.errors import UserError
-from verl_s2d.workflow.composition import TRAINING_KINDS, CompositionProbe
+from verl_s2d.recipe.load import load_recipe
 from verl_s2d.workflow.planning import make_plan
-from verl_s2d.workflow.preflight import packages
-from verl_s2d.workflow.preflight.batches import check_batches
-from verl_s2d.workflow.preflight.keys import check_verl_keys
-from verl_s2d.workflow.preflight.packages import check_packages
-from verl_s2d.workflow.preflight.software import check_verifier
-from verl_s2d.workflow.recipe_file import load_recipe
 from verl_s2d.workflow.runner import stage_environment
 
 ROOT = Path(__file__).resolve().parents[2]

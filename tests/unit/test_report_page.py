@@ -11,14 +11,14 @@ from importlib.resources import files
 import pytest
 
 from tests.unit.report_rows import ledger, result, whole_report
-from verl_s2d.evaluation.report import Report, RowResult, build_report
-from verl_s2d.evaluation.style import SERIES
-from verl_s2d.workflow.recipe import ROW_NAMES
+from verl_s2d.recipe.schema import ROW_NAMES
+from verl_s2d.report.plot_style import SERIES
+from verl_s2d.report.write import Report, RowResult, build_report
 
 HOSTILE = (
     "</style></title><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">{{7*7}} $x_"
 )
-STYLE = files("verl_s2d.evaluation").joinpath("page.css").read_text()
+STYLE = files("verl_s2d.report").joinpath("page.css").read_text()
 
 
 class Page(HTMLParser):

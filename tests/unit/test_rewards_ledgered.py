@@ -13,7 +13,7 @@ import pytest
 
 from tests import tiny
 from verl_s2d.errors import UserError
-from verl_s2d.rewards.ledgered import compute_score
+from verl_s2d.verifiers.ledgered import compute_score
 
 SUMS = f"{Path(tiny.__file__)}:score_sum"
 
@@ -83,7 +83,7 @@ def test_called_by_verls_reward_manager(tmp_path):
     from verl.trainer.ppo.reward import get_custom_reward_fn
 
     function = {
-        "path": "pkg://verl_s2d.rewards.ledgered",
+        "path": "pkg://verl_s2d.verifiers.ledgered",
         "name": "compute_score",
         "reward_kwargs": {"verifier": SUMS, "ledger_dir": str(tmp_path / "ledger")},
     }

@@ -13,11 +13,12 @@ import pytest
 pytest.importorskip("math_verify")
 from tests.math_answers import DIFFERENT, SAME
 from verl_s2d.errors import UserError
-from verl_s2d.rewards import ledgered, mathematics, pool
-from verl_s2d.rewards.answers import MAX_CHARACTERS, final_answer
-from verl_s2d.rewards.mathematics import Options, judge
-from verl_s2d.rewards.normal_form import normal_form
-from verl_s2d.rewards.registry import check, resolve
+from verl_s2d.verifiers import ledgered, process_pool
+from verl_s2d.verifiers.math import mathematics
+from verl_s2d.verifiers.math.extraction import MAX_CHARACTERS, final_answer
+from verl_s2d.verifiers.math.mathematics import Options, judge
+from verl_s2d.verifiers.math.normal_form import normal_form
+from verl_s2d.verifiers.registry import check, resolve
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -46,7 +47,7 @@ def test_math_500_by_algebra():
     """Past the comparison of text: math-verify has to read all of them, and to tell them from their neighbours."""
     forms = [normal_form(t) for t in ground_truths("math500")]
     forms = [form for form in forms if not form.is_text and not form.base]
-    compare = pool.shared().compare
+    compare = process_pool.shared().compare
     assert [f.text for f in forms if compare(f.text, f.text, 20.0) != "equal"] == []
     pairs = [(a.text, b.text) for a, b in pairwise(forms) if a.value is None and a.text != b.text]
     assert [pair for pair in pairs if compare(*pair, 20.0) != "different"] == []
@@ -145,11 +146,12 @@ def test_check():
 
 
 def test_check_without_math_verify(monkeypatch):
-    monkeypatch.setattr(pool, "_COMMAND", "import sys; sys.modules['math_verify'] = None\n" + pool._COMMAND)
-    monkeypatch.setattr(pool, "_pool", pool.Pool(1))
+    without = "import sys; sys.modules['math_verify'] = None\n"
+    monkeypatch.setattr(process_pool, "_COMMAND", without + process_pool._COMMAND)
+    monkeypatch.setattr(process_pool, "_pool", process_pool.Pool(1))
     with pytest.raises(UserError, match="does not start") as caught:
         mathematics.check()
-    assert caught.value.remedy == "pip install math-verify" and pool.shared().pids() == []
+    assert caught.value.remedy == "pip install math-verify" and process_pool.shared().pids() == []
 
 
 def test_check_of_a_verifier_that_raises(monkeypatch, tmp_path):

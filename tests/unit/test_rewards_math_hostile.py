@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 pytest.importorskip("math_verify")
 from tests.fuzz_verifiers import Fuzz, fuzz
 from tests.hostile_latex import KINDS, TOKENS, TRUTHS, boxed
-from verl_s2d.rewards import pool as pools
-from verl_s2d.rewards.mathematics import Options, Verdict, judge
-from verl_s2d.rewards.screens import is_too_complex
-from verl_s2d.rewards.verifier_process import MEGABYTES
+from verl_s2d.verifiers import process_pool as pools
+from verl_s2d.verifiers.math.answer_limits import is_too_complex
+from verl_s2d.verifiers.math.mathematics import Options, Verdict, judge
+from verl_s2d.verifiers.verifier_process import MEGABYTES
 
 ROOT = Path(__file__).resolve().parents[2]
 BOMB = r"\binom{10000000000}{5000000000}"
@@ -165,8 +165,8 @@ def test_close_leaves_no_processes(pool):
 
 SCRIPT = r"""
 import os, signal, sys, threading, time
-from verl_s2d.rewards.mathematics import judge, Options
-from verl_s2d.rewards.pool import shared
+from verl_s2d.verifiers.math.mathematics import judge, Options
+from verl_s2d.verifiers.process_pool import shared
 threads = [threading.Thread(target=judge, args=(r"\boxed{\sqrt{%d}}" % n, r"\pi")) for n in range(4)]
 [t.start() for t in threads], [t.join() for t in threads]
 pids = shared().pids()
@@ -219,7 +219,7 @@ def test_the_child_refuses_code_from_text(tmp_path):
     tried = textwrap.dedent(
         r"""
         import os, socket, subprocess, sympy
-        from verl_s2d.rewards.verifier_process import _confine
+        from verl_s2d.verifiers.verifier_process import _confine
         _confine()
         attempts = [lambda: eval("1"), lambda: exec("1"), lambda: sympy.sympify("1"), lambda: sympy.lambdify([], 1)]
         attempts += [lambda: open("f", "w"), lambda: os.system("true"), lambda: subprocess.run("true"), os.fork]

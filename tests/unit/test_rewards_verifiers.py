@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verl_s2d.errors import UserError
-from verl_s2d.rewards.registry import resolve
+from verl_s2d.verifiers.registry import resolve
 
 pytest.importorskip("reasoning_gym")
 from reasoning_gym import create_dataset
 from reasoning_gym.factory import DATASETS
 
-from verl_s2d.rewards.reasoning_gym import EVALUATING_SCORERS, MAX_CHARACTERS, answer_of, compute_score
+from verl_s2d.verifiers.reasoning_gym import EVALUATING_SCORERS, MAX_CHARACTERS, answer_of, compute_score
 
 
 def info(answer: str = "7", dataset: str = "chain_sum") -> dict:

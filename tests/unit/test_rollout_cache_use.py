@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.workflow_project import write_project
+from verl_s2d.checks import check_plan
+from verl_s2d.checks.samplers import cache_warnings
+from verl_s2d.recipe.load import load_recipe
+from verl_s2d.sizing.cache import CacheUse, cache_use, cached_rows, waste_warning
+from verl_s2d.sizing.estimate import Estimate
+from verl_s2d.sizing.model_shapes import Models
+from verl_s2d.stages import kinds
 from verl_s2d.workflow.planning import make_plan
-from verl_s2d.workflow.preflight import check_plan
-from verl_s2d.workflow.preflight.sampling import cache_warnings
-from verl_s2d.workflow.recipe_file import load_recipe
-from verl_s2d.workflow.sizing.cache import CacheUse, cache_use, cached_rows, waste_warning
-from verl_s2d.workflow.sizing.estimate import Estimate
-from verl_s2d.workflow.sizing.models import Models
-from verl_s2d.workflow.stages import kinds
 
 AUTO = {"stages__rollouts": {}}
 

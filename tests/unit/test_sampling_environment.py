@@ -94,8 +94,8 @@ def doors(inputs, tmp_path):
     start = {"sampler": {"model": str(model), "context": 16}, "settings": {}, "most_open": 1}
     return {
         "Sampler": (["Sampler", str(model)], ""),
-        "rollouts": (["verl_s2d.training.rollout_cache", *common, f"data={data}", "n=1"], ""),
-        "evaluate": (["verl_s2d.evaluation.evaluate", *common, f"set.sums={data}", sums, "samples=1"], ""),
+        "rollouts": (["verl_s2d.stages.rollouts.rollout_cache", *common, f"data={data}", "n=1"], ""),
+        "evaluate": (["verl_s2d.stages.evaluate.sample_and_score", *common, f"set.sums={data}", sums, "samples=1"], ""),
         "replica": (["verl_s2d.sampling.replica"], json.dumps(start) + "\n"),
     }
 

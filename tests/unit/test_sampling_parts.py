@@ -17,12 +17,12 @@ from tests import tiny
 from tests.unit.fake_engine import FakeSampler, Machine, completions
 from verl_s2d.data.problems import read_problems
 from verl_s2d.errors import UserError
-from verl_s2d.evaluation import evaluate
-from verl_s2d.sampling import PARTS, parts, replica
+from verl_s2d.sampling import PARTS, replica, shards
 from verl_s2d.sampling.prompts import load_tokenizer, render_prompt
 from verl_s2d.sampling.request import Settings
-from verl_s2d.training import rollout_cache
-from verl_s2d.training.warmup_data import ShuffledPasses
+from verl_s2d.stages.evaluate import sample_and_score
+from verl_s2d.stages.rollouts import rollout_cache
+from verl_s2d.stages.warmup.rollout_dataset import ShuffledPasses
 
 SAMPLING = Settings(n=3, temperature=1.0, top_p=1.0, top_k=-1, max_tokens=6, seed=0)
 FILES = {"rollouts": ("rollouts.parquet", "rollouts.json"), "evaluation": ("generations.parquet", "result.json")}
@@ -43,9 +43,9 @@ def data(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small(model, monkeypatch):
     """Parts of 2 prompts, of which two are open at a time; a tokenizer that is loaded once."""
-    monkeypatch.setattr(parts, "PROMPTS_A_PART", 2)
+    monkeypatch.setattr(shards, "PROMPTS_A_PART", 2)
     monkeypatch.setattr(replica, "SEQUENCES_AHEAD", 9)
-    for module in (rollout_cache, evaluate):
+    for module in (rollout_cache, sample_and_score):
         loaded = functools.cache(lambda name, trust_remote_code: load_tokenizer(name))
         monkeypatch.setattr(module, "load_tokenizer", loaded)
 
@@ -68,7 +68,7 @@ def job(what, model, data, out, **changes):
         "set": {"sums": str(data)},
         **changes,
     }
-    return evaluate.main, evaluate.Options(verifier=verifier, **chosen)
+    return sample_and_score.main, sample_and_score.Options(verifier=verifier, **chosen)
 
 
 def result(what, out):
@@ -234,7 +234,7 @@ def test_scores_of_another_verifier_are_not_taken(model, data, machine, tmp_path
     assert list((tmp_path / "out" / PARTS).glob("scored-*"))
     verifier = tmp_path / "all_right.py"
     verifier.write_text("def score(*args, **kwargs):\n    return 1.0\n")
-    other = evaluate.Options(**{**vars(options), "verifier": f"{verifier}:score"})
+    other = sample_and_score.Options(**{**vars(options), "verifier": f"{verifier}:score"})
     before = len(machine.sampled)
     assert machine.run(main, other)
     assert len(machine.sampled) < before + 11
@@ -332,12 +332,12 @@ def test_how_much_is_sampled_is_said_in_one_way(how, model, data, tmp_path):
 
 def test_equal_prompts_with_other_numbers_of_samples_are_told_apart(tmp_path):
     """The longer one ends first."""
-    given = [parts.Part(i, [[7, 7]], n, str(tmp_path / f"part-{i}"), {}) for i, n in enumerate((1, 3))]
+    given = [shards.Part(i, [[7, 7]], n, str(tmp_path / f"part-{i}"), {}) for i, n in enumerate((1, 3))]
     remaining = iter(given)
     replica.sample_parts(
         FakeSampler(), SAMPLING, lambda: next(remaining, None), lambda _: None, lambda *_: None, most_open=2
     )
     for part in given:
-        table = parts.read_kept(tmp_path / f"part-{part.number}", {}, pytest.fail)
+        table = shards.read_kept(tmp_path / f"part-{part.number}", {}, pytest.fail)
         expected = completions([7, 7], dataclasses.replace(SAMPLING, n=part.samples))
         assert table["response_ids"].to_pylist() == [c.token_ids for c in expected]

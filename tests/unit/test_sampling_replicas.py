@@ -17,8 +17,8 @@ from tests import tiny
 from tests.unit import fake_engine
 from tests.unit.test_sampling_parts import job, result
 from verl_s2d.errors import UserError
-from verl_s2d.sampling import PARTS, complete, parts, replicas
-from verl_s2d.workflow.process import MARKER, kill_marked, marked_processes
+from verl_s2d.sampling import PARTS, complete, replicas, shards
+from verl_s2d.workflow.hosts.process import MARKER, kill_marked, marked_processes
 
 PROBLEMS = 24
 
@@ -38,7 +38,7 @@ def data(tmp_path_factory):
 def engines(monkeypatch, tmp_path):
     """Fake ones, in processes; parts of two prompts."""
     (tmp_path / "engines").mkdir()
-    monkeypatch.setattr(parts, "PROMPTS_A_PART", 2)
+    monkeypatch.setattr(shards, "PROMPTS_A_PART", 2)
     monkeypatch.setattr(complete, "Sampler", fake_engine.FakeSampler)
     monkeypatch.setattr(replicas, "COMMAND", [sys.executable, fake_engine.__file__])
     monkeypatch.setenv("FAKE_DIRECTORY", str(tmp_path / "engines"))
@@ -109,8 +109,8 @@ def test_engines_die_with_their_parent(number, model, data, tmp_path, engines):
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without
 from tests.unit import fake_engine, test_sampling_parts
-from verl_s2d.sampling import parts, replicas
-parts.PROMPTS_A_PART = 2
+from verl_s2d.sampling import shards, replicas
+shards.PROMPTS_A_PART = 2
 replicas.COMMAND = [{sys.executable!r}, fake_engine.__file__]
 main, options = test_sampling_parts.job("rollouts", *{where!r}, replicas=2)
 main(options)

@@ -7,16 +7,16 @@ import json
 import pytest
 
 from tests.unit.workflow_project import write_project
+from verl_s2d.checks import samplers
+from verl_s2d.checks.samplers import check_samplers
 from verl_s2d.errors import UserError
+from verl_s2d.recipe.load import load_recipe
+from verl_s2d.sizing.estimate import Estimate
+from verl_s2d.sizing.model_shapes import Models
+from verl_s2d.stages import kinds
 from verl_s2d.workflow.ledger import empty_ledger
-from verl_s2d.workflow.manifest import write_manifest
 from verl_s2d.workflow.planning import make_plan
-from verl_s2d.workflow.preflight import sampling
-from verl_s2d.workflow.preflight.sampling import check_samplers
-from verl_s2d.workflow.recipe_file import load_recipe
-from verl_s2d.workflow.sizing.estimate import Estimate
-from verl_s2d.workflow.sizing.models import Models
-from verl_s2d.workflow.stages import kinds
+from verl_s2d.workflow.store.manifest import write_manifest
 
 EIGHT = {"device": "cuda", "gpus_per_node": 8}
 
@@ -26,7 +26,7 @@ def driver(tmp_path, monkeypatch):
     """The file of a driver; without it the machine has no GPU."""
     file = tmp_path / "nvidiactl"
     file.touch()
-    monkeypatch.setattr(sampling, "accelerator_here", file.exists)
+    monkeypatch.setattr(samplers, "accelerator_here", file.exists)
     return file
 
 

@@ -10,14 +10,14 @@ import pytest
 
 from tests.unit.test_sizing_layouts import FSDP, MEGATRON, training
 from tests.unit.workflow_project import write_project
+from verl_s2d.checks import disk_space as preflight
 from verl_s2d.errors import UserError
+from verl_s2d.recipe.load import load_recipe
+from verl_s2d.sizing.disk import StageDisk, run_disk, sampling_disk, training_disk
+from verl_s2d.sizing.engine_memory import trained_parameters
+from verl_s2d.sizing.shapes import PUBLISHED
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.planning import make_plan
-from verl_s2d.workflow.preflight import disk as preflight
-from verl_s2d.workflow.recipe_file import load_recipe
-from verl_s2d.workflow.sizing.disk import StageDisk, run_disk, sampling_disk, training_disk
-from verl_s2d.workflow.sizing.engines import trained_parameters
-from verl_s2d.workflow.sizing.shapes import PUBLISHED
 
 SMALL, QWEN = PUBLISHED["Qwen/Qwen3-1.7B"], PUBLISHED["Qwen/Qwen3-8B"]
 LARGER, LLAMA = PUBLISHED["Qwen/Qwen3-14B"], PUBLISHED["meta-llama/Llama-3.3-70B-Instruct"]

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from verl_s2d.errors import UserError
-from verl_s2d.workflow.recipe import Cluster
-from verl_s2d.workflow.sizing.layouts import check_rollout, check_training
-from verl_s2d.workflow.sizing.settings import Engine, MicroBatch, Rollout, Training
-from verl_s2d.workflow.sizing.shapes import PUBLISHED
+from verl_s2d.recipe.schema import Cluster
+from verl_s2d.sizing.layouts import check_rollout, check_training
+from verl_s2d.sizing.shapes import PUBLISHED
+from verl_s2d.verl_settings.stage_sizes import Engine, MicroBatch, Rollout, Training
 
 QWEN, LLAMA = PUBLISHED["Qwen/Qwen3-14B"], PUBLISHED["meta-llama/Llama-3.3-70B-Instruct"]
 CLUSTER = Cluster(nodes=2, gpus_per_node=8)

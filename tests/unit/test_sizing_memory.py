@@ -9,17 +9,17 @@ import torch
 
 from tests.unit.test_sizing_layouts import FSDP, MEGATRON, MICRO, ROLLOUT, training
 from verl_s2d.objectives.chunks import tokens_at_a_time
+from verl_s2d.sizing.activations import activations, layer_bytes
+from verl_s2d.sizing.cost import forward_flops, sampling_cost, training_cost
+from verl_s2d.sizing.engine_memory import frozen_memory, trained_parameters, training_memory
+from verl_s2d.sizing.generation import GRAPH_BYTES, generation
+from verl_s2d.sizing.loss_memory import scoring_peak, update_peak
+from verl_s2d.sizing.phases import Phase, fullest, training_phases
+from verl_s2d.sizing.remedies import cache_remedy, remedy_for
+from verl_s2d.sizing.shapes import PUBLISHED
+from verl_s2d.verl_settings import from_verl
+from verl_s2d.verl_settings.stage_sizes import MicroBatch
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.sizing import reading
-from verl_s2d.workflow.sizing.activations import activations, layer_bytes
-from verl_s2d.workflow.sizing.cost import forward_flops, sampling_cost, training_cost
-from verl_s2d.workflow.sizing.engines import frozen_memory, trained_parameters, training_memory
-from verl_s2d.workflow.sizing.generation import GRAPH_BYTES, generation
-from verl_s2d.workflow.sizing.losses import scoring_peak, update_peak
-from verl_s2d.workflow.sizing.phases import Phase, fullest, training_phases
-from verl_s2d.workflow.sizing.remedies import cache_remedy, remedy_for
-from verl_s2d.workflow.sizing.settings import MicroBatch
-from verl_s2d.workflow.sizing.shapes import PUBLISHED
 
 GIB = 2**30
 SMALL, QWEN = PUBLISHED["Qwen/Qwen3-1.7B"], PUBLISHED["Qwen/Qwen3-8B"]
@@ -112,9 +112,9 @@ def test_peak_of_the_loss():
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_the_default_chunk_is_the_one_that_the_objectives_take(device):
     settings = {"trainer": {"device": device}}
-    assert reading._chunk(settings) == tokens_at_a_time(None, torch.device(device))
-    assert reading._chunk(settings | {"s2d": {"chunk_tokens": None}}) == reading._chunk(settings)
-    assert reading._chunk(settings | {"s2d": {"chunk_tokens": 7}}) == 7
+    assert from_verl._chunk(settings) == tokens_at_a_time(None, torch.device(device))
+    assert from_verl._chunk(settings | {"s2d": {"chunk_tokens": None}}) == from_verl._chunk(settings)
+    assert from_verl._chunk(settings | {"s2d": {"chunk_tokens": 7}}) == 7
 
 
 def test_vllms_cache():

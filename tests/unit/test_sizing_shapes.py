@@ -8,10 +8,10 @@ import pytest
 
 from tests.unit.workflow_project import write_project
 from verl_s2d.errors import UserError
+from verl_s2d.recipe.load import load_recipe
+from verl_s2d.sizing.model_shapes import Models
+from verl_s2d.sizing.shapes import PUBLISHED, ModelShape, ShapeUnknown, shape_of
 from verl_s2d.workflow.planning import make_plan
-from verl_s2d.workflow.recipe_file import load_recipe
-from verl_s2d.workflow.sizing.models import Models
-from verl_s2d.workflow.sizing.shapes import PUBLISHED, ModelShape, ShapeUnknown, shape_of
 
 TOTALS = {
     # Elements of the published safetensors; of the 1.7B without the second copy of its tied embedding.

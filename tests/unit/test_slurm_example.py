@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from verl_s2d.workflow.recipe import Cluster
+from verl_s2d.recipe.schema import Cluster
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "clusters" / "slurm.sbatch"
 COMMANDS = {

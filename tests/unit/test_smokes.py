@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from verl_s2d.recipe.load import load_recipe
 from verl_s2d.workflow.graph import ancestors
 from verl_s2d.workflow.planning import make_plan
-from verl_s2d.workflow.recipe_file import load_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SMOKES = sorted((RECIPES / "smoke").glob("*.yaml"))

@@ -10,12 +10,12 @@ import pytest
 
 from tests.unit.damage import flip, truncate
 from tests.unit.workflow_project import write_model, write_project
+from verl_s2d.checks import check_plan
 from verl_s2d.data.weights import check_weights
 from verl_s2d.errors import UserError
+from verl_s2d.recipe.load import load_recipe
+from verl_s2d.stages import kinds
 from verl_s2d.workflow.planning import make_plan
-from verl_s2d.workflow.preflight import check_plan
-from verl_s2d.workflow.recipe_file import load_recipe
-from verl_s2d.workflow.stages import kinds
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted([*(ROOT / "verl_s2d").rglob("*.py"), *(ROOT / "recipes").rglob("*.py")])
@@ -186,7 +186,7 @@ def test_a_hub_that_cannot_be_reached_decides_nothing(monkeypatch):
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
 def test_a_verl_command_is_refused_a_pickled_model_too(tmp_path, role):
-    model_pair = pytest.importorskip("verl_s2d.training.model_pair")
+    model_pair = pytest.importorskip("verl_s2d.teachers.model_pair")
     models = {name: write_model(tmp_path / name) for name in ("student", "teacher")}
     pickled(models[role])
     with pytest.raises(UserError, match="pickled") as caught:

@@ -9,11 +9,11 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from tests.unit.test_opd_config import composed
-from verl_s2d import save_request
 from verl_s2d.errors import UserError
-from verl_s2d.training.save_on_request import SavesOnRequest
-from verl_s2d.training.token_budget import SAMPLED_TOKENS, StopsAtTokenBudget, read_token_budget
-from verl_s2d.workflow.stages import budget
+from verl_s2d.stages.shared import budget
+from verl_s2d.stages.shared.save_on_request import SavesOnRequest
+from verl_s2d.stages.shared.token_budget import SAMPLED_TOKENS, StopsAtTokenBudget, read_token_budget
+from verl_s2d.workflow import save_request
 
 
 def test_no_budget_is_none_and_a_plan_may_leave_it_open():
@@ -145,7 +145,7 @@ def test_asked_to_save_and_stop_it_saves_the_step_that_it_is_in_once(tmp_path, a
 def test_a_step_that_ends_long_after_the_last_checkpoint_is_saved_once(tmp_path, monkeypatch):
     """Ten minutes a step, checkpoints every 4 steps and at least every 25 minutes: the clock restarts with each."""
     now = [0.0]
-    monkeypatch.setattr("verl_s2d.training.save_on_request.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("verl_s2d.stages.shared.save_on_request.time.monotonic", lambda: now[0])
 
     class Slow(Budgeted):
         def step(self, metrics, timing_raw):

@@ -17,7 +17,7 @@ from tests.unit.warm_host import Host, eventually
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the warm host is for Linux")
 
-WARM = "import sys; print('verl_s2d.warm.host' in getattr(sys, 'orig_argv', []))"
+WARM = "import sys; print('verl_s2d.platforms.cpu.warm.host' in getattr(sys, 'orig_argv', []))"
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,7 @@ def test_multiprocessing_spawn_in_a_fork_starts_forks(host, tmp_path):
     program.write_text(
         "import multiprocessing, os, sys\n"
         "def child(queue, number):\n"
-        "    queue.put((number, 'verl_s2d.warm.host' in sys.orig_argv, os.getpid()))\n"
+        "    queue.put((number, 'verl_s2d.platforms.cpu.warm.host' in sys.orig_argv, os.getpid()))\n"
         "if __name__ == '__main__':\n"
         "    context = multiprocessing.get_context('spawn')\n"
         "    queue = context.Queue()\n"

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.unit.warm_host import alive, eventually
-from verl_s2d.workflow import warm_launcher
-from verl_s2d.workflow.process import wait
-from verl_s2d.workflow.warm_launcher import WarmLauncher
+from verl_s2d.workflow.hosts import warm_launcher
+from verl_s2d.workflow.hosts.process import wait
+from verl_s2d.workflow.hosts.warm_launcher import WarmLauncher
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the warm host is for Linux")
 
-WARM = "import sys, os; print('verl_s2d.warm.host' in getattr(sys, 'orig_argv', []), os.getppid())"
+WARM = "import sys, os; print('verl_s2d.platforms.cpu.warm.host' in getattr(sys, 'orig_argv', []), os.getppid())"
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from verl.utils.config import omega_conf_to_dataclass
 
 from tests.tiny import WORDS, write_model
 from verl_s2d.errors import UserError
-from verl_s2d.training.warmup_checks import check_cache, check_models, check_settings
-from verl_s2d.training.warmup_data import CachedRollouts, ShuffledPasses
+from verl_s2d.stages.warmup.config_checks import check_cache, check_models, check_settings
+from verl_s2d.stages.warmup.rollout_dataset import CachedRollouts, ShuffledPasses
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def write_cache(path, prompt=(3, 4), response=(5, 1), count=4):
 def configuration(artefacts, *overrides):
     base = [f"model.path={artefacts}/student", f"s2d.teacher.path={artefacts}/student", "data.train_batch_size=4"]
     base.append("data.use_dynamic_bsz=false")
-    with initialize_config_module("verl_s2d.config", version_base=None):
+    with initialize_config_module("verl_s2d.stages.warmup", version_base=None):
         return compose("s2d_warmup", [*base, "+model.override_config.attn_implementation=sdpa", *overrides])
 
 

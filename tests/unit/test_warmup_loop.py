@@ -10,9 +10,9 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from verl.utils import tensordict_utils as tu
 
 from tests.unit.test_warmup_inputs import artefacts, configuration
-from verl_s2d import save_request
-from verl_s2d.training.save_on_request import SaveClock
-from verl_s2d.training.warmup import WarmupTrainer
+from verl_s2d.stages.shared.save_on_request import SaveClock
+from verl_s2d.stages.warmup.trainer import WarmupTrainer
+from verl_s2d.workflow import save_request
 
 __all__ = ["artefacts"]
 
@@ -89,7 +89,7 @@ def test_the_driver_makes_no_tensor_on_a_device(trained, monkeypatch):
 
 def test_it_saves_when_minutes_have_passed_since_the_last_checkpoint(trained, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("verl_s2d.training.save_on_request.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("verl_s2d.stages.shared.save_on_request.time.monotonic", lambda: now[0])
 
     def ten_minutes(step):
         now[0] += 600

@@ -17,14 +17,14 @@ from tests.unit.workflow_project import (
     write_project,
     write_scripts,
 )
+from verl_s2d.checks import check_plan
+from verl_s2d.checks.data_slices import check_slices
+from verl_s2d.checks.software import check_versions
+from verl_s2d.checks.verl_keys import verl_keys
 from verl_s2d.errors import UserError
+from verl_s2d.recipe.load import load_recipe
 from verl_s2d.workflow.planning import make_plan
-from verl_s2d.workflow.preflight import check_plan
-from verl_s2d.workflow.preflight.data import check_slices
-from verl_s2d.workflow.preflight.keys import verl_keys
-from verl_s2d.workflow.preflight.software import check_versions
 from verl_s2d.workflow.progress import PlainProgress
-from verl_s2d.workflow.recipe_file import load_recipe
 from verl_s2d.workflow.runner import run_plan
 
 GOOD = settings()["stages"]["opd"]["verl"]

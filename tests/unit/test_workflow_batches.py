@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.workflow_project import FIXED_MICRO_BATCHES, settings, write_project
+from verl_s2d.checks.batch_sizes import check_batches
 from verl_s2d.errors import UserError
+from verl_s2d.recipe.load import load_recipe
 from verl_s2d.workflow.planning import make_plan
-from verl_s2d.workflow.preflight.batches import check_batches
-from verl_s2d.workflow.recipe_file import load_recipe
 
 GOOD = settings()["stages"]["opd"]["verl"] | FIXED_MICRO_BATCHES
 MEGATRON = {"model_engine": "megatron", "actor_rollout_ref.actor.megatron.tensor_model_parallel_size": 2}

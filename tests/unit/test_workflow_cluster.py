@@ -12,10 +12,10 @@ import uuid
 import pytest
 
 from tests.unit.workflow_project import Ended
-from verl_s2d.ray_places import Demand
-from verl_s2d.workflow.cluster import RayCluster, held_up
 from verl_s2d.workflow.failures import StageFailed
-from verl_s2d.workflow.process import MARKER, SubprocessLauncher, kill_marked, marked_processes
+from verl_s2d.workflow.hosts.local_cluster import RayCluster, held_up
+from verl_s2d.workflow.hosts.process import MARKER, SubprocessLauncher, kill_marked, marked_processes
+from verl_s2d.workflow.hosts.ray_places import Demand
 
 # All that verl holds for two workers, then actors that hold nothing, as its agent loops and servers do.
 DRIVER = """
@@ -53,7 +53,7 @@ def test_a_process_that_is_stopped_is_told(tmp_path):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_machine_with_few_cores_offers_ray_as_many_cpus_as_a_stage_holds(tmp_path, monkeypatch, device):
-    monkeypatch.setattr("verl_s2d.workflow.cluster.os.cpu_count", lambda: 4)
+    monkeypatch.setattr("verl_s2d.workflow.hosts.local_cluster.os.cpu_count", lambda: 4)
     started = []
 
     class Refuses(SubprocessLauncher):
@@ -85,8 +85,8 @@ class EndsFirst(SubprocessLauncher):
 def test_one_head_for_several_drivers(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     # No more than a stage is said to hold: what a cluster of the user's is refused for when it has less.
-    monkeypatch.setattr("verl_s2d.workflow.cluster._HELPERS", 0)
-    monkeypatch.setattr("verl_s2d.workflow.cluster.os.cpu_count", lambda: 1)
+    monkeypatch.setattr("verl_s2d.workflow.hosts.local_cluster._HELPERS", 0)
+    monkeypatch.setattr("verl_s2d.workflow.hosts.local_cluster.os.cpu_count", lambda: 1)
     run = uuid.uuid4().hex
     environment = {**os.environ, MARKER: run}
     launcher = EndsFirst()

@@ -18,20 +18,20 @@ from tests.unit.test_workflow_runner import Lines
 from tests.unit.workflow_project import SimulatedStages, write_project
 from verl_s2d import cli
 from verl_s2d.errors import UserError
-from verl_s2d.workflow.collect import collect, find_waste, readable
+from verl_s2d.recipe.load import load_recipe
+from verl_s2d.recipe.rows import Row
+from verl_s2d.recipe.schema import Data, Recipe, Source
+from verl_s2d.stages.shared import checkpoints
 from verl_s2d.workflow.graph import Node, ancestors
-from verl_s2d.workflow.kept import plan_to_keep
 from verl_s2d.workflow.ledger import empty_ledger
-from verl_s2d.workflow.manifest import MANIFEST, is_built, write_manifest
 from verl_s2d.workflow.planning import Plan, make_plan
-from verl_s2d.workflow.recipe import Data, Recipe, Source
-from verl_s2d.workflow.recipe_file import load_recipe
-from verl_s2d.workflow.rows import Row
-from verl_s2d.workflow.run_directory import opened
 from verl_s2d.workflow.runner import run_plan
-from verl_s2d.workflow.stages import checkpoints
-from verl_s2d.workflow.stages.base import Context
-from verl_s2d.workflow.verify import verify_run
+from verl_s2d.workflow.stage import Context
+from verl_s2d.workflow.store.gc import collect, find_waste, readable
+from verl_s2d.workflow.store.gc_scope import plan_to_keep
+from verl_s2d.workflow.store.manifest import MANIFEST, is_built, write_manifest
+from verl_s2d.workflow.store.run_directory import opened
+from verl_s2d.workflow.store.verify import verify_run
 
 
 @pytest.fixture(autouse=True)
@@ -187,7 +187,7 @@ def test_a_directory_in_use_is_left_alone(tmp_path):
 def test_processes_of_a_killed_run_count_as_use(tmp_path, monkeypatch):
     plan = make_plan(load_recipe(write_project(tmp_path)), run_dir=tmp_path / "run", rows=["direct-grpo"])
     run(plan)
-    monkeypatch.setattr("verl_s2d.workflow.collect.marked_processes", lambda run_id: [17])
+    monkeypatch.setattr("verl_s2d.workflow.store.gc.marked_processes", lambda run_id: [17])
     with pytest.raises(UserError, match="still work in this directory"):
         collect(plan_of(tmp_path / "run", []), delete=True)
     assert not plan.missing()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.workflow_project import write_project
+from verl_s2d.checks.composition import CompositionProbe
 from verl_s2d.errors import UserError
-from verl_s2d.workflow.composition import CompositionProbe
+from verl_s2d.recipe.load import load_recipe
 from verl_s2d.workflow.planning import make_plan
-from verl_s2d.workflow.recipe_file import load_recipe
 from verl_s2d.workflow.runner import stage_environment
 
 MEGATRON = {

@@ -8,15 +8,16 @@ import pytest
 
 from tests.unit.test_workflow_runner import Lines, build, directory, project
 from tests.unit.workflow_project import FakeStages, SimulatedStages, write_problems
+from verl_s2d.checks import check_plan
 from verl_s2d.errors import UserError
-from verl_s2d.evaluation.report import Facts, build_report
-from verl_s2d.workflow.alarm_watch import recorded
-from verl_s2d.workflow.hf_export import export_problem
-from verl_s2d.workflow.manifest import is_built, read_manifest, write_manifest
-from verl_s2d.workflow.preflight import check_plan
-from verl_s2d.workflow.results import finished_rows
-from verl_s2d.workflow.stages import early_stop, kinds
-from verl_s2d.workflow.views import status_text, status_view
+from verl_s2d.report.inputs import finished_rows
+from verl_s2d.report.views import status_text, status_view
+from verl_s2d.report.write import Facts, build_report
+from verl_s2d.stages import kinds
+from verl_s2d.stages.shared import early_stop
+from verl_s2d.workflow.store.hf_export import export_problem
+from verl_s2d.workflow.store.manifest import is_built, read_manifest, write_manifest
+from verl_s2d.workflow.watch.alarm_log import recorded
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +50,7 @@ def stopped_at(plan):
 
 def test_a_running_stage_is_stopped_and_its_last_good_checkpoint_is_the_result(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE", json.dumps({"grpo": "hang@5"}))
-    monkeypatch.setattr("verl_s2d.workflow.watchdog._LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("verl_s2d.workflow.watch.watchdog._LOOK_SECONDS", 0.1)
     monkeypatch.setattr("verl_s2d.workflow.stage_process._GRACE_SECONDS", 0.5)
     plan, progress = stopping(tmp_path, monkeypatch, {"4": {"actor/loss": None}}), Lines()
     launcher = FakeStages()
@@ -147,7 +148,7 @@ def test_an_alarm_that_a_kill_was_faster_than_stops_the_next_attempt(tmp_path, m
     plan = stopping(tmp_path, monkeypatch, {"3": {"actor/loss": None}})
     monkeypatch.setattr("verl_s2d.workflow.stage_process._alarmed", lambda *_: False)
     monkeypatch.setattr("verl_s2d.workflow.runner.write_manifest", killed_before_the_manifest)
-    monkeypatch.setattr("verl_s2d.workflow.stages.reinforcement._VerlTrainer.finalize", lambda *_: None)
+    monkeypatch.setattr("verl_s2d.stages.shared.verl_trainer._VerlTrainer.finalize", lambda *_: None)
     with pytest.raises(KeyboardInterrupt):
         build(plan, SimulatedStages())
     monkeypatch.undo()

@@ -10,11 +10,11 @@ import pytest
 from tests.unit.workflow_project import FakeStages, write_model, write_project
 from verl_s2d import cli
 from verl_s2d.errors import UserError
-from verl_s2d.workflow.evaluation import evaluation_plan
+from verl_s2d.recipe.load import load_recipe
+from verl_s2d.report.inputs import finished_rows
+from verl_s2d.stages.evaluate.command import evaluation_plan
 from verl_s2d.workflow.planning import make_plan
 from verl_s2d.workflow.progress import PlainProgress
-from verl_s2d.workflow.recipe_file import load_recipe
-from verl_s2d.workflow.results import finished_rows
 from verl_s2d.workflow.runner import run_plan
 
 
@@ -53,7 +53,7 @@ def test_a_model_directory_and_stages_are_compared_by_one_command(built, tmp_pat
     assert code == 0, err
     report = json.loads(out)
     assert [row["name"] for row in report["rows"]] == ["opd-1h", str(tmp_path / "other")]
-    assert [argv[0] for argv in launcher.started] == ["verl_s2d.evaluation.evaluate"] * 2
+    assert [argv[0] for argv in launcher.started] == ["verl_s2d.stages.evaluate.sample_and_score"] * 2
     models = [next(a for a in argv if a.startswith("model=")) for argv in launcher.started]
     assert models == [f"model={stage(built, 'opd-1h') / 'model'}", f"model={tmp_path / 'other'}"]
     assert report["rows"][0]["ledger"]["labels_read"] == 4 and report["rows"][1]["ledger"]["labels_read"] == 0

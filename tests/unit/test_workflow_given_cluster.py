@@ -13,11 +13,11 @@ import pytest
 
 from tests.unit.workflow_project import Ended
 from verl_s2d.errors import UserError
-from verl_s2d.ray_places import Demand
-from verl_s2d.workflow.cluster import RayCluster
 from verl_s2d.workflow.failures import StageFailed
-from verl_s2d.workflow.given_cluster import GivenCluster, ask_for_check
-from verl_s2d.workflow.process import MARKER, SubprocessLauncher, kill_marked
+from verl_s2d.workflow.hosts.external_cluster import GivenCluster, ask_for_check
+from verl_s2d.workflow.hosts.local_cluster import RayCluster
+from verl_s2d.workflow.hosts.process import MARKER, SubprocessLauncher, kill_marked
+from verl_s2d.workflow.hosts.ray_places import Demand
 
 QUEUE = """
 import ray, sys

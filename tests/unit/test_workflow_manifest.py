@@ -13,13 +13,13 @@ import pytest
 
 from tests.unit.workflow_project import write_model, write_safetensors
 from verl_s2d.logs import last_lines
+from verl_s2d.stages.shared import checkpoints
 from verl_s2d.workflow import attempts
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.hf_export import export_problem
 from verl_s2d.workflow.ledger import add_ledgers, empty_ledger, sum_over_steps, verifier_calls
-from verl_s2d.workflow.manifest import MANIFEST, is_built, read_manifest, write_atomically, write_manifest
-from verl_s2d.workflow.metrics import last_step, read_metrics
-from verl_s2d.workflow.stages import checkpoints
+from verl_s2d.workflow.store.hf_export import export_problem
+from verl_s2d.workflow.store.manifest import MANIFEST, is_built, read_manifest, write_atomically, write_manifest
+from verl_s2d.workflow.watch.metric_logs import last_step, read_metrics
 
 NODE = Node("opd", "opd", {"steps": 2})
 

@@ -10,15 +10,15 @@ from tests.unit.report_rows import markdown_of
 from tests.unit.test_workflow_bad_input import refuse
 from tests.unit.workflow_project import FakeStages, settings, write_project, write_scripts
 from verl_s2d.errors import UserError
-from verl_s2d.evaluation.report import Facts
+from verl_s2d.recipe.load import load_recipe
+from verl_s2d.report.inputs import finished_rows, found_rows, report_of
+from verl_s2d.report.write import Facts
+from verl_s2d.stages import kinds
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import ancestors, lineage
 from verl_s2d.workflow.planning import make_plan
 from verl_s2d.workflow.progress import PlainProgress
-from verl_s2d.workflow.recipe_file import load_recipe
-from verl_s2d.workflow.results import finished_rows, found_rows, report_of
 from verl_s2d.workflow.runner import run_plan
-from verl_s2d.workflow.stages import kinds
 
 VERL = settings()["stages"]["student_rl"]["verl"]
 

@@ -10,12 +10,12 @@ import pytest
 from tests.unit.test_workflow_runner import Lines
 from tests.unit.workflow_project import FakeStages, write_project
 from verl_s2d import cli
+from verl_s2d.recipe.load import load_recipe
 from verl_s2d.workflow import redaction
-from verl_s2d.workflow.manifest import read_manifest
 from verl_s2d.workflow.planning import make_plan
-from verl_s2d.workflow.recipe_file import load_recipe
 from verl_s2d.workflow.redaction import HIDDEN, Redactor, secret_name, secrets_in
 from verl_s2d.workflow.runner import run_plan
+from verl_s2d.workflow.store.manifest import read_manifest
 
 PLANTED = {
     "HF_TOKEN": "hf_PlantedPlantedPlanted01",

@@ -15,13 +15,13 @@ from tests.unit.test_workflow_runner import Lines, directory, project
 from tests.unit.test_workflow_runner import build as build_with
 from tests.unit.workflow_project import SimulatedStages
 from verl_s2d.errors import UserError
-from verl_s2d.workflow import digests
-from verl_s2d.workflow.archives import checkpoint_problems
-from verl_s2d.workflow.digests import damage, describe_outputs, full_digest
-from verl_s2d.workflow.manifest import MANIFEST, inspect_manifest, read_manifest
-from verl_s2d.workflow.results import finished_rows
-from verl_s2d.workflow.run_directory import read_record
-from verl_s2d.workflow.stages import checkpoints
+from verl_s2d.report.inputs import finished_rows
+from verl_s2d.stages.shared import checkpoints
+from verl_s2d.workflow.store import digests
+from verl_s2d.workflow.store.archives import checkpoint_problems
+from verl_s2d.workflow.store.digests import damage, describe_outputs, full_digest
+from verl_s2d.workflow.store.manifest import MANIFEST, inspect_manifest, read_manifest
+from verl_s2d.workflow.store.run_directory import read_record
 
 
 @pytest.fixture(autouse=True)

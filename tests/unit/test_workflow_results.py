@@ -11,7 +11,7 @@ import pytest
 from tests.unit.report_rows import ledger, result
 from verl_s2d import cli
 from verl_s2d.errors import UserError
-from verl_s2d.workflow.results import found_rows, recorded_facts
+from verl_s2d.report.inputs import found_rows, recorded_facts
 
 
 def write_stage(run_dir: Path, kind: str, digest: str, name: str, ended: float, inputs=(), labels=(), **files) -> Path:

@@ -8,11 +8,11 @@ import pytest
 
 from tests.unit.workflow_project import FIXED_MICRO_BATCHES, settings, write_project, write_scripts
 from verl_s2d.errors import UserError
+from verl_s2d.recipe.load import load_recipe
+from verl_s2d.recipe.schema import ROW_NAMES
+from verl_s2d.stages import kinds
 from verl_s2d.workflow.graph import ancestors, build_order
 from verl_s2d.workflow.planning import make_plan
-from verl_s2d.workflow.recipe import ROW_NAMES
-from verl_s2d.workflow.recipe_file import load_recipe
-from verl_s2d.workflow.stages import kinds
 
 
 def plan_of(tmp_path, rows=("all",), seeds=None, **changes):
@@ -288,7 +288,7 @@ def test_overrides_of_grpo(tmp_path):
         "trainer.resume_mode": "auto",
         "trainer.total_training_steps": 4,
         "trainer.default_local_dir": f"{directory}/checkpoints",
-        "reward.custom_reward_function.path": "pkg://verl_s2d.rewards.ledgered",
+        "reward.custom_reward_function.path": "pkg://verl_s2d.verifiers.ledgered",
         "+reward.custom_reward_function.reward_kwargs.verifier": f"{tmp_path}/verifier.py:score",
         "+reward.custom_reward_function.reward_kwargs.ledger_dir": f"{directory}/verifier",
         "+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH": f"{directory}/metrics/attempt-2.jsonl",
@@ -341,7 +341,7 @@ def test_a_verifiers_options_reach_training_and_evaluation(tmp_path):
 
 
 def test_hydra_reads_the_arguments_as_they_were_meant(tmp_path):
-    from verl_s2d.workflow.overrides import hydra_arguments
+    from verl_s2d.verl_settings.overrides import hydra_arguments
 
     meant = {
         "a.path": "/tmp/with space/it's [x]{y}=z,\\",

@@ -14,19 +14,19 @@ from pathlib import Path
 import pytest
 
 from tests.unit.workflow_project import FakeStages, write_project, write_scripts
-from verl_s2d import save_request
+from verl_s2d.checks import check_plan
 from verl_s2d.errors import UserError
+from verl_s2d.recipe.load import load_recipe
+from verl_s2d.report.inputs import finished_rows
+from verl_s2d.stages.shared import checkpoints
+from verl_s2d.workflow import save_request
 from verl_s2d.workflow.failures import StageFailed
-from verl_s2d.workflow.manifest import MANIFEST, is_built, read_manifest
-from verl_s2d.workflow.metrics import read_metrics
+from verl_s2d.workflow.hosts.process import marked_processes
 from verl_s2d.workflow.planning import make_plan
-from verl_s2d.workflow.preflight import check_plan
-from verl_s2d.workflow.process import marked_processes
-from verl_s2d.workflow.recipe_file import load_recipe
-from verl_s2d.workflow.results import finished_rows
-from verl_s2d.workflow.run_directory import opened, read_record
 from verl_s2d.workflow.runner import run_plan
-from verl_s2d.workflow.stages import checkpoints
+from verl_s2d.workflow.store.manifest import MANIFEST, is_built, read_manifest
+from verl_s2d.workflow.store.run_directory import opened, read_record
+from verl_s2d.workflow.watch.metric_logs import read_metrics
 
 
 class Lines:
@@ -143,7 +143,7 @@ def test_keep_going_builds_independent_branches(tmp_path, monkeypatch):
 
 def test_a_stalled_stage_is_stopped_with_all_it_started(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE", json.dumps({"grpo": "hard-hang@2"}))
-    monkeypatch.setattr("verl_s2d.workflow.watchdog._LOOK_SECONDS", 0.2)
+    monkeypatch.setattr("verl_s2d.workflow.watch.watchdog._LOOK_SECONDS", 0.2)
     monkeypatch.setattr("verl_s2d.workflow.stage_process._GRACE_SECONDS", 0.5)
     plan = project(tmp_path, rows=["direct-grpo"], cluster__stall_minutes=0.03)
     (failure,) = build(plan)

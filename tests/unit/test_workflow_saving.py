@@ -7,7 +7,8 @@ from verl.utils.checkpoint.checkpoint_manager import BaseCheckpointManager
 
 from tests.unit.test_workflow_runner import project
 from verl_s2d.errors import UserError
-from verl_s2d.workflow.stages import checkpoints, kinds
+from verl_s2d.stages import kinds
+from verl_s2d.stages.shared import checkpoints
 
 STAGES = {"teacher_rl": "teacher-rl-1h", "warmup": "warmup-1h", "opd": "opd-1h", "student_rl": "student-rl-2h"}
 

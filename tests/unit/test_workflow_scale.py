@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from tests.unit.workflow_project import write_project
+from verl_s2d.recipe.load import load_recipe
+from verl_s2d.report.views import plan_text, plan_view, status_text, status_view
 from verl_s2d.workflow.graph import Node, ancestors, build_order, users_of
 from verl_s2d.workflow.planning import make_plan
-from verl_s2d.workflow.recipe_file import load_recipe
-from verl_s2d.workflow.views import plan_text, plan_view, status_text, status_view
 
 ALLOWED_GROWTH = 1.35
 """Of the cost a node when the graph grows eightfold: a heap's logarithm stays below it, a square would be 8."""

@@ -9,9 +9,9 @@ import pytest
 from tests.unit.test_workflow_runner import Lines, project
 from tests.unit.workflow_project import SimulatedStages
 from verl_s2d import cli
+from verl_s2d.checks.self_test import self_test
 from verl_s2d.errors import UserError
-from verl_s2d.workflow.run_directory import read_record
-from verl_s2d.workflow.self_test import self_test
+from verl_s2d.workflow.store.run_directory import read_record
 
 AGREE = {
     "s2d/reverse_kl": 2e-7,
@@ -73,6 +73,6 @@ def test_a_step_that_fails_is_a_finding(tmp_path, monkeypatch):
 def test_it_needs_stage_2b_and_a_recipe(tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match=r"stages\.opd"):
         findings(tmp_path, monkeypatch, AGREE, rows=["direct-grpo"], stages__opd=None)
-    monkeypatch.setattr("verl_s2d.workflow.check.check_everything", lambda plan: [])
+    monkeypatch.setattr("verl_s2d.checks.installation.check_everything", lambda plan: [])
     assert cli.main(["check", "--self-test"]) == 2
     assert "Give a recipe" in capsys.readouterr().err

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 
 from tests.unit.test_workflow_runner import Lines
 from tests.unit.workflow_project import Ended, SimulatedStages, write_project
-from verl_s2d.workflow.digests import damage
+from verl_s2d.recipe.load import load_recipe
+from verl_s2d.report.inputs import finished_rows
+from verl_s2d.stages.prepare.stage import Slices
 from verl_s2d.workflow.graph import ancestors
-from verl_s2d.workflow.manifest import is_built, read_manifest
 from verl_s2d.workflow.planning import Plan, make_plan
-from verl_s2d.workflow.recipe_file import load_recipe
-from verl_s2d.workflow.results import finished_rows
 from verl_s2d.workflow.runner import run_plan
-from verl_s2d.workflow.stages.preparation import Slices
+from verl_s2d.workflow.store.digests import damage
+from verl_s2d.workflow.store.manifest import is_built, read_manifest
 
 KILLED, FAILED, CRASHED = 70, 71, 72
 

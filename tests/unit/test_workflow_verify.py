@@ -12,9 +12,9 @@ from tests.unit.test_workflow_repair import build, checkpoint
 from tests.unit.test_workflow_runner import directory, project
 from verl_s2d import cli
 from verl_s2d.errors import UserError
-from verl_s2d.workflow.digests import output_files
-from verl_s2d.workflow.manifest import MANIFEST
-from verl_s2d.workflow.verify import verify_run
+from verl_s2d.workflow.store.digests import output_files
+from verl_s2d.workflow.store.manifest import MANIFEST
+from verl_s2d.workflow.store.verify import verify_run
 
 
 @pytest.fixture(autouse=True)

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from verl_s2d.workflow.evidence import find_error, worker_logs
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.hosts.process import SubprocessLauncher
 from verl_s2d.workflow.interruption import Interruption
-from verl_s2d.workflow.process import SubprocessLauncher
 from verl_s2d.workflow.progress import PlainProgress
+from verl_s2d.workflow.stage import Command
 from verl_s2d.workflow.stage_process import run_attempt
-from verl_s2d.workflow.stages.base import Command
-from verl_s2d.workflow.watchdog import Limits, Watchdog
+from verl_s2d.workflow.watch.log_errors import find_error, worker_logs
+from verl_s2d.workflow.watch.watchdog import Limits, Watchdog
 
 TRACEBACK = """Traceback (most recent call last):
   File "engine.py", line 7, in update_weights
@@ -282,7 +282,7 @@ print("waiting for the worker")
 
 
 def test_a_process_that_hangs_is_stopped_with_the_actor_and_the_last_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr("verl_s2d.workflow.watchdog._LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("verl_s2d.workflow.watch.watchdog._LOOK_SECONDS", 0.1)
     monkeypatch.setattr("verl_s2d.workflow.stage_process._GRACE_SECONDS", 0.5)
     text = str(attempt(tmp_path, "import time; print('syncing weights'); time.sleep(60)", silent=1.0))
     assert "student-rl-all stalled: no output for" in text and "no step since" in text
@@ -292,8 +292,8 @@ def test_a_process_that_hangs_is_stopped_with_the_actor_and_the_last_lines(tmp_p
 
 
 def test_a_process_that_waits_for_a_failed_worker_is_stopped_with_the_worker_s_traceback(tmp_path, monkeypatch):
-    monkeypatch.setattr("verl_s2d.workflow.watchdog._LOOK_SECONDS", 0.1)
-    monkeypatch.setattr("verl_s2d.workflow.watchdog._LEAST_WITH_ERROR", 1.0)
+    monkeypatch.setattr("verl_s2d.workflow.watch.watchdog._LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("verl_s2d.workflow.watch.watchdog._LEAST_WITH_ERROR", 1.0)
     monkeypatch.setattr("verl_s2d.workflow.stage_process._GRACE_SECONDS", 0.5)
     failure = attempt(tmp_path, FAILING_WORKER + "time.sleep(60)", silent=5.0)
     kept = tmp_path / "stage" / "worker-logs" / f"attempt-1-{WORKER}"

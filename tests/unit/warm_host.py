@@ -19,7 +19,7 @@ class Host:
         self.python = directory / "python"
         self.socket = directory / "socket"
         self.log = directory / "host.log"
-        argv = [sys.executable, "-m", "verl_s2d.warm.host", str(directory), "--preload", preload]
+        argv = [sys.executable, "-m", "verl_s2d.platforms.cpu.warm.host", str(directory), "--preload", preload]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 argv,

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import yaml
 
 from tests.unit.workflow_stage import play
-from verl_s2d import arguments
 from verl_s2d.data import slices
-from verl_s2d.workflow.process import SubprocessLauncher
+from verl_s2d.recipe import arguments
+from verl_s2d.workflow.hosts.process import SubprocessLauncher
 
 STAGE = Path(__file__).with_name("workflow_stage.py")
 
@@ -28,7 +28,7 @@ class FakeStages(SubprocessLauncher):
 
     def start(self, argv, env, cwd, log):
         argv = list(argv)
-        if argv[2] == "verl_s2d.workflow.cluster_ready":
+        if argv[2] == "verl_s2d.workflow.hosts.cluster_ready":
             return Ended(0)
         if argv[1] == "-m" and argv[2] != "verl_s2d.data.slices":
             self.started.append(argv[2:])
@@ -64,7 +64,7 @@ class SimulatedStages:
         """Directory names of the stages, in the order in which they were started."""
 
     def start(self, argv, env, cwd, log):
-        if argv[2] == "verl_s2d.workflow.cluster_ready":
+        if argv[2] == "verl_s2d.workflow.hosts.cluster_ready":
             return Ended(0)
         self.started.append(Path(cwd).name)
         module, rest = argv[2], argv[3:]

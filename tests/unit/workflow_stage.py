@@ -21,7 +21,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from verl_s2d import save_request
+from verl_s2d.workflow import save_request
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from verl_s2d.data.normalised_text import words
 from verl_s2d.data.sources import Record
-from verl_s2d.data.text import words
 
 NGRAM = 10
 """Words."""

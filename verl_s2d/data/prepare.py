@@ -27,7 +27,7 @@ from verl_s2d.data import slices
 from verl_s2d.data.contamination import NGRAM, SHARE, find_overlaps
 from verl_s2d.data.duplicates import Duplicates, deduplicate
 from verl_s2d.data.files import write_json, write_parquet
-from verl_s2d.data.rows import as_table, rows_digest
+from verl_s2d.data.records import as_table, rows_digest
 from verl_s2d.data.sources import SOURCES, Loaded, Record, load
 from verl_s2d.data.templates import template
 from verl_s2d.errors import UserError

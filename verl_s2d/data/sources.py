@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from verl_s2d.data import ground_truths, templates
 from verl_s2d.data.columns import Layout, distinct_rows, parquet_batches, table_batches
-from verl_s2d.data.text import canonical
+from verl_s2d.data.normalised_text import canonical
 from verl_s2d.errors import UserError
 
 _TEXT = ("problem", "Problem", "question", "prompt")

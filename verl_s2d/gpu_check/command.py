@@ -8,13 +8,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from verl_s2d.errors import UserError
-from verl_s2d.gpu_check.registry import choose
-from verl_s2d.gpu_check.report import PartResult, write_report
-from verl_s2d.gpu_check.runner import run_parts
-from verl_s2d.gpu_check.settings import Settings
-from verl_s2d.workflow.hf_export import export_problem
+from verl_s2d.gpu_check.gpu_report import PartResult, write_report
+from verl_s2d.gpu_check.part_registry import choose
+from verl_s2d.gpu_check.part_runner import run_parts
+from verl_s2d.gpu_check.part_settings import Settings
 from verl_s2d.workflow.interruption import Interruption
 from verl_s2d.workflow.planning import accelerator_here
+from verl_s2d.workflow.store.hf_export import export_problem
 
 
 def gpu_check(

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import yaml
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from tensordict import TensorDict
@@ -17,14 +16,14 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.dataset.dataset_utils import SFTTensorCollator
 from verl.workers.engine_workers import TrainingWorkerConfig
 
-import verl_s2d.config
-from verl_s2d.training.aggregation import ResponseMean
-from verl_s2d.training.distilled_worker import DistilledWorker
-from verl_s2d.training.full_vocabulary import FullVocabularyLoss, Objective
-from verl_s2d.training.teacher_worker import TeacherWorker
-from verl_s2d.training.warmup_checks import check_cache, warmup_objective
-from verl_s2d.training.warmup_data import CachedRollouts
-from verl_s2d.training.warmup_worker import WarmupWorker
+from verl_s2d.signals.aggregation import ResponseMean
+from verl_s2d.signals.full_vocabulary import FullVocabularyLoss, Objective
+from verl_s2d.stages.opd.worker import TeacherWorker
+from verl_s2d.stages.shared.distilled_worker import DistilledWorker
+from verl_s2d.stages.warmup.config_checks import check_cache, warmup_objective
+from verl_s2d.stages.warmup.rollout_dataset import CachedRollouts
+from verl_s2d.stages.warmup.worker import WarmupWorker
+from verl_s2d.verl_settings.overrides import overlay
 
 
 def step_configuration(
@@ -36,14 +35,14 @@ def step_configuration(
         on_cpu: with the overlay for a machine without an accelerator.
         overrides: `key=value`; they win.
     """
-    overlay = {"engine.strategy": "fsdp2"}
+    settings = {"engine.strategy": "fsdp2"}
     if on_cpu:
-        overlay = yaml.safe_load(Path(verl_s2d.config.__path__[0], "warmup-cpu.yaml").read_text())
-    with initialize_config_module("verl_s2d.config", version_base=None):
+        settings = overlay("cpu", "warmup")
+    with initialize_config_module("verl_s2d.stages.warmup", version_base=None):
         return compose(
             "s2d_warmup",
             [
-                *(f"{k}={v}" for k, v in overlay.items()),
+                *(f"{k}={v}" for k, v in settings.items()),
                 f"model.path={student}",
                 f"s2d.teacher.path={teacher}",
                 f"data.train_files={cache}",

@@ -7,15 +7,15 @@ import sys
 import traceback
 from pathlib import Path
 
-from verl_s2d.gpu_check import settings
-from verl_s2d.gpu_check.checks import Recorder
+from verl_s2d.gpu_check import part_settings
+from verl_s2d.gpu_check.figures import Recorder
 
 
 def main(module: str, part: str, settings_file: str, checks_file: str) -> int:
     """Run the part; an exception is a failed check with its last line, and its traceback is in the log."""
     record = Recorder(part, Path(checks_file))
     try:
-        importlib.import_module(module).run(settings.read(Path(settings_file)), record)
+        importlib.import_module(module).run(part_settings.read(Path(settings_file)), record)
     except Exception as error:
         traceback.print_exc()
         record.expect("ended", False, "".join(traceback.format_exception_only(error)).strip()[:2000], "no exception")

@@ -1,6 +1,6 @@
 """One sampler in a process of its own: writes what it sampled to a file, then waits to be killed.
 
-    python -P -m verl_s2d.gpu_check.sampling_process SETTINGS MODEL OUT
+python -P -m verl_s2d.gpu_check.sampling_process SETTINGS MODEL OUT
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from verl_s2d.gpu_check import settings as settings_file
-from verl_s2d.gpu_check.settings import Settings
+from verl_s2d.gpu_check import part_settings as settings_file
+from verl_s2d.gpu_check.part_settings import Settings
 
 _WAIT_SECONDS = 600
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from verl_s2d.gpu_check import models
-from verl_s2d.gpu_check.settings import Settings
+from verl_s2d.gpu_check import part_models
+from verl_s2d.gpu_check.part_settings import Settings
 
 STEPS = {"teacher_rl": 2, "warmup": 2, "opd": 3}
 """Steps of a stage. 2b has one more, so that a kill after the first falls into the second."""
@@ -74,8 +74,8 @@ def _recipe(settings: Settings) -> dict[str, Any]:
     return {
         "name": "gpu-check",
         "seeds": [0],
-        "student": {"model": str(models.student(settings))},
-        "teacher": {"model": str(models.teacher(settings))},
+        "student": {"model": str(part_models.student(settings))},
+        "teacher": {"model": str(part_models.teacher(settings))},
         "data": {
             "train": "train.parquet",
             "eval": {"sums": "sums.parquet"},

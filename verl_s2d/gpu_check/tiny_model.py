@@ -1,6 +1,6 @@
 """Random Qwen3 checkpoints with a word-level tokenizer: real files for checks that must not ask the hub.
 
-    python -m verl_s2d.gpu_check.tiny_model OUT [key=value of Shape ...]
+python -m verl_s2d.gpu_check.tiny_model OUT [key=value of Shape ...]
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import torch
 
+from verl_s2d.objectives.chunked_pass import Gradients, Settings, compare_rows, linear_gradients, logits_gradient_
 from verl_s2d.objectives.first_derivative import first_derivative
 from verl_s2d.objectives.logits import GivenLogits, LinearLogits
-from verl_s2d.objectives.sweep import Gradients, Settings, compare_rows, linear_gradients, logits_gradient_
 
 # Places of the differentiable results beside the divergence itself, with their name in `comparison`.
 _BESIDE = {1: "student_entropy", 4: "student_log_prob"}

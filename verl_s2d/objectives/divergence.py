@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import torch
 
+from verl_s2d.objectives.chunked_pass import Settings
 from verl_s2d.objectives.chunks import as_logits, shared_size, tokens_at_a_time, wanted_rows
-from verl_s2d.objectives.comparison import OBJECTIVES
 from verl_s2d.objectives.differentiable import GivenDivergence, LinearDivergence
+from verl_s2d.objectives.divergence_kernel import OBJECTIVES
 from verl_s2d.objectives.logits import LinearLogits
-from verl_s2d.objectives.sweep import Settings
 from verl_s2d.objectives.vocabulary import VocabularyShard, WholeVocabulary
 
 

@@ -9,7 +9,7 @@ from types import FunctionType
 
 import torch
 
-from verl_s2d.objectives.comparison import Comparison, compare_
+from verl_s2d.objectives.divergence_kernel import Comparison, compare_
 from verl_s2d.objectives.vocabulary import WholeVocabulary
 
 _logger = logging.getLogger(__name__)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from verl_s2d.sampling import PARTS
 from verl_s2d.sampling.engine import Sampler, check_model
-from verl_s2d.sampling.parts import Part, Parts, token_count
 from verl_s2d.sampling.replica import sample_parts
 from verl_s2d.sampling.replicas import sample_with_replicas
 from verl_s2d.sampling.request import Request
+from verl_s2d.sampling.shards import Part, Parts, token_count
 
 LOGS = "worker-logs"
 _PROGRESS_SECONDS = 30.0

@@ -30,8 +30,8 @@ from typing import Any
 
 from verl_s2d.platforms.environment import prepare_for_vllm
 from verl_s2d.sampling.engine import Completion, Sampler
-from verl_s2d.sampling.parts import Part, write_part
 from verl_s2d.sampling.request import Settings
+from verl_s2d.sampling.shards import Part, write_part
 
 SEQUENCES_AHEAD = 1024
 """Another part is taken while fewer sequences than this are unfinished: as many as vLLM works on at once by default on

@@ -22,9 +22,9 @@ from verl_s2d.errors import UserError
 from verl_s2d.logs import last_lines
 from verl_s2d.platforms.environment import cpu_environment
 from verl_s2d.sampling.engine import on_cpu
-from verl_s2d.sampling.parts import Part
 from verl_s2d.sampling.replica import Report
 from verl_s2d.sampling.request import Request
+from verl_s2d.sampling.shards import Part
 
 COMMAND = [sys.executable, "-m", "verl_s2d.sampling.replica"]
 _LOOK_SECONDS = 0.5

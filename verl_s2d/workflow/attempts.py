@@ -7,7 +7,7 @@ import re
 import time
 from pathlib import Path
 
-from verl_s2d.workflow.manifest import write_atomically
+from verl_s2d.workflow.store.manifest import write_atomically
 
 _NAME = re.compile(r"attempt-(\d+)\.json")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 
-from verl_s2d import save_request
+from verl_s2d.workflow import save_request
 from verl_s2d.workflow.failures import Interrupted
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

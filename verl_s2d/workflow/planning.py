@@ -12,13 +12,13 @@ from typing import Any
 
 from verl_s2d.errors import UserError
 from verl_s2d.platforms.environment import ACCELERATORS
+from verl_s2d.recipe.load import check_rows
+from verl_s2d.recipe.rows import Row, build_rows
+from verl_s2d.recipe.schema import Recipe, Source
 from verl_s2d.workflow import redaction
 from verl_s2d.workflow.graph import Node, build_order, users_of
-from verl_s2d.workflow.manifest import is_built
-from verl_s2d.workflow.recipe import Recipe, Source
-from verl_s2d.workflow.recipe_file import check_rows
-from verl_s2d.workflow.rows import Row, build_rows
-from verl_s2d.workflow.stages.base import Context
+from verl_s2d.workflow.stage import Context
+from verl_s2d.workflow.store.manifest import is_built
 
 
 @dataclass(frozen=True)

@@ -9,24 +9,25 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from verl_s2d.platforms.environment import accelerator_platform, cpu_environment, cuda_environment
+from verl_s2d.stages import kinds
+from verl_s2d.stages.shared import checkpoints, early_stop
 from verl_s2d.workflow import attempts
-from verl_s2d.workflow.alarm_watch import AlarmWatch
-from verl_s2d.workflow.cluster import CLUSTER_MARKER, RayCluster
-from verl_s2d.workflow.cluster_demand import demand
 from verl_s2d.workflow.failures import StageFailed
-from verl_s2d.workflow.given_cluster import GivenCluster
 from verl_s2d.workflow.graph import PREPARATION_KINDS, Node
+from verl_s2d.workflow.hosts.cluster_demand import demand
+from verl_s2d.workflow.hosts.external_cluster import GivenCluster
+from verl_s2d.workflow.hosts.local_cluster import CLUSTER_MARKER, RayCluster
+from verl_s2d.workflow.hosts.process import MARKER, Launcher, SubprocessLauncher, kill_marked
 from verl_s2d.workflow.interruption import Interruption
-from verl_s2d.workflow.manifest import write_manifest
 from verl_s2d.workflow.planning import Plan
-from verl_s2d.workflow.process import MARKER, Launcher, SubprocessLauncher, kill_marked
 from verl_s2d.workflow.progress import Progress
-from verl_s2d.workflow.repair import discard_broken_remains, require_whole, verified_missing
-from verl_s2d.workflow.run_directory import opened, remember, remember_evaluations
+from verl_s2d.workflow.stage import StageKind
 from verl_s2d.workflow.stage_process import run_attempt
-from verl_s2d.workflow.stages import checkpoints, early_stop, kinds
-from verl_s2d.workflow.stages.base import StageKind
-from verl_s2d.workflow.watchdog import Limits
+from verl_s2d.workflow.store.manifest import write_manifest
+from verl_s2d.workflow.store.repair import discard_broken_remains, require_whole, verified_missing
+from verl_s2d.workflow.store.run_directory import opened, remember, remember_evaluations
+from verl_s2d.workflow.watch.alarm_log import AlarmWatch
+from verl_s2d.workflow.watch.watchdog import Limits
 
 Check = Callable[[bool], None]
 """Raises UserError on bad input; the argument says whether training comes next, so that nothing may stay open."""
@@ -234,7 +235,7 @@ def choose_launcher(plan: Plan, environment: Mapping[str, str]) -> Launcher:
         wanted = plan.context.device == "cpu" and sys.platform == "linux" and not os.environ.get("RAY_ADDRESS")
     if not wanted:
         return SubprocessLauncher()
-    from verl_s2d.workflow.warm_launcher import WarmLauncher
+    from verl_s2d.workflow.hosts.warm_launcher import WarmLauncher
 
     return WarmLauncher(environment, plan.context.run_dir / "warm.log")
 

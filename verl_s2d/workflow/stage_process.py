@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Protocol
 
 from verl_s2d.logs import last_lines
-from verl_s2d.workflow.alarm_watch import AlarmWatch
-from verl_s2d.workflow.evidence import Evidence, keep
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.hosts.process import Handle, Launcher, stop
 from verl_s2d.workflow.interruption import Interruption
-from verl_s2d.workflow.process import Handle, Launcher, stop
 from verl_s2d.workflow.progress import Progress
-from verl_s2d.workflow.stages.base import Command, metrics_file
-from verl_s2d.workflow.watchdog import Limits, Watchdog
+from verl_s2d.workflow.stage import Command, metrics_file
+from verl_s2d.workflow.watch.alarm_log import AlarmWatch
+from verl_s2d.workflow.watch.log_errors import Evidence, keep
+from verl_s2d.workflow.watch.watchdog import Limits, Watchdog
 
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 15.0

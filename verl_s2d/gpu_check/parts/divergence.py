@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
-from verl_s2d.gpu_check.checks import Recorder
-from verl_s2d.gpu_check.settings import Settings
+from verl_s2d.gpu_check.figures import Recorder
+from verl_s2d.gpu_check.part_settings import Settings
 from verl_s2d.gpu_check.timing import milliseconds, peak_bytes
-from verl_s2d.objectives.comparison import OBJECTIVES
 from verl_s2d.objectives.divergence import divergence
+from verl_s2d.objectives.divergence_kernel import OBJECTIVES
 from verl_s2d.objectives.gemm import add_head_gradient, hidden_gradient, logits_of, operand
 from verl_s2d.objectives.logits import LinearLogits
 

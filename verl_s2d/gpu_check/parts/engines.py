@@ -18,13 +18,13 @@ from transformers import AutoConfig, AutoTokenizer
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_name, get_torch_device
 
-from verl_s2d.gpu_check import engine_step, models
-from verl_s2d.gpu_check.checks import Recorder
+from verl_s2d.gpu_check import engine_step, part_models
+from verl_s2d.gpu_check.figures import Recorder
+from verl_s2d.gpu_check.part_settings import Settings
 from verl_s2d.gpu_check.plain_step import plain_step, relative_difference
-from verl_s2d.gpu_check.settings import Settings
-from verl_s2d.training.full_vocabulary import Objective
-from verl_s2d.training.model_pair import real_vocabulary
-from verl_s2d.training.warmup_data import CachedRollouts
+from verl_s2d.signals.full_vocabulary import Objective
+from verl_s2d.stages.warmup.rollout_dataset import CachedRollouts
+from verl_s2d.teachers.model_pair import real_vocabulary
 
 GIB = 2**30
 _LORA = ["model.lora_rank=4", "model.lora_alpha=6"]
@@ -179,9 +179,9 @@ def _overrides(settings: Settings, case: Case) -> list[str]:
 
 def _pair(settings: Settings, tied: bool) -> tuple[Path, Path, int]:
     """Student, teacher, and the ids that both know. The teacher is random: one that is the student teaches nothing."""
-    student = models.student(settings, tied=tied)
+    student = part_models.student(settings, tied=tied)
     tokenizer, config = AutoTokenizer.from_pretrained(student), AutoConfig.from_pretrained(student)
-    teacher = models.random_teacher(settings, config.get_text_config().vocab_size, len(tokenizer))
+    teacher = part_models.random_teacher(settings, config.get_text_config().vocab_size, len(tokenizer))
     return student, teacher, real_vocabulary(tokenizer, config, AutoConfig.from_pretrained(teacher))
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from wrapt import when_imported
 
-from verl_s2d.gpu_check import models
-from verl_s2d.gpu_check.checks import Recorder
-from verl_s2d.gpu_check.settings import Settings
+from verl_s2d.gpu_check import part_models
+from verl_s2d.gpu_check.figures import Recorder
+from verl_s2d.gpu_check.part_settings import Settings
 from verl_s2d.platforms.environment import CUDA_ENVIRONMENT
 
 _CHILD_SECONDS = 60
@@ -23,7 +23,7 @@ class _Reached(Exception):
 
 def run(settings: Settings, record: Recorder) -> None:
     """Do what Sampler does, stop where the engine would start, and look at start method and fork."""
-    model = str(models.student(settings))
+    model = str(part_models.student(settings))
     # The workflow sets these for its stages; a user of the sampler alone has only what the sampler sets.
     for name in CUDA_ENVIRONMENT:
         os.environ.pop(name, None)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from verl_s2d.gpu_check.checks import Recorder
-from verl_s2d.gpu_check.settings import Settings
+from verl_s2d.gpu_check.figures import Recorder
+from verl_s2d.gpu_check.part_settings import Settings
 from verl_s2d.gpu_check.timing import milliseconds
 from verl_s2d.objectives.gemm import add_head_gradient, hidden_gradient, logits_of, operand
 

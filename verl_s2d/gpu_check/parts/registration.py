@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from verl_s2d.gpu_check.checks import Recorder
-from verl_s2d.gpu_check.settings import Settings
-from verl_s2d.workflow.probe import Probe
-from verl_s2d.workflow.registration import RegistrationProbe
+from verl_s2d.checks.registration import RegistrationProbe
+from verl_s2d.gpu_check.figures import Recorder
+from verl_s2d.gpu_check.part_settings import Settings
+from verl_s2d.workflow.subprocess_query import Probe
 
 _PLATFORM = """
 import json
@@ -40,7 +40,7 @@ def run(settings: Settings, record: Recorder) -> None:
 
 
 def _registered(settings: Settings, record: Recorder, answer: tuple[Mapping[str, Any] | None, str]) -> None:
-    from verl_s2d.workflow.registration import judge
+    from verl_s2d.checks.registration import judge
 
     told, failure = answer
     ok, detail = (False, failure) if told is None else judge(told)

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from verl_s2d.gpu_check.checks import Recorder
-from verl_s2d.gpu_check.settings import Settings
+from verl_s2d.gpu_check.figures import Recorder
+from verl_s2d.gpu_check.part_settings import Settings
 
 
 def run(settings: Settings, record: Recorder) -> None:
@@ -29,11 +29,11 @@ def run(settings: Settings, record: Recorder) -> None:
 
 def _hours(settings: Settings, record: Recorder, parts: list[dict[str, Any]]) -> None:
     """GPU-hours at most, with every response as long as it may be: the plan's FLOPs at this machine's speeds."""
+    from verl_s2d.recipe.load import load_recipe
+    from verl_s2d.report.views import plan_view
+    from verl_s2d.sizing.cost import PASS_MFU, SAMPLING_MFU
+    from verl_s2d.sizing.estimate import sized
     from verl_s2d.workflow.planning import make_plan
-    from verl_s2d.workflow.recipe_file import load_recipe
-    from verl_s2d.workflow.sizing.cost import PASS_MFU, SAMPLING_MFU
-    from verl_s2d.workflow.sizing.estimate import sized
-    from verl_s2d.workflow.views import plan_view
 
     plan = make_plan(load_recipe(Path(settings.recipe)))
     total = sized(plan, plan_view(plan))["sizes"]["total"]

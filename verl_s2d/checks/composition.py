@@ -1,0 +1,64 @@
+"""Would verl accept every stage's configuration, and does it fit the cluster? Asked before the first stage starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from verl_s2d.errors import UserError
+from verl_s2d.sizing.layouts import check_layout
+from verl_s2d.sizing.model_shapes import Models
+from verl_s2d.stages import kinds
+from verl_s2d.workflow import attempts
+from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.subprocess_query import Probe
+
+TRAINING_KINDS = ("grpo", "opd", "warmup")
+
+
+class CompositionProbe(Probe):
+    """Composes the configuration of each stage that trains, and runs verl's checks and ours on it.
+
+    Args:
+        nodes: of the plan; stages of other kinds are passed over.
+    """
+
+    def __init__(self, plan: Plan, nodes: Iterable[Node], environment: Mapping[str, str]):
+        self._plan = plan
+        self._nodes = {node.label: node for node in nodes if node.kind in TRAINING_KINDS}
+        question = []
+        for label, node in self._nodes.items():
+            attempt = attempts.count(plan.context.directory(node)) + 1
+            argv = kinds()[node.kind].command(node, plan.context, attempt).argv
+            question.append({"name": label, "argv": list(argv)})
+        super().__init__(["-m", "verl_s2d.verl_settings.composition_process"], environment, question)
+
+    def check(self, models: Models | None = None) -> dict[str, Mapping[str, Any]]:
+        """The resolved configuration of every stage by its label, all of which verl accepts.
+
+        Args:
+            models: shapes, against which parallel sizes are checked too.
+
+        Raises:
+            UserError: the first stage that verl does not accept, or whose parallel sizes do not fit.
+        """
+        answer, failure = self.answer()
+        if answer is None:
+            raise UserError(failure, key="verl", remedy="`verl-s2d check` tells more.")
+        models = models or Models(self._plan)
+        for label, found in answer.items():
+            node, refused = self._nodes[label], found["refused"]
+            if found["settings"] is not None:
+                # First, because verl asserts some of it in fewer words.
+                check_layout(self._plan.recipe, node, found["settings"], models)
+            if refused is not None:
+                value = {} if refused["value"] is None else {"value": refused["value"]}
+                raise UserError(
+                    f"{node.name} would not start: {refused['problem']}",
+                    key=refused["key"] or f"verl: of {node.name}",
+                    remedy=refused["remedy"]
+                    or "Change the key that the message names; `verl-s2d plan --overrides` shows all of the stage's.",
+                    **value,
+                )
+        return {label: found["settings"] for label, found in answer.items()}

@@ -1,0 +1,150 @@
+"""Data slices: readable, not empty, disjoint from each other and from what is evaluated on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from verl_s2d.errors import UserError
+from verl_s2d.stages.prepare.stage import TRAIN_FILE, evaluation_files, slice_sizes
+from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.store.manifest import is_built
+
+if TYPE_CHECKING:
+    from verl_s2d.data.problems import Problem
+
+
+def check_data(plan: Plan) -> dict[Path, tuple[str, list[Problem]]]:
+    """Check the files of problems, as far as they exist.
+
+    Returns:
+        file -> (what a message calls it, its problems).
+
+    Raises:
+        UserError: unusable files, labels that occur twice, slices that overlap or would be empty, too few problems, or
+            evaluation problems among the training problems.
+    """
+    from verl_s2d.data.problems import check_disjoint, read_problems
+
+    def built(node: Node) -> bool:
+        return is_built(node, plan.context.directory(node))
+
+    files: dict[Path, tuple[str, list[Problem]]] = {}
+
+    def problems(path: Path, key: str) -> list[Problem]:
+        if path not in files:
+            files[path] = key, read_problems(path, key=key)
+        return files[path][1]
+
+    for target in {row.seed: row.target for row in plan.rows}.values():
+        evaluation = {
+            name: problems(path, f"data.eval.{name}")
+            for name, path in evaluation_files(target, "source", plan.context).items()
+            if "source" not in target.inputs or built(target.inputs["source"])
+        }
+        for slices in _slices_of_seed(plan, target):
+            train = _train_file(plan, slices)
+            if train is not None:
+                trained_on, labels = problems(train, "data.train"), plan.recipe.data.labels
+                if len(trained_on) < 2:
+                    raise UserError(
+                        "A half of the training problems would be empty.",
+                        key="data.train",
+                        value=str(train),
+                        remedy="Give at least 2 labelled problems.",
+                    )
+                if labels is not None and labels > len(trained_on):
+                    raise UserError(
+                        f"There are only {len(trained_on)} training problems.",
+                        key="data.labels",
+                        value=labels,
+                        remedy=f"At most {len(trained_on)}, or null for all.",
+                    )
+                check_disjoint(trained_on, evaluation)
+                if (name := plan.recipe.data.validation) is not None:
+                    validation = problems(plan.recipe.directory / name, "data.validation")
+                    check_validation(validation, trained_on)
+                    check_disjoint(validation, evaluation, role="validation")
+            if built(slices):
+                check_slices(plan.context.directory(slices))
+    return files
+
+
+def check_validation(validation: list[Problem], trained_on: list[Problem]) -> None:
+    """Raises UserError if a problem is both trained on and validated on, by its text or by its id (for the ledger they
+    would be one label)."""
+    for what in ("text", "id"):
+        shared = {getattr(p, what) for p in validation} & {getattr(p, what) for p in trained_on}
+        if shared:
+            raise UserError(
+                f"{len(shared)} validation problems are among the training problems, by their {what}.",
+                key="data.validation",
+                value=min(shared),
+                remedy="Remove them from one of the two files." if what == "text" else "Give them ids of their own.",
+            )
+
+
+def _slices_of_seed(plan: Plan, target: Node) -> list[Node]:
+    seed = target.settings["seed"]
+    return [n for n in plan.order if n.kind == "slices" and n.settings["seed"] == seed]
+
+
+def check_slices(directory: Path) -> None:
+    """Raises UserError if the two halves share a problem (by id or text), or one is empty, or an answer is in a file
+    that must not have any."""
+    from verl_s2d.data.problems import read_problems
+
+    halves = {name: read_problems(directory / f"{name}.parquet", key=f"slice {name}") for name in ("1h", "2h")}
+    for what in ("id", "text"):
+        shared = {getattr(p, what) for p in halves["1h"]} & {getattr(p, what) for p in halves["2h"]}
+        if shared:
+            raise UserError(
+                f"The slice of Stage 3 shares {len(shared)} problems with the slice of earlier stages, "
+                f"so its labels would not be fresh.",
+                key="data",
+                value=min(shared),
+                remedy="Remove repeated problems from the training data.",
+            )
+    for name in ("all", "1h", "2h"):
+        twin = read_problems(directory / f"{name}-prompts.parquet", key=f"slice {name}-prompts")
+        answered = [p for p in twin if p.ground_truth or set(p.extra_info) - {"index"}]
+        if answered:
+            raise UserError(
+                "A file that must be free of answers has one.",
+                key=f"slice {name}-prompts",
+                value=answered[0].id,
+                remedy=f"Delete {directory} and run again.",
+            )
+
+
+def slice_size(plan: Plan, node: Node, *, expected: int | None = None) -> int | None:
+    """Number of problems in the slice that a stage reads; as long as it cannot be known, that of `expected` in all."""
+    slices, name = node.inputs["slices"], node.settings["slice"]
+    if _built(plan, slices):
+        summary = json.loads((plan.context.directory(slices) / "slices.json").read_text())
+        return len(summary["slices"][name])
+    count = plan.recipe.data.labels
+    if count is None:
+        train = _train_file(plan, slices)
+        if train is not None:
+            import pyarrow.parquet
+
+            count = pyarrow.parquet.read_metadata(train).num_rows
+        elif expected is not None:
+            count = expected
+        else:
+            return None
+    return slice_sizes(count)[name]
+
+
+def _train_file(plan: Plan, slices: Node) -> Path | None:
+    if "train" in slices.externals:
+        return Path(slices.externals["train"].location)
+    source = slices.inputs["source"]
+    return plan.context.directory(source) / TRAIN_FILE if _built(plan, source) else None
+
+
+def _built(plan: Plan, node: Node) -> bool:
+    return is_built(node, plan.context.directory(node))

@@ -1,0 +1,83 @@
+"""Stages that only sample: GPUs where they run, how many one engine is divided among, and what vLLM is told."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
+
+from verl_s2d.checks.data_slices import slice_size
+from verl_s2d.errors import UserError
+from verl_s2d.recipe.load import suggestion
+from verl_s2d.sizing.cache import cache_use, waste_warning
+from verl_s2d.sizing.layouts import check_sampler, sampler_section
+from verl_s2d.sizing.model_shapes import Models
+from verl_s2d.stages import kinds
+from verl_s2d.stages.shared.sampling_stage import SamplingKind, engine
+from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.planning import Plan, accelerator_here
+
+
+def check_samplers(plan: Plan, nodes: Iterable[Node]) -> None:
+    """Check the stages that only sample.
+
+    Raises:
+        UserError: an argument that the installed vLLM does not have, no GPU where the engines are to work, or a
+            tensor_parallel_size that does not fit the machine or the model's heads.
+    """
+    models = Models(plan)
+    for node in nodes:
+        if isinstance(kinds()[node.kind], SamplingKind):
+            _check_arguments(node)
+            if plan.context.device != "cpu":
+                _check_place(node)
+                check_sampler(node, models.shape(node), plan.context.cluster)
+
+
+def cache_warnings(plan: Plan, nodes: Iterable[Node]) -> list[str]:
+    """Warnings of caches of which most is sampled for nothing."""
+    warnings = []
+    for node in nodes:
+        if node.kind == "rollouts":
+            use = cache_use(node, plan.order, slice_size(plan, node, expected=plan.recipe.data.expected.get("train")))
+            if use is not None and (warning := waste_warning(node, use)):
+                warnings.append(warning)
+    return warnings
+
+
+def _check_arguments(node: Node) -> None:
+    known = engine_arguments()
+    for name, value in engine(node).items() if known else ():
+        if name not in known:
+            raise UserError(
+                f"{node.name}: the installed vLLM has no such argument.",
+                key=f"{sampler_section(node)}.engine.{name}",
+                value=value,
+                remedy=suggestion(name, known),
+            )
+
+
+def _check_place(node: Node) -> None:
+    if not accelerator_here():
+        raise UserError(
+            f"{node.name} samples on the machine that the command runs on, and this one shows no GPU.",
+            key="cluster.device",
+            value="cuda",
+            remedy="Run the command on a node of the cluster that has GPUs, or choose the device cpu.",
+        )
+
+
+@functools.cache
+def engine_arguments() -> frozenset[str]:
+    """Arguments of the installed vLLM's LLM, read from its source because importing it takes long; empty without it."""
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or not spec.submodule_search_locations:
+        return frozenset()
+    file = Path(next(iter(spec.submodule_search_locations))) / "engine" / "arg_utils.py"
+    if not file.is_file():
+        return frozenset()
+    classes = [c for c in ast.parse(file.read_text()).body if isinstance(c, ast.ClassDef) and c.name == "EngineArgs"]
+    fields = [field.target.id for c in classes for field in c.body if isinstance(field, ast.AnnAssign)]
+    return frozenset(name for name in fields if not name.startswith("_"))

@@ -1,0 +1,70 @@
+"""Installed versions and the verifier."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.metadata
+import json
+
+from verl_s2d.errors import UserError
+from verl_s2d.recipe.load import suggestion
+from verl_s2d.workflow.planning import Plan
+
+VERL_AT_LEAST, VERL_BELOW = "0.9.1", "0.10"
+
+
+def check_versions() -> None:
+    """Raises UserError unless a verl that this plugin fits is installed."""
+    from packaging.version import Version
+
+    bounds = f">={VERL_AT_LEAST},<{VERL_BELOW}"
+    try:
+        found = importlib.metadata.version("verl")
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError("verl is not installed.", key="verl", remedy=f'pip install "verl{bounds}"') from None
+    if not Version(VERL_AT_LEAST) <= Version(found) < Version(VERL_BELOW):
+        raise UserError(
+            "The installed verl is not one that verl-s2d fits.",
+            key="verl",
+            value=found,
+            remedy=f'pip install "verl{bounds}"',
+        )
+
+
+def check_verifier(plan: Plan) -> None:
+    """Raises UserError unless the recipe's verifier is a known name and works, or a function that its file defines."""
+    from verl_s2d.verifiers.registry import VERIFIERS
+
+    chosen = plan.recipe.verifier
+    name = chosen if isinstance(chosen, str) else chosen.get("name")
+    file, colon, function = str(name).rpartition(":")
+    if not colon or not isinstance(chosen, str):
+        if name not in VERIFIERS:
+            raise UserError(
+                "Unknown verifier." if not colon else "Options are for named verifiers.",
+                key="verifier" if isinstance(chosen, str) else "verifier.name",
+                value=name,
+                remedy=f"{suggestion(name, VERIFIERS)} Or give file.py:function, without options.",
+            )
+        _check_named(json.dumps(chosen if not isinstance(chosen, str) else {"name": chosen}, sort_keys=True))
+        return
+    try:
+        tree = ast.parse((plan.recipe.directory / file).read_text())
+    except SyntaxError as error:
+        raise UserError(
+            f"The verifier's file is not valid Python: {error}", key="verifier", value=name, remedy="Correct it."
+        ) from error
+    names = [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    if function not in names:
+        raise UserError(
+            f"The file has no function {function!r}.", key="verifier", value=name, remedy=suggestion(function, names)
+        )
+
+
+@functools.cache
+def _check_named(verifier: str) -> None:
+    """Once a process: it may have to start one of its own to see that it works."""
+    from verl_s2d.verifiers.registry import check
+
+    check(verifier)

@@ -1,0 +1,89 @@
+"""A report in order: headings, tables, plots and facts. Markdown and HTML are two ways to write it down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from verl_s2d.report import tables
+from verl_s2d.report.curves import PANELS
+from verl_s2d.report.plots import Plot, accuracy_plot, differences_plot, panel_plot
+from verl_s2d.report.tables import Table
+
+
+@dataclass(frozen=True)
+class Section:
+    """One heading and what stands under it.
+
+    Attributes:
+        facts: name and text.
+        in_terminal: short enough, and important enough, for a terminal.
+        warning: to be seen first.
+    """
+
+    title: str
+    tables: Sequence[Table] = ()
+    plots: Sequence[Plot] = ()
+    facts: Sequence[tuple[str, str]] = ()
+    text: str = ""
+    in_terminal: bool = False
+    warning: bool = False
+
+
+def document(data: Mapping[str, Any]) -> list[Section]:
+    """The sections of report.json's content; those that would be empty are absent."""
+    sections = []
+    if data["alarms"]:
+        sections.append(Section("Warnings", [tables.alarms_table(data)], in_terminal=True, warning=True))
+    accuracy = [accuracy_plot(data, name) for name in data["sets"]]
+    sections.append(Section("Rows", [tables.rows_table(data)], accuracy, in_terminal=True))
+    if (matches := tables.matches_table(data)).lines:
+        sections.append(Section("Matched rows", [matches], in_terminal=True))
+    if data["differences"]:
+        plots = [plot for name in data["sets"] if (plot := differences_plot(data, name)) is not None]
+        sections.append(Section("Paired differences", [tables.differences_table(data)], plots, in_terminal=True))
+    levels = [table for name in data["sets"] if (table := tables.levels_table(data, name)).columns]
+    if levels:
+        sections.append(Section("Accuracy by level", levels))
+    sections.append(Section("Answers", [tables.answers_table(data, name) for name in data["sets"]]))
+    for part in dict.fromkeys(panel.part for panel in PANELS):
+        plots = [
+            plot
+            for panel in PANELS
+            if panel.part == part and (plot := panel_plot(data, panel, _trained(data))) is not None
+        ]
+        if plots:
+            sections.append(Section(part, plots=plots, text=_how_to_read(data)))
+    if data["stages"]:
+        sections.append(Section("Stages", [tables.stages_table(data)]))
+    sections.append(Section("This run", facts=_facts(data)))
+    return sections
+
+
+def _trained(data: Mapping[str, Any]) -> list[str]:
+    """Names of the stages that have curves: each has its colour in all plots."""
+    return list(dict.fromkeys(stage["name"] for stage in data["stages"] if stage["curves"]))
+
+
+def _how_to_read(data: Mapping[str, Any]) -> str:
+    seeds = " A line a seed." if len(data["seeds"]) > 1 else ""
+    return f"Over the steps of each stage; the legend has the first and the last value.{seeds}"
+
+
+def _facts(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    run = data["run"]
+    facts = [("recipe", run["recipe"]), *run["about"].items()]
+    facts += [("seeds", ", ".join(map(str, data["seeds"]))), ("evaluation", _sampling(run["sampling"]))]
+    facts += [("began", _time(run["began"])), ("ended", _time(run["ended"]))]
+    facts.append(("versions", ", ".join(f"{name} {' and '.join(found)}" for name, found in run["versions"].items())))
+    return [(name, text) for name, text in [*facts, ("repeat", run["command"])] if text]
+
+
+def _sampling(sampling: Mapping[str, Sequence[Any]]) -> str:
+    return ", ".join(f"{key} {' and '.join(map(str, values))}" for key, values in sampling.items())
+
+
+def _time(seconds: float | None) -> str:
+    return "" if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"

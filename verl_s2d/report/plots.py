@@ -1,0 +1,194 @@
+"""Plots of a report, drawn by matplotlib as SVG whose text stays text: small ones, to stand beside each other."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from verl_s2d.report.curves import Panel, thin
+from verl_s2d.report.plot_style import ACCENT, GRID, INK, PAPER, SERIES
+
+WIDTH, LINE = 4.4, 0.19
+"""Inches: of every plot, and of a line of its legend."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One plot.
+
+    Attributes:
+        name: of its file.
+        about: what it shows, in words, for those who do not see it.
+        draw: called with a matplotlib figure.
+    """
+
+    name: str
+    title: str
+    about: str
+    height: float
+    draw: Callable[[Any], None]
+
+    def svg(self) -> str:
+        """A file of its own, with a white background."""
+        from matplotlib import rc_context
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+
+        # Names are text, not TeX; text stays text; the same plot gives the same file.
+        options = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": self.name, "font.size": 10}
+        colours = dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "text.color"), INK)
+        with rc_context({**options, **colours}):
+            figure = Figure(figsize=(WIDTH, self.height), layout="constrained")
+            FigureCanvasSVG(figure)
+            self.draw(figure)
+            text = io.StringIO()
+            figure.savefig(text, format="svg", metadata={"Date": None})
+        return text.getvalue()
+
+
+def accuracy_plot(data: Mapping[str, Any], set_name: str) -> Plot:
+    """A bar a row with its standard error, a dot a seed, a diamond for what was published."""
+    rows = [row for row in data["rows"] if row["sets"][set_name] is not None]
+    published = [row["published"].get(set_name) for row in rows]
+    unit = f"avg@{'/'.join(map(str, data['samples']))} (%)"
+
+    def draw(figure: Any) -> None:
+        axes, bars = figure.add_subplot(), []
+        for place, (row, other) in enumerate(zip(rows, published, strict=True)):
+            values = row["sets"][set_name]
+            mean, error = 100 * values["avg"], 100 * (values["stderr"] or 0.0)
+            axes.barh(place, mean, 0.62, color=ACCENT)
+            axes.errorbar(mean, place, xerr=error, color=INK, elinewidth=1.2, capsize=3)
+            seeds = [100 * seed["avg"] for seed in values["per_seed"]]
+            if len(seeds) > 1:
+                axes.plot(seeds, [place] * len(seeds), "o", ms=4, mfc=PAPER, mec=INK, mew=1, zorder=3)
+            reaches = [mean + error, *seeds]
+            if other is not None:
+                axes.plot(other, place, "D", ms=6, mfc=PAPER, mec=SERIES[1], mew=1.6, zorder=4)
+                reaches.append(other)
+            bars.append((mean, max(reaches), other))
+        top = max((reach for _, reach, _ in bars), default=0.0) * 1.16 + 1
+        for place, (mean, reach, other) in enumerate(bars):
+            # In the bar, where it fits; what was published to the right of all, so that no mark is taken for the other.
+            inside = mean > 0.15 * top
+            where, colour = (0.0, PAPER) if inside else (reach if other is None else mean, INK)
+            near = {"textcoords": "offset points", "va": "center"}
+            axes.annotate(f"{mean:.1f}", (where, place), (6, 0), color=colour, **near)
+            if other is not None:
+                axes.annotate(f"{other:.1f}", (reach, place), (8, 0), color=SERIES[1], **near)
+        axes.set_yticks(range(len(rows)), [_short(row["name"], 32) for row in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlim(0, top)
+        axes.set_xlabel(unit)
+        marks = [_mark("o", INK, 4, "a seed")] if len(data["seeds"]) > 1 else []
+        marks += [_mark("D", SERIES[1], 6, "published")] if any(other is not None for other in published) else []
+        _finish(figure, axes, "x", marks, columns=2)
+
+    about = [f"{row['name']} {100 * row['sets'][set_name]['avg']:.1f}" for row in rows]
+    about = f"{unit} on {set_name}, with standard errors: {', '.join(about)}."
+    extra = LINE if len(data["seeds"]) > 1 or any(other is not None for other in published) else 0.0
+    name, title = f"accuracy-{data['sets'].index(set_name)}", f"Accuracy on {set_name}"
+    return Plot(name, title, about, 0.6 + 0.27 * len(rows) + extra, draw)
+
+
+def differences_plot(data: Mapping[str, Any], set_name: str, most: int = 15) -> Plot | None:
+    """A dot a pair of rows with its interval; None for more pairs than a plot can hold, or for none."""
+    pairs = [entry for entry in data["differences"] if entry["set"] == set_name]
+    if not 0 < len(pairs) <= most:
+        return None
+    names = [f"{pair['row']} − {pair['minus']}" for pair in pairs]
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        axes.axvline(0, color=INK, lw=0.8)
+        for place, pair in enumerate(pairs):
+            if pair["interval"] is not None:
+                axes.plot([100 * v for v in pair["interval"]], [place] * 2, "-", color=ACCENT, lw=2)
+            seeds = [100 * seed["mean"] for seed in pair["per_seed"]]
+            if len(seeds) > 1:
+                axes.plot(seeds, [place] * len(seeds), "o", ms=4, mfc=PAPER, mec=INK, mew=1)
+            axes.plot(100 * pair["mean"], place, "o", ms=6, color=ACCENT)
+        axes.set_yticks(range(len(pairs)), [_short(name, 36) for name in names])
+        axes.set_ylim(len(pairs) - 0.4, -0.6)
+        axes.set_xlabel("percentage points")
+        _finish(figure, axes, "x", [_mark("o", INK, 4, "a seed")] if len(data["seeds"]) > 1 else [])
+
+    about = ", ".join(f"{name} {100 * pair['mean']:+.1f}" for name, pair in zip(names, pairs, strict=True))
+    title = f"Differences on {set_name}"
+    extra = LINE if len(data["seeds"]) > 1 else 0.0
+    name = f"differences-{data['sets'].index(set_name)}"
+    return Plot(name, title, f"Percentage points: {about}.", 0.6 + 0.22 * len(pairs) + extra, draw)
+
+
+def panel_plot(data: Mapping[str, Any], panel: Panel, trained: Sequence[str]) -> Plot | None:
+    """A line a stage, seed and series of the panel; None if no stage has one.
+
+    Args:
+        trained: names of the stages that have curves: where there is a colour for each, it is the same in all plots.
+    """
+    stages = [stage for stage in data["stages"] if panel.name in stage["curves"]]
+    if not stages:
+        return None
+    several = len(data["seeds"]) > 1
+    named = trained if len(trained) <= len(SERIES) else list(dict.fromkeys(stage["name"] for stage in stages))
+    lines: dict[str, list[tuple[str, int, dict[str, list]]]] = {}
+    for stage in stages:
+        for number, (series, curve) in enumerate(stage["curves"][panel.name].items()):
+            label = f"{stage['name']}, {series}" if len(stage["curves"][panel.name]) > 1 else stage["name"]
+            lines.setdefault(label, []).append((stage["name"], number, curve))
+    labels = {
+        label: f"{label}: {_ends([curve['values'] for *_, curve in members])}" for label, members in lines.items()
+    }
+
+    def draw(figure: Any) -> None:
+        axes, handles = figure.add_subplot(), []
+        for label, members in lines.items():
+            for name, number, curve in members:
+                place = named.index(name)
+                # Past the last colour they begin again, dashed.
+                dashes = ("-", "--", ":", "-.")[(number + place // len(SERIES)) % 4]
+                style = {"color": SERIES[place % len(SERIES)], "linestyle": dashes, "lw": 1.0 if several else 1.5}
+                marker = "o" if len(curve["steps"]) < 3 else None
+                steps, values = thin(curve["steps"], curve["values"], max(60, 3000 // len(stages)))
+                drawn = axes.plot(steps, values, marker=marker, ms=4, **style)
+            drawn[0].set_label(_short(labels[label], 56))
+            handles.append(drawn[0])
+        axes.set_xlabel("step of the stage")
+        axes.set_ylabel(panel.unit)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if panel.from_zero:
+            low, high = axes.get_ylim()
+            axes.set_ylim(min(0.0, low), max(0.0, high))
+        _finish(figure, axes, "y", handles)
+
+    about = f"{panel.unit}, first to last step: {'; '.join(labels.values())}."
+    return Plot(panel.name, panel.title, about, 2.35 + LINE * len(lines), draw)
+
+
+def _ends(curves: Sequence[Sequence[float]]) -> str:
+    """The first and the last value, of several seeds the means."""
+    first, last = (sum(values[end] for values in curves) / len(curves) for end in (0, -1))
+    return f"{first:.3g} → {last:.3g}".replace("-", "−")
+
+
+def _short(text: str, most: int) -> str:
+    """Text that leaves room for the plot: its middle gives way."""
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2 - 1) :]}"
+
+
+def _mark(shape: str, colour: str, size: float, label: str) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], ls="", marker=shape, ms=size, mfc=PAPER, mec=colour, label=label)
+
+
+def _finish(figure: Any, axes: Any, grid: str, handles: Sequence[Any], columns: int = 1) -> None:
+    """What all plots share. The legend is below: no corner of a plot is safely empty."""
+    axes.spines[["top", "right"] if grid == "y" else ["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y" if grid == "x" else "both", length=0 if grid == "x" else 3)
+    axes.grid(axis=grid, color=GRID, lw=0.7)
+    axes.set_axisbelow(True)
+    if handles:
+        figure.legend(handles=list(handles), frameon=False, fontsize=9, loc="outside lower left", ncols=columns)

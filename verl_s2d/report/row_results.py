@@ -1,0 +1,146 @@
+"""A row over its seeds, and the paired difference of two rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+from verl_s2d.stages.evaluate.statistics import mean_and_stderr, paired_bootstrap, t_interval
+
+LEDGER_NUMBERS = ("verifier_calls", "sampled_tokens", "teacher_scored_tokens", "updates", "seconds")
+
+
+@dataclass(frozen=True)
+class Match:
+    """Where a matched row was to stop, and where it did: `reached` of the `wanted` items `by` of the row `to`."""
+
+    to: str
+    by: str
+    wanted: int
+    reached: int
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """One row under one seed.
+
+    Attributes:
+        result: result.json of its evaluation.
+        ledger: labels_read (problem ids), verifier_calls, sampled_tokens, teacher_scored_tokens, updates, seconds.
+        stages: the stages behind it, inputs before users, each with kind, name (which may end in "(seed N)"), digest,
+            seconds and updates, and as far as known attempts, began and ended (epoch seconds), versions (package ->
+            version), curves (`curves.curves_of`) and alarms (`alarms.alarms_of`).
+        matched: of a row that stops where another one ended.
+    """
+
+    name: str
+    seed: int
+    result: Mapping[str, Any]
+    ledger: Mapping[str, Any]
+    stages: Sequence[Mapping[str, Any]] = ()
+    matched: Match | None = None
+
+
+def summarise_row(name: str, members: Sequence[RowResult], sets: Sequence[str]) -> dict[str, Any]:
+    """A row over its seeds: accuracy on every set (None where it has none) and its ledger."""
+    ledger: dict[str, Any] = {key: fmean(row.ledger[key] for row in members) for key in LEDGER_NUMBERS}
+    return {
+        "name": name,
+        "seeds": [row.seed for row in members],
+        "sets": {s: _accuracy([row for row in members if s in row.result["sets"]], s) for s in sets},
+        # Means over seeds. Labels are a set in each seed, so here only their number.
+        "ledger": {"labels_read": fmean(len(row.ledger["labels_read"]) for row in members), **ledger},
+        "per_seed": [
+            {
+                "seed": row.seed,
+                "ledger": dict(row.ledger),
+                "stages": [stage["digest"] for stage in row.stages],
+                "matched": None if row.matched is None else asdict(row.matched),
+            }
+            for row in members
+        ],
+    }
+
+
+def _accuracy(members: Sequence[RowResult], set_name: str) -> dict[str, Any] | None:
+    """avg with a standard error: over problems for a single seed, over seeds for several."""
+    if not members:
+        return None
+    results = [row.result["sets"][set_name] for row in members]
+    averages = [result["avg"] for result in results]
+    summary: dict[str, Any] = {
+        "avg": fmean(averages),
+        "stderr": results[0]["stderr"],
+        "stderr_over": "problems",
+        "interval": None,
+        "pass_at": {k: fmean(r["pass_at"][k] for r in results) for k in results[0]["pass_at"]},
+        "n_problems": results[0]["n_problems"],
+        "mean_tokens": fmean(r["mean_tokens"] for r in results),
+        "truncated": fmean(r["truncated"] / (r["samples"] * r["n_problems"]) for r in results),
+        "levels": {
+            level: _level([r["levels"][level] for r in results])
+            # Results of earlier versions have no levels.
+            for level in results[0].get("levels", {})
+            if all(level in r.get("levels", {}) for r in results)
+        },
+        "per_seed": [
+            {"seed": row.seed, "avg": r["avg"], "stderr": r["stderr"]} for row, r in zip(members, results, strict=True)
+        ],
+    }
+    if len(members) > 1:
+        summary |= {
+            "stderr": mean_and_stderr(averages).stderr,
+            "stderr_over": "seeds",
+            "interval": _interval_over_seeds(averages),
+        }
+    return summary
+
+
+def _level(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One level of a set in every seed: avg with its standard error, as for the whole set."""
+    averages = [result["avg"] for result in results]
+    stderr = mean_and_stderr(averages).stderr if len(averages) > 1 else results[0]["stderr"]
+    return {"n_problems": results[0]["n_problems"], "avg": fmean(averages), "stderr": stderr}
+
+
+def _interval_over_seeds(values: Sequence[float]) -> list[float] | None:
+    """95 % t interval; None for two seeds, where its width is mostly luck."""
+    if len(values) < 3:
+        return None
+    interval = t_interval(values)
+    return [interval.low, interval.high]
+
+
+def compare(a: Sequence[RowResult], b: Sequence[RowResult], set_name: str) -> dict[str, Any] | None:
+    """b minus a, paired by problem within a seed; None if no seed has both on the same problems."""
+    others = {row.seed: row for row in a}
+    per_seed = []
+    for row in b:
+        other = others.get(row.seed)
+        pair = _paired(other, row, set_name) if other else None
+        if pair is not None:
+            interval = paired_bootstrap(*pair)
+            per_seed.append({"seed": row.seed, "mean": interval.mean, "interval": [interval.low, interval.high]})
+    if not per_seed:
+        return None
+    means = [entry["mean"] for entry in per_seed]
+    return {
+        "row": b[0].name,
+        "minus": a[0].name,
+        "set": set_name,
+        "mean": fmean(means),
+        "interval": per_seed[0]["interval"] if len(means) == 1 else _interval_over_seeds(means),
+        "interval_over": "problems" if len(means) == 1 else "seeds",
+        "per_seed": per_seed,
+    }
+
+
+def _paired(a: RowResult, b: RowResult, set_name: str) -> tuple[list[float], list[float]] | None:
+    first, second = (
+        {p["id"]: p["correct"] / p["samples"] for p in row.result["per_problem"].get(set_name, ())} for row in (a, b)
+    )
+    if not first or first.keys() != second.keys():
+        return None
+    return list(first.values()), [second[i] for i in first]

@@ -1,0 +1,181 @@
+"""The report over rows and seeds: what each row reached, what it consumed and what its stages logged, as data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from verl_s2d.data.files import write_json, written_whole
+from verl_s2d.report.row_results import RowResult, compare, summarise_row
+
+if TYPE_CHECKING:
+    from verl_s2d.report.document import Section
+
+PLOTS = "plots"
+
+
+Published = Mapping[str, Mapping[str, float]]
+"""avg@k in percent that somebody published: row -> evaluation set -> value."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a run was, as far as its rows do not say it.
+
+    Attributes:
+        about: name -> text, for example student -> its hub id.
+        command: what repeats the run; empty when unknown.
+        published: shown beside the rows.
+    """
+
+    recipe: str = ""
+    about: Mapping[str, str] = field(default_factory=dict)
+    command: str = ""
+    published: Published = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything the report says.
+
+    Attributes:
+        data: content of report.json; accuracies are fractions.
+    """
+
+    data: dict[str, Any]
+
+    @cached_property
+    def sections(self) -> list[Section]:
+        """The data in words, tables and plots: what report.md and report.html both show."""
+        from verl_s2d.report.document import document
+
+        return document(self.data)
+
+    @property
+    def files(self) -> list[str]:
+        """Names of what `write` writes."""
+        plots = [f"{PLOTS}/{plot.name}.svg" for section in self.sections for plot in section.plots]
+        return ["report.json", "report.md", "report.html", *plots]
+
+    def table(self) -> str:
+        """The rows, their paired differences and what to be warned of, as text for a terminal."""
+        from verl_s2d.report.plain_text import terminal
+
+        return terminal(self.sections)
+
+    def to_json(self) -> str:
+        """Content of report.json."""
+        return json.dumps(self.data, indent=1, ensure_ascii=False, allow_nan=False)
+
+    def write(self, out_dir: str | Path) -> None:
+        """Write `files`, report.json last."""
+        from verl_s2d.report.page import page
+        from verl_s2d.report.plain_text import markdown
+
+        out = Path(out_dir)
+        drawn = {plot.name: plot.svg() for section in self.sections for plot in section.plots}
+        for name, svg in drawn.items():
+            _write(out / PLOTS / f"{name}.svg", svg)
+        _write(out / "report.md", markdown(self.data, self.sections, plots=PLOTS))
+        _write(out / "report.html", page(self.data, self.sections, drawn))
+        write_json(self.data, out / "report.json")
+
+
+def build_report(rows: Sequence[RowResult], facts: Facts | None = None) -> Report:
+    """Aggregate rows over their seeds, and compare them pairwise within a seed.
+
+    Args:
+        rows: in the order in which they are to be shown; a name occurs once a seed.
+
+    Raises:
+        ValueError: no rows, or a row given twice for a seed.
+    """
+    facts = facts or Facts()
+    names = list(dict.fromkeys(row.name for row in rows))
+    cells = {(row.name, row.seed): row for row in rows}
+    if not rows or len(cells) != len(rows):
+        raise ValueError("a report needs at least one row, each once a seed")
+    by_name = {name: [row for row in rows if row.name == name] for name in names}
+    sets = list(dict.fromkeys(name for row in rows for name in row.result["sets"]))
+    stages = _stages(rows)
+    data = {
+        "run": _run(facts, rows, stages),
+        "seeds": sorted({row.seed for row in rows}),
+        "sets": sets,
+        "samples": sorted({values["samples"] for row in rows for values in row.result["sets"].values()}),
+        "rows": [
+            summarise_row(name, members, sets) | {"published": dict(facts.published.get(name, {}))}
+            for name, members in by_name.items()
+        ],
+        "differences": [
+            difference
+            for a, b in combinations(names, 2)
+            for set_name in sets
+            if (difference := compare(by_name[a], by_name[b], set_name)) is not None
+        ],
+        "stages": stages,
+        "alarms": [
+            {"stage": stage["name"], "seeds": stage["seeds"], **alarm}
+            for stage in stages
+            for alarm in stage.pop("alarms")
+        ],
+    }
+    return Report(printable(data))
+
+
+def printable(value: Any) -> Any:
+    """The same with every character of a text that does not print replaced: model output and names end up here, and
+    escape sequences, NUL or lone surrogates would break a terminal, an SVG or a file."""
+    if isinstance(value, str):
+        return value if value.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in value)
+    if isinstance(value, Mapping):
+        return {printable(k): printable(v) for k, v in value.items()}
+    return [printable(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _write(path: Path, text: str) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _stages(rows: Sequence[RowResult]) -> list[dict[str, Any]]:
+    """Every stage once, with the rows and seeds it served, in the order in which they began where that is known."""
+    stages: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        for given in row.stages:
+            name = given["name"].removesuffix(f" (seed {row.seed})")
+            empty = {"attempts": 1, "began": None, "ended": None, "versions": {}, "curves": {}, "alarms": []}
+            stage = stages.setdefault(given["digest"], {**empty, **given, "name": name, "rows": [], "seeds": []})
+            for served, one in (("rows", row.name), ("seeds", row.seed)):
+                if one not in stage[served]:
+                    stage[served].append(one)
+    return sorted(stages.values(), key=lambda stage: stage["began"] or 0.0)
+
+
+def _run(facts: Facts, rows: Sequence[RowResult], stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    versions: dict[str, list[str]] = {}
+    for stage in stages:
+        for package, version in stage.pop("versions").items():
+            if version not in versions.setdefault(package, []):
+                versions[package].append(version)
+    sampling: dict[str, list[Any]] = {}
+    for row in rows:
+        for key, value in row.result.get("sampling", {}).items():
+            if key != "seed" and value not in sampling.setdefault(key, []):
+                sampling[key].append(value)
+    times = [stage[key] for stage in stages for key in ("began", "ended") if stage[key] is not None]
+    return {
+        "recipe": facts.recipe,
+        "about": dict(facts.about),
+        "command": facts.command,
+        "sampling": sampling,
+        "versions": versions,
+        "began": min(times, default=None),
+        "ended": max(times, default=None),
+        "seconds": sum(stage["seconds"] for stage in stages),
+    }

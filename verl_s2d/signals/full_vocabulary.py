@@ -1,0 +1,276 @@
+"""The exact full-vocabulary objectives as a loss function of verl's engines."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from verl.utils import tensordict_utils as tu
+from verl.utils.metric import AggregationType, Metric
+from verl.workers.engine import BaseEngine
+
+from verl_s2d.errors import UserError
+from verl_s2d.objectives.divergence import Divergence, divergence
+from verl_s2d.objectives.logits import LinearLogits
+from verl_s2d.objectives.overlap import TopKHealth, top_k_health
+from verl_s2d.objectives.token_weights import soft_or_weights
+from verl_s2d.objectives.vocabulary import VocabularyShard
+from verl_s2d.signals.aggregation import tokens_per_kept
+from verl_s2d.teachers.frozen_teacher import FrozenTeacher
+from verl_s2d.teachers.lm_head_hook import HeadSeam, has_plain_head
+from verl_s2d.teachers.megatron import in_sharded_layout, is_megatron, vocabulary_shard
+from verl_s2d.teachers.token_layout import in_logits_layout, next_tokens, uniform_temperature
+
+_logger = logging.getLogger(__name__)
+
+Aggregate = Callable[[torch.Tensor, TensorDict], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised: see objectives.divergence.
+
+    Attributes:
+        name: forward_kl, reverse_kl or jsd.
+        beta: of jsd.
+        vocab_size: real size of the shared vocabulary.
+        chunk_tokens: tokens worked on at a time; None for a default.
+        materialise_logits: let the engine make the student's logits instead of working from hidden states and head.
+        keep_tokens: share of each rollout's tokens that TIP keeps (objectives.token_weights); None for all. The others
+            are compared, for the choice, but take no part in the gradient.
+        health_top_k: log how far the two top-k sets agree (objectives.health), for a second pass over the logits.
+    """
+
+    name: str
+    vocab_size: int
+    beta: float = 0.5
+    chunk_tokens: int | None = None
+    materialise_logits: bool = False
+    keep_tokens: float | None = None
+    health_top_k: int | None = None
+
+
+# What travels through the engine for each token: what the loss is made of, what is only logged, and a one.
+_SHOWN = ("loss", *Divergence._fields, *TopKHealth._fields)
+
+
+class FullVocabularyLoss:
+    """Divergence of the student from the teacher over the whole vocabulary, in the calls that verl's engines make.
+
+    An engine runs a micro-batch's forward pass, shows the loss what the model made of each token, and then asks for
+    the scalar. Here the divergence is computed at the output embedding: the model's "logits" are then already its
+    per-token results, and no logits exist. With materialise_logits, or a model that does more to its logits than a
+    matrix product, it is computed from the logits that the engine shows, on Megatron a shard of the vocabulary.
+
+    Args:
+        objective: what to minimise.
+        student, teacher: engines, initialised; the teacher's is forward-only.
+        aggregate: per-token values, (tokens,) packed, and micro-batch -> this rank's share of the loss; with
+            keep_tokens a training.aggregation.ResponseMean.
+        prefix: of the metrics' names.
+    """
+
+    def __init__(
+        self, objective: Objective, *, student: BaseEngine, teacher: BaseEngine, aggregate: Aggregate, prefix: str
+    ):
+        self._objective, self._aggregate, self._prefix = objective, aggregate, prefix
+        self._sharded = is_megatron(student)
+        # verl's own switch; its Megatron configuration has none.
+        self._compiled = not self._sharded and student.engine_config.use_torch_compile
+        self._linear = not (objective.materialise_logits or self._sharded) and all(
+            has_plain_head(engine.module, engine.model_config.hf_config) for engine in (student, teacher)
+        )
+        self._teacher = FrozenTeacher(teacher, linear=self._linear)
+        self._teacher.precede(student, self)
+        if self._linear:
+            self._stand_in(student)
+        elif not (objective.materialise_logits or self._sharded):
+            _logger.warning("a model's logits are not a plain product with its output embedding: both logits are made")
+
+    def _stand_in(self, student: BaseEngine) -> None:
+        """Take the head's place in every pass that the student's engine makes with this loss."""
+        seam, step = HeadSeam(student.module), student.forward_step
+
+        def forward_step(micro_batch: TensorDict, loss_function: Any, forward_only: bool):
+            def at_head(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+                return self._at_head(micro_batch, hidden, weight, bias)
+
+            with seam.using(at_head) if loss_function is self else nullcontext():
+                return step(micro_batch, loss_function, forward_only)
+
+        student.forward_step = forward_step
+
+    def __call__(
+        self, *, data: TensorDict, student_logits=None, model_output=None, dp_group=None, data_format=None, **_: Any
+    ):
+        if student_logits is None:
+            return self._reduce(model_output, data)
+        shown = student_logits.flatten(0, 1)
+        results = self._read(shown, data) if self._linear else self._from_logits(shown, data, data_format)
+        return {
+            name: values.unflatten(0, student_logits.shape[:2]) for name, values in zip(_SHOWN, results, strict=True)
+        }
+
+    def _at_head(
+        self, micro_batch: TensorDict, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """(batch, tokens, H) -> (batch, tokens, results and a one)."""
+        packs = tu.get_non_tensor_data(micro_batch, key="use_remove_padding", default=True)
+        temperature = uniform_temperature(micro_batch)
+        student = LinearLogits(hidden.flatten(0, 1), weight, bias, temperature=temperature)
+        padded = None if packs else hidden.shape[1]
+        data, rows = micro_batch.to(hidden.device), hidden.shape[:2].numel()
+
+        def compare(teacher: LinearLogits) -> tuple[torch.Tensor, ...]:
+            return self._compare(
+                student,
+                replace(teacher, temperature=temperature),
+                data,
+                lambda packed: in_logits_layout(packed, data, rows, padded=padded),
+                padded=padded,
+            )
+
+        results = self._teacher.consult(micro_batch, compare)
+        return torch.stack((*results, torch.ones_like(results[0])), -1).unflatten(0, hidden.shape[:2])
+
+    def _from_logits(self, logits: torch.Tensor, data: TensorDict, data_format: str | None) -> tuple[torch.Tensor, ...]:
+        def compare(teacher: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            if self._sharded:
+                shard = vocabulary_shard(logits.shape[-1], teacher.shape[-1])
+                return self._compare(
+                    logits, teacher, data, lambda packed: in_sharded_layout(packed, data, data_format), shard=shard
+                )
+            return self._compare(
+                logits, teacher, data, lambda packed: in_logits_layout(packed, data, len(logits), padded=None)
+            )
+
+        return self._teacher.consult(data, compare)
+
+    def _compare(
+        self,
+        student: torch.Tensor | LinearLogits,
+        teacher: torch.Tensor | LinearLogits,
+        data: TensorDict,
+        lay: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        padded: int | None = None,
+        shard: VocabularyShard | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        """The numbers of _SHOWN for each token, zero where no response token is predicted.
+
+        Args:
+            lay: puts numbers of packed tokens where the logits of these tokens are.
+            padded: the padded sequence length, where sequences are not packed.
+        """
+        weights, ids, keep = lay(self._weights(data)), lay(next_tokens(data)), self._objective.keep_tokens
+        settings = {
+            "objective": self._objective.name,
+            "beta": self._objective.beta,
+            "sampled_ids": ids,
+            "vocab_size": self._objective.vocab_size,
+            "chunk_tokens": self._objective.chunk_tokens,
+            "compiled": self._compiled,
+            "shard": shard,
+        }
+        # The teacher's engine runs without gradients; the objective does not.
+        with torch.enable_grad():
+            if keep is None:
+                results = divergence(student, teacher, weights=weights, **settings)
+                loss = results.divergence
+            else:
+                # TIP's score is made of the reverse KL, whatever is minimised.
+                with torch.no_grad():
+                    results = divergence(student, teacher, mask=weights, **settings | {"objective": "reverse_kl"})
+                weights_kept = weights * lay(self._aggregate.kept_scale(data, keep))
+                weights_kept *= self._selection(results, weights, data, padded)
+                loss = divergence(student, teacher, weights=weights_kept, **settings).divergence
+            health = self._health(student, teacher, weights)
+        # Detached, so that a backward pass does not come to them with a gradient of zero.
+        return loss, *(values.detach() for values in results), *health
+
+    def _selection(
+        self, results: Divergence, weights: torch.Tensor, data: TensorDict, padded: int | None
+    ) -> torch.Tensor:
+        """TIP's 0/1 for each token. Its ranges are those of the micro-batch, the part of a batch there is at a time."""
+        offsets = data["input_ids"].offsets()
+        if padded is not None:
+            offsets = torch.arange(0, len(weights) + 1, padded, device=weights.device)
+        return soft_or_weights(
+            results.student_entropy,
+            results.divergence,
+            offsets,
+            keep=self._objective.keep_tokens,
+            mask=weights != 0,
+        )
+
+    def _health(self, student, teacher, weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if self._objective.health_top_k is None:
+            return (torch.zeros_like(weights),) * len(TopKHealth._fields)
+        return top_k_health(
+            student,
+            teacher,
+            k=self._objective.health_top_k,
+            mask=weights,
+            vocab_size=self._objective.vocab_size,
+            chunk_tokens=self._objective.chunk_tokens,
+        )
+
+    def _weights(self, micro_batch: TensorDict) -> torch.Tensor:
+        """(tokens,) derivative of the loss by each packed token's divergence: zero on all but predicted responses."""
+        tokens = micro_batch["input_ids"].values()
+        zeros = torch.zeros(len(tokens), device=tokens.device, requires_grad=True)
+        with torch.enable_grad():
+            return torch.autograd.grad(self._aggregate(zeros, micro_batch), zeros)[0]
+
+    def _read(self, shown: torch.Tensor, data: TensorDict) -> tuple[torch.Tensor, ...]:
+        """Results as the engine passed them on: divided by the temperature, as it does with logits.
+
+        The padding behind a packed micro-batch that Ulysses divides has a temperature of 1.
+        """
+        temperature = shown.new_full((len(data["input_ids"].values()),), uniform_temperature(data))
+        temperature = in_logits_layout(temperature, data, len(shown), padded=None, fill=1.0)
+        *results, one = (shown * temperature.unsqueeze(-1)).unbind(-1)
+        if not torch.allclose(one, torch.ones_like(one), rtol=1e-5):
+            raise UserError(
+                "the model changes its logits after the output embedding, so hidden states and head are not enough",
+                key="s2d.materialise_logits",
+                value=False,
+                remedy="set s2d.materialise_logits=True",
+            )
+        return tuple(results)
+
+    def _reduce(self, model_output: dict[str, torch.Tensor], data: TensorDict) -> tuple[torch.Tensor, dict[str, Any]]:
+        values, keep = {name: model_output[name].values() for name in _SHOWN}, self._objective.keep_tokens
+        scale = 1.0 if keep is None else self._aggregate.kept_scale(data, keep).to(values["loss"].device)
+        loss = self._aggregate(values["loss"] * scale, data)
+        rows = self._weights(data) != 0
+        share = data["dp_size"] / max(data["batch_num_tokens"], 1)
+        name = self._objective.name
+        logged = {name: "divergence"} | {
+            field: field for field in ("student_entropy", "teacher_entropy", "top1_agreement")
+        }
+        if self._objective.health_top_k is not None:
+            logged |= {field: field for field in TopKHealth._fields}
+        metrics = {
+            f"{self._prefix}{metric}": Metric(AggregationType.SUM, values[field][rows].sum() * share)
+            for metric, field in logged.items()
+        }
+        loss_or_all = "loss" if name == "jsd" else "divergence"
+        largest = values[loss_or_all][rows].max() if bool(rows.any()) else 0.0
+        metrics[f"{self._prefix}{name}_max"] = Metric(AggregationType.MAX, largest)
+        if name == "jsd" and keep is not None:
+            # Tokens that were not kept have a loss of 0.
+            average = values["loss"][rows].sum() * share * tokens_per_kept(data)
+            metrics[f"{self._prefix}reverse_kl"] = metrics[f"{self._prefix}jsd"]
+            metrics[f"{self._prefix}jsd"] = Metric(AggregationType.SUM, average)
+        elif name == "jsd":
+            # On tokens the student sampled, comparable between objectives: log p_S - log p_T estimates the reverse KL.
+            ratio = (values["student_log_prob"] - values["teacher_log_prob"])[rows]
+            metrics[f"{self._prefix}reverse_kl"] = Metric(AggregationType.SUM, ratio.sum() * share)
+        tokens = Metric(AggregationType.SUM, int(rows.sum()) * data["dp_size"])
+        return loss, metrics | {f"{self._prefix}teacher_scored_tokens": tokens}

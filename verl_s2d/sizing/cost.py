@@ -1,0 +1,108 @@
+"""What a stage costs: tokens, verifier calls, updates, FLOPs; at most, with every response as long as it may be.
+
+A forward pass of a token is 2 N FLOPs for the N parameters of matrices (the input embedding is a look-up), and 2 L A S
+more for attention to S/2 earlier tokens on average (scores and values, 2 FLOPs each, A the width of the queries); with
+its backward pass three times that (Kaplan et al. 2020; Chowdhery et al. 2022, appendix B). What checkpointing computes
+again is not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from verl_s2d.sizing.shapes import ModelShape
+from verl_s2d.verl_settings.stage_sizes import Training
+from verl_s2d.workflow.graph import Node
+
+GPU_FLOPS, PASS_MFU, SAMPLING_MFU = 989e12, 0.35, 0.05
+"""Assumptions, not measurements: an H100's dense bf16 peak, and the shares of it that training and scoring, and that
+sampling, reach."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one stage, at most; None is what cannot be known yet.
+
+    Attributes:
+        sampled_tokens, teacher_scored_tokens: response tokens.
+        pass_flops, sampling_flops: of training and scoring; of sampling.
+    """
+
+    sampled_tokens: int | None = 0
+    teacher_scored_tokens: int | None = 0
+    verifier_calls: int | None = 0
+    updates: int | None = 0
+    pass_flops: float | None = 0
+    sampling_flops: float | None = 0
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """With the assumptions above."""
+        if self.pass_flops is None or self.sampling_flops is None:
+            return None
+        return (self.pass_flops / PASS_MFU + self.sampling_flops / SAMPLING_MFU) / GPU_FLOPS / 3600
+
+
+def forward_flops(shape: ModelShape, longest: int) -> float:
+    """Of one token in sequences of `longest` tokens."""
+    matrices = shape.layers * shape.block_parameters + shape.embedding_parameters
+    return 2 * matrices + 2 * shape.layers * shape.queries * longest
+
+
+def training_cost(
+    node: Node,
+    training: Training,
+    shape: ModelShape | None,
+    teacher: ModelShape | None,
+    *,
+    prompt: int,
+    response: int,
+) -> Cost:
+    """Of a stage that trains: kinds grpo, opd, warmup. One that is to stop where another row did may not know where."""
+    steps = node.settings["steps"]
+    if steps is None:
+        return Cost(**dict.fromkeys((f.name for f in fields(Cost)), None))
+    sequences = steps * training.batch
+    tokens, whole = sequences * response, sequences * (prompt + response)
+    sampled, distilled = training.rollout is not None, node.kind in ("opd", "warmup")
+    known = shape is not None and (teacher is not None or not distilled)
+    passes = sampling = None
+    if known:
+        own = forward_flops(shape, training.longest)
+        scored = own if training.scoring is not None else 0
+        frozen = forward_flops(teacher if distilled else shape, training.longest)
+        asked = distilled or training.reference_scoring is not None
+        passes = whole * (3 * own * training.epochs + scored + frozen * asked)
+        sampling = whole * own if sampled else 0
+    return Cost(
+        sampled_tokens=tokens if sampled else 0,
+        teacher_scored_tokens=tokens if distilled else 0,
+        verifier_calls=sequences if node.kind == "grpo" else 0,
+        updates=round(sequences / training.mini_batch * training.epochs),
+        pass_flops=passes,
+        sampling_flops=sampling,
+    )
+
+
+def sampling_cost(
+    problems: int | None, samples: int, shape: ModelShape | None, *, prompt: int, response: int, scored: bool
+) -> Cost:
+    """Of a stage that only samples: kinds rollouts and evaluate; `scored`: a verifier looks at every sample."""
+    if problems is None:
+        return Cost(sampled_tokens=None, verifier_calls=None if scored else 0, sampling_flops=None)
+    sequences = problems * samples
+    flops = None if shape is None else sequences * (prompt + response) * forward_flops(shape, prompt + response)
+    return Cost(sampled_tokens=sequences * response, verifier_calls=sequences if scored else 0, sampling_flops=flops)
+
+
+def total(costs: list[Cost]) -> Mapping[str, Any]:
+    """Sums over stages; a figure that one of them lacks is None."""
+
+    def add(name: str) -> float | None:
+        values = [getattr(cost, name) for cost in costs]
+        return None if None in values else sum(values)
+
+    names = ("sampled_tokens", "teacher_scored_tokens", "verifier_calls", "updates", "pass_flops", "sampling_flops")
+    return {name: add(name) for name in (*names, "gpu_hours")}

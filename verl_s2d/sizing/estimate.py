@@ -1,0 +1,257 @@
+"""The sizes of a plan as data: for every stage its memory by phase and its cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from verl_s2d.checks.composition import CompositionProbe
+from verl_s2d.checks.data_slices import slice_size
+from verl_s2d.sizing import cost
+from verl_s2d.sizing.cache import CacheUse, cache_use, cached_rows, waste_warning
+from verl_s2d.sizing.cost import Cost, sampling_cost, training_cost
+from verl_s2d.sizing.disk import StageDisk, run_disk, sampling_disk, training_disk
+from verl_s2d.sizing.engine_memory import frozen_memory, training_memory
+from verl_s2d.sizing.generation import Generation, generation
+from verl_s2d.sizing.layouts import check_sampler, sampler_section
+from verl_s2d.sizing.model_shapes import Models
+from verl_s2d.sizing.phases import Phase, fullest, training_phases
+from verl_s2d.sizing.remedies import cache_remedy, remedy_for
+from verl_s2d.sizing.shapes import ModelShape
+from verl_s2d.stages.prepare.stage import evaluation_files
+from verl_s2d.stages.shared.batch_settings import response_tokens
+from verl_s2d.stages.shared.sampling_stage import engine
+from verl_s2d.verl_settings.from_verl import read_training
+from verl_s2d.verl_settings.stage_sizes import Rollout, Training
+from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.runner import stage_environment
+
+GIB = 2**30
+_TIGHT = 0.85
+"""Beyond this share of the GPU the estimate's own error may decide."""
+_SAMPLER_UTILIZATION = 0.92
+"""vLLM's default, which verl_s2d.sampling keeps."""
+
+
+def sized(plan: Plan, view: dict[str, Any]) -> dict[str, Any]:
+    """A plan's view with memory and cost of every stage, once verl has accepted each configuration.
+
+    Raises:
+        UserError: the first stage that would not start.
+    """
+    models = Models(plan)
+    with CompositionProbe(plan, plan.order, stage_environment(plan.context.device)) as probe:
+        estimate = Estimate(plan, probe.check(models), models).view()
+    of_stages = estimate.pop("stages")
+    labels = [node.label for node in plan.order]
+    stages = [stage | of_stages.get(label, {}) for stage, label in zip(view["stages"], labels, strict=True)]
+    return view | {"stages": stages, "sizes": estimate}
+
+
+class Estimate:
+    """Sizes of the stages of a plan.
+
+    Args:
+        settings: label -> composed configuration of every stage that trains.
+        models: shapes; what depends on an unknown one is left out.
+    """
+
+    def __init__(self, plan: Plan, settings: Mapping[str, Mapping[str, Any]], models: Models):
+        self._plan, self._settings, self._models = plan, settings, models
+        self._prompt = plan.recipe.data.prompt_tokens
+
+    def view(self) -> dict[str, Any]:
+        """`stages`: label -> {memory, cost}; totals; what is assumed; whether everything fits."""
+        stages, costs, disks, warnings = {}, [], [], []
+        for node in self._plan.order:
+            if node.label in self._settings:
+                memory, spent = self._training(node)
+            elif node.kind in ("rollouts", "evaluate"):
+                memory, spent = self._sampling(node)
+            else:
+                continue
+            disk = self._disk(node, spent)
+            stages[node.label] = {"memory": memory, "cost": _cost_view(spent), "disk": disk and _disk_view(disk)}
+            if node.kind == "rollouts" and (use := cache_use(node, self._plan.order, self._problems(node))):
+                stages[node.label]["cache"] = _cache_view(use)
+                warnings += filter(None, [waste_warning(node, use)])
+            costs.append(spent)
+            disks += [disk] if disk else []
+        most, left = run_disk(disks)
+        return {
+            "gpu_memory_gib": self._plan.context.cluster.gpu_memory_gb,
+            "stages": stages,
+            "total": _rounded(cost.total(costs)),
+            "assumed": {
+                "gpu_tflops": cost.GPU_FLOPS / 1e12,
+                "mfu_of_passes": cost.PASS_MFU,
+                "mfu_of_sampling": cost.SAMPLING_MFU,
+            },
+            "unknown": self._models.unknown,
+            "warnings": warnings,
+            "disk_gb": {"most": round(most / 1e9), "left": round(left / 1e9), "complete": len(disks) == len(stages)},
+            "fits": all(s["memory"] is None or s["memory"]["problem"] is None for s in stages.values()),
+        }
+
+    @property
+    def _gpu_bytes(self) -> float:
+        return self._plan.context.cluster.gpu_memory_gb * GIB
+
+    def _training(self, node: Node) -> tuple[dict[str, Any] | None, Cost]:
+        response = response_tokens(node)
+        training = read_training(node.kind, self._settings[node.label], self._prompt + response)
+        shape, teacher = self._models.shape(node), self._models.teacher(node)
+        spent = training_cost(node, training, shape, teacher, prompt=self._prompt, response=response)
+        known = shape is not None and (teacher is not None or node.kind == "grpo")
+        if not known or not training.actor.accelerator:
+            return None, spent
+        sampler = training.rollout and generation(training.rollout, shape, training.longest, self._gpu_bytes)
+        phases = training_phases(training, shape, teacher, sampler)
+        problem = self._problem(phases, training, sampler)
+        host = _host_bytes(training, shape, teacher) * self._plan.context.cluster.gpus_per_node
+        return self._memory_view(phases, sampler, problem, host, training.batch), spent
+
+    def _disk(self, node: Node, spent: Cost) -> StageDisk | None:
+        if node.label not in self._settings:
+            response = response_tokens(node)
+            return sampling_disk(spent.sampled_tokens, self._prompt, response) if spent.sampled_tokens else None
+        settings, shape = self._settings[node.label], self._models.shape(node)
+        if shape is None:
+            return None
+        training = read_training(node.kind, settings, self._prompt + response_tokens(node))
+        return training_disk(node, settings, training, shape)
+
+    def _sampling(self, node: Node) -> tuple[dict[str, Any] | None, Cost]:
+        """Of a stage that is vLLM alone."""
+        shape, answers = self._models.shape(node), node.kind == "evaluate"
+        settings, tensor = node.settings, node.operations["tensor_parallel_size"]
+        response = response_tokens(node)
+        problems = self._problems(node)
+        spent = sampling_cost(
+            problems if answers else cached_rows(node, problems),
+            settings["samples"] if answers else 1,
+            shape,
+            prompt=self._prompt,
+            response=response,
+            scored=answers,
+        )
+        if self._plan.context.device == "cpu":
+            return None, spent
+        cluster = self._plan.context.cluster
+        check_sampler(node, shape, cluster)
+        large, told = cluster.gpu_memory_gb >= 70, engine(node)
+        rollout = Rollout(
+            section=sampler_section(node),
+            # As many engines as the machine has room for, whatever other machines there are.
+            world=cluster.gpus_per_node,
+            tensor=tensor,
+            pipeline=1,
+            utilization=told.get("gpu_memory_utilization", _SAMPLER_UTILIZATION),
+            dtype_bytes=4 if told.get("dtype") in ("float32", "float") else 2,
+            batched_tokens=told.get("max_num_batched_tokens", 16384 if large else 8192),
+            sequences=told.get("max_num_seqs", 1024 if large else 256),
+            sleeps=False,
+            bucket_bytes=0,
+        )
+        if shape is None:
+            return None, spent
+        sampler = generation(rollout, shape, self._prompt + response, self._gpu_bytes)
+        phases = [Phase("rollout", {"rollout engine": sampler.share})]
+        problem = None
+        if not sampler.fits:
+            problem = _no_sequence(sampler, f"raise {rollout.section}.tensor_parallel_size")
+        sequences = spent.sampled_tokens and spent.sampled_tokens // response
+        return self._memory_view(phases, sampler, problem, 0, sequences), spent
+
+    def _problem(self, phases: list[Phase], training: Training, sampler: Generation | None) -> str | None:
+        worst = fullest(phases)
+        if worst.total > self._gpu_bytes:
+            return f"{worst.name} needs {worst.total / GIB:.1f} GiB: {remedy_for(worst, training)}"
+        if sampler is not None and not sampler.fits:
+            return _no_sequence(sampler, cache_remedy(sampler, training.rollout))
+        return None
+
+    def _memory_view(
+        self,
+        phases: list[Phase],
+        sampler: Generation | None,
+        problem: str | None,
+        host: float,
+        sequences: int | None,
+    ) -> dict[str, Any]:
+        worst = fullest(phases)
+        view = {
+            "phases": {p.name: {term: round(size / GIB, 2) for term, size in p.terms.items()} for p in phases},
+            "peak": worst.name,
+            "peak_gib": round(worst.total / GIB, 2),
+            "tight": problem is None and worst.total > _TIGHT * self._gpu_bytes and worst.name != "rollout",
+            "problem": problem,
+            "host_gib_per_node": round(host / GIB, 1),
+        }
+        if sampler is not None:
+            view["sampling"] = {
+                "weights_gib": round(sampler.weights / GIB, 2),
+                "kv_cache_gib": round(sampler.cache / GIB, 2),
+                "kv_bytes_per_token": round(sampler.token_bytes),
+                "sequences_at_once": sampler.fits,
+                "replicas": sampler.replicas,
+                "sequences_in_flight": min(sampler.replicas * sampler.limit, sequences or math.inf),
+            }
+        return view
+
+    def _problems(self, node: Node) -> int | None:
+        """How many prompts a stage samples from, from its files or else as the recipe expects."""
+        expected = self._plan.recipe.data.expected
+        if node.kind == "rollouts":
+            return slice_size(self._plan, node, expected=expected.get("train"))
+        files = evaluation_files(node, "source", self._plan.context)
+        if files:
+            import pyarrow.parquet as pq
+
+            return sum(pq.read_metadata(path).num_rows for path in files.values())
+        sets = [count for name, count in expected.items() if name != "train"]
+        return sum(sets) or None
+
+
+def _no_sequence(sampler: Generation, remedy: str) -> str:
+    left = sampler.cache / GIB
+    return f"rollout leaves {left:.1f} GiB of cache, less than one sequence of {sampler.longest} tokens: {remedy}"
+
+
+def _host_bytes(training: Training, shape: ModelShape, teacher: ModelShape | None) -> float:
+    reference = training.reference and frozen_memory(teacher or shape, training.reference).host
+    return training_memory(shape, training.actor).host + (reference or 0)
+
+
+def _cache_view(use: CacheUse) -> dict[str, int]:
+    return {
+        "rows_sampled": use.sampled,
+        "rows_read": use.read,
+        "tokens_sampled": use.sampled_tokens,
+        "tokens_read": use.read_tokens,
+    }
+
+
+def _disk_view(disk: StageDisk) -> dict[str, Any]:
+    return {
+        "checkpoint_gb": round(disk.checkpoint / 1e9, 1),
+        "kept": disk.kept,
+        "result_gb": round(disk.result / 1e9, 1),
+    }
+
+
+def _cost_view(spent: Cost) -> dict[str, Any]:
+    return _rounded(cost.total([spent]))
+
+
+def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """FLOPs with four digits, hours with one behind the point."""
+
+    def tidy(name: str, value: Any) -> Any:
+        if value is None or isinstance(value, int):
+            return value
+        return round(value, 1) if name == "gpu_hours" else float(f"{value:.4g}")
+
+    return {name: tidy(name, value) for name, value in figures.items()}

@@ -1,0 +1,295 @@
+"""Makes the nodes of a row from a recipe: one method a stage, with the settings that decide its result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from verl_s2d.errors import UserError
+from verl_s2d.recipe.load import stage_alarms
+from verl_s2d.recipe.schema import Recipe, Source
+from verl_s2d.sampling.engine_settings import split_engine
+from verl_s2d.stages import kinds
+from verl_s2d.stages.prepare.stage import slice_sizes
+from verl_s2d.stages.shared.batch_settings import micro_batch_tokens, rows_read
+from verl_s2d.verl_settings.overrides import merge, overlay, split_operational
+from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.identity import External, file_external, files_external, model_external
+
+Model = Node | External
+
+
+class Builder:
+    """Makes the nodes of one row. Identities of files are computed once and shared through `externals`."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        row: str,
+        seed: int,
+        device: str,
+        externals: dict[Any, External],
+        *,
+        several_seeds: bool = False,
+    ):
+        self.recipe, self.row, self.seed, self.device = recipe, row, seed, device
+        self._externals, self._several_seeds = externals, several_seeds
+
+    def student(self) -> Model:
+        return self._model(self.recipe.student, "student")
+
+    def teacher(self) -> Model:
+        return self._teacher("teacher")
+
+    def sft_teacher(self) -> Model:
+        return self._teacher("sft_teacher")
+
+    def bridge(self, teacher: Model, slice_name: str, *, of: str = "") -> Model:
+        """Stages 2a and 2b from the cold student. `of` tells the stages' names from those of other teachers."""
+        return self.opd(self.warmed(teacher, slice_name, of=of), teacher, slice_name, of=of)
+
+    def warmed(self, teacher: Model, slice_name: str, *, of: str = "") -> Node:
+        """The cold student after Stage 2a."""
+        return self.warmup(self.student(), teacher, self.rollouts(teacher, slice_name, of=of), of=of)
+
+    def teacher_rl(self, model: Model, slice_name: str, *, of: str = "") -> Node:
+        return self._grpo("teacher_rl", "teacher-rl", model, slice_name, of=of)
+
+    def student_rl(self, model: Model, slice_name: str) -> Node:
+        return self._grpo("student_rl", "student-rl", model, slice_name)
+
+    def rollouts(self, teacher: Model, slice_name: str, *, of: str = "") -> Node:
+        stage = self._stage("rollouts")
+        settings = {
+            "slice": slice_name,
+            **({"per_prompt": stage.per_prompt} if stage.per_prompt else {"rows": self._rows_of_warmup()}),
+            "temperature": stage.temperature,
+            "top_p": stage.top_p,
+            "top_k": stage.top_k,
+            "response_tokens": self.recipe.data.response_tokens,
+            "chat_template": self.recipe.data.chat_template,
+            "seed": self.seed,
+        }
+        name = _name("rollouts", slice_name, of)
+        operations = _sampler(stage, settings)
+        return self._node("rollouts", name, settings, operations, model=teacher, slices=self.slices())
+
+    def _rows_of_warmup(self) -> int:
+        warmup = self._stage("warmup")
+        verl, _ = self._verl("warmup", warmup.verl, self.recipe.data.response_tokens)
+        return rows_read({"steps": warmup.steps, "verl": verl})
+
+    def warmup(self, student: Model, teacher: Model, rollouts: Node, *, of: str = "") -> Node:
+        stage = self._stage("warmup")
+        verl, operations = self._verl("warmup", stage.verl, self.recipe.data.response_tokens)
+        settings = {"objective": stage.objective, "steps": stage.steps, "seed": self.seed, "verl": verl}
+        operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched("warmup", settings)}
+        return self._node(
+            "warmup",
+            _name("warmup", rollouts.settings["slice"], of),
+            settings,
+            operations,
+            model=student,
+            teacher=teacher,
+            rollouts=rollouts,
+        )
+
+    def opd(self, student: Model, teacher: Model, slice_name: str, *, of: str = "") -> Node:
+        stage = self._stage("opd")
+        response = stage.response_tokens or self.recipe.data.response_tokens
+        # An exact divergence reads no log-probabilities of the engine that sampled.
+        exact = [] if stage.objective == "advantage" else ["exact"]
+        verl, operations = self._verl("opd", stage.verl, response, *exact)
+        settings = {**self._training(stage, slice_name, verl), "objective": stage.objective, "beta": stage.beta}
+        settings["response_tokens"] = response
+        operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched("opd", settings)}
+        inputs = {"model": student, "teacher": teacher, "slices": self.slices()}
+        return self._node("opd", _name("opd", slice_name, of), settings, operations, **inputs)
+
+    def evaluate(self, model: Model) -> Node:
+        chosen = self.recipe.evaluation
+        settings = {
+            "samples": chosen.samples,
+            "temperature": chosen.temperature,
+            "top_p": chosen.top_p,
+            "max_tokens": chosen.max_tokens or self.recipe.data.response_tokens,
+            "chat_template": self.recipe.data.chat_template,
+            "seed": self.seed,
+        }
+        inputs: dict[str, Model] = {"model": model}
+        if self.recipe.data.source is not None:
+            inputs["source"] = self._source()
+        for name, file in self.recipe.data.eval.items():
+            inputs[f"eval.{name}"] = self._file(f"data.eval.{name}", file)
+        inputs |= self._verifier(settings)
+        operations = _sampler(chosen, settings)
+        return self._node("evaluate", f"evaluate-{self.row}", settings, operations, **inputs)
+
+    def slices(self) -> Node:
+        data = self.recipe.data
+        inputs = {"train": self._file("data.train", data.train)} if data.source is None else {"source": self._source()}
+        return self._node("slices", "slices", {"labels": data.labels, "seed": self.seed}, **inputs)
+
+    def slice_sizes(self) -> dict[str, int]:
+        """Slice name -> its number of problems, from the recipe and its files alone.
+
+        Raises:
+            UserError: a script has still to make the training problems, and the recipe does not say how many are used.
+        """
+        data = self.recipe.data
+        if data.labels is not None:
+            return slice_sizes(data.labels)
+        if data.train is None:
+            raise UserError(
+                "To match rows by labels their number has to be known in advance.",
+                key="data.labels",
+                value=None,
+                remedy="Say how many labelled problems are used.",
+            )
+        from verl_s2d.data.problems import read_table
+
+        return slice_sizes(read_table(self.recipe.directory / data.train, key="data.train").num_rows)
+
+    def _teacher(self, key: str) -> Model:
+        source = getattr(self.recipe, key)
+        if source is None:
+            raise UserError(f"Row {self.row} needs it.", key=key, remedy=f"Add `{key}:`, or leave the row out.")
+        return self._model(source, key)
+
+    def _grpo(self, key: str, name: str, model: Model, slice_name: str, *, of: str = "") -> Node:
+        stage = self._stage(key)
+        verl, operations = self._verl("grpo", stage.verl, self.recipe.data.response_tokens)
+        settings = self._training(stage, slice_name, verl)
+        operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched(key, settings)}
+        inputs = {"model": model, "slices": self.slices(), **self._verifier(settings)}
+        if stage.validate_every is not None:
+            settings["validate_every"] = stage.validate_every
+            inputs["validation"] = self._file("data.validation", self.recipe.data.validation)
+        return self._node("grpo", _name(name, slice_name, of), settings, operations, **inputs)
+
+    def _training(self, stage: Any, slice_name: str, verl: dict[str, Any]) -> dict[str, Any]:
+        data = self.recipe.data
+        return {
+            "slice": slice_name,
+            "steps": stage.steps,
+            "prompt_tokens": data.prompt_tokens,
+            "response_tokens": data.response_tokens,
+            "chat_template": data.chat_template,
+            "seed": self.seed,
+            "verl": verl,
+        }
+
+    def _saved_and_watched(self, key: str, settings: dict[str, Any]) -> dict[str, Any]:
+        """Return the stage's alarms and minutes between checkpoints, for its operations.
+
+        Alarms that stop the stage are entered into `settings`, with how often it saves: they decide which checkpoint
+        is its result. Such a stage has no checkpoints by the clock, which would make the result depend on the clock.
+        """
+        alarms = asdict(stage_alarms(self.recipe, key))
+        stopping = {name: alarm for name, alarm in alarms.items() if alarm["action"] == "stop"}
+        if stopping:
+            settings["stopped_by"] = {"alarms": stopping, "save_every": self._stage(key).save_every}
+        return {"alarms": alarms, "save_minutes": None if stopping else self._stage(key).save_minutes}
+
+    def _stage(self, key: str) -> Any:
+        stage = getattr(self.recipe.stages, key)
+        if stage is None:
+            raise UserError(
+                f"Row {self.row} needs this stage.",
+                key=f"stages.{key}",
+                remedy=f"Add `{key}:` under stages, or leave the row out.",
+            )
+        return stage
+
+    def _verl(
+        self, kind: str, chosen: Mapping[str, Any], response: int, *more: str
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Overlays and the recipe's keys, split into what decides the result and what does not.
+
+        Args:
+            response: tokens of a response at most.
+            more: variants of its overlay.
+        """
+        tokens = micro_batch_tokens(kind, self.recipe.data.prompt_tokens + response)
+        layers = [overlay(kind), *(overlay(kind, variant) for variant in more), tokens]
+        if self.device == "cpu":
+            # The warmup has a configuration of its own, to which verl's RL keys mean nothing.
+            layers.append(overlay("cpu", "warmup" if kind == "warmup" else ""))
+        return split_operational(merge(*layers, chosen))
+
+    def _verifier(self, settings: dict[str, Any]) -> dict[str, External]:
+        """Enters the verifier into `settings`; returns the file it is in, when it is not one of ours."""
+        name = self.recipe.verifier
+        if not isinstance(name, str):
+            settings["verifier"] = json.dumps(name, sort_keys=True)
+            return {}
+        file, colon, function = name.rpartition(":")
+        settings["verifier"] = function if colon else name
+        return {"verifier": self._file("verifier", file)} if colon else {}
+
+    def _source(self) -> Node:
+        return self._script(self.recipe.data.source, "data", "data.source")
+
+    def _model(self, source: Source, role: str) -> Model:
+        if source.script is not None:
+            return self._script(source, "model", role)
+        directory = self.recipe.directory
+        trusted = source.trust_remote_code
+        return self._once(
+            (role, "model"),
+            lambda: model_external(source.model, source.revision, directory, role, trust_remote_code=trusted),
+        )
+
+    def _script(self, source: Source, makes: str, key: str) -> Node:
+        args = {name: self.seed if value == "{seed}" else value for name, value in source.args.items()}
+        files = [self.recipe.directory / name for name in (source.script, *source.uses)]
+        external = self._once((key, "script"), lambda: files_external(files, f"{key}.script", source.script))
+        name = key.partition(".")[0]
+        settings: dict[str, Any] = {"args": args, "makes": makes}
+        if source.trust_remote_code:
+            settings["trust_remote_code"] = True
+        return self._node("script", name, settings, seeded=args != source.args, script=external)
+
+    def _file(self, key: str, name: str) -> External:
+        return self._once((key, name), lambda: file_external(self.recipe.directory / name, key, name))
+
+    def _once(self, key: Any, make: Callable[[], External]) -> External:
+        if key not in self._externals:
+            self._externals[key] = make()
+        return self._externals[key]
+
+    def _node(
+        self,
+        kind: str,
+        name: str,
+        settings: Mapping[str, Any],
+        operations: Mapping[str, Any] | None = None,
+        /,
+        seeded: bool = True,
+        **inputs: Any,
+    ) -> Node:
+        several = self._several_seeds and seeded
+        return Node(
+            kind=kind,
+            name=f"{name} (seed {self.seed})" if several else name,
+            settings=settings,
+            operations=operations or {},
+            inputs={role: x for role, x in inputs.items() if isinstance(x, Node)},
+            externals={role: x for role, x in inputs.items() if isinstance(x, External)},
+            semantics=kinds()[kind].semantics,
+        )
+
+
+def _sampler(section: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """Operations of a stage that samples. What of its `engine:` decides the samples is entered into `settings`."""
+    decisive, operational = split_engine(section.engine)
+    if decisive:
+        settings["engine"] = decisive
+    return {"tensor_parallel_size": section.tensor_parallel_size, "engine": operational}
+
+
+def _name(stage: str, slice_name: str, of: str) -> str:
+    """What a stage is called: its kind, its slice, and what tells it from others of both."""
+    return "-".join(filter(None, (stage, slice_name, of)))

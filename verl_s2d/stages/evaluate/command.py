@@ -1,0 +1,104 @@
+"""Evaluation of any model, or of a finished stage, on a recipe's evaluation sets: a plan of nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from verl_s2d.errors import UserError
+from verl_s2d.recipe.load import suggestion
+from verl_s2d.recipe.rows import Row
+from verl_s2d.stages import kinds
+from verl_s2d.stages.builder import Builder
+from verl_s2d.workflow.graph import PREPARATION_KINDS, Node, ancestors
+from verl_s2d.workflow.identity import External, model_external
+from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.store.manifest import is_built
+
+
+def evaluation_plan(plan: Plan, models: Sequence[str]) -> Plan:
+    """A row for each of `models` (and for each seed, where it is not a stage of one): its evaluation.
+
+    Args:
+        plan: of the rows whose stages can be named.
+        models: each the name or label of a stage of the plan, a stage's directory, a model directory or a hub id.
+
+    Raises:
+        UserError: a stage that is not finished or makes no model, or a model that cannot be read.
+    """
+    rows, externals = [], {}
+    seeds = list(dict.fromkeys(row.seed for row in plan.rows))
+    for name in dict.fromkeys(models):
+        stages = _stages(plan, name)
+        found: list[tuple[int, Node | External]] = [(node.settings.get("seed", seeds[0]), node) for node in stages]
+        if not stages:
+            model = _model(plan, name)
+            found = [(seed, model) for seed in seeds]
+        for seed, model in found:
+            builder = Builder(plan.recipe, name, seed, plan.context.device, externals, several_seeds=len(seeds) > 1)
+            rows.append(Row(name, seed, builder.evaluate(model)))
+    return replace(plan, rows=rows)
+
+
+def _stages(plan: Plan, name: str) -> list[Node]:
+    """Finished stages of this name (one a seed), label or directory; none when no stage of the plan is called so."""
+    found = []
+    for node in plan.order:
+        directory = plan.context.directory(node)
+        called = (node.name, node.name.partition(" ")[0], node.label, str(directory))
+        if name in called or str(Path(name).expanduser().resolve()) == str(directory):
+            found.append(node)
+    for node in found:
+        _require_finished(plan, node)
+    return found
+
+
+def _require_finished(plan: Plan, node: Node) -> None:
+    directory = plan.context.directory(node)
+    if not _makes_model(node):
+        remedy = suggestion("", [n.name for n in plan.order if _makes_model(n)])
+        raise UserError(f"{node.name} makes no model.", key="model", value=node.label, remedy=remedy)
+    if not is_built(node, directory):
+        raise UserError(
+            f"{node.name} is not finished.",
+            key="model",
+            value=node.label,
+            remedy="`verl-s2d run` builds it; `verl-s2d status` says how far it is.",
+        )
+    gone = [
+        n for n in ancestors(node) if n.kind not in PREPARATION_KINDS and not is_built(n, plan.context.directory(n))
+    ]
+    if gone:
+        # A stage is what it was made of: evaluating it as one would build that again.
+        raise UserError(
+            f"{gone[0].name}, from which {node.name} was made, is no longer there.",
+            key="model",
+            value=node.label,
+            remedy=f"Give the model itself: {directory / 'model'}.",
+        )
+
+
+def _makes_model(node: Node) -> bool:
+    return "updates" in kinds()[node.kind].consumes or node.settings.get("makes") == "model"
+
+
+def _model(plan: Plan, name: str) -> External:
+    """A model from outside the plan, read as far as it can be without loading it."""
+    from verl_s2d.data.model_files import hub_files, read_model
+
+    path = Path(name).expanduser()
+    if (path / "manifest.json").is_file() and (path / "model" / "config.json").is_file():
+        path = path / "model"
+    exists = path.exists()
+    if not exists and not name.startswith((".", "/", "~")) and "/" not in name:
+        near = suggestion(name, [node.name for node in plan.order if _makes_model(node)])
+        raise UserError(
+            "No stage of these rows is called so, and there is no such model directory.",
+            key="model",
+            value=name,
+            remedy=f"{near} Or give a directory, or a hub id like organisation/name.",
+        )
+    model = model_external(str(path.resolve()) if exists else name, None, Path.cwd(), "model")
+    read_model(hub_files(model.location, None, "model") if model.is_hub else Path(model.location), "model")
+    return model

@@ -1,0 +1,171 @@
+"""avg@k of one model on several sets.
+
+    python -m verl_s2d.stages.evaluate.sample_and_score model=MODEL verifier=NAME out=DIR max_tokens=N
+        set.<name>=FILE ... [samples=16] [temperature=1] [top_p=1] [top_k=-1] [seed=0] [tensor_parallel_size=1] [trust_remote_code=false]
+        [replicas=1] [device=auto] [engine.<name>=<value> ...] [weights=DIGEST] [pass_at=1,4,16]
+        [chat_template.<name>=<value> ...]
+
+Writes generations.parquet (every sample, its text and score) and, last, result.json. Samples and their scores are kept
+in parts while it works (verl_s2d.sampling): the same command goes on where it was killed. `replicas` engines share the
+work, each on tensor_parallel_size GPUs of this machine. As with the rollout cache, the
+samples do not depend on how many there are: exactly so on a CPU in fp32, in bf16 on a GPU up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from verl_s2d.data.files import discard_unfinished, write_json, write_parquet
+from verl_s2d.data.problems import Problem, read_problems
+from verl_s2d.errors import UserError
+from verl_s2d.platforms.environment import prepare_for_vllm
+from verl_s2d.recipe import arguments
+from verl_s2d.recipe.pass_at_k import check_pass_at, mean_pass_at, usual_ks
+from verl_s2d.sampling.complete import complete
+from verl_s2d.sampling.engine import on_cpu
+from verl_s2d.sampling.prompts import load_tokenizer, render_prompt
+from verl_s2d.sampling.request import Request, Settings
+from verl_s2d.sampling.shards import Part
+from verl_s2d.stages.evaluate.scoring import GENERATIONS, Scorer
+from verl_s2d.stages.evaluate.statistics import mean_and_stderr
+
+
+@dataclass(frozen=True)
+class Options:
+    """Command line of this module."""
+
+    model: str
+    verifier: str
+    """Name of a verifier, or file.py:function."""
+    out: str
+    max_tokens: int
+    set: dict[str, str] = field(default_factory=dict)
+    """Evaluation sets: name -> parquet in verl's columns."""
+    samples: int = 16
+    pass_at: str = ""
+    """The k of pass@k, comma separated; empty for 1, 2, 4, ..., samples."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    seed: int = 0
+    tensor_parallel_size: int = 1
+    replicas: int = 1
+    device: str = "auto"
+    """`cpu`, `cuda` (any accelerator), or `auto` for what this machine has."""
+    engine: dict[str, Any] = field(default_factory=dict)
+    """More arguments of vLLM's LLM, such as gpu_memory_utilization."""
+    weights: str | None = None
+    """Digest of the model's content, where it is known already; it is read otherwise."""
+    trust_remote_code: bool = False
+    chat_template: dict[str, Any] = field(default_factory=dict)
+    """verl's data.apply_chat_template_kwargs."""
+
+
+def main(options: Options) -> None:
+    """Sample, score, write. Raises UserError for unusable input before the model is loaded."""
+    prepare_for_vllm()
+    on_cpu(options.device)
+    if not options.set:
+        raise UserError("There is nothing to evaluate on.", key="set.<name>", remedy="Give set.<name>=<parquet>.")
+    names = ("temperature", "top_p", "top_k", "max_tokens", "seed")
+    settings = Settings(n=options.samples, **{name: getattr(options, name) for name in names})
+    ks = _ks(options)
+    sets = {name: read_problems(file, key=f"set.{name}") for name, file in options.set.items()}
+    tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code)
+    problems = [(name, problem) for name, members in sets.items() for problem in members]
+    print(f"evaluation: {len(problems)} problems, {options.samples} samples each, {options.model}", flush=True)
+
+    request = Request(
+        options.model,
+        [render_prompt(tokenizer, p.messages, options.chat_template) for _, p in problems],
+        settings,
+        files=options.set,
+        trust_remote_code=options.trust_remote_code,
+        tensor_parallel_size=options.tensor_parallel_size,
+        device=options.device,
+        engine=options.engine,
+        weights=options.weights,
+    )
+    out = Path(options.out)
+    with Scorer(problems, options.verifier, tokenizer) as scorer:
+        for members in sets.values():
+            scorer.check(members[0])
+        parts = complete(
+            request, out, name="evaluation", replicas=options.replicas, order=_set_size(problems), whole=scorer.score
+        )
+        rows = scorer.rows()
+    discard_unfinished(out / "generations.parquet")
+    write_parquet(pa.Table.from_pylist(rows, GENERATIONS), out / "generations.parquet")
+    result = summarise(rows, options.samples, ks)
+    sampling = asdict(settings)
+    result["sampling"] = {"samples": sampling.pop("n"), **sampling}
+    write_json(result, out / "result.json")
+    parts.remove()
+    for name, values in result["sets"].items():
+        print(f"evaluation: {name} avg@{options.samples} {100 * values['avg']:.1f} %", flush=True)
+
+
+def _set_size(problems: Sequence[tuple[str, Problem]]) -> Callable[[Part], float]:
+    """Order of parts: the smallest sets first. They tend to be the hard ones, whose answers are the longest, and an
+    engine that begins those last works on a few of them alone at the end."""
+    sizes = Counter(name for name, _ in problems)
+    return lambda part: min(sizes[name] for name, _ in problems[slice(*part.made_from["prompts"][:2])])
+
+
+def _ks(options: Options) -> list[int]:
+    if not options.pass_at:
+        return usual_ks(options.samples)
+    try:
+        ks = [int(k) for k in options.pass_at.split(",")]
+    except ValueError:
+        remedy = "Give whole numbers, comma separated."
+        raise UserError("Not a list of k.", key="pass_at", value=options.pass_at, remedy=remedy) from None
+    check_pass_at(ks, options.samples, "pass_at")
+    return ks
+
+
+def summarise(rows: Sequence[Mapping[str, Any]], samples: int, ks: Sequence[int] = ()) -> dict[str, Any]:
+    """`sets` and `per_problem` of result.json from rows of generations.parquet.
+
+    avg is the mean over problems of the mean over samples, stderr its standard error over problems (null for a single
+    problem), truncated the number of samples cut off by max_tokens. `levels` has both for the problems of each level,
+    where the data has levels.
+    """
+    by_set: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for row in rows:
+        by_set.setdefault(row["set"], {}).setdefault(row["id"], []).append(row)
+    result: dict[str, Any] = {"sets": {}, "per_problem": {}}
+    for name, problems in by_set.items():
+        correct = {i: sum(row["correct"] for row in members) for i, members in problems.items()}
+        members = [row for rows in problems.values() for row in rows]
+        levels = sorted({level for row in members if (level := row.get("level")) is not None})
+        result["sets"][name] = {
+            **_average(list(correct.values()), samples),
+            "samples": samples,
+            "pass_at": mean_pass_at(list(correct.values()), samples, ks or usual_ks(samples)),
+            "mean_tokens": sum(len(row["response_ids"]) for row in members) / len(members),
+            "truncated": sum(row["finish_reason"] == "length" for row in members),
+            "levels": {
+                level: _average([c for i, c in correct.items() if problems[i][0].get("level") == level], samples)
+                for level in levels
+            },
+        }
+        result["per_problem"][name] = [{"id": i, "correct": c, "samples": samples} for i, c in correct.items()]
+    return result
+
+
+def _average(correct: Sequence[int], samples: int) -> dict[str, Any]:
+    """Of each problem's number of right samples."""
+    estimate = mean_and_stderr([c / samples for c in correct])
+    stderr = estimate.stderr if len(correct) > 1 else None
+    return {"n_problems": len(correct), "avg": estimate.mean, "stderr": stderr}
+
+
+if __name__ == "__main__":
+    arguments.run(main, Options)

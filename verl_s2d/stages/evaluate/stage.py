@@ -1,0 +1,46 @@
+"""Evaluation of one model on every evaluation set (kind `evaluate`)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from verl_s2d.stages.prepare.stage import evaluation_files
+from verl_s2d.stages.shared.sampling_stage import SamplingKind
+from verl_s2d.verl_settings.overrides import plain_arguments
+from verl_s2d.workflow.failures import StageFailed
+from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.stage import Command, Context, metrics_file, verifier_argument
+
+
+class Evaluate(SamplingKind):
+    """avg@k with its standard error. Evaluation answers are not labels: only its time enters the ledger."""
+
+    required_files = ("generations.parquet", "result.json")
+
+    def command(self, node: Node, context: Context, attempt: int) -> Command:
+        s = node.settings
+        arguments = {
+            **self.arguments(node, context),
+            "verifier": verifier_argument(node),
+            "samples": s["samples"],
+            "max_tokens": s["max_tokens"],
+            **{f"set.{name}": str(path) for name, path in evaluation_files(node, "source", context).items()},
+        }
+        env = {"VERL_FILE_LOGGER_PATH": str(metrics_file(context.directory(node), attempt))}
+        argv = [sys.executable, "-m", "verl_s2d.stages.evaluate.sample_and_score", *plain_arguments(arguments)]
+        return Command(argv, env)
+
+    def finalize(self, node: Node, directory: Path) -> None:
+        super().finalize(node, directory)
+        try:
+            sets = json.loads((directory / "result.json").read_text())["sets"]
+            complete = bool(sets) and all("avg" in values and "stderr" in values for values in sets.values())
+        except (OSError, ValueError, KeyError, TypeError):
+            complete = False
+        if not complete:
+            raise StageFailed(f"{node.name} left no usable result.json.", log=directory / "log.txt")
+
+    def describe(self, node: Node) -> str:
+        return f"avg@{node.settings['samples']} with verifier {node.settings['verifier']}"

@@ -1,0 +1,37 @@
+"""GRPO as a stage runs it: the trainer `s2d_grpo` in verl's V1 registry."""
+
+from __future__ import annotations
+
+import ray
+from omegaconf import DictConfig, open_dict
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+from verl_s2d.stages.shared.save_on_request import SavesOnRequest
+from verl_s2d.stages.shared.token_budget import StopsAtTokenBudget
+
+POLL_SECONDS = 0.05
+
+
+@register_trainer("s2d_grpo")
+class GrpoTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
+    """verl's synchronous trainer, unchanged but for where it stops: at the last step, at the one that reaches
+    `s2d.token_budget` if there is one, or at the end of a step in which it was asked to save and stop."""
+
+    def __init__(self, config: DictConfig):
+        with open_dict(config):
+            # verl compares the mode with "sync" to choose its replay buffer; this class is the choice already made.
+            config.trainer.v1.trainer_mode = "sync"
+        super().__init__(config)
+        # verl polls for finished rollouts every two seconds, which is longer than a small step takes.
+        self.replay_buffer.poll_interval = min(self.replay_buffer.poll_interval, POLL_SECONDS)
+
+    def _init_resource_pool_mgr(self) -> None:
+        """Give verl's actor and rollout (and reference, if there is one) the worker that waits for slow storage."""
+        super()._init_resource_pool_mgr()
+        from verl_s2d.stages.shared.rollout_worker import RolloutWorker
+
+        for role in (Role.ActorRollout, Role.ActorRolloutRef):
+            if role in self.role_worker_mapping:
+                self.role_worker_mapping[role] = ray.remote(RolloutWorker)

@@ -1,0 +1,42 @@
+"""Hand-off of a stage that trained a LoRA adapter: the next one starts from weights that have taken it in."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from verl_s2d.verl_settings.overrides import plain_arguments
+from verl_s2d.workflow.failures import StageFailed
+from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.store.hf_export import safetensors_names
+
+_MERGE_SECONDS = 7200
+"""To read a model of a hundred gigabytes from a slow disk and write it again."""
+
+
+def has_adapter(export: Path) -> bool:
+    """Whether a complete Hugging Face directory holds an adapter beside its weights, as verl's FSDP engine saves it."""
+    return any(".lora_" in name for file in export.glob("*.safetensors") for name in safetensors_names(file))
+
+
+def merge_adapter(node: Node, export: Path, out: Path, log: Path) -> None:
+    """Write the model with the adapter merged to `out`; what an earlier attempt left there is overwritten.
+
+    Raises:
+        StageFailed: it cannot be merged.
+    """
+    arguments = plain_arguments({"checkpoint": str(export.parent), "out": str(out)})
+    command = [sys.executable, "-m", "verl_s2d.stages.merge.merge_adapter", *arguments]
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=_MERGE_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise StageFailed(
+            f"{node.name}: merging its adapter ({export.parent}) did not end within {_MERGE_SECONDS} s.", log=log
+        ) from error
+    if ended.returncode != 0:
+        raise StageFailed(
+            f"{node.name}: its adapter cannot be merged into its weights.",
+            log=log,
+            lines=ended.stderr.splitlines()[-8:],
+        )

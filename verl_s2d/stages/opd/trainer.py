@@ -1,0 +1,171 @@
+"""Stage 2b, on-policy distillation: the trainer `s2d_opd` in verl's V1 registry."""
+
+from __future__ import annotations
+
+import logging
+
+import ray
+import torch
+import transfer_queue as tq
+from omegaconf import DictConfig, open_dict
+from tensordict import TensorDict
+from verl import DataProto
+from verl.trainer.ppo.core_algos import get_adv_estimator_fn
+from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_add_to_batch
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.workers.utils.padding import response_to_nested
+
+from verl_s2d.objectives.opd import clip_advantages
+from verl_s2d.stages.opd.config import OpdConfig, read_opd_config
+from verl_s2d.stages.opd.metrics import EXACT_METRICS, advantage_metrics, rollout_metrics, sampled_reverse_kl_metrics
+from verl_s2d.stages.shared.save_on_request import SavesOnRequest
+from verl_s2d.stages.shared.token_budget import StopsAtTokenBudget
+from verl_s2d.teachers.model_pair import check_tokens
+
+logger = logging.getLogger(__name__)
+
+
+class _NoVerifier:
+    """Stands where verl's reward loop stands: nothing scores a response in this stage."""
+
+    reward_loop_worker_handles = None
+
+
+@register_trainer("s2d_opd")
+class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
+    """verl's synchronous trainer with a teacher for a reward.
+
+    Sampled: the student, on its own prompts. Scored: each sampled token, by the teacher in the reference engine.
+    Signal, by s2d.objective: `advantage`, A_t = beta (log pi_T - log pi_old), through verl's ordinary policy loss;
+    `reverse_kl` or `jsd`, the exact divergence over the vocabulary as the loss, with no policy loss and no pass for
+    log-probs. Deliberately absent: verifier, answers, group normalisation, a KL loss to a reference policy (the
+    teacher takes the reference's place).
+    """
+
+    def __init__(self, config: DictConfig):
+        self.s2d: OpdConfig = read_opd_config(config)
+        for difference in check_tokens(
+            config.actor_rollout_ref.model.path,
+            self.s2d.teacher_path,
+            student_key="actor_rollout_ref.model.path",
+            teacher_key="s2d.teacher.path",
+        ):
+            logger.warning(difference)
+        with open_dict(config):
+            # verl compares the mode with "sync" to choose its replay buffer; this class is the choice already made.
+            config.trainer.v1.trainer_mode = "sync"
+            config.actor_rollout_ref.s2d = self.s2d.for_workers()  # the section that travels to the workers
+            config.reward.num_workers = 0
+        super().__init__(config)
+        self.use_reference_policy = True
+        # verl polls for finished rollouts every two seconds, which is longer than a small step takes.
+        self.replay_buffer.poll_interval = min(self.replay_buffer.poll_interval, self.s2d.poll_interval)
+
+    def _init_resource_pool_mgr(self) -> None:
+        """Give the workers a reference engine, the teacher's.
+
+        Without a KL loss verl would build none, and with LoRA it would take the student without its adapter for one.
+        """
+        super()._init_resource_pool_mgr()
+        from verl_s2d.stages.opd.worker import StudentTeacherWorker
+
+        del self.role_worker_mapping[Role.ActorRollout]
+        self.role_worker_mapping[Role.ActorRolloutRef] = ray.remote(StudentTeacherWorker)
+        self.mapping[Role.ActorRolloutRef] = self.mapping.pop(Role.ActorRollout)
+
+    def _setup(self) -> None:
+        super()._setup()
+        # With LoRA verl would ask the student without its adapter for the reference's log-probs.
+        self.ref_in_actor = False
+        self.reward_loop_manager = _NoVerifier()
+
+    def _compute_reward_colocate(self, batch, metrics: dict | None = None):
+        """verl calls this when rollouts come unscored; its later steps want a score tensor, so they get zeros."""
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["response_mask"])
+        mask = data["response_mask"]
+        zeros = torch.zeros_like(mask.to_padded_tensor(0), dtype=torch.float32)
+        fields = TensorDict({"rm_scores": response_to_nested(zeros, mask)}, batch_size=len(batch))
+        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+        return batch
+
+    def _compute_old_log_prob(self, batch, metrics: dict):
+        # An exact divergence reads none, but verl compares the engines here where the sampler gives its log-probs.
+        compared = self.config.actor_rollout_ref.rollout.calculate_log_probs
+        return super()._compute_old_log_prob(batch, metrics) if self._samples_signal or compared else batch
+
+    def _compute_ref_log_prob(self, batch, metrics: dict):
+        return super()._compute_ref_log_prob(batch, metrics) if self._samples_signal else batch
+
+    @property
+    def _samples_signal(self) -> bool:
+        """Is the teacher asked about sampled tokens only?"""
+        return self.s2d.objective == "advantage"
+
+    def _compute_advantage(self, batch, metrics: dict):
+        """Hand the teacher's log-probs (verl's `ref_log_prob`) to the registered estimator."""
+        if not self._samples_signal:
+            return self._write_no_advantage(batch, metrics)
+        fields = ["response_mask", "rm_scores", "rollout_log_probs", "old_log_probs", "ref_log_prob"]
+        nested = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        response_mask = nested["response_mask"]
+        data = DataProto(batch=nested.to_padded_tensor())
+
+        written = ["advantages", "returns"]
+        correction = self.config.algorithm.get("rollout_correction", None)
+        if correction is not None and not correction.get("bypass_mode", False) and "rollout_log_probs" in data.batch:
+            data, correction_metrics = compute_rollout_correction_and_add_to_batch(data, correction)
+            metrics.update(correction_metrics)
+            written += [name for name in ("response_mask", "rollout_is_weights") if name in data.batch]
+
+        estimator = get_adv_estimator_fn(self.config.algorithm.adv_estimator)
+        data.batch["advantages"], data.batch["returns"] = estimator(
+            token_level_rewards=data.batch["rm_scores"],
+            response_mask=data.batch["response_mask"],
+            config=self.config.algorithm,
+            teacher_log_probs=data.batch["ref_log_prob"],
+            old_log_probs=data.batch["old_log_probs"],
+            beta=self.s2d.beta,
+            whiten=self.s2d.whiten_advantages,
+        )
+        if self.s2d.advantage_clip is not None:
+            clipped, share = clip_advantages(
+                data.batch["advantages"], data.batch["response_mask"], self.s2d.advantage_clip
+            )
+            data.batch["advantages"] = data.batch["returns"] = clipped
+            metrics["s2d/clipped_advantages"] = share
+        metrics.update(
+            sampled_reverse_kl_metrics(
+                data.batch["old_log_probs"], data.batch["ref_log_prob"], data.batch["response_mask"]
+            )
+        )
+        metrics.update(advantage_metrics(data.batch["advantages"], data.batch["response_mask"]))
+        output = {name: response_to_nested(data.batch[name], response_mask) for name in written}
+        return tq.kv_batch_put(
+            keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(output, batch_size=len(batch))
+        )
+
+    def _write_no_advantage(self, batch, metrics: dict):
+        """verl's metrics want advantages; an exact divergence as the loss has none."""
+        nested = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["response_mask"])
+        mask = nested["response_mask"]
+        padded = mask.to_padded_tensor(0)
+        metrics.update(rollout_metrics(padded))
+        zeros = response_to_nested(torch.zeros_like(padded, dtype=torch.float32), mask)
+        return tq.kv_batch_put(
+            keys=batch.keys,
+            partition_id=batch.partition_id,
+            fields=TensorDict({"advantages": zeros, "returns": zeros}, batch_size=len(batch)),
+        )
+
+    def _update_actor(self, batch, metrics: dict):
+        """verl's update; what belongs to this stage also, or only, under this stage's names."""
+        batch = super()._update_actor(batch, metrics)
+        for ours, theirs in (("s2d/clipped_tokens", "actor/pg_clipfrac"), ("s2d/student_entropy", "actor/entropy")):
+            if theirs in metrics:
+                metrics[ours] = metrics[theirs]
+        for name in EXACT_METRICS:
+            if f"actor/{name}" in metrics:
+                metrics[f"s2d/{name}"] = metrics.pop(f"actor/{name}")
+        return batch

@@ -1,0 +1,78 @@
+"""What comes before training: a recipe's own scripts (kind `script`) and the slices of the labels (kind `slices`)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from verl_s2d.verl_settings.overrides import plain_arguments
+from verl_s2d.workflow.failures import StageFailed
+from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.stage import Command, Context, SimpleKind, require_export
+
+TRAIN_FILE = "train.parquet"
+SLICES = ("all", "1h", "2h")
+
+
+def slice_sizes(labels: int) -> dict[str, int]:
+    """Slice name -> its number of problems."""
+    return {"all": labels, "1h": labels // 2, "2h": labels - labels // 2}
+
+
+def evaluation_files(node: Node, role: str, context: Context) -> dict[str, Path]:
+    """Evaluation sets a node reads: name -> parquet.
+
+    Files named in the recipe, or every parquet beside train.parquet that the data script in `role` wrote (its name is
+    the stem); empty as long as that script has not run.
+    """
+    prefix = "eval."
+    named = {r[len(prefix) :]: Path(e.location) for r, e in node.externals.items() if r.startswith(prefix)}
+    if named or role not in node.inputs:
+        return named
+    directory = context.directory(node.inputs[role])
+    return {p.stem: p for p in sorted(directory.glob("*.parquet")) if p.name != TRAIN_FILE}
+
+
+class Script(SimpleKind):
+    """`python script --out DIR key=value ...`; writes a model, or train.parquet and evaluation parquets, into DIR."""
+
+    def command(self, node: Node, context: Context, attempt: int) -> Command:
+        argv = [sys.executable, node.externals["script"].location, "--out", str(context.directory(node))]
+        return Command(argv + plain_arguments(node.settings["args"]))
+
+    def finalize(self, node: Node, directory: Path) -> None:
+        log = directory / "log.txt"
+        if node.settings["makes"] == "model":
+            require_export(node, directory)
+            return
+        if not (directory / TRAIN_FILE).is_file():
+            raise StageFailed(f"{node.name} ended without writing {TRAIN_FILE}.", log=log)
+        if not any(p.name != TRAIN_FILE for p in directory.glob("*.parquet")):
+            raise StageFailed(f"{node.name} wrote no evaluation parquet beside {TRAIN_FILE}.", log=log)
+
+    def describe(self, node: Node) -> str:
+        return f"the recipe's script {Path(node.externals['script'].location).name} makes the {node.settings['makes']}"
+
+
+class Slices(SimpleKind):
+    """Labelled problems -> all, first half, second half, and the same without answers."""
+
+    required_files = (*(f"{s}{suffix}.parquet" for s in SLICES for suffix in ("", "-prompts")), "slices.json")
+
+    def command(self, node: Node, context: Context, attempt: int) -> Command:
+        train = (
+            node.externals["train"].location
+            if "train" in node.externals
+            else str(context.directory(node.inputs["source"]) / TRAIN_FILE)
+        )
+        arguments = {
+            "train": train,
+            "out": str(context.directory(node)),
+            "labels": node.settings["labels"],
+            "seed": node.settings["seed"],
+        }
+        return Command([sys.executable, "-m", "verl_s2d.data.slices", *plain_arguments(arguments)])
+
+    def describe(self, node: Node) -> str:
+        labels = node.settings["labels"]
+        return f"{labels if labels is not None else 'all'} labelled problems, and two disjoint random halves of them"

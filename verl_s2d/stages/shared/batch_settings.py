@@ -1,0 +1,74 @@
+"""Batch sizes of a stage that verl's RL trainer runs: the recipe's, or verl's own where it gives none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from verl_s2d.errors import UserError
+from verl_s2d.verl_settings.overrides import value_of
+from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.stage import merged_verl
+
+TRAIN, MINI = "data.train_batch_size", "actor_rollout_ref.actor.ppo_mini_batch_size"
+N = "actor_rollout_ref.rollout.n"
+VERL_BATCH_DEFAULTS = {
+    TRAIN: 1024,
+    MINI: 256,
+    "actor_rollout_ref.actor.ppo_epochs": 1,
+    N: 1,
+    "actor_rollout_ref.actor.use_dynamic_bsz": False,
+    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": 16_384,
+}
+"""Values of verl 0.9's yaml where neither overlay nor recipe gives one (a contract test compares them)."""
+_TOKENS = {"warmup": "data.max_token_len_per_gpu"}
+
+
+def batch_setting(node: Node, key: str) -> Any:
+    """The value of one of VERL_BATCH_DEFAULTS' keys for this node."""
+    return value_of(merged_verl(node), key, VERL_BATCH_DEFAULTS[key])
+
+
+def micro_batch_tokens(kind: str, longest: int) -> dict[str, int]:
+    """Default of a micro-batch's tokens a GPU: verl's, or two sequences of full length where these are more.
+
+    verl asserts that the longest sequence fits.
+
+    Args:
+        kind: of the stage, `grpo`, `opd` or `warmup`.
+        longest: tokens of a sequence at most, prompt and response.
+    """
+    key = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
+    return {_TOKENS.get(kind, key): max(VERL_BATCH_DEFAULTS[key], 2 * longest)}
+
+
+def response_tokens(node: Node) -> int:
+    """Length of a response at most, in any stage that samples, scores or trains on responses."""
+    if node.kind == "warmup":
+        return response_tokens(node.inputs["rollouts"])
+    return node.settings["max_tokens" if node.kind == "evaluate" else "response_tokens"]
+
+
+def require_batch_sizes(node: Node) -> None:
+    """Raises UserError unless the node's prompts a step, prompts an update and responses a prompt are such numbers."""
+    for key in (TRAIN, MINI, N):
+        value = batch_setting(node, key)
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{node.name}: not a batch size.", key=key, value=value, remedy="Give a positive integer.")
+
+
+def rows_read(settings: Mapping[str, Any]) -> int:
+    """Cached rollouts that a warmup with these settings reads: one batch a step.
+
+    Raises:
+        UserError: the batch is no positive integer.
+    """
+    batch = value_of(settings["verl"], TRAIN)
+    if not isinstance(batch, int) or batch < 1:
+        raise UserError("Not a batch size.", key=TRAIN, value=batch, remedy="Give a positive integer.")
+    return settings["steps"] * batch
+
+
+def sequences_per_step(node: Node) -> int:
+    """Responses that a step samples."""
+    return batch_setting(node, TRAIN) * batch_setting(node, N)

@@ -1,0 +1,108 @@
+"""Where a matched stage stops: at the first step at or past what another row's ledger says."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from verl_s2d.errors import UserError
+from verl_s2d.stages.shared.batch_settings import sequences_per_step
+from verl_s2d.stages.shared.checkpoints import completed_step
+from verl_s2d.workflow.graph import MATCHED, Node, lineage
+from verl_s2d.workflow.ledger import add_ledgers, amount
+from verl_s2d.workflow.store.manifest import is_built, read_manifest
+
+SAMPLED_TOKENS = "sampled_tokens.json"
+"""What a trainer with a budget of tokens leaves in every checkpoint."""
+
+
+def wanted(node: Node, stages: Path) -> int | None:
+    """What the whole row is to consume, in units of what it is matched by; None as long as it is not measured.
+
+    Args:
+        node: the matched stage.
+        stages: directory of the stage directories.
+    """
+    matched = node.settings["matched"]
+    if "budget" in matched:
+        return matched["budget"]
+    return _consumed(lineage(node.inputs[MATCHED]), matched["by"], stages)
+
+
+def left(node: Node, stages: Path) -> int | None:
+    """What of it the stages before this one leave to it; None as long as it is not measured.
+
+    Raises:
+        UserError: nothing.
+    """
+    by, total = node.settings["matched"]["by"], wanted(node, stages)
+    before = _consumed([n for n in lineage(node) if n is not node], by, stages)
+    if total is None or before is None:
+        return None
+    if total <= before:
+        raise UserError(
+            f"{node.name} has nothing to do: the stages before it have consumed {before:,} {words(by)}, "
+            f"all of {node.settings['matched']['to']} only {total:,}.",
+            key=f"matched.{node.operations['row']}",
+            value=total,
+            remedy="Match the row to one that consumes more, or leave it out.",
+        )
+    return total - before
+
+
+def steps_to_ask_for(node: Node, stages: Path) -> int | None:
+    """Steps that a trainer is to be started with; None as long as the other row's ledger is not there.
+
+    A response is one verifier call, and at least one token, so that by tokens these are the most that there can be.
+    """
+    if node.settings["steps"] is not None:
+        return node.settings["steps"]
+    budget = left(node, stages)
+    return None if budget is None else math.ceil(budget / sequences_per_step(node))
+
+
+def last_step(node: Node, directory: Path) -> int | None:
+    """The step with which the stage in `directory` is complete; None as long as that cannot be said."""
+    if node.settings["steps"] is None and node.settings["matched"]["by"] == "sampled_tokens":
+        return _stopped_at(node, directory)
+    return steps_to_ask_for(node, directory.parent)
+
+
+def words(by: str) -> str:
+    """A ledger item as people say it."""
+    return by.replace("_", " ")
+
+
+def length(node: Node) -> str:
+    """How long a stage that trains goes on, for `plan`."""
+    steps, matched = node.settings["steps"], node.settings.get("matched")
+    if matched is None:
+        return f"{steps} steps"
+    reason = f"{words(matched['by'])} of {matched['to']}"
+    return f"until the {reason}" if steps is None else f"{steps} steps, the {reason}"
+
+
+def _consumed(nodes: Iterable[Node], by: str, stages: Path) -> int | None:
+    ledgers: list[dict[str, Any]] = []
+    for node in nodes:
+        directory = stages / node.label
+        if not is_built(node, directory):
+            return None
+        ledgers.append(read_manifest(directory)["ledger"])
+    return amount(add_ledgers(ledgers), by)
+
+
+def _stopped_at(node: Node, directory: Path) -> int | None:
+    """The newest complete checkpoint, if its trainer had sampled the budget by then."""
+    checkpoints = directory / "checkpoints"
+    step, budget = completed_step(checkpoints), left(node, directory.parent)
+    if step is None or budget is None:
+        return None
+    try:
+        sampled = json.loads((checkpoints / f"global_step_{step}" / SAMPLED_TOKENS).read_text())["sampled_tokens"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return step if sampled >= budget else None

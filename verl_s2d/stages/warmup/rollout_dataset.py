@@ -1,0 +1,122 @@
+"""Cached teacher rollouts as training data, in an order that a resumed run continues exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from verl_s2d.errors import UserError
+
+COLUMNS = ("prompt_ids", "response_ids")
+_KEY = "data.train_files"
+
+
+class CachedRollouts(Dataset):
+    """Rollouts of rollouts.parquet; the loss falls on response tokens.
+
+    A rollout without a response has nothing to learn from and is left out.
+
+    Attributes:
+        largest_id: largest token id in the file.
+        longest: tokens of the longest rollout, prompt included.
+
+    Raises:
+        UserError: the file is missing, unreadable, lacks a column, has impossible rows, or no rollout with a response.
+    """
+
+    def __init__(self, path: str):
+        if not isinstance(path, str) or not Path(path).expanduser().is_file():
+            raise UserError(
+                "the cache of teacher rollouts is missing",
+                key=_KEY,
+                value=path,
+                remedy="give the one parquet that python -m verl_s2d.stages.rollouts.rollout_cache writes",
+            )
+        try:
+            table = pq.read_table(Path(path).expanduser(), columns=list(COLUMNS))
+            self._prompts, self._responses = (_Sequences(table.column(name)) for name in COLUMNS)
+        except Exception as error:  # pyarrow raises several unrelated classes here
+            raise UserError(
+                f"the cache of teacher rollouts cannot be read: {error}",
+                key=_KEY,
+                value=path,
+                remedy=f"it needs the columns {list(COLUMNS)}, each a list of token ids",
+            ) from error
+        self._kept = np.flatnonzero(self._responses.lengths)
+        if not len(self._kept):
+            raise UserError(
+                "the cache holds no rollout with a response", key=_KEY, value=path, remedy="sample it again"
+            )
+        if not self._prompts.lengths[self._kept].all():
+            raise UserError(
+                "a rollout has no prompt, so nothing predicts its first token",
+                key=_KEY,
+                value=path,
+                remedy="begin each prompt with at least one token",
+            )
+        ids = np.concatenate([self._prompts.values, self._responses.values])
+        if ids.min() < 0:
+            raise UserError(f"the cache holds the token id {ids.min()}", key=_KEY, value=path, remedy="sample it again")
+        self.largest_id = int(ids.max())
+        self.longest = int((self._prompts.lengths + self._responses.lengths).max())
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """input_ids, position_ids, loss_mask, each (prompt + response,) int64; the mask is 1 on response tokens."""
+        prompt, response = self._prompts[self._kept[index]], self._responses[self._kept[index]]
+        ids = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64))
+        mask = torch.zeros_like(ids)
+        mask[len(prompt) :] = 1
+        return {"input_ids": ids, "position_ids": torch.arange(len(ids)), "loss_mask": mask}
+
+
+class _Sequences:
+    """A column of token id lists in one flat array: as Python lists they would take nine times the memory."""
+
+    def __init__(self, column: pa.ChunkedArray):
+        lists = column.cast(pa.large_list(pa.int32())).combine_chunks()
+        if lists.null_count or lists.flatten().null_count:
+            raise ValueError("values are missing")
+        self.values = lists.flatten().to_numpy()
+        self.lengths = pc.list_value_length(lists).to_numpy()
+        self._ends = np.cumsum(self.lengths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        end = self._ends[index]
+        return self.values[end - self.lengths[index] : end]
+
+
+class ShuffledPasses(Sampler[int]):
+    """One stream of indices over as many shuffled passes as training needs.
+
+    A batch may straddle two passes. Being one stream, it lets the loader resume by position alone: verl's own epochs
+    lose a pass when a checkpoint falls on the end of one.
+    """
+
+    def __init__(self, size: int, total: int, seed: int):
+        self.size, self.total, self.seed = size, total, seed
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __iter__(self) -> Iterator[int]:
+        given = 0
+        pass_number = 0
+        while given < self.total:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + pass_number)
+            for index in torch.randperm(self.size, generator=generator)[: self.total - given].tolist():
+                yield index
+                given += 1
+            pass_number += 1
+
+    def set_epoch(self, epoch: int) -> None:
+        """verl's trainer calls this; all of training is one epoch here."""

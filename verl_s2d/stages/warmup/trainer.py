@@ -1,0 +1,158 @@
+r"""Stage 2a, forward-KL warmup on cached teacher rollouts.
+
+    python -m verl_s2d.stages.warmup.trainer model.path=STUDENT s2d.teacher.path=TEACHER \
+        data.train_files=rollouts.parquet ...
+
+Every key of verl's sft_trainer_engine.yaml works; see s2d_warmup.yaml for ours. No rollout server is started,
+no verifier runs, no answer is read.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+
+import hydra
+import ray
+from omegaconf import DictConfig, open_dict
+from torchdata.stateful_dataloader import StatefulDataLoader
+from verl.single_controller.ray import RayClassWithInitArgs, RayResourcePool, RayWorkerGroup
+from verl.trainer.sft_trainer_ray import SFTTrainer
+from verl.utils.dataset.dataset_utils import SFTTensorCollator
+from verl.utils.device import auto_set_device
+from verl.workers.engine_workers import TrainingWorkerConfig
+
+from verl_s2d.errors import UserError
+from verl_s2d.stages.shared.ray_cluster import join_ray, require_cpu_platform, require_places
+from verl_s2d.stages.shared.save_on_request import SaveClock, read_save_minutes
+from verl_s2d.stages.warmup.config_checks import check_cache, check_models, check_settings, warmup_objective
+from verl_s2d.stages.warmup.rollout_dataset import CachedRollouts, ShuffledPasses
+from verl_s2d.stages.warmup.worker import WarmupWorker
+from verl_s2d.workflow import save_request
+
+logger = logging.getLogger(__name__)
+
+
+class WarmupTrainer(SFTTrainer):
+    """verl's SFT trainer (loop, checkpoints, resume, logging) with the teacher's distribution in place of labels.
+
+    Ray is joined only after configuration, models and cache have been found good.
+
+    Raises:
+        UserError: they are not, or the cluster has no place for the workers.
+    """
+
+    def __init__(self, config: DictConfig):
+        self._save_clock = SaveClock(read_save_minutes(config))
+        super().__init__(config)
+        # verl's loop sums token counts on this device. The driver needs no device, and its node may have none.
+        self.device_name = "cpu"
+
+    def _build_config(self) -> None:
+        check_settings(self.config)
+        for difference in check_models(self.config):
+            logger.warning(difference)
+        super()._build_config()
+
+    def _build_dataset(self) -> None:
+        self.train_dataset, self.val_dataset = CachedRollouts(self.config.data.train_files), None
+        vocab_size = check_cache(self.config, self.model_config, self.train_dataset)
+        self.objective = warmup_objective(self.config, vocab_size)
+
+    def _build_dataloader(self) -> None:
+        """One epoch as long as training, so that a resumed loader continues at the exact batch."""
+        config, size = self.config, len(self.train_dataset)
+        self.global_batch_size = config.data.train_batch_size
+        passes = math.ceil(config.trainer.total_epochs * size / self.global_batch_size)
+        steps = self._wanted_steps = config.trainer.total_training_steps or passes
+        self.steps_per_epoch = steps
+        with open_dict(config):
+            config.trainer.total_epochs = 1
+        self.train_sampler = ShuffledPasses(size, steps * self.global_batch_size, config.trainer.seed)
+        self.train_dataloader = StatefulDataLoader(
+            dataset=self.train_dataset,
+            batch_size=self.global_batch_size,
+            sampler=self.train_sampler,
+            collate_fn=SFTTensorCollator(config.data.pad_mode),
+            num_workers=config.data.num_workers,
+            drop_last=True,
+        )
+        self.val_dataloader = None
+        self.optimizer_config.total_training_steps = steps
+        self._save_every, self.test_freq = config.trainer.save_freq, -1
+        if self._save_every == "after_each_epoch":
+            self._save_every = math.ceil(size / self.global_batch_size)
+
+    def _build_engine(self) -> None:
+        config = self.config
+        join_ray(config)
+        require_places(config.trainer.nnodes, config.trainer.n_gpus_per_node)
+        worker_config = TrainingWorkerConfig(
+            model_type="language_model",
+            model_config=self.model_config,
+            engine_config=self.engine_config,
+            optimizer_config=self.optimizer_config,
+            checkpoint_config=self.checkpoint_config,
+            profiler_config=self.profiler_config,
+        )
+        # One group of workers lives in each place; verl's default of ten would ask for ten CPUs a worker.
+        self.resource_pool = RayResourcePool(
+            process_on_nodes=[config.trainer.n_gpus_per_node] * config.trainer.nnodes, max_colocate_count=1
+        )
+        self.training_client = RayWorkerGroup(
+            resource_pool=self.resource_pool,
+            ray_cls_with_init=RayClassWithInitArgs(
+                ray.remote(WarmupWorker),
+                config=worker_config,
+                teacher_path=config.s2d.teacher.path,
+                trust_remote_code=config.s2d.teacher.trust_remote_code,
+                objective=self.objective,
+                skip_limit=config.s2d.skip_limit,
+            ),
+            device_name=config.trainer.device,
+        )
+        self.training_client.reset()
+
+    def _build_ckpt_handler(self) -> None:
+        super()._build_ckpt_handler()
+        save = self.ckpt_handler.save_checkpoint
+
+        def save_checkpoint(step: int) -> None:
+            save(step)
+            self._save_clock.restart()
+
+        self.ckpt_handler.save_checkpoint = save_checkpoint
+
+    @property
+    def save_freq(self) -> int:
+        """Steps between checkpoints; 1 at the end of a step in which one is due by the clock. verl looks there."""
+        return 1 if self._save_clock.due() else self._save_every
+
+    @property
+    def total_training_steps(self) -> int:
+        """Where training ends. verl looks at the end of a step, and saves the last one: which is any step in which
+        the trainer is asked to save and stop."""
+        return 0 if save_request.asked(self.config.trainer.default_local_dir) else self._wanted_steps
+
+    def fit(self) -> None:
+        if self.resume_global_step >= self._wanted_steps:
+            print(f"all {self._wanted_steps} steps are in the checkpoint already")
+            return
+        super().fit()
+
+
+@hydra.main(config_path="pkg://verl_s2d.stages.warmup", config_name="s2d_warmup", version_base=None)
+def main(config: DictConfig) -> None:
+    """Train. Bad input ends with one message and exit code 2."""
+    try:
+        require_cpu_platform(config)
+        auto_set_device(config)
+        WarmupTrainer(config).fit()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

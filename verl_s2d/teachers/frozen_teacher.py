@@ -1,0 +1,79 @@
+"""A teacher in a forward-only engine, asked about one micro-batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, TypeVar
+
+import torch
+from tensordict import TensorDict
+from verl.workers.engine import BaseEngine
+
+from verl_s2d.objectives.logits import LinearLogits
+from verl_s2d.teachers.lm_head_hook import HeadSeam
+from verl_s2d.teachers.megatron import forward, is_megatron, is_pipelined
+from verl_s2d.teachers.token_layout import uniform_temperature
+
+T = TypeVar("T")
+
+
+class FrozenTeacher:
+    """Hands the teacher's logits to a function where they exist: in its forward pass, in the student's own layout.
+
+    The same packing and the same slice of a parallel sequence, because it is the same micro-batch in the same engine.
+
+    Args:
+        engine: a forward-only engine, initialised.
+        linear: hand over hidden states and head, and never make the logits.
+    """
+
+    def __init__(self, engine: BaseEngine, *, linear: bool):
+        self._engine = engine
+        self._seam = HeadSeam(engine.module) if linear else None
+        self._pipelined = None
+        if is_megatron(engine) and is_pipelined():
+            from verl_s2d.teachers.pipelined_teacher import PipelinedTeacher
+
+            self._pipelined = PipelinedTeacher(engine)
+
+    def precede(self, student: BaseEngine, loss: Callable[..., Any]) -> None:
+        """Where the teacher is in pipeline stages: let its pass come before each that the student makes with `loss`."""
+        if self._pipelined is None:
+            return
+        run, teacher = student.forward_backward_batch, self._pipelined
+
+        def forward_backward_batch(data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
+            if loss_function is loss:
+                teacher.run(data)
+            return run(data, loss_function, forward_only)
+
+        student.forward_backward_batch = forward_backward_batch
+
+    def consult(self, micro_batch: TensorDict, use: Callable[[torch.Tensor | LinearLogits], T]) -> T:
+        """use(teacher) of a micro-batch; teacher is (tokens, V_t) logits, or LinearLogits of as many tokens.
+
+        Logits given as a tensor have been divided by the micro-batch's temperature; LinearLogits have not. On Megatron
+        they are this rank's shard of the vocabulary.
+        """
+        if self._pipelined is not None:
+            return use(self._pipelined.logits(micro_batch) / uniform_temperature(micro_batch))
+        answers: list[T] = []
+
+        def at_head(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+            answers.append(use(LinearLogits(hidden.flatten(0, 1), weight, bias)))
+            return hidden.new_zeros(*hidden.shape[:2], 1)
+
+        def processor(student_logits: torch.Tensor | None = None, model_output: Any = None, **_: Any):
+            if student_logits is None:
+                return torch.zeros(()), {}
+            if self._seam is None:
+                answers.append(use(student_logits.flatten(0, 1)))
+            return {}
+
+        with torch.no_grad(), nullcontext() if self._seam is None else self._seam.using(at_head):
+            if is_megatron(self._engine):
+                forward(self._engine, micro_batch, processor)
+            else:
+                self._engine.forward_step(micro_batch, loss_function=processor, forward_only=True)
+        return answers[0]

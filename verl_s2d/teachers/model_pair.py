@@ -1,0 +1,48 @@
+"""Do a teacher and a student of a verl command share their tokens? Asked before any worker starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from verl_s2d.data.model_files import check_pair, differences, hub_files, read_model
+from verl_s2d.data.weights import check_weights
+
+
+def check_tokens(student: str, teacher: str, *, student_key: str, teacher_key: str) -> list[str]:
+    """Compare the tokenizers id by id and the vocabularies with them; returns what differs without being wrong.
+
+    Args:
+        student, teacher: checkpoint directories or hub ids. Nothing is compared where one is on remote storage
+            (`hdfs://` and the like), which only verl can read.
+        student_key, teacher_key: the settings that name them, for messages.
+
+    Raises:
+        UserError: a model that cannot be read, tokenizers that differ, or a vocabulary smaller than the ids in use.
+    """
+    if "://" in student or "://" in teacher:
+        return []
+    for path, key in ((student, student_key), (teacher, teacher_key)):
+        check_weights(os.path.expanduser(path), key)
+    facts = [
+        read_model(_directory(path, key), role, key)
+        for path, role, key in ((student, "student", student_key), (teacher, "teacher", teacher_key))
+    ]
+    check_pair(*facts)
+    return differences(*facts)
+
+
+def real_vocabulary(tokenizer, *configurations) -> int:
+    """Ids that mean something to every model: rows of an embedding beyond the tokenizer are padding, no token.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        configurations: the models' transformers configurations.
+    """
+    texts = [c.get_text_config() if hasattr(c, "get_text_config") else c for c in configurations]
+    return min(max(tokenizer.get_vocab().values()) + 1, *(text.vocab_size for text in texts))
+
+
+def _directory(path: str, key: str) -> Path:
+    local = Path(os.path.expanduser(path))
+    return local if local.is_dir() or local.is_absolute() else hub_files(path, None, key)

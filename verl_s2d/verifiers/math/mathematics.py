@@ -1,0 +1,224 @@
+r"""Mathematical answers, compared by math-verify: 1.0 if the final answer is equivalent to the ground truth, else 0.0.
+
+    verifier: {name: math, form: boxed, convention: math, seconds: 2}
+
+| option | default | meaning |
+|---|---|---|
+| form | either | `boxed`: the last \boxed{}; `answer`: the last line `Answer: ...`; `either`: whichever comes later |
+| convention | math | `math`: equivalence; `dapo`: DAPO's string match against an integer, see dapo.py |
+| seconds | 2.0 | processor time of one comparison; after it the answer counts as wrong |
+
+Only what follows the last </think> counts. Responses are untrusted: text that needs algebra is compared in a process of
+its own (verifier_process.py) with limits of time and memory, and whatever goes wrong there is a wrong answer. Most need
+none, and are decided here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+from verl_s2d.data.ground_truths import ground_truth as formula
+from verl_s2d.errors import UserError
+from verl_s2d.verifiers.math import dapo
+from verl_s2d.verifiers.math.answer_limits import is_too_complex, is_too_long, is_unprintable
+from verl_s2d.verifiers.math.extraction import Form, final_answer
+from verl_s2d.verifiers.math.normal_form import Answer, normal_form
+from verl_s2d.verifiers.process_pool import shared
+
+Convention = Literal["math", "dapo"]
+
+_EQUALS = r"(?:=|\\in(?![A-Za-z]))"
+_NAMED = re.compile(rf"\s*\\?[A-Za-z]+(?:_\{{?\w+\}}?)?(?:\s*\([A-Za-z]\))?\s*{_EQUALS}(?!.*{_EQUALS})\s*(?=\S)")
+"""`x =`, `f(x) =` or `x \\in`, once in a text and at its beginning."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `verifier: {name: math, ...}` may say."""
+
+    form: Form = "either"
+    convention: Convention = "math"
+    seconds: float = 2.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A score and how it came about.
+
+    Attributes:
+        correct: whether the answer counts.
+        how: `text`, `number`, `screened` (decided here), `none` (no answer found), `dapo`, or what the process said:
+            `equal`, `different`, `raised`, `timeout`, `died`.
+    """
+
+    correct: bool
+    how: str
+
+
+def compute_score(
+    data_source: str, solution_str: str, ground_truth: Any, extra_info: dict[str, Any] | None = None, **options: Any
+) -> float:
+    """1.0 if the response's final answer is right, else 0.0.
+
+    Raises:
+        UserError: an option, or the problem's ground truth, is unusable, or math-verify cannot be run.
+    """
+    chosen = _options(tuple((name, options[name]) for name in Options.__dataclass_fields__ if name in options))
+    return float(judge(solution_str, ground_truth, chosen).correct)
+
+
+def judge(response: Any, ground_truth: Any, options: Options | None = None) -> Verdict:
+    """The verdict on a response, with its reason. Raises UserError as compute_score does."""
+    options = options or Options()
+    truth = _truth(ground_truth)
+    if not isinstance(response, str):
+        return Verdict(False, "none")
+    if options.convention == "dapo":
+        return Verdict(dapo.is_correct(response, truth, options.form), "dapo")
+    answer = final_answer(response, options.form)
+    if not answer:
+        return Verdict(False, "none")
+    if answer == truth:
+        return Verdict(True, "text")
+    if is_too_long(answer, truth) or is_unprintable(answer):
+        return Verdict(False, "screened")
+    return _compare(normal_form(truth), normal_form(answer), options.seconds)
+
+
+def check_answer(ground_truth: Any, extra_info: Mapping[str, Any], **options: Any) -> None:
+    """Raises UserError for a ground truth that is no text, no LaTeX with balanced braces, or for DAPO no integer."""
+    truth = _truth(ground_truth)
+    if _options(tuple(options.items())).convention == "dapo":
+        dapo.require_integer(truth)
+    elif formula(truth, "formula") is None:
+        raise UserError(
+            "The ground truth is no formula: it is too long, or its braces are not balanced.",
+            key="reward_model.ground_truth",
+            value=truth[:200],
+            remedy="Correct it, or leave the problem out.",
+        )
+
+
+def check(**options: Any) -> None:
+    r"""Raises UserError unless the verifier works on this machine: it has to find \boxed{1/2} equal to 0.5, and more.
+
+    The comparisons run in the process that training would use, with its limits.
+    """
+    chosen = _options(tuple(options.items()))
+    if chosen.convention == "dapo":
+        cases = [(r"Answer: 34", "34", True), ("Answer: 35", "34", False)]
+        chosen = Options("answer", "dapo")
+    else:
+        cases = [(r"\boxed{1/2}", "0.5", True), (r"\boxed{\frac{2}{\sqrt 2}}", r"\sqrt{2}", True)]
+        cases += [(r"\boxed{\sqrt 3}", r"\sqrt{2}", False), (r"\boxed{(1,2]}", "(1,2)", False)]
+        chosen = Options("boxed", "math", max(chosen.seconds, 10.0))
+        outcome = shared().compare("0.5", r"\frac{1}{2}", chosen.seconds)
+        if outcome != "equal":
+            raise _broken(f"comparing 1/2 with 0.5 gave {outcome!r}")
+    for response, truth, expected in cases:
+        try:
+            verdict = judge(response, truth, chosen)
+        except UserError:
+            raise
+        except Exception as error:
+            raise _broken(f"{type(error).__name__}: {error}") from error
+        if verdict.correct != expected:
+            raise _broken(f"{response} against {truth} is {verdict.how!r}, so {float(verdict.correct)}")
+
+
+def _broken(problem: str) -> UserError:
+    return UserError(
+        f"The math verifier does not work here: {problem}.",
+        key="verifier",
+        value="math",
+        remedy='pip install "math-verify>=0.9,<0.10", or score with a verifier of your own (file.py:function).',
+    )
+
+
+def _options(given: tuple[tuple[str, Any], ...]) -> Options:
+    known = [field.name for field in fields(Options)]
+    for name, value in given:
+        allowed = {"form": get_args(Form), "convention": get_args(Convention)}.get(name)
+        if name not in known:
+            raise UserError(
+                "The math verifier has no such option.",
+                key=f"verifier.{name}",
+                value=value,
+                remedy=f"Options are {', '.join(known)}.",
+            )
+        if allowed is not None and value not in allowed:
+            raise UserError(
+                "Not a choice.", key=f"verifier.{name}", value=value, remedy=f"Choose one of {', '.join(allowed)}."
+            )
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name == "seconds" and not (number and 0 < value <= 600):
+            raise UserError("Not a time limit.", key="verifier.seconds", value=value, remedy="Give 0 < seconds <= 600.")
+    return Options(**dict(given))
+
+
+def _truth(ground_truth: Any) -> str:
+    text = str(ground_truth).strip() if isinstance(ground_truth, str | int | float) else ""
+    if not text:
+        raise UserError(
+            "The problem has no ground truth that could be compared.",
+            key="reward_model.ground_truth",
+            value=ground_truth,
+            remedy="Give every problem its final answer as text.",
+        )
+    boxed = final_answer(text, "boxed") if text.startswith((r"\boxed", r"\fbox")) else None
+    return boxed or text
+
+
+def _compare(truth: Answer, answer: Answer, seconds: float) -> Verdict:
+    if truth.base and answer.base and truth.base != answer.base:
+        return Verdict(False, "text")
+    if truth.unit and answer.unit and truth.unit != answer.unit:
+        return Verdict(False, "text")
+    if truth.tight == answer.tight and truth.tight:
+        return Verdict(True, "text")
+    if truth.base or answer.base:
+        return Verdict(truth.tight == answer.tight, "text")
+    if truth.is_text or answer.is_text or (truth.text.isalpha() and answer.text.isalpha()):
+        same = truth.letters == answer.letters and bool(truth.letters)
+        # Letters without \text may also be a product, of which the order does not matter.
+        if same or truth.is_text or answer.is_text:
+            return Verdict(same, "text")
+    truth, answer = _without_name(truth, answer)
+    if truth.value is not None and answer.value is not None:
+        return Verdict(_same_number(truth, answer), "number")
+    return _by_algebra(truth, answer, seconds)
+
+
+def _without_name(truth: Answer, answer: Answer) -> tuple[Answer, Answer]:
+    """Without `x =` or `x \\in` before one of the two, when the other has none."""
+    names = [_NAMED.match(side.text) for side in (truth, answer)]
+    if bool(names[0]) == bool(names[1]):
+        return truth, answer
+    if names[0]:
+        return normal_form(truth.text[names[0].end() :]), answer
+    return truth, normal_form(answer.text[names[1].end() :])
+
+
+def _same_number(truth: Answer, answer: Answer) -> bool:
+    first, second = truth.value, answer.value
+    if truth.percent != answer.percent:
+        # 50% is written as 50 and as 0.5.
+        plain, per_hundred = (second, first) if truth.percent else (first, second)
+        return plain in (per_hundred, per_hundred / 100)
+    if first == second:
+        return True
+    # A decimal may stand for a fraction when six digits of it are right, as in math-verify.
+    return truth.decimal != answer.decimal and abs(first - second) <= max(abs(first), abs(second)) * 2 / 1_000_000
+
+
+def _by_algebra(truth: Answer, answer: Answer, seconds: float) -> Verdict:
+    if not answer.text or is_too_complex(answer.text, truth.text, rational=truth.value is not None):
+        return Verdict(False, "screened")
+    outcome = shared().compare(truth.text, answer.text, seconds)
+    if outcome == "different" and truth.percent != answer.percent:
+        texts = [rf"\frac{{{s.text}}}{{100}}" if s.percent else s.text for s in (truth, answer)]
+        outcome = shared().compare(*texts, seconds)
+    return Verdict(outcome == "equal", outcome)

@@ -1,0 +1,161 @@
+"""Verifiers by name, or by file and function, with options."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from verl_s2d.errors import UserError
+
+Score = float | Mapping[str, Any]
+Verifier = Callable[..., Score]
+
+VERIFIERS = {
+    "math": "verl_s2d.verifiers.math.mathematics:compute_score",
+    "reasoning_gym": "verl_s2d.verifiers.reasoning_gym:compute_score",
+}
+"""Name -> module:function; imported on first use, because a verifier may need a library that others do not.
+
+A module may have a function `check(**options)` that raises UserError unless the verifier works on this machine, and
+`check_answer(ground_truth, extra_info, **options)` that raises UserError unless it can compare with that answer.
+"""
+
+
+def resolve(verifier: str | Mapping[str, Any]) -> Verifier:
+    """The verifier called so, the function in `file.py:function`, or either with options: {name: math, form: boxed}.
+
+    Options may also come as the JSON text of such a mapping, for command lines. They become keyword arguments of calls.
+
+    Raises:
+        UserError: unknown name, a file or function that cannot be loaded, or options without a name.
+    """
+    name, options = _name_and_options(verifier)
+    return functools.partial(_by_name(name), **options) if options else _by_name(name)
+
+
+def check_answer(verifier: str | Mapping[str, Any], ground_truth: Any, extra_info: Mapping[str, Any]) -> None:
+    """Raises UserError for an answer that a verifier of ours could not compare with."""
+    name, options = _name_and_options(verifier)
+    resolve(verifier)
+    module = sys.modules[VERIFIERS[name].partition(":")[0]] if name in VERIFIERS else None
+    if hasattr(module, "check_answer"):
+        module.check_answer(ground_truth, extra_info, **options)
+
+
+def check(verifier: str | Mapping[str, Any], problem: Mapping[str, Any] | None = None, response: str = "") -> None:
+    """Try a verifier before anything expensive starts.
+
+    Args:
+        problem: data_source, ground_truth and extra_info of a real problem; the verifier then scores `response` to it.
+
+    Raises:
+        UserError: it cannot be loaded, says itself that it does not work here, raises, or returns no score.
+    """
+    score = resolve(verifier)
+    name, options = _name_and_options(verifier)
+    module = sys.modules[VERIFIERS[name].partition(":")[0]] if name in VERIFIERS else None
+    if hasattr(module, "check"):
+        module.check(**options)
+    if problem is None:
+        return
+    try:
+        result = score(solution_str=response, **problem)
+        float(result["score"] if isinstance(result, Mapping) else result)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"The verifier fails on the response {response!r}: {type(error).__name__}: {error}",
+            key="verifier",
+            value=name,
+            remedy="Return a number, or a mapping with `score`, for any response; 0 when it has no answer.",
+        ) from error
+
+
+def _name_and_options(verifier: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    if isinstance(verifier, str) and verifier.lstrip().startswith("{"):
+        try:
+            verifier = json.loads(verifier)
+        except ValueError as error:
+            raise UserError(
+                f"The verifier's options are not JSON: {error}", key="verifier", value=verifier, remedy="Correct them."
+            ) from error
+    if isinstance(verifier, str):
+        return verifier, {}
+    options = dict(verifier)
+    if not isinstance(options.get("name"), str):
+        raise UserError(
+            "The verifier has no name.", key="verifier.name", value=options.get("name"), remedy="Add `name: math`."
+        )
+    return options.pop("name"), options
+
+
+@functools.cache
+def _by_name(name: str) -> Verifier:
+    if name in VERIFIERS:
+        module, _, function = VERIFIERS[name].partition(":")
+        try:
+            return getattr(importlib.import_module(module), function)
+        except ImportError as error:
+            raise UserError(
+                f"The verifier needs {error.name}, which is not installed.",
+                key="verifier",
+                value=name,
+                remedy=f"Install it: pip install {str(error.name).replace('_', '-')}.",
+            ) from error
+    file, colon, function = name.rpartition(":")
+    if not colon:
+        raise UserError(
+            "Unknown verifier.",
+            key="verifier",
+            value=name,
+            remedy=f"Use one of {', '.join(sorted(VERIFIERS))}, or file.py:function.",
+        )
+    return _from_file(Path(file), function, name)
+
+
+def _from_file(path: Path, function: str, name: str) -> Verifier:
+    if not path.is_file():
+        raise UserError("The verifier's file does not exist.", key="verifier", value=name, remedy="Check the path.")
+    # Under a name of its own: two recipes may both have a verifier.py.
+    module_name = f"verl_s2d_verifier_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise UserError("The verifier's file is not Python.", key="verifier", value=name, remedy="Give a .py file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        raise UserError(
+            f"The verifier's file cannot be imported: {type(error).__name__}: {error}",
+            key="verifier",
+            value=name,
+            remedy="Import it by hand to see where it fails.",
+        ) from error
+    found = getattr(module, function, None)
+    if not callable(found):
+        raise UserError(
+            f"The file has no function {function!r}.", key="verifier", value=name, remedy="Name a function of the file."
+        )
+    return _blocking(found) if inspect.iscoroutinefunction(found) else found
+
+
+def _blocking(verifier: Callable[..., Any]) -> Verifier:
+    """verl lets reward functions be coroutines. Our callers are plain code, or verl's threads without an event loop."""
+
+    @functools.wraps(verifier)
+    def call(*args: Any, **kwargs: Any) -> Score:
+        return asyncio.run(verifier(*args, **kwargs))
+
+    return call

@@ -1,0 +1,155 @@
+"""Hydra overrides as flat maps `dotted.key: value`: overlays of this package, merging, and command-line arguments."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from verl_s2d.verl_settings.reserved_keys import bare_key
+
+_PLAIN = re.compile(r"[A-Za-z_/][\w/.:@%+-]*")
+_RESERVED_WORDS = {"null", "true", "false", "none", "nan", "inf", "yes", "no", "on", "off"}
+
+_OPERATIONAL = (
+    "trainer.logger",
+    "trainer.project_name",
+    "trainer.experiment_name",
+    "trainer.max_actor_ckpt_to_keep",
+    "trainer.max_ckpt_to_keep",
+    "trainer.ray_wait_register_center_timeout",
+    "ray_kwargs.",
+    "transfer_queue.",
+    "global_profiler.",
+    "reward.num_workers",
+    "actor_rollout_ref.rollout.agent.num_workers",
+    "data.dataloader_num_workers",
+    "data.filter_overlong_prompts_workers",
+)
+"""Keys (a trailing dot: all keys below) that say how work is done without influence on its result: changing them
+must not retrain anything. When in doubt a key is left out of this list."""
+MICRO_BATCHING = (
+    "actor_rollout_ref.actor.use_dynamic_bsz",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
+    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu",
+    "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu",
+    "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu",
+    "actor_rollout_ref.ref.log_prob_use_dynamic_bsz",
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu",
+    "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu",
+    "data.use_dynamic_bsz",
+    "data.micro_batch_size_per_gpu",
+    "data.max_token_len_per_gpu",
+)
+"""Keys that cut a batch into micro-batches: operational unless `micro_batches_matter`."""
+_OPERATIONAL_KEYS = frozenset(key for key in _OPERATIONAL if not key.endswith("."))
+_OPERATIONAL_PREFIXES = tuple(key for key in _OPERATIONAL if key.endswith("."))
+
+
+@functools.cache
+def overlay(name: str, variant: str = "") -> Mapping[str, Any]:
+    """Read an overlay: the flat map of settings on which a stage or platform departs from verl's defaults.
+
+    Args:
+        name: of a stage's folder, or `cpu`.
+        variant: of an overlay-<variant>.yaml in that folder.
+
+    Returns:
+        Dotted key -> value; empty when there is no such file.
+    """
+    folder = "platforms/cpu" if name == "cpu" else f"stages/{name}"
+    file = resources.files("verl_s2d").joinpath(folder, f"overlay-{variant}.yaml" if variant else "overlay.yaml")
+    return (yaml.safe_load(file.read_text()) or {}) if file.is_file() else {}
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Later layers win, one entry a key. A key written plainly keeps the `+` an earlier layer gave it."""
+    merged: dict[str, tuple[str, Any]] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            bare = bare_key(key)
+            written = merged[bare][0] if key == bare and bare in merged else key
+            merged[bare] = (written, value)
+    return dict(merged.values())
+
+
+def split_operational(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what determines the result, what does not)."""
+    keys = _OPERATIONAL_KEYS if micro_batches_matter(overrides) else _OPERATIONAL_KEYS.union(MICRO_BATCHING)
+
+    def operational(key: str) -> bool:
+        bare = bare_key(key)
+        return bare in keys or bare.startswith(_OPERATIONAL_PREFIXES)
+
+    decisive = {k: v for k, v in overrides.items() if not operational(k)}
+    return decisive, {k: v for k, v in overrides.items() if operational(k)}
+
+
+def micro_batches_matter(overrides: Mapping[str, Any]) -> bool:
+    """Report whether the loss depends on which sequences share a micro-batch.
+
+    A sum over tokens or sequences, divided by numbers of the global batch, does not: verl's vanilla policy loss and the
+    exact divergences are of this kind. Four settings take a number from the micro-batch instead: TIP's ranges, a policy
+    loss that selects tokens (every mode but verl's vanilla counts), weights of rollout correction made inside the loss,
+    and a norm by the padded width of the responses.
+    """
+
+    def chosen(key: str, default: Any = None) -> Any:
+        return value_of(overrides, key, default)
+
+    width = chosen("actor_rollout_ref.actor.loss_agg_mode") == "seq-mean-token-sum-norm"
+    return (
+        chosen("s2d.keep_tokens") is not None
+        or chosen("actor_rollout_ref.actor.policy_loss.loss_mode", "vanilla") != "vanilla"
+        or bool(chosen("algorithm.rollout_correction.bypass_mode"))
+        or (width and chosen("actor_rollout_ref.actor.loss_scale_factor") is None)
+    )
+
+
+def value_of(overrides: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    """The value of a dotted key, whatever prefix it is written with."""
+    for written, value in overrides.items():
+        if bare_key(written) == key:
+            return value
+    return default
+
+
+def hydra_value(value: Any) -> str:
+    """A Python value in hydra's command-line grammar; text that would be read as something else is quoted."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{k}:{hydra_value(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(hydra_value(v) for v in value) + "]"
+    text = str(value)
+    if _PLAIN.fullmatch(text) and text.lower() not in _RESERVED_WORDS:
+        return text
+    # Hydra: a backslash is literal inside quotes unless it stands before a quote, so only those runs are doubled.
+    escaped = re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + "\\'", text)
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return "'" + escaped + "\\" * trailing + "'"
+
+
+def hydra_arguments(overrides: Mapping[str, Any]) -> list[str]:
+    """One argument an override."""
+    return [key if key.startswith("~") else f"{key}={hydra_value(value)}" for key, value in overrides.items()]
+
+
+def plain_arguments(arguments: Mapping[str, Any]) -> list[str]:
+    """key=value for this project's own modules and recipe scripts; None is left out."""
+
+    def text(value: Any) -> str:
+        return value if isinstance(value, str) else json.dumps(value)
+
+    return [f"{key}={text(value)}" for key, value in arguments.items() if value is not None]

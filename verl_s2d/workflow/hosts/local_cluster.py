@@ -1,0 +1,181 @@
+"""One Ray cluster for all stages of a run: a local head that starts when it is needed. Another is given_cluster's."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from verl_s2d.logs import last_lines
+from verl_s2d.workflow import redaction
+from verl_s2d.workflow.failures import StageFailed
+from verl_s2d.workflow.hosts.process import Handle, Launcher, kill_marked, marked_processes, wait
+from verl_s2d.workflow.hosts.ray_places import Demand
+
+_START_SECONDS = 120
+_START_TRIES = 3
+_QUIET_SECONDS = 60
+_HELPERS = 16
+"""CPUs offered beyond what a stage holds: as many of verl's helpers can start at a time."""
+
+
+CLUSTER_MARKER = "VERL_S2D_CLUSTER"
+"""Environment variable of the head and of all it starts, as process.MARKER is for the whole run."""
+
+
+class _HeadEnded(StageFailed):
+    """Before it was ready."""
+
+
+class RayCluster:
+    """A local cluster for stages to run on.
+
+    Args:
+        run_dir: its log (ray.log) goes here.
+        run_id: marker of the run's processes.
+        launcher: starts the head.
+        environment: environment of the head, which its workers inherit.
+        device: on `cpu`, GPUs are logical: as many as the recipe asks for.
+        demand: what a stage holds on it. CPUs are logical on every device: verl's bookkeeping asks for more than a
+            small machine has, and would wait for them without a limit.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        run_id: str,
+        launcher: Launcher,
+        environment: Mapping[str, str],
+        device: str,
+        demand: Demand,
+    ):
+        self._run_dir, self._run_id, self._launcher = run_dir, run_id, launcher
+        self._head_environment, self._device, self._demand = environment, device, demand
+        self._head: Handle | None = None
+        self._address = ""
+        # Ray's default depends on files in the home directory, and head and drivers read them differently.
+        self._authentication = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        redaction.remember([self._authentication["RAY_AUTH_TOKEN"]])
+        # Unix sockets live below it and their paths are limited to 107 characters: short, and not in the run directory.
+        self._temporary = Path(tempfile.gettempdir()) / f"s2d-{run_id[:8]}"
+
+    def environment(self) -> dict[str, str]:
+        """What a stage's process needs to join; starts the local head when there is none (or when it has died).
+
+        Raises:
+            StageFailed: the head does not come up.
+        """
+        if self._head is None or self._head.poll() is not None:
+            self.stop()
+            self._start()
+        return {"RAY_ADDRESS": self._address, **self._authentication}
+
+    def _start(self) -> None:
+        """Another port when the head ends at once: somebody may have taken the one that was free a moment ago."""
+        for remaining in reversed(range(_START_TRIES)):
+            try:
+                return self._start_at(_free_port())
+            except _HeadEnded:
+                if not remaining:
+                    raise
+
+    def _start_at(self, port: int) -> None:
+        log = self._run_dir / "ray.log"
+        argv = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
+        argv += [f"--port={port}", f"--temp-dir={self._temporary}", "--include-dashboard=false"]
+        held = self._demand.cpus(self._demand.storage_units)
+        argv.append(f"--num-cpus={max(os.cpu_count() or 1, held + _HELPERS)}")
+        if self._device == "cpu":
+            argv.append(f"--num-gpus={self._demand.per_node}")
+        already = log.stat().st_size if log.exists() else 0
+        environment = {**self._head_environment, **self._authentication, CLUSTER_MARKER: self._run_id}
+        self._head = self._launcher.start(argv, environment, self._run_dir, log)
+        deadline = time.monotonic() + _START_SECONDS
+        while not _listening(port) or b"Ray runtime started" not in log.read_bytes()[already:]:
+            ended = self._head.poll() is not None
+            if ended or time.monotonic() > deadline:
+                self.stop()
+                why = "it ended" if ended else f"not ready after {_START_SECONDS} s"
+                kind = _HeadEnded if ended else StageFailed
+                raise kind(f"The local Ray head did not start: {why}.", log=log, lines=last_lines(log, 15))
+            time.sleep(0.1)
+        self._address = f"127.0.0.1:{port}"
+
+    def settle(self) -> str:
+        """Wait until the actors of the stage that ended are gone from the local head, which is stopped if they stay.
+
+        verl's TransferQueue has one name in the whole cluster: a stage that starts too early would join the queue of
+        the one before, which is about to vanish.
+
+        Returns:
+            Which stayed, in words; empty when all is quiet.
+        """
+        if self._head is None:
+            return ""
+        deadline = time.monotonic() + _QUIET_SECONDS
+        while left := self.at_work():
+            if time.monotonic() > deadline:
+                self.stop()
+                return f"{', '.join(left)} had not after {_QUIET_SECONDS} s"
+            time.sleep(0.1)
+        return ""
+
+    def worker_logs(self) -> Path | None:
+        """Directory of the head's worker logs; None while there is no head."""
+        return self._temporary / "session_latest" / "logs" if self._head is not None else None
+
+    def at_work(self) -> list[str]:
+        """Workers of the local head that hold an actor or run a task: Ray writes that into their process title."""
+        found = []
+        for pid in marked_processes(self._run_id, CLUSTER_MARKER):
+            try:
+                title = Path(f"/proc/{pid}/cmdline").read_bytes()
+            except OSError:
+                continue
+            if title.startswith(b"ray::") and not title.startswith(_IDLE_TITLES):
+                name = title.removeprefix(b"ray::").split(b"\0")[0].decode(errors="replace").strip()
+                found.append(f"{name} (process {pid}{held_up(pid)})")
+        return found
+
+    def stop(self) -> None:
+        """Stop the local head with everything it started."""
+        if self._head is not None:
+            # Nothing of a head is worth a graceful end: it takes ten seconds, and its state dies with the run.
+            self._head.kill()
+            kill_marked(self._run_id, CLUSTER_MARKER)
+            wait(self._head, 10)
+            self._head = None
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+_HELD_UP = {"T": ", stopped by a signal", "t": ", held by a debugger", "D": ", waiting for a disk"}
+
+
+def held_up(pid: int) -> str:
+    """What keeps a process from running, in words; empty when nothing does, or where there is no /proc."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
+    return _HELD_UP.get(state, "")
+
+
+_IDLE_TITLES = (b"ray::IDLE", b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _listening(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.2)
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,212 @@
+"""`verl-s2d gc`: what no kept row needs, found and removed.
+
+Kept is everything that the rows of a plan are built from, finished or not, and finished stages named besides. A thing
+is removed by a rename into `stages/.removed` first, so that a kill in between leaves no half stage behind. Nothing
+outside of `stages` is touched, and no link below it is followed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from verl_s2d.errors import UserError
+from verl_s2d.stages.shared import checkpoints
+from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.hosts.process import marked_processes
+from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.store.archives import checkpoint_problems
+from verl_s2d.workflow.store.manifest import is_built, read_manifest
+from verl_s2d.workflow.store.repair import ASIDE, move_into
+from verl_s2d.workflow.store.run_directory import is_locked, opened, read_record
+from verl_s2d.workflow.store.verify import stage_directories
+
+REMOVED = ".removed"
+_STEP = re.compile(r"global_step_(\d+)")
+
+
+@dataclass(frozen=True)
+class Waste:
+    """Something that can go.
+
+    Attributes:
+        bytes: of all files below it; 0 of a link, whose target stays.
+        blocked: why it is left alone nevertheless; empty when it can be removed.
+    """
+
+    path: Path
+    why: str
+    bytes: int
+    blocked: str = ""
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What was found in a run directory, and whether it was removed."""
+
+    plan: Plan
+    waste: list[Waste]
+    deleted: bool
+
+    @property
+    def bytes(self) -> int:
+        return sum(waste.bytes for waste in self.waste if not waste.blocked)
+
+    def data(self) -> dict[str, Any]:
+        """For --json."""
+        entries = [
+            {"path": self._name(w), "why": w.why, "bytes": w.bytes, "blocked": w.blocked or None} for w in self.waste
+        ]
+        kept = {"rows": list(dict.fromkeys(r.name for r in self.plan.rows)), "seeds": self._seeds()}
+        run_dir = str(self.plan.context.run_dir)
+        return {"run_dir": run_dir, "kept": kept, "waste": entries, "bytes": self.bytes, "deleted": self.deleted}
+
+    def text(self) -> str:
+        data = self.data()
+        kept = f"rows {', '.join(data['kept']['rows'])}; seeds {', '.join(map(str, data['kept']['seeds']))}"
+        lines = [f"{data['run_dir']}, keeping what these need: {kept}"]
+        for waste in self.waste:
+            why = f"left alone: {waste.blocked}" if waste.blocked else waste.why
+            lines.append(f"  {readable(waste.bytes):>10}  {self._name(waste)}  {why}")
+        if self.waste and not any(is_built(n, self.plan.context.directory(n)) for n in self.plan.order):
+            lines.append("note: nothing that these rows need is built here; has the recipe changed since the run?")
+        count = sum(not waste.blocked for waste in self.waste)
+        if not count:
+            lines.append("nothing to remove")
+        elif self.deleted:
+            lines.append(f"removed {count} things, {readable(self.bytes)}")
+        else:
+            if is_locked(self.plan.context.run_dir):
+                lines.append("note: a run is working here, so that --delete would be refused")
+            lines.append(f"{count} things, {readable(self.bytes)}. Nothing was removed: that takes --delete")
+        return "\n".join(lines)
+
+    def _name(self, waste: Waste) -> str:
+        return waste.path.relative_to(self.plan.context.run_dir).as_posix()
+
+    def _seeds(self) -> list[int]:
+        return sorted({row.seed for row in self.plan.rows})
+
+
+def collect(plan: Plan, *, delete: bool, results: Container[str] = ()) -> Collection:
+    """Find what the plan's rows do not need; with `delete` remove it, holding the run directory meanwhile.
+
+    Args:
+        results: labels of stages to keep besides, once they are finished; what they were made from may go.
+
+    Raises:
+        UserError: not the directory of a run of this recipe, or (with `delete`) a run is working in it, or processes of
+            one that was killed still are.
+    """
+    run_dir = plan.context.run_dir
+    if read_record(run_dir) is None:
+        raise UserError(
+            "This is not the directory of a run.",
+            key="--run-dir",
+            value=str(run_dir),
+            remedy="Give a directory that `verl-s2d run` made.",
+        )
+    if not delete:
+        return Collection(plan, find_waste(plan, results), False)
+    with opened(run_dir, plan.recipe.name) as run_id:
+        if alive := marked_processes(run_id):
+            raise UserError(
+                "Processes of a run that was killed still work in this directory.",
+                key="--run-dir",
+                value=str(run_dir),
+                remedy=f"`verl-s2d run` ends them, or end them yourself: {', '.join(map(str, alive[:10]))}.",
+            )
+        waste = find_waste(plan, results)
+        for item in waste:
+            if not item.blocked:
+                _remove(item.path)
+        for folder in (ASIDE, REMOVED):
+            if (path := run_dir / "stages" / folder).is_dir() and not path.is_symlink() and not any(path.iterdir()):
+                path.rmdir()
+        return Collection(plan, waste, True)
+
+
+def find_waste(plan: Plan, results: Container[str] = ()) -> list[Waste]:
+    """Everything that can go, by name; of `results` only what is not finished."""
+    stages = plan.context.run_dir / "stages"
+    needed = {node.label: node for node in plan.order}
+    found = [
+        _waste(path, why)
+        for folder, why in _FOLDERS.items()
+        if (stages / folder).is_dir() and not (stages / folder).is_symlink()
+        for path in (stages / folder).iterdir()
+    ]
+    for directory in stage_directories(plan.context.run_dir):
+        if directory.name in needed:
+            found += () if directory.is_symlink() else _inside(needed[directory.name], directory)
+        elif not (manifest := read_manifest(directory)) or directory.name not in results:
+            name = f"{manifest['name']}: " if manifest else "unfinished: "
+            link = " (a link: what it points to stays)" if directory.is_symlink() else ""
+            found.append(_waste(directory, f"{name}no kept row needs it{link}"))
+    return sorted(found, key=lambda waste: waste.path)
+
+
+_FOLDERS = {ASIDE: "was damaged and has been set aside", REMOVED: "left over from an interrupted removal"}
+
+
+def _inside(node: Node, directory: Path) -> Iterator[Waste]:
+    """Of a stage that is kept: checkpoints that nothing will resume from, and files that were never finished."""
+    for path in directory.glob(".*.tmp"):
+        yield _waste(path, "was never finished")
+    saved = directory / "checkpoints"
+    if saved.is_symlink() or not saved.is_dir():
+        return
+    if is_built(node, directory):
+        yield _waste(saved, f"{node.name}: step checkpoints of a finished stage")
+        return
+    for path in saved.glob(f"{checkpoints.DAMAGED}*"):
+        yield _waste(path, f"{node.name}: a step checkpoint that is damaged")
+    newest = checkpoints.completed_step(saved)
+    # A stage that an alarm may stop hands over one of its earlier checkpoints.
+    all_count = "stopped_by" in node.settings
+    others = [
+        path
+        for path in saved.iterdir()
+        if (m := _STEP.fullmatch(path.name))
+        and newest is not None
+        and (int(m[1]) > newest or (int(m[1]) < newest and not all_count))
+    ]
+    # The others are what a damaged newest one falls back on, so it is read first.
+    if others and not checkpoint_problems(saved / f"global_step_{newest}"):
+        for path in others:
+            yield _waste(path, f"{node.name}: would go on from step {newest}")
+
+
+def _waste(path: Path, why: str) -> Waste:
+    if path.is_symlink() or not path.is_dir():
+        return Waste(path, why, 0 if path.is_symlink() else path.lstat().st_size)
+    size = 0
+    for folder, _, files in os.walk(path):
+        if os.path.ismount(folder):
+            return Waste(path, why, 0, blocked=f"another file system is mounted at {folder}")
+        size += sum(os.lstat(os.path.join(folder, file)).st_size for file in files)
+    return Waste(path, why, size)
+
+
+def _remove(path: Path) -> None:
+    if path.parent.name != REMOVED:
+        path = move_into(REMOVED, path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def readable(size: int) -> str:
+    """`4.2 GiB`."""
+    value, unit = float(size), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

@@ -1,0 +1,152 @@
+"""The directory of a run: which recipe it belongs to, and the lock that keeps a second `run` out."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from verl_s2d.errors import UserError
+from verl_s2d.workflow.store.manifest import write_atomically
+
+_RECORD = "run.json"
+_LOCK = "lock"
+_HARMLESS = {_LOCK, f".{_RECORD}.tmp", ".gitkeep", ".gitignore", "lost+found"}
+_STAGE = re.compile(r"[a-z_]+-[0-9a-f]{12}|\..*")
+
+
+def check_run_directory(run_dir: Path, recipe_name: str) -> None:
+    """Raises UserError unless the directory is new, empty, or was made for a recipe of this name.
+
+    Other settings of the same recipe are welcome: stages are addressed by what determines them.
+    """
+    if run_dir.is_file():
+        raise UserError(
+            "The run directory is a file.", key="--run-dir", value=str(run_dir), remedy="Choose another path."
+        )
+    record = read_record(run_dir)
+    if record is not None and record["recipe"] != recipe_name:
+        raise UserError(
+            f"The run directory was made for another recipe, {record['recipe']}.",
+            key="--run-dir",
+            value=str(run_dir),
+            remedy=f"Choose another directory for {recipe_name}.",
+        )
+    if record is None and run_dir.is_dir() and not _has_stages(run_dir) and set(os.listdir(run_dir)) - _HARMLESS:
+        raise UserError(
+            "The run directory is not empty and was not made by verl-s2d.",
+            key="--run-dir",
+            value=str(run_dir),
+            remedy="Choose a new or an empty directory.",
+        )
+
+
+def _has_stages(run_dir: Path) -> bool:
+    """Whether it is a run whose record was lost: the directory of the stages has nothing else in it."""
+    stages = run_dir / "stages"
+    return stages.is_dir() and all(map(_STAGE.fullmatch, os.listdir(stages)))
+
+
+def read_record(run_dir: Path) -> dict | None:
+    """{"recipe": name, "id": id of the run, and what was entered below}, None when there is none."""
+    try:
+        record = json.loads((run_dir / _RECORD).read_text())
+        return record if {"recipe", "id"} <= record.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def remember(
+    run_dir: Path, recipe_file: Path, rows: Iterable[str], seeds: Iterable[int], facts: Mapping[str, Any]
+) -> None:
+    """Enter the recipe's file, and the rows and seeds in addition to those that were ever asked for here, into the
+    record: what `gc` keeps; and for a report without the recipe the facts about this run (keywords of the report's
+    `Facts`). Only for whoever holds the directory."""
+    record = read_record(run_dir)
+    _enter(
+        run_dir,
+        file=str(recipe_file),
+        rows=list(dict.fromkeys([*record.get("rows", ()), *rows])),
+        seeds=sorted({*record.get("seeds", ()), *seeds}),
+        facts=dict(facts),
+    )
+
+
+def remember_evaluations(run_dir: Path, labels: Iterable[str]) -> None:
+    """Enter the stages that `evaluate` was asked for, which no row names. Only for whoever holds the directory."""
+    _enter(run_dir, evaluations=list(dict.fromkeys([*evaluations(run_dir), *labels])))
+
+
+def evaluations(run_dir: Path) -> list[str]:
+    """Labels of all stages that `evaluate` was ever asked for here."""
+    return (read_record(run_dir) or {}).get("evaluations", [])
+
+
+def _enter(run_dir: Path, **entry: Any) -> None:
+    record = read_record(run_dir)
+    if record != (record := record | entry):
+        write_atomically(run_dir / _RECORD, json.dumps(record) + "\n")
+
+
+@contextlib.contextmanager
+def opened(run_dir: Path, recipe_name: str) -> Iterator[str]:
+    """Hold the run directory for this process; gives the id of the run.
+
+    The lock is the kernel's: it is gone with the process that held it, however that ended.
+
+    Raises:
+        UserError: it belongs to something else, or another `run` is working in it.
+    """
+    check_run_directory(run_dir, recipe_name)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        stream = (run_dir / _LOCK).open("a+")
+    except OSError as error:
+        raise UserError(
+            f"The run directory cannot be written: {error.strerror or error}.",
+            key="--run-dir",
+            value=str(run_dir),
+            remedy="Choose another.",
+        ) from error
+    with stream:
+        if not _lock(stream):
+            stream.seek(0)
+            holder = stream.read().strip()
+            raise UserError(
+                f"Another run is working in this directory{f' (process {holder})' if holder else ''}.",
+                key="--run-dir",
+                value=str(run_dir),
+                remedy="Wait for it, stop it, or choose another directory.",
+            )
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        record = read_record(run_dir)
+        if record is None:
+            record = {"recipe": recipe_name, "id": uuid.uuid4().hex}
+            write_atomically(run_dir / _RECORD, json.dumps(record) + "\n")
+        (run_dir / "stages").mkdir(exist_ok=True)
+        yield record["id"]
+
+
+def is_locked(run_dir: Path) -> bool:
+    """Whether a `run` is working in the directory now."""
+    try:
+        with (run_dir / _LOCK).open("r+") as stream:
+            return not _lock(stream)
+    except OSError:
+        return False
+
+
+def _lock(stream) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,177 @@
+"""`verl-s2d verify`: is everything in a run's directory what it was when it was written?"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from verl_s2d.data.weights import safetensors_names
+from verl_s2d.errors import UserError
+from verl_s2d.stages import kinds
+from verl_s2d.stages.shared.checkpoints import completed_step
+from verl_s2d.workflow.store.archives import checkpoint_problems
+from verl_s2d.workflow.store.digests import damage, output_files
+from verl_s2d.workflow.store.manifest import MANIFEST, inspect_manifest
+from verl_s2d.workflow.store.run_directory import read_record
+
+STAGE_NAME = re.compile(r"([a-z_]+)-([0-9a-f]{12})")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing worth saying.
+
+    Attributes:
+        path: of what it is about, relative to the run directory.
+        bad: whether something is damaged; otherwise it is for information.
+    """
+
+    path: str
+    what: str
+    bad: bool
+
+    def text(self) -> str:
+        return f"{'DAMAGED' if self.bad else 'note   '} {self.path}: {self.what}"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was looked at and what was found."""
+
+    run_dir: Path
+    finished: int
+    unfinished: int
+    bytes_read: int
+    findings: list[Finding]
+
+    @property
+    def ok(self) -> bool:
+        return not any(finding.bad for finding in self.findings)
+
+    def data(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "run_dir": str(self.run_dir),
+            "finished": self.finished,
+            "unfinished": self.unfinished,
+            "bytes": self.bytes_read,
+            "ok": self.ok,
+            "findings": [{"path": f.path, "what": f.what, "bad": f.bad} for f in self.findings],
+        }
+
+    def text(self) -> str:
+        lines = [finding.text() for finding in sorted(self.findings, key=lambda f: not f.bad)]
+        lines.append(
+            f"{self.finished} finished and {self.unfinished} unfinished stages, {self.bytes_read / 2**20:,.1f} MiB of "
+            f"output read: {'nothing is damaged' if self.ok else 'damaged as said above'}"
+        )
+        if not self.ok:
+            lines.append(
+                "`verl-s2d run` sets a damaged stage aside and builds it again when something reads it; to avoid "
+                "that, put back a copy of the files named above."
+            )
+        return "\n".join(lines)
+
+
+def verify_run(run_dir: Path) -> Verification:
+    """Read every output of every stage and compare it with its manifest; of unfinished stages the checkpoint to resume
+    from.
+
+    Raises:
+        UserError: not the directory of a run.
+    """
+    if read_record(run_dir) is None and not (run_dir / "stages").is_dir():
+        raise UserError(
+            "This is not the directory of a run.",
+            key="run",
+            value=str(run_dir),
+            remedy="Give a directory that `verl-s2d run` made (it has `stages` in it), or the recipe.",
+        )
+    findings = [] if read_record(run_dir) else [Finding("run.json", "missing or unreadable", True)]
+    findings += _report(run_dir)
+    finished = unfinished = size = 0
+    for stage in stage_directories(run_dir):
+        manifest, _ = inspect_manifest(stage)
+        if manifest is None:
+            unfinished += 1
+        else:
+            finished += 1
+            size += sum(output["bytes"] for output in manifest["outputs"])
+        findings += [
+            Finding(f"stages/{stage.name}/{name}", what, bad) for name, what, bad in _stage(run_dir, stage, manifest)
+        ]
+    return Verification(run_dir, finished, unfinished, size, findings)
+
+
+def stage_directories(run_dir: Path) -> list[Path]:
+    """Every directory of a stage, by name."""
+    names = set(kinds())
+    stages = run_dir / "stages"
+    found = sorted(stages.iterdir()) if stages.is_dir() else []
+    return [p for p in found if p.is_dir() and (m := STAGE_NAME.fullmatch(p.name)) and m[1] in names]
+
+
+def _stage(run_dir: Path, stage: Path, manifest: dict[str, Any] | None) -> Iterator[tuple[str, str, bool]]:
+    """(file, what, whether it is damage) of one stage."""
+    if manifest is None:
+        problem = inspect_manifest(stage)[1]
+        if problem is not None:
+            yield MANIFEST, problem, True
+        yield from _unfinished(stage)
+        return
+    if stage.name != f"{manifest.get('kind')}-{manifest['digest'][:12]}":
+        yield MANIFEST, f"belongs to {manifest.get('kind')}-{manifest['digest'][:12]}", True
+        return
+    for problem in damage(stage, manifest["outputs"]):
+        name, _, what = problem.partition(": ")
+        yield name, what, True
+    recorded = {output["name"] for output in manifest["outputs"]}
+    for output in manifest["outputs"]:
+        if "sha256" not in output and (stage / output["name"]).is_file():
+            yield from _without_digest(stage, output["name"])
+    for path in output_files(stage):
+        name = path.relative_to(stage).as_posix()
+        if name not in recorded:
+            yield name, "not written by the stage", False
+    for role, source in manifest.get("inputs", {}).items():
+        label = f"{source['kind']}-{source['digest'][:12]}"
+        if not (run_dir / "stages" / label).is_dir():
+            yield MANIFEST, f"was built from {label} ({role}), which is gone", False
+
+
+def _without_digest(stage: Path, name: str) -> Iterator[tuple[str, str, bool]]:
+    """Outputs of versions that recorded no digest of large files: what their format tells."""
+    if name.endswith(".safetensors"):
+        try:
+            safetensors_names(stage / name)
+        except (OSError, ValueError) as error:
+            yield name, str(error), True
+            return
+    yield name, "no digest was recorded: only its size was compared", False
+
+
+def _unfinished(stage: Path) -> Iterator[tuple[str, str, bool]]:
+    saved = stage / "checkpoints"
+    step = completed_step(saved)
+    if step is None:
+        yield "", "unfinished", False
+        return
+    yield "", f"unfinished, would go on from step {step}", False
+    directory = saved / f"global_step_{step}"
+    for problem in checkpoint_problems(directory):
+        name, _, what = problem.partition(": ")
+        yield f"checkpoints/{directory.name}/{name}", what, True
+
+
+def _report(run_dir: Path) -> list[Finding]:
+    try:
+        json.loads((run_dir / "report.json").read_bytes())
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError):
+        return [Finding("report.json", "cannot be read; `verl-s2d report` writes it anew", True)]
+    return []

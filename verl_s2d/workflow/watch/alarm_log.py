@@ -1,0 +1,82 @@
+"""Reads a stage's metrics while they are written, records alarms, and says when one of them is to stop the stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from verl_s2d.stages.shared import checkpoints, early_stop
+from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.stage import metrics_file
+from verl_s2d.workflow.watch.detectors import Detectors, Raised
+from verl_s2d.workflow.watch.metric_logs import read_metrics
+
+ALARMS = "alarms.jsonl"
+
+
+def recorded(directory: Path) -> list[dict[str, Any]]:
+    """The alarms of a stage over all its attempts, in the order in which they were raised."""
+    try:
+        lines = (directory / ALARMS).read_bytes().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            found.append({key: entry[key] for key in ("alarm", "step", "action", "text")} | entry)
+        except (ValueError, KeyError, TypeError):  # cut short by a kill
+            continue
+    return found
+
+
+class AlarmWatch:
+    """The alarms of one attempt. What earlier attempts have logged, up to the checkpoint that this one goes on from, is
+    looked at first: it fills the windows, and a kill may have been faster than an alarm."""
+
+    def __init__(self, node: Node, directory: Path, attempt: int):
+        self._directory, self._attempt = directory, attempt
+        self._metrics, self._read = metrics_file(directory, attempt), 0
+        self._detectors = Detectors(node.kind, node.operations["alarms"])
+        self._known = {(entry["alarm"], entry.get("metric"), entry["step"]) for entry in recorded(directory)}
+        resumed = checkpoints.completed_step(directory / "checkpoints") or 0
+        self._earlier = [(step, data) for step, data in read_metrics(directory).items() if step <= resumed]
+
+    def look(self) -> list[Raised]:
+        """The alarms raised by what was logged since the last look, now recorded."""
+        logged, self._earlier = [*self._earlier, *self._new()], []
+        raised = [alarm for step, data in logged for alarm in self._detectors.feed(step, data)]
+        raised = [alarm for alarm in raised if (alarm.alarm, alarm.metric, alarm.step) not in self._known]
+        self._known |= {(alarm.alarm, alarm.metric, alarm.step) for alarm in raised}
+        for alarm in raised:
+            if alarm.action == "stop" and not self.stopping:
+                early_stop.record(self._directory, alarm.data())
+        if raised:
+            with (self._directory / ALARMS).open("a") as stream:
+                for alarm in raised:
+                    stream.write(json.dumps({"attempt": self._attempt, **alarm.data()}, allow_nan=False) + "\n")
+        return raised
+
+    @property
+    def stopping(self) -> bool:
+        """Whether an alarm has been raised that stops the stage."""
+        return early_stop.read(self._directory) is not None
+
+    def _new(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        try:
+            with self._metrics.open("rb") as stream:
+                stream.seek(self._read)
+                text = stream.read()
+        except OSError:
+            return
+        # The last line may still be on its way.
+        whole = text[: text.rfind(b"\n") + 1]
+        self._read += len(whole)
+        for line in whole.splitlines():
+            try:
+                entry = json.loads(line)
+                yield int(entry["step"]), dict(entry["data"])
+            except (ValueError, KeyError, TypeError):
+                continue
