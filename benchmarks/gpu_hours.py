@@ -47,12 +47,14 @@ EVALUATION_MINUTES = (7.0, 4.5)
 
 @dataclass(frozen=True)
 class Settings:
-    """Assumptions that differ between the two columns.
+    """Assumptions that differ between the columns.
 
     Attributes:
         dynamic: micro-batches by tokens, else by the numbers of sequences of the recipe then.
         opd_tokens, rl_tokens: length at which stage 2b, and stages 1 and 3, cut a response.
         cached: rollouts in the three caches together.
+        passes: passes for log-probabilities in a step of stages 1 and 3: by the actor and by the reference, or by the
+            reference alone where the sampler's log-probabilities serve as the actor's.
         overlapped: no step of stages 1 and 3 waits for its longest answers.
     """
 
@@ -61,12 +63,14 @@ class Settings:
     rl_tokens: int
     cached: int
     evaluation_minutes: float
+    passes: int = 2
     overlapped: bool = False
 
 
 BEFORE = Settings(False, CAP, CAP, 8 * sum(CACHED_PROMPTS), EVALUATION_MINUTES[0])
 NOW = Settings(True, 8_192, CAP, ROWS["rollout cache"] * WARMUP_READS, EVALUATION_MINUTES[1])
 SHORTER = replace(NOW, rl_tokens=8_192)
+BYPASSED = replace(SHORTER, passes=1)
 OVERLAPPED = replace(NOW, overlapped=True)
 
 
@@ -154,11 +158,12 @@ def stages(chosen: Settings, steps: int) -> dict[str, Step | float]:
 
     update, score = factor(1024, 64, 1, chosen.rl_tokens), factor(1024, 1024, 2, chosen.rl_tokens)
     distilled, warm = factor(512, 512, 4, chosen.opd_tokens), factor(64, 64, 1, CAP)
+    teacher_scores, student_scores = chosen.passes * TEACHER_SCORE * score, chosen.passes * STUDENT_SCORE * score
     rl = chosen.rl_tokens
     teacher, student = rollout("teacher RL", "8B", rl), rollout("student RL", "1.7B", rl)
     return {
-        "teacher RL": Step(teacher, 2 * TEACHER_SCORE * score, TEACHER_UPDATE * update, 10, STEPS["teacher RL"]),
-        "student RL": Step(student, 2 * STUDENT_SCORE * score, STUDENT_UPDATE * update, 8, STEPS["student RL"]),
+        "teacher RL": Step(teacher, teacher_scores, TEACHER_UPDATE * update, 10, STEPS["teacher RL"]),
+        "student RL": Step(student, student_scores, STUDENT_UPDATE * update, 8, STEPS["student RL"]),
         "OPD": Step(rollout("OPD", "1.7B", chosen.opd_tokens), 0, DISTILLED_UPDATE * distilled, 8, STEPS["OPD"]),
         "rollout cache": chosen.cached / 3 * mean_length(CAP) / CACHE_TOKENS_PER_SECOND / 3600,
         "warmup": Step(0, 0, WARMUP_UPDATE * warm, 1.5, STEPS["warmup"]),
@@ -215,6 +220,7 @@ def main(steps: int = 200) -> None:
         "before": BEFORE,
         "now": NOW,
         f"now, data.response_tokens {SHORTER.rl_tokens}": SHORTER,
+        f"response_tokens {BYPASSED.rl_tokens} and the sampler's log-probs": BYPASSED,
         "if GRPO waited for no answer": OVERLAPPED,
     }
     print("\n".join(table({name: stages(chosen, steps) for name, chosen in columns.items()})))
