@@ -22,7 +22,7 @@ from pathlib import Path
 
 from verl.utils import tensordict_utils as tu
 
-from tests.cpu_updates import PACKS, Sizes, batch, configuration, worker
+from tests.support.ranks.cpu_updates import PACKS, Sizes, batch, configuration, worker
 from verl_s2d.recipe import arguments
 
 QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart"

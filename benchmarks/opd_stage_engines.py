@@ -27,7 +27,7 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from benchmarks.opd_stage import BODY, CASES, CHUNKED, MODELS, OURS, TEACHER, TIME, VERL, Case
-from tests.tiny import WORDS, write_tokenizer
+from tests.support.tiny import WORDS, write_tokenizer
 from verl_s2d.objectives.logits import LinearLogits
 from verl_s2d.stages.opd.config import read_opd_config
 from verl_s2d.stages.opd.worker import StudentTeacherWorker

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.unit.workflow_project import write_project
+from tests.support.workflow.project import write_project
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.recipe.schema import Recipe
 from verl_s2d.report.views import plan_text, plan_view

@@ -18,8 +18,8 @@ import time
 import uuid
 from pathlib import Path
 
-from tests.tiny import write_model, write_problems
-from tests.tiny_verl import verl_command
+from tests.support.tiny import write_model, write_problems
+from tests.support.tiny_verl import verl_command
 from verl_s2d.logs import last_lines
 from verl_s2d.workflow.hosts.local_cluster import CLUSTER_MARKER, RayCluster
 from verl_s2d.workflow.hosts.process import MARKER, Launcher, SubprocessLauncher, kill_marked

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from tests.contract.overlay import PATCHES, facts, make_overlay
+from tests.support.overlay import PATCHES, facts, make_overlay
 
 NAMES = sorted(path.name for path in PATCHES.glob("*.patch"))
 
@@ -142,7 +142,7 @@ import verl
 import verl.experimental.reward_loop as package
 from verl.experimental.reward_loop import reward_loop
 from verl_s2d.plugin import STATUS
-from tests.tiny import write_model
+from tests.support.tiny import write_model
 from omegaconf import OmegaConf
 
 facts["error"], facts["shim"] = STATUS.error, STATUS.shims.get("reward_loop_trust")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from tests.support.paths import ROOT
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.stages import kinds
 from verl_s2d.stages.shared.batch_settings import VERL_BATCH_DEFAULTS
 from verl_s2d.workflow.planning import make_plan
 
-QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart" / "quickstart.yaml"
+QUICKSTART = ROOT / "recipes" / "quickstart" / "quickstart.yaml"
 CONFIGS = {
     "verl.trainer.main_ppo": ("verl.trainer.config", "ppo_trainer"),
     "verl_s2d.stages.warmup.trainer": ("verl_s2d.stages.warmup", "s2d_warmup"),

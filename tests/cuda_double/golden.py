@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.cuda_double.recorded import Started, cuda_machine, placeholders, record
-from tests.unit.workflow_project import write_model
+from tests.support.paths import ROOT
+from tests.support.workflow.project import write_model
 from verl_s2d.workflow.hosts.local_cluster import CLUSTER_MARKER
 from verl_s2d.workflow.hosts.process import MARKER
 from verl_s2d.workflow.planning import Plan
 from verl_s2d.workflow.subprocess_query import Probe
 
-ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).with_name("golden")
 RECIPES = sorted([*ROOT.glob("recipes/qwen3/*.yaml"), *ROOT.glob("recipes/llama/*.yaml")])
 _CHANCE = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", MARKER, CLUSTER_MARKER)

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.tiny import write_model, write_problems
-from tests.tiny_training import prune, sharpen
-from tests.tiny_verl import verl_command
+from tests.support.paths import ROOT
+from tests.support.tiny import write_model, write_problems
+from tests.support.tiny_training import prune, sharpen
+from tests.support.tiny_verl import verl_command
 from verl_s2d.logs import last_lines
 from verl_s2d.workflow.hosts.local_cluster import CLUSTER_MARKER, RayCluster
 from verl_s2d.workflow.hosts.process import MARKER, kill_marked, marked_processes, stop, wait
@@ -24,7 +25,6 @@ from verl_s2d.workflow.hosts.ray_places import RL_CPUS_PER_WORKER, Demand
 from verl_s2d.workflow.hosts.warm_launcher import WarmLauncher
 from verl_s2d.workflow.runner import stage_environment
 
-ROOT = Path(__file__).parents[2]
 _LIMIT_SECONDS = 600
 DEMAND = Demand(1, 2, cpus_per_worker=RL_CPUS_PER_WORKER, storage_units=1)
 """The largest command: two workers, and the CPU overlay's one storage unit."""
@@ -53,7 +53,7 @@ class Verl:
         overrides: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> dict[int, dict[str, Any]]:
-        """Run `python -m verl.trainer.main_ppo` (tests/tiny_verl.py) to its end; returns step -> metrics.
+        """Run `python -m verl.trainer.main_ppo` (tests/support/tiny_verl.py) to its end; returns step -> metrics.
 
         Fails the test, with the end of the log, when the command fails or takes longer than ten minutes.
         """

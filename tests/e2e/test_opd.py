@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.e2e.batch_dump import dumping
-from tests.tiny_training import plain_log_probs
+from tests.support.batch_dump import dumping
+from tests.support.tiny_training import plain_log_probs
 
 pytestmark = pytest.mark.e2e
 

@@ -1,7 +1,7 @@
 """Every row by one command, at minimum size in real verl, vLLM and Ray: stages that rows share are built once.
 
 More than forty stages; tests/RESULTS.md has the figures. That the planned graph shares the
-same stages is in tests/unit/test_workflow_rows.py.
+same stages is in tests/unit/recipe/test_rows.py.
 """
 
 from __future__ import annotations

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.paths import ROOT
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.workflow.identity import file_digest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
-SMOKES = sorted((Path(__file__).parents[2] / "recipes" / "smoke").glob("*.yaml"))
+SMOKES = sorted((ROOT / "recipes" / "smoke").glob("*.yaml"))
 
 
 @pytest.mark.timeout(3600)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.tiny import write_model, write_problems
+from tests.support.tiny import write_model, write_problems
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

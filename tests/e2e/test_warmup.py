@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.tiny import WORDS, write_model
+from tests.support.tiny import WORDS, write_model
 from verl_s2d.verl_settings.overrides import hydra_arguments, merge, overlay
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]

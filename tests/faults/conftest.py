@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from _pytest.terminal import TerminalReporter
 
-from tests.faults.running import finish, write_recipe
+from tests.support.workflow.faults import finish, write_recipe
 
 _ROUNDS = int(os.environ.get("S2D_FAULTS", "1"))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import time
 
-from tests.unit.test_workflow_runner import Lines, build, directory, project
-from tests.unit.workflow_project import SimulatedStages
+from tests.support.workflow.project import SimulatedStages
+from tests.unit.workflow.test_runner import Lines, build, directory, project
 from verl_s2d.report.inputs import finished_rows
 from verl_s2d.workflow.store.manifest import read_manifest
 from verl_s2d.workflow.store.verify import verify_run

@@ -9,8 +9,16 @@ import sys
 
 import pytest
 
-from tests.faults.running import determined, finish, manifests, nothing_half_written, outputs, write_recipe, written
-from tests.unit.damage import flip, truncate
+from tests.support.workflow.damage import flip, truncate
+from tests.support.workflow.faults import (
+    determined,
+    finish,
+    manifests,
+    nothing_half_written,
+    outputs,
+    write_recipe,
+    written,
+)
 from verl_s2d.workflow.store.manifest import MANIFEST
 from verl_s2d.workflow.store.verify import verify_run
 

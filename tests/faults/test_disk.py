@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.running import finish, manifests, nothing_half_written, running, write_recipe
-from tests.unit.test_workflow_runner import Lines
-from tests.unit.test_workflow_simulation import FAILED, Executor, check_ledgers, check_what_is_there, plan_of
+from tests.support.workflow.faults import finish, manifests, nothing_half_written, running, write_recipe
+from tests.unit.workflow.test_runner import Lines
+from tests.unit.workflow.test_simulation import FAILED, Executor, check_ledgers, check_what_is_there, plan_of
 from verl_s2d import cli
 from verl_s2d.workflow.planning import Plan
 from verl_s2d.workflow.runner import run_plan

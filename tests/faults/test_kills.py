@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.running import (
+from tests.support.workflow.damage import flip, truncate
+from tests.support.workflow.faults import (
     PLANTED,
     PLANTED_IN_RECIPE,
     Commands,
@@ -22,7 +23,6 @@ from tests.faults.running import (
     write_recipe,
     written,
 )
-from tests.unit.damage import flip, truncate
 from verl_s2d.stages.shared import checkpoints
 from verl_s2d.workflow.watch.detectors import watched
 from verl_s2d.workflow.watch.metric_logs import read_metrics

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.running import manifests, nothing_half_written, running, write_recipe
+from tests.support.workflow.faults import manifests, nothing_half_written, running, write_recipe
 from verl_s2d.workflow.hosts.process import kill_marked
 from verl_s2d.workflow.runner import stage_environment
 from verl_s2d.workflow.watch.metric_logs import read_metrics

@@ -22,5 +22,5 @@ fi
 
 export PATH="$(cd "$venv" && pwd)/bin:$PATH" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 exec python -m pytest -W ignore tests/pinned tests/contract/test_verl_symbols.py tests/contract/test_verl_configuration.py \
-  tests/unit/test_objectives_*.py tests/unit/test_full_vocabulary_loss.py tests/unit/test_plugin_registration.py \
-  tests/unit/test_recipes.py tests/cuda_double
+  tests/unit/objectives tests/unit/signals tests/unit/platforms/test_plugin_registration.py \
+  tests/unit/recipe/test_recipes.py tests/cuda_double

@@ -7,16 +7,15 @@ import pkgutil
 import subprocess
 import sys
 from importlib.metadata import requires, version
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
 import verl_s2d
+from tests.support.paths import ROOT
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.skipif(not torch.__version__.startswith("2.11.0"), reason="not the versions of the GPU extra")
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_torch_is_the_cuda_build():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[2] / "verl_s2d"
+from tests.support.paths import ROOT
+
+PACKAGE = ROOT / "verl_s2d"
 REASON = "# no limit: "
 """On the line of a wait, or the one before: why it may last, and what ends it."""
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from tests.tiny import score_sum, write_problems
+from tests.support.tiny import score_sum, write_problems
 
 
 def score(data_source, solution_str, ground_truth, extra_info=None):

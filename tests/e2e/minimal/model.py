@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from tests.tiny import write_model
+from tests.support.tiny import write_model
 
 options = dict(argument.split("=", 1) for argument in sys.argv if "=" in argument)
 write_model(Path(sys.argv[sys.argv.index("--out") + 1]), layers=int(options["layers"]), seed=int(options["seed"]))

@@ -1,0 +1,229 @@
+"""Steps of stages 2a and 2b by verl's engine, held to transformers in float64: one rank of a group.
+
+python -m tests.support.ranks.worker RANK WORLD DIRECTORY
+
+DIRECTORY has the models `student`, `tied-student` and `teacher`, and rollouts.parquet. Every rank works out the whole
+batch itself, so a case's assertions hold on each.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+from verl.utils import tensordict_utils as tu
+from verl.utils.metric import Metric
+
+from tests.support.ranks import flash_on_cpu
+from tests.support.ranks.group import work
+from tests.support.tiny import WORDS
+from verl_s2d.gpu_check.engine_step import (
+    batch_of,
+    fill_adapters,
+    opd_workers,
+    record_steps,
+    step_configuration,
+    warmup_worker,
+)
+from verl_s2d.gpu_check.plain_step import relative_difference
+from verl_s2d.objectives.token_weights import soft_or_weights
+from verl_s2d.signals.full_vocabulary import Objective
+from verl_s2d.stages.warmup.rollout_dataset import CachedRollouts
+
+BATCH, KEEP = 8, 0.4  # of the shortest rollout, two tokens, nothing is kept
+BF16 = ["++engine.mixed_precision.param_dtype=bf16", "++engine.mixed_precision.reduce_dtype=fp32"]
+LORA = ["model.lora_rank=4", "model.lora_alpha=6"]
+LOGITS = ["s2d.materialise_logits=true"]
+ULYSSES = [
+    "engine.ulysses_sequence_parallel_size=2",
+    f"model.override_config.attn_implementation={flash_on_cpu.NAME}",
+]
+MODES = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-sum-norm", "seq-mean-token-mean")
+Gradients = dict[str, torch.Tensor]
+
+
+def directory() -> Path:
+    return Path(sys.argv[3])
+
+
+def engine_step(
+    overrides: list[str],
+    *,
+    student: str = "student",
+    objective: Objective | None = None,
+    mode: str = "token-mean",
+    temperature: float = 1.0,
+) -> tuple[dict, Gradients, Gradients]:
+    """Metrics, gradients and adapters of a step of stage 2a, or with an objective of 2b."""
+    torch.manual_seed(0)  # of adapters
+    cached = directory() / "rollouts.parquet"
+    config = step_configuration(
+        directory() / student,
+        directory() / "teacher",
+        cached,
+        on_cpu=True,
+        overrides=["s2d.chunk_tokens=3", "model.use_remove_padding=true", *overrides],
+    )
+    rollouts = CachedRollouts(str(cached))
+    if objective is None:
+        worker = warmup_worker(config, rollouts)
+    else:
+        worker, _ = opd_workers(config, objective, loss_agg_mode=mode)
+    fill_adapters(worker.engine.module)
+    step = record_steps(worker)
+    part = BATCH // worker.engine.get_data_parallel_size()
+    mine = range(BATCH)[worker.engine.get_data_parallel_rank() * part :][:part]
+    output = worker.train_batch(batch_of(config, rollouts, mine, total=BATCH, temperature=temperature))
+    metrics = [None if output is None else dict(tu.get(output, "metrics"))]
+    dist.broadcast_object_list(metrics, 0)
+    return metrics[0], step.gradients, step.adapters
+
+
+@cache
+def network(name: str) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(directory() / name, dtype=torch.float64)
+
+
+def definition(log_s: torch.Tensor, log_t: torch.Tensor, name: str, beta: float = 0.5) -> torch.Tensor:
+    """(tokens,) divergences."""
+    if name == "jsd":
+        log_m = torch.logaddexp(log_t + torch.tensor(beta).log(), log_s + torch.tensor(1 - beta).log())
+        return beta * definition(log_m, log_t, "forward_kl") + (1 - beta) * definition(log_s, log_m, "reverse_kl")
+    p, difference = (log_t, log_t - log_s) if name == "forward_kl" else (log_s, log_s - log_t)
+    return (p.exp() * difference).sum(-1)
+
+
+def plain_step(
+    objective: str,
+    *,
+    student: str = "student",
+    mode: str = "token-mean",
+    temperature: float = 1.0,
+    keep: float | None = None,
+    parts: int = 1,
+    adapters: Gradients | None = None,
+) -> tuple[float, Gradients]:
+    """Loss and gradients over the whole batch, one sequence at a time.
+
+    Args:
+        keep: share of tokens that TIP keeps.
+        parts: data-parallel ranks, over each of which TIP's scores are scaled.
+        adapters: values of LoRA's parameters, which alone are then trained.
+    """
+    model = network(student)
+    if adapters:
+        model = AutoModelForCausalLM.from_pretrained(directory() / student, dtype=torch.float64)
+        model = get_peft_model(model, LoraConfig(r=4, lora_alpha=6, target_modules="all-linear"))
+        assert not model.load_state_dict({n: a.double() for n, a in adapters.items()}, strict=False).unexpected_keys
+    model.zero_grad()
+    losses, entropies, reverse = [], [], []
+    for row in CachedRollouts(str(directory() / "rollouts.parquet")):
+        ids, begin = row["input_ids"][None], int((~row["loss_mask"].bool()).sum()) - 1
+        with torch.no_grad():
+            log_t = (network("teacher")(ids).logits[0, begin:-1] / temperature).log_softmax(-1)
+        log_s = (model(ids).logits[0, begin:-1] / temperature).log_softmax(-1)
+        losses.append(definition(log_s, log_t, objective))
+        entropies.append(-(log_s.exp() * log_s).sum(-1).detach())
+        reverse.append(definition(log_s, log_t, "reverse_kl").detach())
+    kept = [torch.ones_like(row).detach() for row in losses]
+    if keep is not None:
+        kept, size = [], BATCH // parts
+        for begin in range(0, BATCH, size):
+            part = slice(begin, begin + size)
+            ends = torch.tensor([0, *(len(row) for row in losses[part])]).cumsum(0)
+            chosen = soft_or_weights(torch.cat(entropies[part]), torch.cat(reverse[part]), ends, keep=keep).double()
+            kept += chosen.split([len(row) for row in losses[part]])
+        assert kept[0].sum() == 0 < sum(row.sum() for row in kept) < sum(len(row) for row in kept)
+    sums, counts = ([(a * b).sum() for a, b in zip(kept, rows, strict=True)] for rows in (losses, kept))
+    loss = {
+        "token-mean": lambda: sum(sums) / sum(counts),
+        "token-sum": lambda: sum(sums),
+        "seq-mean-token-sum": lambda: sum(sums) / BATCH,
+        "seq-mean-token-sum-norm": lambda: sum(sums) / BATCH / max(len(row) for row in losses),
+        "seq-mean-token-mean": lambda: sum(s / c.clamp(min=1) for s, c in zip(sums, counts, strict=True)) / BATCH,
+    }[mode]()
+    loss.backward()
+    return loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def ulysses_with_a_temperature(rank: int, world: int, stage: str, overrides: list[str]) -> None:
+    """Packed micro-batches of odd and of even length, whose padding verl gives a temperature of 1."""
+    lengths = {len(row["input_ids"]) % 2 for row in CachedRollouts(str(directory() / "rollouts.parquet"))}
+    assert lengths == {0, 1}
+    objective = None if stage == "2a" else Objective("reverse_kl", len(WORDS), chunk_tokens=3)
+    metrics, found, _ = engine_step(
+        ["data.micro_batch_size_per_gpu=1", *ULYSSES, *overrides], objective=objective, temperature=0.7
+    )
+    loss, expected = plain_step("forward_kl" if stage == "2a" else "reverse_kl", temperature=0.7)
+    close(metrics["loss"], loss)
+    difference = relative_difference(found, expected)
+    assert difference < 1e-5, difference
+
+
+def bfloat16(rank: int, world: int, student: str, overrides: list[str]) -> None:
+    """verl's mixed precision: parameters and products in bf16, and the loss none the worse for it."""
+    errors = {}
+    for name, more in (("hidden states and head", []), ("the engine's logits", LOGITS)):
+        metrics, found, adapters = engine_step(
+            ["data.micro_batch_size_per_gpu=4", *BF16, *overrides, *more], student=student
+        )
+        loss, expected = plain_step("forward_kl", student=student, adapters=adapters)
+        close(metrics["loss"], loss, 2e-2)
+        errors[name] = relative_difference(found, expected)
+    ours, engines = errors.values()
+    assert ours < 2e-2 and ours < 1.2 * engines, errors
+
+
+def kept_tokens(rank: int, world: int, name: str, mode: str) -> None:
+    """TIP: verl's mode over the kept tokens alone; the score is of the reverse KL whatever is minimised."""
+    objective = Objective(name, len(WORDS), chunk_tokens=3, keep_tokens=KEEP)
+    whole_part = [f"data.micro_batch_size_per_gpu={BATCH // world}"]  # TIP's ranges are a micro-batch's
+    metrics, found, _ = engine_step(whole_part, objective=objective, mode=mode)
+    loss, expected = plain_step(name, mode=mode, keep=KEEP, parts=world)
+    difference = relative_difference(found, expected)
+    assert difference < 1e-5, difference
+    if world == 1:
+        close(metrics["loss"], loss)
+        close(mean(metrics["actor/reverse_kl"]), plain_step("reverse_kl")[0])
+    if world == 1 and name == "jsd":
+        close(mean(metrics["actor/jsd"]), loss)
+
+
+def mean(metric: Metric | list[Metric]) -> float:
+    """Aggregate what micro-batches and ranks reported."""
+    return Metric.aggregate_dp(metric) if isinstance(metric, list) else metric.aggregate()
+
+
+def close(found: float, expected: float, relative: float = 1e-5) -> None:
+    assert abs(found - expected) <= relative * abs(expected), (found, expected)
+
+
+def cases(world: int) -> dict[str, Callable[[int, int], None]]:
+    """Name -> what to run on every rank, in this order."""
+    found = {
+        f"bf16: {student}{', LoRA' if more else ''}": partial(bfloat16, student=student, overrides=more)
+        for student, more in (("student", []), ("tied-student", []), ("student", LORA))
+    }
+    for mode in MODES if world == 1 else (MODES[0], MODES[-1]):
+        found[f"kept tokens: {mode}"] = partial(kept_tokens, name="reverse_kl", mode=mode)
+    found["kept tokens: jsd"] = partial(kept_tokens, name="jsd", mode="token-mean")
+    if world == 2:
+        for stage, more in (("2a", []), ("2b", []), ("2a", LOGITS)):
+            name = f"Ulysses with a temperature: {stage}{', from logits' if more else ''}"
+            found[name] = partial(ulysses_with_a_temperature, stage=stage, overrides=more)
+    return found
+
+
+if __name__ == "__main__":
+    rank, world = sys.argv[1:3]
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    flash_on_cpu.register()
+    work(cases)

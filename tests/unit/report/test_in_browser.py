@@ -1,0 +1,126 @@
+"""The HTML report as a reader sees it, in a headless browser where there is one."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.support.browser import NAMES, Browser, find_browser
+from tests.support.report_rows import whole_report
+from tests.unit.report.test_page import HOSTILE
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        find_browser() is None, reason=f"no browser: none of {', '.join(NAMES)} is on PATH (apt-get install chromium)"
+    ),
+]
+
+BOXES = """
+[...document.querySelectorAll(%r)].map(element => {
+  const box = element.getBoundingClientRect();
+  return [box.left + scrollX, box.top + scrollY, box.right + scrollX, box.bottom + scrollY];
+})
+"""
+OUTSIDE = """
+[...document.body.querySelectorAll("*")]
+  .filter(element => !element.closest(".scroll *, svg *"))
+  .filter(element => element.getBoundingClientRect().right > document.documentElement.clientWidth + 0.5)
+  .map(element => element.outerHTML.slice(0, 120))
+"""
+CUT_OFF = """
+[...document.querySelectorAll("figure text")].filter(text => {
+  const box = text.getBoundingClientRect(), whole = text.closest("svg").getBoundingClientRect();
+  return box.left < whole.left - 1 || box.right > whole.right + 1
+    || box.top < whole.top - 1 || box.bottom > whole.bottom + 1;
+}).map(text => text.textContent)
+"""
+WIDTHS = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    found = Browser(find_browser(), tmp_path_factory.mktemp("browser"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory) -> dict[str, Path]:
+    """A report with every section, one of many seeds, and one whose every name is hostile."""
+    made = {"plain": whole_report(), "seeds": whole_report(seeds=(0, 1, 2)), "hostile": whole_report(HOSTILE)}
+    directories = {name: tmp_path_factory.mktemp(name) for name in made}
+    for name, report in made.items():
+        report.write(directories[name])
+    return {name: directory / "report.html" for name, directory in directories.items()}
+
+
+def pixels(browser: Browser) -> Image.Image:
+    """The whole page as it looks now."""
+    return Image.open(io.BytesIO(browser.screenshot())).convert("RGB")
+
+
+def colours(image: Image.Image, box: list[float]) -> set[tuple[int, int, int]]:
+    """The colours within a box."""
+    part = image.crop(tuple(map(round, box)))
+    return {colour for _, colour in part.getcolors(maxcolors=part.width * part.height)}
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("name", ["plain", "seeds", "hostile"])
+def test_the_window_is_wide_enough(browser, reports, name, width):
+    browser.open(reports[name], width=width)
+    scrolled, shown = browser.evaluate(WIDTHS)
+    assert scrolled == shown == width
+    assert browser.evaluate(OUTSIDE) == []
+    if name != "hostile":
+        assert browser.evaluate(CUT_OFF) == []
+    assert browser.requests == [reports[name].as_uri()] and browser.complaints == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_section_and_plot_is_drawn(browser, reports, scheme):
+    browser.open(reports["plain"], scheme=scheme)
+    image = pixels(browser)
+    paper = image.getpixel((2, 2))
+    assert (min(paper) > 240) if scheme == "light" else (max(paper) < 60)
+    sections, plots = (browser.evaluate(BOXES % selector) for selector in ("section", "figure svg"))
+    assert len(sections) == 10 and len(plots) >= 15
+    for box in [*sections, *plots]:
+        assert box[2] - box[0] > 250 and box[3] - box[1] > 60
+        seen = colours(image, box)
+        assert len(seen) > 20, box
+        assert (0, 0, 0) not in seen, "what has no colour of the page is drawn black"
+    for box in browser.evaluate(BOXES % ".span svg"):
+        assert len(colours(image, box)) >= 2, box
+
+
+def test_names_are_shown_and_not_run(browser, reports):
+    browser.open(reports["hostile"])
+    assert browser.evaluate("document.scripts.length + document.images.length") == 0
+    assert browser.evaluate("document.title") == f"recipe{HOSTILE}: report"
+    assert browser.evaluate("document.querySelector('h1').textContent") == f"recipe{HOSTILE}"
+
+
+def test_the_policy_would_stop_a_script_and_a_style(browser, reports, tmp_path):
+    page = tmp_path / "report.html"
+    text = reports["plain"].read_text()
+    page.write_text(
+        text.replace("<main>", "<main><script>document.title = 'owned'</script><p id=x style='color:red'>x")
+    )
+    browser.open(page)
+    assert browser.evaluate("document.title") == "recipe: report"
+    assert browser.evaluate("getComputedStyle(document.getElementById('x')).color") != "rgb(255, 0, 0)"
+    assert len(browser.complaints) >= 2, "one for each"
+
+
+def test_it_prints(browser, reports):
+    browser.open(reports["plain"], scheme="dark")
+    assert browser.pdf().startswith(b"%PDF")
+    browser.open(reports["plain"], width=720, media="print", scheme="dark")
+    scrolled, shown = browser.evaluate(WIDTHS)
+    assert scrolled == shown
+    assert min(pixels(browser).getpixel((2, 2))) > 240, "on white paper"

@@ -1,0 +1,136 @@
+"""The HTML report as a file: nothing from elsewhere, nothing unescaped, readable colours."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from html.parser import HTMLParser
+from importlib.resources import files
+
+import pytest
+
+from tests.support.report_rows import ledger, result, whole_report
+from verl_s2d.recipe.schema import ROW_NAMES
+from verl_s2d.report.plot_style import SERIES
+from verl_s2d.report.write import Report, RowResult, build_report
+
+HOSTILE = (
+    "</style></title><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">{{7*7}} $x_"
+)
+STYLE = files("verl_s2d.report").joinpath("page.css").read_text()
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and texts."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def named(self, *tags):
+        return [attributes for tag, attributes in self.tags if tag in tags]
+
+
+def written(report: Report, directory) -> str:
+    report.write(directory)
+    return (directory / "report.html").read_text()
+
+
+def test_it_asks_for_nothing_and_runs_nothing(tmp_path):
+    text = written(whole_report(), tmp_path)
+    page = Page(text)
+    assert not page.named("script", "img", "iframe", "object", "embed", "form", "foreignObject")
+    for tag, attributes in page.tags:
+        assert not any(name.startswith("on") or name == "style" for name in attributes), (tag, attributes)
+        for name in ("href", "src", "action", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:")), (tag, attributes)
+        assert "url(" not in str(attributes.get("clip-path", "")).replace("url(#", "")
+    assert "url(" not in STYLE and "@import" not in STYLE
+    (policy,) = [m["content"] for m in page.named("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    (style,) = re.findall(r"<style>(.*?)</style>", text, re.S)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert policy.startswith("default-src 'none'; ") and f"style-src 'sha256-{digest}'" in policy
+    assert "unsafe" not in policy and "http" not in policy
+
+
+def test_it_is_whole(tmp_path):
+    text = written(whole_report(), tmp_path)
+    page = Page(text)
+    words = " ".join(page.texts)
+    for expected in (
+        *("Warnings", "Rows", "Paired differences", "Accuracy by level", "Answers", "Reinforcement learning"),
+        *("Distillation", "Responses and updates", "Stages", "This run", "published", "61.5", "56.2 ± 7.5", "10,240"),
+        *("2a: KL(teacher ‖ student)", "2b: KL(student ‖ teacher)", "Mass on the other's top k", "Truncated responses"),
+        *("verl-s2d run recipe.yaml", "0.9.1", "3 updates were left out"),
+    ):
+        assert expected in words, expected
+    ids = [a["id"] for _, a in page.tags if a.get("id")]
+    assert len(set(ids)) == len(ids)
+    pointed_at = [a["href"][1:] for a in page.named("a", "use")] + re.findall(r"url\(#([^)]+)\)", text)
+    assert set(pointed_at) <= set(ids)
+    assert len(page.named("caption")) == len(page.named("table")) and len(page.named("figcaption")) >= 15
+    assert all(a.get("role") == "img" and a.get("aria-label") for a in page.named("svg"))
+    assert dict(page.tags[0][1])["lang"] == "en" if page.tags[0][0] == "html" else False
+
+
+def test_sections_without_data_are_absent(tmp_path):
+    text = written(build_report([RowResult("x", 0, result(1, 2), ledger())]), tmp_path)
+    titles = re.findall(r"<h2[^>]*>(.*?)</h2>", text)
+    assert titles == ["Rows", "Answers", "This run"]
+    alarms = written(whole_report(alarms=False), tmp_path)
+    assert "Warnings" not in alarms
+
+
+def test_every_text_is_escaped(tmp_path):
+    text = written(whole_report(HOSTILE), tmp_path)
+    page = Page(text)
+    assert not page.named("script", "img") and text.count("</style>") == 1 and text.count("</title>") == 1
+    assert not [a for _, a in page.tags if "onerror" in a]
+    words = "".join(page.texts)
+    for expected in ("recipe", "model", "cold", "opd-more", "math", "0.9.1"):
+        assert f"{expected}{HOSTILE}" in words, expected
+    for plot in (tmp_path / "plots").iterdir():
+        assert "<script" not in plot.read_text() and "<img" not in plot.read_text()
+
+
+def test_it_stays_small(tmp_path):
+    """The paper's rows on three sets and seeds: more lines than any plot was made for."""
+    rows = ROW_NAMES[:11]
+    text = written(whole_report(sets=("math500", "aime24", "aime25"), rows=rows, seeds=(0, 1, 2), steps=600), tmp_path)
+    assert len(text.encode()) < 1_500_000
+
+
+def luminance(colour: str) -> float:
+    parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    return sum(
+        w * (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4)
+        for w, p in zip((0.2126, 0.7152, 0.0722), parts, strict=True)
+    )
+
+
+def contrast(a: str, b: str) -> float:
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_colours_can_be_told_from_their_background(scheme):
+    blocks = re.findall(r":root \{(.*?)\}", STYLE, re.S)
+    colours = dict(re.findall(r"--([\w-]+): (#\w{6});", blocks[scheme]))
+    for text in ("ink", "quiet", "series-0"):
+        assert contrast(colours[text], colours["paper"]) >= 4.5, text
+    for text in ("ink", "warn"):
+        assert contrast(colours[text], colours["warn-paper"]) >= 4.5, text
+    for number in range(len(SERIES)):
+        assert contrast(colours[f"series-{number}"], colours["paper"]) >= 4.5, number
+    if scheme == 0:
+        assert tuple(colours[f"series-{n}"] for n in range(len(SERIES))) == SERIES

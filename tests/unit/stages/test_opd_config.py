@@ -1,0 +1,213 @@
+"""What the trainer s2d_opd refuses, before it starts a worker: its constructor raises and Ray was never asked."""
+
+from __future__ import annotations
+
+import pytest
+import ray
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
+from verl.trainer.ppo.utils import Role
+
+from tests.support.tiny import WORDS, write_model, write_tokenizer
+from tests.support.tiny_verl import SIZES
+from verl_s2d.errors import UserError
+from verl_s2d.stages.opd.config import OpdConfig, read_opd_config
+from verl_s2d.stages.opd.trainer import OpdTrainer
+from verl_s2d.stages.opd.worker import StudentTeacherWorker
+from verl_s2d.teachers.model_pair import check_tokens
+from verl_s2d.verl_settings.overrides import hydra_arguments, merge, overlay
+
+
+def composed(*changes: str, **chosen: object) -> DictConfig:
+    """verl's own configuration under the overlays of stage 2b and a CPU."""
+    base = merge(overlay("opd"), overlay("cpu"), SIZES, {"+s2d.teacher.path": "teacher"}, chosen)
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return compose("ppo_trainer", overrides=[*hydra_arguments(base), *changes])
+
+
+def refused(config: DictConfig) -> UserError:
+    with pytest.raises(UserError) as caught:
+        OpdTrainer(config)
+    assert not ray.is_initialized()
+    assert caught.value.remedy
+    return caught.value
+
+
+def test_defaults():
+    assert read_opd_config(composed()) == OpdConfig(teacher_path="teacher")
+
+
+def test_every_setting_is_read():
+    chosen = {
+        "objective": "jsd",
+        "beta": 0.5,
+        "jsd_beta": 0.3,
+        "whiten_advantages": True,
+        "advantage_clip": 5.0,
+        "chunk_tokens": 64,
+        "materialise_logits": True,
+        "keep_tokens": 0.5,
+        "health_top_k": 8,
+        "skip_limit": 3,
+        "token_budget": 5,
+        "save_minutes": 30,
+        "poll_interval": 1,
+    }
+    config = composed(
+        *(f"+s2d.{key}={str(value).lower()}" for key, value in chosen.items()), "+s2d.teacher.trust_remote_code=true"
+    )
+    expected = OpdConfig(teacher_path="teacher", trust_remote_code=True, **chosen)
+    assert read_opd_config(config) == expected
+    assert expected.for_workers() == chosen | {"teacher": {"path": "teacher", "trust_remote_code": True}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "value"),
+    [
+        (["~s2d"], "s2d.teacher.path", None),
+        (["s2d.teacher.path=null"], "s2d.teacher.path", None),
+        (["s2d.teacher.path=''"], "s2d.teacher.path", ""),
+        (["~s2d", "+s2d=teacher"], "s2d", "teacher"),
+        (["~s2d", "+s2d.teacher=some/model"], "s2d.teacher", "some/model"),
+        (["+s2d.beta=much"], "s2d.beta", "much"),
+        (["+s2d.beta=inf"], "s2d.beta", float("inf")),
+        (["+s2d.whiten_advantages=1"], "s2d.whiten_advantages", 1),
+        (["+s2d.poll_interval=0"], "s2d.poll_interval", 0),
+        (["+s2d.betta=1"], "s2d.betta", 1),
+        (["+s2d.teacher.model=x"], "s2d.teacher.model", "x"),
+        (["+s2d.objective=reverse"], "s2d.objective", "reverse"),
+        (["+s2d.jsd_beta=1"], "s2d.jsd_beta", 1),
+        (["+s2d.advantage_clip=0"], "s2d.advantage_clip", 0),
+        (["+s2d.chunk_tokens=0.5"], "s2d.chunk_tokens", 0.5),
+        (["+s2d.materialise_logits=1"], "s2d.materialise_logits", 1),
+        (["+s2d.skip_limit=0"], "s2d.skip_limit", 0),
+        (["+s2d.keep_tokens=0"], "s2d.keep_tokens", 0),
+        (["+s2d.health_top_k=x"], "s2d.health_top_k", "x"),
+        (["algorithm.adv_estimator=grpo"], "algorithm.adv_estimator", "grpo"),
+        (["actor_rollout_ref.actor.use_kl_loss=true"], "actor_rollout_ref.actor.use_kl_loss", True),
+        (["algorithm.use_kl_in_reward=true"], "algorithm.use_kl_in_reward", True),
+        (["reward.reward_model.enable=true"], "reward.reward_model.enable", True),
+        (["distillation.enabled=true"], "distillation.enabled", True),
+        (
+            [
+                "actor_rollout_ref.ref.log_prob_use_dynamic_bsz=false",
+                "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=null",
+            ],
+            "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu",
+            None,
+        ),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_value(changes, key, value):
+    error = refused(composed(*changes))
+    assert (error.key, error.value) == (key, value)
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "value"),
+    [
+        ("actor_rollout_ref.actor.entropy_coeff=0.1", "actor_rollout_ref.actor.entropy_coeff", 0.1),
+        ("algorithm.rollout_correction.rollout_is=token", "algorithm.rollout_correction.rollout_is", "token"),
+        ("actor_rollout_ref.model.use_fused_kernels=true", "actor_rollout_ref.model.use_fused_kernels", True),
+        (
+            "actor_rollout_ref.actor.fsdp_config.pad_to_length=true",
+            "actor_rollout_ref.actor.fsdp_config.pad_to_length",
+            True,
+        ),
+        (
+            "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=2",
+            "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size",
+            2,
+        ),
+        (
+            "actor_rollout_ref.actor.ulysses_sequence_parallel_size=2",
+            "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size",
+            2,
+        ),
+    ],
+)
+def test_what_an_exact_divergence_would_silently_not_obey_is_refused(change, key, value):
+    read_opd_config(composed(change, "+s2d.objective=advantage"))
+    error = refused(composed(change, "+s2d.objective=reverse_kl"))
+    assert (error.key, error.value) == (key, value)
+
+
+def test_dynamic_batches_need_no_micro_batch_size():
+    key = "actor_rollout_ref.ref.log_prob"
+    read_opd_config(composed(f"{key}_micro_batch_size_per_gpu=null", f"{key}_use_dynamic_bsz=true"))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("models")
+    write_model(directory / "student", hidden=32)
+    write_model(directory / "teacher", hidden=32, seed=1)
+    return directory
+
+
+def pair(models, teacher: str) -> DictConfig:
+    return composed(**{"actor_rollout_ref.model.path": str(models / "student"), "+s2d.teacher.path": teacher})
+
+
+def test_a_teacher_that_does_not_exist(models):
+    error = refused(pair(models, str(models / "nowhere")))
+    assert error.key == "s2d.teacher.path" and error.value == str(models / "nowhere")
+
+
+def test_a_teacher_with_another_tokenizer_and_the_first_id_that_differs(models):
+    words = list(WORDS)
+    words[7], words[9] = words[9], words[7]
+    write_model(models / "other", words=words)
+    error = refused(pair(models, str(models / "other")))
+    assert error.key == "s2d.teacher.path" and "first at id 7: '2' for the student, '4' for the teacher" in str(error)
+
+
+def test_a_teacher_whose_vocabulary_is_smaller_than_the_ids_in_use(models):
+    write_model(models / "small", words=WORDS[:-2])
+    write_tokenizer(models / "small", WORDS)
+    error = refused(pair(models, str(models / "small")))
+    assert error.key == "s2d.teacher.path" and f"ids up to {len(WORDS) - 1}" in str(error)
+
+
+def test_models_that_share_their_tokens_pass_and_remote_storage_is_left_to_verl(models):
+    keys = {"student_key": "model", "teacher_key": "teacher"}
+    assert check_tokens(str(models / "student"), str(models / "teacher"), **keys) == []
+    assert check_tokens(str(models / "student"), "hdfs://somewhere/teacher", **keys) == []
+
+
+LORA = {"actor_rollout_ref.model.lora_rank": 4, "actor_rollout_ref.model.lora.merge": True}
+
+
+def test_with_lora_the_workers_still_have_a_reference_engine_and_it_is_the_teachers(monkeypatch):
+    # Ray writes into the methods of a class that becomes an actor's; what verl's look like is another test's matter.
+    monkeypatch.setattr(ray, "remote", lambda cls: cls)
+    trainer = object.__new__(OpdTrainer)
+    trainer.config = composed(**LORA)
+    assert read_opd_config(trainer.config) == OpdConfig(teacher_path="teacher")
+    trainer._init_resource_pool_mgr()
+    assert set(trainer.role_worker_mapping) == {Role.ActorRolloutRef}
+    assert trainer.role_worker_mapping[Role.ActorRolloutRef] is StudentTeacherWorker
+    assert set(trainer.resource_pool_manager.mapping) == {Role.ActorRolloutRef, Role.RewardModel}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("lora_rank", -1),
+        ("lora_alpha", 0),
+        ("lora.merge", False),
+        ("lora.rank", 8),
+        ("lora_adapter_path", "some/adapter"),
+        ("target_parameters", ["mlp.experts.gate_up_proj"]),
+    ],
+)
+def test_lora_settings_that_this_stage_cannot_honour_are_refused(key, value):
+    name = f"actor_rollout_ref.model.{key}"
+    written = f"+{name}" if key == "target_parameters" else name
+    error = refused(composed(**LORA | {written: value}))
+    assert (error.key, error.value) == (name, value)
+
+
+def test_lora_on_another_engine_is_refused():
+    error = refused(composed("actor_rollout_ref.actor.strategy=veomni", **LORA))
+    assert (error.key, error.value) == ("actor_rollout_ref.model.lora_rank", 4)

@@ -1,0 +1,118 @@
+"""Scores are made while other parts are sampled, small sets are begun first, and a model is read once."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+
+from tests.support import tiny
+from tests.support.fake_engine import FakeSampler
+from tests.unit.sampling.test_parts import job
+from verl_s2d.sampling import PARTS, complete, replica, request, shards
+from verl_s2d.stages.evaluate import sample_and_score
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("model")
+    tiny.write_tokenizer(directory)
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """One part of two prompts is open at a time."""
+    monkeypatch.setattr(shards, "PROMPTS_A_PART", 2)
+    monkeypatch.setattr(replica, "SEQUENCES_AHEAD", 1)
+
+
+def verifier(directory, body):
+    file = directory / "verifier.py"
+    file.write_text(f"calls = []\ndef score(solution_str='', ground_truth='', **_):\n    {body}\n")
+    return f"{file}:score"
+
+
+def test_a_part_is_scored_while_the_next_is_sampled(model, tmp_path, monkeypatch):
+    """The engine does not begin its last part before a score of the first is there."""
+    seen = []
+
+    class Sampler(FakeSampler):
+        def submit(self, prompts, settings):
+            if len(seen) == 4:
+                scored.wait(30)
+            seen.append([path.name for path in (tmp_path / "out" / PARTS).glob("scored-*")])
+            super().submit(prompts, settings)
+
+    scored = threading.Event()
+    original = sample_and_score.Scorer._score
+
+    def score(self, *arguments):
+        rows = original(self, *arguments)
+        scored.set()
+        return rows
+
+    monkeypatch.setattr(complete, "Sampler", Sampler)
+    monkeypatch.setattr(sample_and_score.Scorer, "_score", score)
+    data = tiny.write_problems(tmp_path / "problems.parquet", 10)
+    main, options = job("evaluation", model, data, tmp_path / "out")
+    main(options)
+    assert len(seen) == 5 and "scored-00000" in seen[-1]
+
+
+def test_a_verifier_that_fails_ends_the_sampling(model, tmp_path, monkeypatch):
+    sampled = []
+
+    class Sampler(FakeSampler):
+        def submit(self, prompts, settings):
+            sampled.append(prompts)
+            for thread in threading.enumerate():
+                # Until the scorer has seen what there is: this test is not about who is faster.
+                if thread.name.startswith("scoring") and len(sampled) > 1:
+                    failed.wait(30)
+            super().submit(prompts, settings)
+
+    failed = threading.Event()
+    original = sample_and_score.Scorer._score
+
+    def score(self, *arguments):
+        try:
+            return original(self, *arguments)
+        finally:
+            failed.set()
+
+    monkeypatch.setattr(complete, "Sampler", Sampler)
+    monkeypatch.setattr(sample_and_score.Scorer, "_score", score)
+    data = tiny.write_problems(tmp_path / "problems.parquet", 20)
+    chosen = verifier(tmp_path, "if solution_str: raise RuntimeError('no such answer')\n    return 0.0")
+    main, options = job("evaluation", model, data, tmp_path / "out")
+    with pytest.raises(RuntimeError, match="no such answer"):
+        main(sample_and_score.Options(**{**vars(options), "verifier": chosen}))
+    assert len(sampled) < 10, "of ten parts"
+
+
+def test_small_sets_are_begun_first_and_the_file_is_in_the_order_of_the_sets(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(complete, "Sampler", FakeSampler)
+    sets = {
+        name: str(tiny.write_problems(tmp_path / f"{name}.parquet", n, seed=n))
+        for name, n in {"a": 8, "b": 2, "c": 1}.items()
+    }
+    main, options = job("evaluation", model, None, tmp_path / "out", set=sets)
+    order = []
+    original = sample_and_score.Scorer.score
+    monkeypatch.setattr(
+        sample_and_score.Scorer, "score", lambda self, p, number: (order.append(number), original(self, p, number))
+    )
+    main(options)
+    assert order == [5, 4, 0, 1, 2, 3], "the parts of c, of b, and of a"
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert list(result["sets"]) == ["a", "b", "c"]
+
+
+def test_a_digest_that_is_known_is_taken_and_the_model_is_not_read(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(complete, "Sampler", FakeSampler)
+    monkeypatch.setattr(request, "directory_digest", lambda _: pytest.fail("read again"))
+    data = tiny.write_problems(tmp_path / "problems.parquet", 2)
+    main, options = job("rollouts", model, data, tmp_path / "out", weights="model:abc")
+    main(options)

@@ -1,0 +1,107 @@
+"""Every verifier call is written down, also when verl makes it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.support import tiny
+from verl_s2d.errors import UserError
+from verl_s2d.verifiers.ledgered import compute_score
+
+SUMS = f"{Path(tiny.__file__)}:score_sum"
+
+
+def call(number: int, ledger: Path, response: str = "3", verifier: str = SUMS):
+    return compute_score(
+        data_source="sums",
+        solution_str=response,
+        ground_truth="3",
+        extra_info={"index": f"p{number}", "num_turns": None},
+        verifier=verifier,
+        ledger_dir=str(ledger),
+    )
+
+
+def entries(ledger: Path) -> list[str]:
+    return [json.loads(line)["id"] for path in ledger.glob("*.jsonl") for line in path.read_text().splitlines()]
+
+
+def _call_in_child(ledger: Path) -> None:
+    call(100, ledger)
+
+
+def test_score_and_line(tmp_path):
+    assert call(1, tmp_path / "new") == 1.0 and call(2, tmp_path / "new", response="4") == 0.0
+    assert entries(tmp_path / "new") == ["p1", "p2"]
+    (file,) = (tmp_path / "new").iterdir()
+    assert file.name.endswith(f"-{os.getpid()}.jsonl")
+
+
+def test_threads_and_forked_processes(tmp_path):
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda i: call(i, tmp_path), range(500)))
+    child = multiprocessing.get_context("fork").Process(target=_call_in_child, args=(tmp_path,))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    assert sorted(entries(tmp_path)) == sorted([f"p{i}" for i in range(500)] + ["p100"])
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_verifier_that_fails_has_read_the_label(tmp_path):
+    (tmp_path / "v.py").write_text(
+        "def fails(**kwargs): raise ValueError\ndef full(**kwargs): return {'score': 1, 'acc': 1}"
+    )
+    with pytest.raises(ValueError):
+        call(1, tmp_path / "ledger", verifier=f"{tmp_path}/v.py:fails")
+    assert call(2, tmp_path / "ledger", verifier=f"{tmp_path}/v.py:full") == {"score": 1, "acc": 1}
+    assert entries(tmp_path / "ledger") == ["p1", "p2"]
+
+
+def test_bad_input(tmp_path):
+    with pytest.raises(UserError, match="Unknown verifier"):
+        call(1, tmp_path, verifier="maths")
+    with pytest.raises(UserError, match="no id"):
+        compute_score("s", "3", "3", {}, verifier=SUMS, ledger_dir=str(tmp_path))
+    assert entries(tmp_path) == []
+
+
+def test_called_by_verls_reward_manager(tmp_path):
+    """verl's own loader, with the keys that stages 1 and 3 set, and its default reward manager."""
+    import torch
+    from omegaconf import OmegaConf
+    from transformers import AutoTokenizer
+    from verl import DataProto
+    from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
+    from verl.trainer.ppo.reward import get_custom_reward_fn
+
+    function = {
+        "path": "pkg://verl_s2d.verifiers.ledgered",
+        "name": "compute_score",
+        "reward_kwargs": {"verifier": SUMS, "ledger_dir": str(tmp_path / "ledger")},
+    }
+    config = OmegaConf.create({"reward": {"custom_reward_function": function}})
+    tiny.write_tokenizer(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    responses = torch.tensor([[*tokenizer.encode("1 3 <|im_end|>"), 0]])
+
+    async def score() -> dict:
+        # Managers keep the event loop they are made in.
+        manager = NaiveRewardManager(config, tokenizer, get_custom_reward_fn(config))
+        tensors = {"responses": responses, "attention_mask": torch.tensor([[1, 1, 1, 1, 1, 0]])}
+        row = {
+            "data_source": ["sums"],
+            "reward_model": [{"style": "rule", "ground_truth": "3"}],
+            "extra_info": [{"index": "p5"}],
+        }
+        return await manager.run_single(DataProto.from_dict(tensors, non_tensors=row))
+
+    assert asyncio.run(score()) == {"reward_score": 1.0, "reward_extra_info": {"acc": 1.0}}
+    assert entries(tmp_path / "ledger") == ["p5"]

@@ -1,0 +1,224 @@
+"""A damaged file is found before a stage reads it, named, and what it belongs to is built again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.workflow.damage import DAMAGES, flip, remove, truncate
+from tests.support.workflow.project import SimulatedStages
+from tests.unit.workflow.test_runner import Lines, directory, project
+from tests.unit.workflow.test_runner import build as build_with
+from verl_s2d.errors import UserError
+from verl_s2d.report.inputs import finished_rows
+from verl_s2d.stages.shared import checkpoints
+from verl_s2d.workflow.store import digests
+from verl_s2d.workflow.store.archives import checkpoint_problems
+from verl_s2d.workflow.store.digests import damage, describe_outputs, full_digest
+from verl_s2d.workflow.store.manifest import MANIFEST, inspect_manifest, read_manifest
+from verl_s2d.workflow.store.run_directory import read_record
+
+
+@pytest.fixture(autouse=True)
+def _no_real_cluster(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.delenv("FAKE", raising=False)
+
+
+def build(plan, launcher=None, progress=None):
+    return build_with(plan, launcher or SimulatedStages(), progress)
+
+
+def manifests(plan) -> dict[str, int]:
+    """Stage -> when its manifest was written."""
+    found = {n.name: plan.context.directory(n) / MANIFEST for n in plan.order}
+    return {name: path.stat().st_mtime_ns for name, path in found.items() if path.exists()}
+
+
+def forget(plan, *names: str) -> None:
+    for name in names:
+        shutil.rmtree(directory(plan, name))
+
+
+@pytest.mark.parametrize("harm", DAMAGES)
+@pytest.mark.parametrize(
+    ("stage", "file", "forgotten"),
+    [
+        ("slices", "2h.parquet", ["student-rl-2h"]),
+        ("rollouts-1h", "rollouts.parquet", ["warmup-1h"]),
+        ("rollouts-1h", "rollouts.json", ["warmup-1h"]),
+        ("teacher-rl-1h", "model/model.safetensors", ["opd-1h"]),
+        ("opd-1h", "model/config.json", ["student-rl-2h"]),
+        ("evaluate-half-split", "result.json", []),
+    ],
+)
+def test_a_damaged_output_is_built_again_before_it_is_read(tmp_path, harm, stage, file, forgotten):
+    plan = project(tmp_path)
+    assert build(plan) == []
+    forget(plan, *forgotten)
+    before = manifests(plan)
+    harm(directory(plan, stage) / file)
+    launcher, progress = SimulatedStages(), Lines()
+    assert build(plan, launcher, progress) == []
+    assert len(launcher.started) == 1 + len(forgotten)
+    assert any(f"{stage} is damaged" in note and file in note for note in progress.notes)
+    after = manifests(plan)
+    assert {name for name in before if before[name] != after[name]} == {stage}
+    assert (tmp_path / "run" / "stages" / ".damaged" / f"{directory(plan, stage).name}.1").is_dir()
+    assert len(finished_rows(plan)) == 1 and not plan.missing()
+
+
+@pytest.mark.parametrize("position", [0.01, 0.2, 0.5, 0.8, 0.99])
+def test_any_bit_of_a_manifest_counts(tmp_path, position):
+    plan = project(tmp_path, rows=["direct-grpo"])
+    build(plan)
+    stage = directory(plan, "student-rl-all")
+    ledger = read_manifest(stage)["ledger"]
+    flip(stage / MANIFEST, position)
+    assert read_manifest(stage) is None and inspect_manifest(stage)[1]
+    with pytest.raises(UserError, match="student-rl-all is damaged"):
+        finished_rows(plan)
+    launcher, progress = SimulatedStages(), Lines()
+    assert build(plan, launcher, progress) == [] and launcher.started == [], "its work is not repeated"
+    assert any(MANIFEST in note for note in progress.notes)
+    assert {**read_manifest(stage)["ledger"], "seconds": 0} == {**ledger, "seconds": 0}
+
+
+def test_a_manifest_from_before_there_were_seals_is_taken_as_it_is(tmp_path):
+    plan = project(tmp_path, rows=["direct-grpo"])
+    build(plan)
+    path = directory(plan, "student-rl-all") / MANIFEST
+    old = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("seal", "format")}
+    path.write_text(json.dumps(old, indent=1) + "\n")
+    assert not plan.missing()
+
+
+def test_a_model_that_lost_its_manifest_and_is_damaged_is_trained_again(tmp_path):
+    plan = project(tmp_path, rows=["direct-grpo"])
+    build(plan)
+    stage = directory(plan, "student-rl-all")
+    (stage / MANIFEST).unlink()
+    truncate(stage / "model" / "model.safetensors")
+    launcher, progress = SimulatedStages(), Lines()
+    assert build(plan, launcher, progress) == [] and len(launcher.started) == 1
+    assert any("model is damaged" in note for note in progress.notes)
+
+
+def test_a_file_that_goes_bad_while_the_run_works_stops_the_stage_that_would_read_it(tmp_path):
+    plan = project(tmp_path)
+
+    class Harmful(SimulatedStages):
+        def start(self, argv, env, cwd, log):
+            if Path(cwd).name.startswith("warmup"):
+                flip(directory(plan, "teacher-rl-1h") / "model" / "model.safetensors", 0.99)
+            return super().start(argv, env, cwd, log)
+
+    (failure,) = build(plan, Harmful())
+    assert "opd-1h did not start" in str(failure) and "model/model.safetensors" in str(failure)
+    assert build(plan) == [] and not plan.missing()
+
+
+@pytest.mark.parametrize("harm", DAMAGES)
+def test_a_run_outlives_its_record(tmp_path, harm):
+    plan = project(tmp_path, rows=["direct-grpo"])
+    build(plan)
+    harm(tmp_path / "run" / "run.json")
+    launcher = SimulatedStages()
+    assert build(plan, launcher) == [] and launcher.started == []
+    assert read_record(tmp_path / "run")["recipe"] == "tiny"
+
+
+@pytest.mark.parametrize("left", [["lock"], ["lock", ".run.json.tmp"], ["lock", "stages/"]])
+def test_a_kill_while_the_directory_is_made_does_not_lock_it_for_good(tmp_path, left):
+    plan = project(tmp_path, rows=["direct-grpo"])
+    for name in left:
+        path = tmp_path / "run" / name
+        path.parent.mkdir(exist_ok=True)
+        path.mkdir() if name.endswith("/") else path.touch()
+    assert build(plan) == []
+
+
+def checkpoint(path: Path, content: bytes = bytes(range(256)) * 64) -> Path:
+    """A file as torch.save writes it: a zip archive of stored records."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data/0", content)
+    return path
+
+
+@pytest.mark.parametrize("harm", [flip, truncate])
+def test_a_damaged_step_checkpoint_is_not_resumed_from(tmp_path, monkeypatch, harm):
+    monkeypatch.setenv("FAKE", json.dumps({"grpo": "crash@4"}))
+    plan = project(tmp_path, rows=["direct-grpo"], stages__student_rl__save_every=1)
+    build(plan)
+    saved = directory(plan, "student-rl-all") / "checkpoints"
+    harm(checkpoint(saved / "global_step_3" / "actor" / "model_world_size_1_rank_0.pt"))
+    progress = Lines()
+    assert build(plan, progress=progress) == []
+    assert any("global_step_3/actor/model_world_size_1_rank_0.pt" in note for note in progress.notes)
+    assert "starting at 2" in (directory(plan, "student-rl-all") / "log.txt").read_text()
+    assert read_manifest(directory(plan, "student-rl-all"))["ledger"]["sampled_tokens"] == 80
+
+
+def test_without_a_whole_checkpoint_the_stage_begins_again(tmp_path):
+    for step in (1, 2):
+        checkpoint(tmp_path / f"global_step_{step}" / "data.pt")
+        flip(checkpoint(tmp_path / f"global_step_{step}" / "actor" / "optim_world_size_1_rank_0.pt"))
+    (tmp_path / checkpoints.TRACKER).write_text("2")
+    assert len(checkpoints.set_aside_damaged(tmp_path)) == 2
+    assert checkpoints.completed_step(tmp_path) is None and not (tmp_path / checkpoints.TRACKER).exists()
+
+
+def test_what_torch_writes_is_checked_without_being_unpickled(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "model.pt"
+    torch.save({"weight": torch.arange(4096.0)}, path)
+    assert checkpoint_problems(tmp_path) == []
+    flip(path)
+    (problem,) = checkpoint_problems(tmp_path)
+    assert problem.startswith("model.pt") and "CRC" in problem
+    truncate(path)
+    assert "not a whole archive" in checkpoint_problems(tmp_path)[0]
+
+
+def test_a_file_is_read_once_as_long_as_it_stays(tmp_path, monkeypatch):
+    path, reads = tmp_path / "model.safetensors", []
+    path.write_bytes(b"a" * 1000)
+    os.utime(path, (1e9, 1e9))
+    real = digests.hashlib.file_digest
+    monkeypatch.setattr(digests.hashlib, "file_digest", lambda *a: reads.append(1) or real(*a))
+    monkeypatch.setattr(digests, "_SETTLED_SECONDS", 0.0)
+    first = full_digest(path)
+    assert full_digest(path) == first and len(reads) == 1
+    path.write_bytes(b"b" * 1000)
+    os.utime(path, (1e9, 1e9))
+    assert full_digest(path) != first and len(reads) == 2, "the change time tells, even when the other was put back"
+    copy = tmp_path / "copy"
+    shutil.copy(path, copy)
+    os.replace(copy, path)
+    assert full_digest(path) and len(reads) == 3
+
+
+def test_a_file_that_changed_a_moment_ago_is_not_remembered(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"a")
+    full_digest(path)
+    assert str(path) not in digests._known
+
+
+def test_damage_is_named_by_file(tmp_path):
+    for name in ("a", "b", "c", "d"):
+        (tmp_path / name).write_bytes(bytes(1000))
+    recorded = describe_outputs(tmp_path)
+    assert damage(tmp_path, recorded) == []
+    flip(tmp_path / "a"), truncate(tmp_path / "b"), remove(tmp_path / "c")
+    found = damage(tmp_path, recorded)
+    assert [line.partition(":")[0] for line in found] == ["a", "b", "c"]
+    assert "sha256" in found[0] and "500 bytes" in found[1] and "missing" in found[2]
+    old = [{k: v for k, v in entry.items() if k != "sha256"} for entry in recorded]
+    assert len(damage(tmp_path, old)) == 2, "without a recorded digest only sizes tell"

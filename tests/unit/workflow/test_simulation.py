@@ -1,0 +1,210 @@
+"""Many rows on a simulated executor: every stage once, inputs first, failures where they belong; and a run that is
+killed at any of its writes, again and again, ends with the ledger of what really happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tests.support.workflow.project import Ended, SimulatedStages, write_project
+from tests.unit.workflow.test_runner import Lines
+from verl_s2d.recipe.load import load_recipe
+from verl_s2d.report.inputs import finished_rows
+from verl_s2d.stages.prepare.stage import Slices
+from verl_s2d.workflow.graph import ancestors
+from verl_s2d.workflow.planning import Plan, make_plan
+from verl_s2d.workflow.runner import run_plan
+from verl_s2d.workflow.store.digests import damage
+from verl_s2d.workflow.store.manifest import is_built, read_manifest
+
+KILLED, FAILED, CRASHED = 70, 71, 72
+
+
+@pytest.fixture(autouse=True)
+def _simulated(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.delenv("FAKE", raising=False)
+    # No process is started, so none is left; and nothing here has to survive a power cut.
+    monkeypatch.setattr("verl_s2d.workflow.runner.kill_marked", lambda run_id: 0)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+class Executor(SimulatedStages):
+    """Checks each start: the stage is not finished, and all that it reads is.
+
+    Args:
+        failing: directory names of stages that fail.
+        truth: file to which the verifier's calls are written, as `stage problem` lines, outside of the run.
+    """
+
+    def __init__(self, plan: Plan, failing=(), truth: Path | None = None):
+        super().__init__()
+        self._plan, self._failing = plan, set(failing)
+        self._nodes = {node.label: node for node in plan.order}
+        self._truth = os.open(truth, os.O_WRONLY | os.O_APPEND | os.O_CREAT) if truth else None
+
+    def start(self, argv, env, cwd, log):
+        if Path(cwd).name not in self._nodes:  # no stage
+            return super().start(argv, env, cwd, log)
+        node = self._nodes[Path(cwd).name]
+        assert not is_built(node, Path(cwd)), "a finished stage is repeated"
+        for source in node.inputs.values():
+            directory = self._plan.context.directory(source)
+            assert is_built(source, directory) and not damage(directory, read_manifest(directory)["outputs"])
+        if node.label in self._failing:
+            self.started.append(node.label)
+            return Ended(1)
+        if node.kind == "slices":
+            self.started.append(node.label)
+            for name in Slices.required_files:
+                (Path(cwd) / name).write_text("{}")
+            return Ended(0)
+        return super().start(argv, env, cwd, log)
+
+    def called(self, stage: Path, problem: str) -> None:
+        if self._truth is not None:
+            os.write(self._truth, f"{stage.name} {problem}\n".encode())
+
+
+def plan_of(directory: Path, rows: list[str], seeds: list[int]) -> Plan:
+    return make_plan(load_recipe(write_project(directory)), run_dir=directory / "run", rows=rows, seeds=seeds)
+
+
+def test_two_hundred_rows_share_their_stages(tmp_path):
+    plan = plan_of(tmp_path, ["all"], list(range(17)))
+    assert len(plan.rows) >= 200 and len(plan.order) < sum(len(ancestors(row.target)) for row in plan.rows) / 1.5
+    executor = Executor(plan)
+    assert run_plan(plan, Lines(), launcher=executor) == []
+    assert executor.started == [node.label for node in plan.order], "each once, in the order of the plan"
+    assert len(finished_rows(plan)) == len(plan.rows)
+    again = Executor(plan)
+    assert run_plan(plan, Lines(), launcher=again) == [] and again.started == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_failure_takes_its_dependants_along_and_nobody_else(tmp_path, seed):
+    plan = plan_of(tmp_path, ["all"], [0, 1])
+    failing = set(random.Random(seed).sample([node.label for node in plan.order], 4))
+    executor, progress = Executor(plan, failing), Lines()
+    failures = run_plan(plan, progress, launcher=executor, keep_going=True)
+    spoilt = {n.label for n in plan.order if failing & {a.label for a in ancestors(n)}}
+    first = {n.label for n in plan.order if failing & {a.label for a in ancestors(n)} == {n.label}}
+    assert {n.label for n in plan.missing()} == spoilt
+    assert len(failures) == len(first) and Counter(executor.started) == Counter(
+        [n.label for n in plan.order if n.label not in spoilt - first]
+    )
+    again = Executor(plan)
+    assert run_plan(plan, Lines(), launcher=again) == []
+    assert again.started == [n.label for n in plan.order if n.label in spoilt], "the rest, and only the rest"
+
+
+def attempt(plan: Plan, truth: Path, kill_at: int | None) -> tuple[int, int]:
+    """One `run` in a child process that is ended, as kill -9 does, before its kill_at-th write to the disk.
+
+    Returns:
+        (exit code, how many writes it came to).
+    """
+    with tempfile.TemporaryFile() as told:
+        pid = os.fork()
+        if pid == 0:
+            code = CRASHED
+            try:
+                code = _run(plan, truth, kill_at, told.fileno())
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        return code, os.fstat(told.fileno()).st_size
+
+
+def _run(plan: Plan, truth: Path, kill_at: int | None, told: int) -> int:
+    executor = Executor(plan, truth=truth)
+    writes = 0
+
+    def count(event: str, arguments: tuple) -> None:
+        nonlocal writes
+        writing = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if writing or event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"):
+            writes += 1
+            os.write(told, b".")
+            if writes == kill_at:
+                os._exit(KILLED)
+
+    sys.addaudithook(count)
+    return FAILED if run_plan(plan, Lines(), launcher=executor) else 0
+
+
+def check_what_is_there(plan: Plan) -> None:
+    """Whatever counts as finished is whole."""
+    for node in plan.order:
+        directory = plan.context.directory(node)
+        if is_built(node, directory):
+            assert damage(directory, read_manifest(directory)["outputs"]) == []
+
+
+def check_ledgers(plan: Plan, truth: Path) -> None:
+    """Every manifest says what happened: calls as often as they were made, each label once, steps once."""
+    calls = Counter(line.split()[0] for line in truth.read_text().splitlines())
+    labels = {tuple(line.split()) for line in truth.read_text().splitlines()}
+    for node in plan.order:
+        ledger = read_manifest(plan.context.directory(node))["ledger"]
+        assert ledger["verifier_calls"] == calls[node.label]
+        assert ledger["labels_read"] == sorted(problem for stage, problem in labels if stage == node.label)
+        expected = {"grpo": (80, 0, 4), "opd": (20, 24, 4), "warmup": (0, 28, 4), "rollouts": (100, 0, 0)}
+        found = (ledger["sampled_tokens"], ledger["teacher_scored_tokens"], ledger["updates"])
+        assert found == expected.get(node.kind, (0, 0, 0))
+    for row in finished_rows(plan):
+        stages = {node.label for node in ancestors(row_target(plan, row))}
+        assert row.ledger["verifier_calls"] == sum(calls[stage] for stage in stages)
+        assert row.ledger["labels_read"] == sorted({problem for stage, problem in labels if stage in stages})
+
+
+def row_target(plan: Plan, result):
+    return next(row.target for row in plan.rows if (row.name, row.seed) == (result.name, result.seed))
+
+
+def killed_and_resumed(directory: Path, kills: list[int]) -> None:
+    plan, truth = plan_of(directory, ["half-split"], [0]), directory / "truth"
+    for kill_at in kills:
+        code, _ = attempt(plan, truth, kill_at)
+        assert code in (KILLED, 0)
+        check_what_is_there(plan)
+    assert attempt(plan, truth, None)[0] == 0
+    assert not plan.missing()
+    check_what_is_there(plan)
+    check_ledgers(plan, truth)
+    before = truth.read_text()
+    assert attempt(plan, truth, None)[0] == 0 and truth.read_text() == before
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(1, 260), min_size=1, max_size=8))
+@example([1, 2, 3, 4, 5, 6, 7, 8])
+@example([60] * 8)
+def test_ledgers_are_exact_whenever_a_run_is_killed(kills):
+    with tempfile.TemporaryDirectory() as directory:
+        killed_and_resumed(Path(directory), kills)
+
+
+@pytest.mark.slow
+def test_a_kill_before_every_single_write(tmp_path):
+    (tmp_path / "whole").mkdir()
+    plan = plan_of(tmp_path / "whole", ["half-split"], [0])
+    code, writes = attempt(plan, tmp_path / "whole" / "truth", None)
+    assert code == 0
+    print(json.dumps({"writes": writes}))
+    for kill_at in range(1, writes + 1):
+        directory = tmp_path / str(kill_at)
+        directory.mkdir()
+        killed_and_resumed(directory, [kill_at])
