@@ -14,10 +14,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from verl_s2d import __version__
+from verl_s2d import __version__, redaction
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
-from verl_s2d.workflow import redaction
 from verl_s2d.workflow.failures import Interrupted
 from verl_s2d.workflow.planning import Plan, make_plan
 

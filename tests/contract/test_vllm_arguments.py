@@ -7,7 +7,7 @@ import dataclasses
 from vllm.engine.arg_utils import EngineArgs
 
 from verl_s2d.checks.samplers import engine_arguments
-from verl_s2d.sampling.engine_settings import COMPUTED, OPERATIONAL
+from verl_s2d.recipe.engine_settings import COMPUTED, OPERATIONAL
 
 
 def test_the_arguments_read_from_the_source_are_those_of_the_class():

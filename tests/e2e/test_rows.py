@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from verl_s2d.recipe.load import load_recipe
-from verl_s2d.recipe.schema import ROW_NAMES
+from verl_s2d.recipe.row_checks import ROW_NAMES
 from verl_s2d.workflow.planning import make_plan
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]

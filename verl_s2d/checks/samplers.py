@@ -10,12 +10,12 @@ from pathlib import Path
 
 from verl_s2d.checks.data_slices import slice_size
 from verl_s2d.errors import UserError
-from verl_s2d.recipe.load import suggestion
 from verl_s2d.sizing.cache import cache_use, waste_warning
 from verl_s2d.sizing.layouts import check_sampler, sampler_section
 from verl_s2d.sizing.model_shapes import Models
 from verl_s2d.stages import kinds
 from verl_s2d.stages.shared.sampling_stage import SamplingKind, engine
+from verl_s2d.validation import suggestion
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.planning import Plan, accelerator_here
 

@@ -7,7 +7,6 @@ engine that samples (vLLM) are from those of the engine that trains.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,8 +52,8 @@ def self_test(plan: Plan, progress: Progress, launcher: Launcher | None = None) 
 def _plan(plan: Plan) -> Plan:
     recipe, seed = plan.recipe, plan.rows[0].seed
     verl = {**recipe.stages.opd.verl, "actor_rollout_ref.rollout.calculate_log_probs": True}
-    opd = dataclasses.replace(recipe.stages.opd, steps=1, save_every=1, verl=verl, alarms={})
-    recipe = dataclasses.replace(recipe, stages=dataclasses.replace(recipe.stages, opd=opd))
+    opd = recipe.stages.opd.model_copy(update={"steps": 1, "save_every": 1, "verl": verl, "alarms": {}})
+    recipe = recipe.model_copy(update={"stages": recipe.stages.model_copy(update={"opd": opd})})
     builder = Builder(recipe, "self-test", seed, plan.context.device, {})
     target = builder.opd(builder.student(), builder.student(), "1h", of="self-test")
     return Plan(recipe, [Row("self-test", seed, target)], plan.context)

@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 
 from verl_s2d.errors import UserError
-from verl_s2d.recipe.load import suggestion
+from verl_s2d.validation import suggestion
 from verl_s2d.workflow.planning import Plan
 
 VERL_AT_LEAST, VERL_BELOW = "0.9.1", "0.10"

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from verl_s2d.errors import UserError
-from verl_s2d.recipe.load import suggestion
+from verl_s2d.validation import suggestion
 from verl_s2d.verl_settings.overrides import value_of
 from verl_s2d.verl_settings.reserved_keys import bare_key
 from verl_s2d.workflow.graph import Node

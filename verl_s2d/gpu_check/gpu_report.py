@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from verl_s2d import __version__
+from verl_s2d import __version__, redaction
 from verl_s2d.data.files import write_json
 from verl_s2d.gpu_check.figures import Check
 from verl_s2d.gpu_check.part_settings import Settings
-from verl_s2d.workflow import redaction
 from verl_s2d.workflow.store.manifest import installed_versions
 
 FORMAT = 1

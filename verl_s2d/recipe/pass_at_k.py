@@ -1,11 +1,11 @@
-"""pass@k: which k, and of what. Plain Python, for whoever reads a recipe."""
+"""Compute pass@k, and check the k of a recipe. Plain Python: recipes are read without torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from verl_s2d.errors import UserError
+from verl_s2d.validation import Refused
 
 
 def pass_at_k(correct: int, samples: int, k: int) -> float:
@@ -20,20 +20,20 @@ def pass_at_k(correct: int, samples: int, k: int) -> float:
 
 
 def mean_pass_at(correct: Sequence[int], samples: int, ks: Sequence[int]) -> dict[str, float]:
-    """k, as text -> mean over problems; `correct` has the number of right samples of each."""
+    """Return k (as text) -> mean over problems; `correct` holds each problem's number of right samples."""
     return {str(k): sum(pass_at_k(c, samples, k) for c in correct) / len(correct) for k in ks}
 
 
 def usual_ks(samples: int) -> list[int]:
-    """1, 2, 4, ... below the number of samples, and that number."""
+    """Return 1, 2, 4, ... below the number of samples, and that number."""
     return [k for k in (1, 2, 4, 8, 16, 32, 64) if k < samples] + [samples]
 
 
 def check_pass_at(ks: Sequence[int], samples: int, key: str) -> None:
-    """Raises UserError for a k that is none, or larger than the number of samples."""
+    """Raise Refused for a k below 1 or above the number of samples."""
     for k in ks:
         if not 1 <= k <= samples:
-            raise UserError(
+            raise Refused(
                 f"pass@k of {samples} samples is not defined for this k.",
                 key=key,
                 value=k,

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from verl_s2d.recipe.schema import ROW_NAMES, Recipe
+from verl_s2d.recipe.row_checks import ROW_NAMES
+from verl_s2d.recipe.schema import Recipe
 from verl_s2d.stages.builder import Builder, Model
 from verl_s2d.stages.matching import matched_model
 from verl_s2d.workflow.graph import Node

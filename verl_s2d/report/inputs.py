@@ -10,7 +10,7 @@ from typing import Any
 
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.pass_at_k import mean_pass_at
-from verl_s2d.recipe.schema import ROW_NAMES
+from verl_s2d.recipe.row_checks import ROW_NAMES
 from verl_s2d.report.curves import curves_of
 from verl_s2d.report.row_results import Match, RowResult
 from verl_s2d.report.warnings import alarms_of

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from verl_s2d import redaction
 from verl_s2d.sizing.size_tables import sizes_text
 from verl_s2d.stages import kinds
 from verl_s2d.stages.prepare.stage import evaluation_files
-from verl_s2d.workflow import attempts, redaction
+from verl_s2d.workflow import attempts
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.planning import Plan
 from verl_s2d.workflow.progress import duration

@@ -14,7 +14,7 @@ from typing import Any
 
 from verl_s2d.data.content import directory_digest, file_digest
 from verl_s2d.errors import UserError
-from verl_s2d.sampling.engine_settings import check_engine, split_engine
+from verl_s2d.recipe.engine_settings import check_engine, split_engine
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from verl_s2d.errors import UserError
-from verl_s2d.recipe.load import stage_alarms
+from verl_s2d.recipe.engine_settings import split_engine
 from verl_s2d.recipe.schema import Recipe, Source
-from verl_s2d.sampling.engine_settings import split_engine
 from verl_s2d.stages import kinds
 from verl_s2d.stages.prepare.stage import slice_sizes
 from verl_s2d.stages.shared.batch_settings import micro_batch_tokens, rows_read
@@ -187,7 +185,7 @@ class Builder:
         Alarms that stop the stage are entered into `settings`, with how often it saves: they decide which checkpoint
         is its result. Such a stage has no checkpoints by the clock, which would make the result depend on the clock.
         """
-        alarms = asdict(stage_alarms(self.recipe, key))
+        alarms = self.recipe.stage_alarms(key).model_dump()
         stopping = {name: alarm for name, alarm in alarms.items() if alarm["action"] == "stop"}
         if stopping:
             settings["stopped_by"] = {"alarms": stopping, "save_every": self._stage(key).save_every}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from verl_s2d.errors import UserError
+from verl_s2d.recipe.schema import Recipe
+
 _SLICE = "Choose the data under `data:`; which slice a stage reads follows from the row."
 _MODEL = "Set `student:` or `teacher:`; which model a stage starts from follows from the row."
 _STEPS = "Set `steps:` of the stage."
@@ -49,6 +52,16 @@ COMPUTED_KEYS = {
     "hydra.run.dir": _STAGE,
 }
 """Dotted key without prefix -> what to do instead."""
+
+
+def check_reserved_keys(recipe: Recipe) -> None:
+    """Raise UserError for a key below `verl:` of a stage that the workflow computes."""
+    for name, stage in recipe.stages:
+        for key, value in getattr(stage, "verl", {}).items():
+            if remedy := COMPUTED_KEYS.get(bare_key(key)):
+                raise UserError(
+                    "This key is computed by the workflow.", key=f"stages.{name}.verl.{key}", value=value, remedy=remedy
+                )
 
 
 def bare_key(key: str) -> str:

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterable
 from pathlib import Path
 
-from verl_s2d.workflow import redaction
+from verl_s2d import redaction
 
 
 class StageFailed(Exception):

@@ -10,12 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from verl_s2d import redaction
 from verl_s2d.errors import UserError
 from verl_s2d.platforms.environment import ACCELERATORS
-from verl_s2d.recipe.load import check_rows
+from verl_s2d.recipe.row_checks import check_rows
 from verl_s2d.recipe.rows import Row, build_rows
 from verl_s2d.recipe.schema import Recipe, Source
-from verl_s2d.workflow import redaction
+from verl_s2d.verl_settings.reserved_keys import check_reserved_keys
 from verl_s2d.workflow.graph import Node, build_order, users_of
 from verl_s2d.workflow.stage import Context
 from verl_s2d.workflow.store.manifest import is_built
@@ -82,6 +83,7 @@ def make_plan(
     """
     names = _possible(recipe) if rows == ["all"] else list(dict.fromkeys(rows or recipe.rows))
     check_rows(names, "--rows", recipe.row_names)
+    check_reserved_keys(recipe)
     device = resolve_device(recipe.cluster.device)
     if recipe.cluster.warm_start is True and device != "cpu":
         raise UserError(

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Protocol, TextIO
 
-from verl_s2d.workflow import redaction
+from verl_s2d import redaction
 from verl_s2d.workflow.graph import Node
 
 

@@ -40,7 +40,7 @@ def play(
     if module.endswith("rollout_cache"):
         (stage / "rollouts.parquet").write_bytes(b"parquet")
         (stage / "rollouts.json").write_text(json.dumps({"counts": {"sampled_tokens": 100}}))
-    elif module.endswith("evaluate"):
+    elif module.endswith("sample_and_score"):
         (stage / "generations.parquet").write_bytes(b"parquet")
         names = [k[4:] for k in arguments if k.startswith("set.")]
         one = {"n_problems": 5, "samples": 2, "avg": 0.5, "stderr": 0.1, "mean_tokens": 3.0, "truncated": 0.0}

@@ -125,7 +125,7 @@ def test_trusting_makes_another_model_and_not_trusting_changes_nothing(tmp_path)
 )
 def test_there_is_one_door(tmp_path, changes, key):
     with pytest.raises(UserError) as caught:
-        load_recipe(write_project(tmp_path, **changes))
+        make_plan(load_recipe(write_project(tmp_path, **changes)))
     assert key in caught.value.key and "trust_remote_code" in f"{caught.value.remedy} {caught.value.key}"
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.support.workflow.project import FIXED_MICRO_BATCHES, settings, write_project, write_scripts
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
-from verl_s2d.recipe.schema import ROW_NAMES
+from verl_s2d.recipe.row_checks import ROW_NAMES
 from verl_s2d.stages import kinds
 from verl_s2d.workflow.graph import ancestors, build_order
 from verl_s2d.workflow.planning import make_plan

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -42,18 +41,18 @@ def test_a_smoke_differs_from_its_recipe_by_sizes_models_and_machine(smoke):
     assert (small.rows, small.seeds, small.verifier) == (large.rows, large.seeds, large.verifier)
     assert small.data.source.args == large.data.source.args
     assert small.data.chat_template == large.data.chat_template
-    assert dataclasses.replace(small.evaluation, samples=16) == large.evaluation
-    for stage in dataclasses.fields(small.stages):
-        ours, theirs = (dataclasses.asdict(getattr(recipe.stages, stage.name)) for recipe in (small, large))
+    assert small.evaluation.model_copy(update={"samples": 16}) == large.evaluation
+    for stage, _ in small.stages:
+        ours, theirs = (getattr(recipe.stages, stage).model_dump() for recipe in (small, large))
         verl = [settings.pop("verl", {}) for settings in (ours, theirs)]
         assert (ours.pop("response_tokens", None) is None) == (theirs.pop("response_tokens", None) is None)
         for size in ("steps", "save_every", "tensor_parallel_size"):
             ours.pop(size, None), theirs.pop(size, None)
-        assert ours == theirs, stage.name
+        assert ours == theirs, stage
         megatron = "model_engine" in verl[1] or "engine" in verl[1]
         kept = {k: v for k, v in verl[1].items() if not (megatron and is_megatrons(k))}
-        assert verl[0].keys() == kept.keys(), stage.name
-        assert {k: v for k, v in verl[0].items() if v != kept[k] and not k.endswith(SIZES)} == {}, stage.name
+        assert verl[0].keys() == kept.keys(), stage
+        assert {k: v for k, v in verl[0].items() if v != kept[k] and not k.endswith(SIZES)} == {}, stage
 
 
 def is_megatrons(key: str) -> bool:

@@ -11,7 +11,7 @@ from importlib.resources import files
 import pytest
 
 from tests.support.report_rows import ledger, result, whole_report
-from verl_s2d.recipe.schema import ROW_NAMES
+from verl_s2d.recipe.row_checks import ROW_NAMES
 from verl_s2d.report.plot_style import SERIES
 from verl_s2d.report.write import Report, RowResult, build_report
 

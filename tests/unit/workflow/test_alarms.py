@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import asdict
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from tests.support.workflow.project import write_project
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.alarm_settings import Alarms
-from verl_s2d.recipe.load import load_recipe, stage_alarms
+from verl_s2d.recipe.load import load_recipe
 from verl_s2d.workflow.planning import make_plan
 from verl_s2d.workflow.watch.detectors import Detectors
 
@@ -30,7 +29,7 @@ SEEDS = st.integers(0, 2**32)
 
 def detectors(kind: str = "grpo", **changes) -> Detectors:
     """With the defaults but for `alarm__key=value`."""
-    chosen = asdict(Alarms())
+    chosen = Alarms().model_dump()
     for key, value in changes.items():
         alarm, _, name = key.partition("__")
         chosen[alarm][name] = value
@@ -54,7 +53,7 @@ def test_noise_around_a_constant_raises_nothing(name, level, noise, seed):
 @settings(derandomize=True, deadline=None, max_examples=40)
 @given(level=st.floats(0.5, 100), noise=st.floats(0, 0.02), seed=SEEDS, before=st.integers(20, 60))
 def test_a_step_change_is_noticed_within_the_patience(name, level, noise, seed, before):
-    chosen = asdict(Alarms())[name]
+    chosen = Alarms().model_dump()[name]
     after = 5 * level if name in RISING else 0.02 * level
     values = [level * random.Random(seed + i).gauss(1, noise) for i in range(before)] + [after] * 10
     (alarm,) = raised(detectors(), values, METRIC[name])
@@ -122,10 +121,10 @@ def test_a_stage_overrides_single_keys(tmp_path):
             stages__opd__alarms={"kl_blow_up": {"window": 8}, "entropy_collapse": "ignore"},
         )
     )
-    opd = stage_alarms(recipe, "opd")
+    opd = recipe.stage_alarms("opd")
     assert (opd.kl_blow_up.action, opd.kl_blow_up.ratio, opd.kl_blow_up.window) == ("stop", 5.0, 8)
     assert opd.not_finite.action == "stop" and opd.entropy_collapse.action == "ignore"
-    assert stage_alarms(recipe, "warmup") == recipe.alarms and recipe.alarms.kl_blow_up.window == 20
+    assert recipe.stage_alarms("warmup") == recipe.alarms and recipe.alarms.kl_blow_up.window == 20
 
 
 @pytest.mark.parametrize(

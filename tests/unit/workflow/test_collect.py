@@ -20,7 +20,7 @@ from verl_s2d import cli
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.recipe.rows import Row
-from verl_s2d.recipe.schema import Data, Recipe, Source
+from verl_s2d.recipe.schema import Data, Recipe
 from verl_s2d.stages.shared import checkpoints
 from verl_s2d.workflow.graph import Node, ancestors
 from verl_s2d.workflow.ledger import empty_ledger
@@ -93,7 +93,8 @@ def snapshot(directory: Path) -> dict[str, str]:
 
 
 def plan_of(run_dir: Path, targets: list[Node]) -> Plan:
-    recipe = Recipe("tiny", Source("student"), Data(8, 8), "math")
+    data = Data(train="train.parquet", eval={"held": "held.parquet"}, prompt_tokens=8, response_tokens=8)
+    recipe = Recipe(name="tiny", student="student", data=data, verifier="math")
     return Plan(recipe, [Row(f"row-{i}", 0, target) for i, target in enumerate(targets)], Context(run_dir))
 
 

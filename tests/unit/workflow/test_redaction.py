@@ -9,11 +9,10 @@ import pytest
 
 from tests.support.workflow.project import FakeStages, write_project
 from tests.unit.workflow.test_runner import Lines
-from verl_s2d import cli
+from verl_s2d import cli, redaction
 from verl_s2d.recipe.load import load_recipe
-from verl_s2d.workflow import redaction
+from verl_s2d.redaction import HIDDEN, Redactor, secret_name, secrets_in
 from verl_s2d.workflow.planning import make_plan
-from verl_s2d.workflow.redaction import HIDDEN, Redactor, secret_name, secrets_in
 from verl_s2d.workflow.runner import run_plan
 from verl_s2d.workflow.store.manifest import read_manifest
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from verl_s2d.errors import UserError
-from verl_s2d.recipe.load import suggestion
 from verl_s2d.recipe.rows import Row
 from verl_s2d.stages import kinds
 from verl_s2d.stages.builder import Builder
+from verl_s2d.validation import suggestion
 from verl_s2d.workflow.graph import PREPARATION_KINDS, Node, ancestors
 from verl_s2d.workflow.identity import External, model_external
 from verl_s2d.workflow.planning import Plan

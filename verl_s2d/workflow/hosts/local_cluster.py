@@ -12,8 +12,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from verl_s2d import redaction
 from verl_s2d.logs import last_lines
-from verl_s2d.workflow import redaction
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.hosts.process import Handle, Launcher, kill_marked, marked_processes, wait
 from verl_s2d.workflow.hosts.ray_places import Demand

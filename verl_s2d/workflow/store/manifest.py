@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from verl_s2d.workflow import redaction
+from verl_s2d import redaction
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.ledger import Ledger
 from verl_s2d.workflow.store.digests import describe_outputs

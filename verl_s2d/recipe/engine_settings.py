@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from verl_s2d.errors import UserError
+from verl_s2d.validation import Refused, join
 
 _MODEL = "Leave it out: which model is sampled from, and its tokenizer, follow from the stage."
 _GPUS = "Set tensor_parallel_size beside `engine:`. An engine is on one machine, which has as many as its GPUs hold."
@@ -71,31 +71,29 @@ When in doubt one is left out of this list. dtype, quantization and kv_cache_dty
 _AT_LEAST_ONE = ("max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes")
 
 
-def check_engine(engine: Mapping[str, Any], key: str) -> None:
-    """Refuse what cannot be said to an engine, whatever version of vLLM is installed.
+def check_engine(engine: Mapping[str, Any], key: str = "") -> None:
+    """Refuse arguments that no version of vLLM may be given here.
 
     Args:
         engine: argument of vLLM's LLM -> value.
-        key: where it was given, for messages.
+        key: dotted key of `engine`, for messages; empty in a validator.
 
     Raises:
-        UserError: an argument that is computed, or a value out of its range.
+        Refused: an argument that is computed, or a value out of its range.
     """
     for name, value in engine.items():
         if name in COMPUTED:
-            raise UserError(
-                "This argument of vLLM is computed.", key=f"{key}.{name}", value=value, remedy=COMPUTED[name]
-            )
+            raise Refused("This argument of vLLM is computed.", key=join(key, name), value=value, remedy=COMPUTED[name])
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if name == "gpu_memory_utilization" and not (number and 0 < value <= 1):
-            raise UserError(
-                "Not a share of a GPU's memory.", key=f"{key}.{name}", value=value, remedy="Above 0, at most 1."
+            raise Refused(
+                "Not a share of a GPU's memory.", key=join(key, name), value=value, remedy="Above 0, at most 1."
             )
         if name in _AT_LEAST_ONE and not (number and isinstance(value, int) and value >= 1):
-            raise UserError("The value is too small.", key=f"{key}.{name}", value=value, remedy="An integer from 1 on.")
+            raise Refused("The value is too small.", key=join(key, name), value=value, remedy="An integer from 1 on.")
 
 
 def split_engine(engine: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(what decides the samples, what does not)."""
+    """Split into the arguments that decide the samples and those that do not."""
     decisive = {name: value for name, value in engine.items() if name not in OPERATIONAL}
     return decisive, {name: value for name, value in engine.items() if name in OPERATIONAL}

@@ -1,0 +1,95 @@
+"""Settings of the stages: the sections below `stages:` of a recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from verl_s2d.recipe.engine_settings import check_engine
+from verl_s2d.validation import Section
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+Overrides = dict[str, Any]
+"""Dotted keys of verl -> values."""
+
+AlarmOverrides = dict[str, Any]
+"""Alarms of one stage: keys as under the recipe's `alarms:`, which holds for the keys left out."""
+
+
+def _checked_engine(engine: dict[str, Any]) -> dict[str, Any]:
+    check_engine(engine)
+    return engine
+
+
+Engine = Annotated[dict[str, Any], AfterValidator(_checked_engine)]
+"""Arguments of vLLM's LLM beside those that follow from the recipe."""
+
+
+class Sampler(Section):
+    """Settings of a stage that samples with vLLM and trains nothing."""
+
+    temperature: NonNegative = 1.0
+    top_p: NonNegative = 1.0
+    tensor_parallel_size: Positive = 1
+    """GPUs that share one engine's model; as many engines start as the machine's GPUs hold. Rebuilds nothing."""
+    engine: Engine = {}
+    """More arguments of vLLM's LLM: {gpu_memory_utilization: 0.8, max_num_seqs: 64}. The operational ones
+    (recipe/engine_settings.py) rebuild nothing; dtype, quantization and others decide the samples."""
+
+
+class Trained(Section):
+    """Settings of a stage that trains."""
+
+    steps: Positive
+    save_every: Positive = 10
+    save_minutes: NonNegative | None = 30.0
+    """Also save at the end of the first step after this many minutes without a checkpoint; null for never. Rebuilds
+    nothing. A stage that an alarm may stop saves every `save_every` steps only: its result is one of those checkpoints,
+    and all of them are kept."""
+    verl: Overrides = {}
+    alarms: AlarmOverrides = {}
+
+
+class ReinforcementLearning(Trained):
+    """Stages 1 and 3: verl's GRPO."""
+
+    validate_every: Positive | None = None
+    """Steps between two validations on data.validation, sampled as verl's rollout.val_kwargs say; null for none."""
+
+
+class Rollouts(Sampler):
+    """The cache of teacher rollouts that stage 2a trains on."""
+
+    per_prompt: Positive | None = None
+    """Null: as many rollouts in total as the warmup reads, each once, spread over as many problems as possible. With a
+    number the cache does not depend on the warmup's steps."""
+    top_k: int = Field(-1, ge=-1)
+
+
+class Warmup(Trained):
+    """Stage 2a: forward KL on the cached rollouts."""
+
+    objective: Literal["forward_kl"] = "forward_kl"
+
+
+class OnPolicyDistillation(Trained):
+    """Stage 2b."""
+
+    objective: Literal["advantage", "reverse_kl", "jsd"] = "advantage"
+    beta: NonNegative = 1.0
+    response_tokens: Positive | None = None
+    """Length at which this stage cuts responses; null for data.response_tokens, which is the maximum. A dense signal
+    needs no finished answer, and a step waits for its longest response."""
+
+
+class Stages(Section):
+    """Settings of the stages. Only those that the chosen rows need have to be given."""
+
+    teacher_rl: ReinforcementLearning | None = None
+    rollouts: Rollouts | None = None
+    warmup: Warmup | None = None
+    opd: OnPolicyDistillation | None = None
+    student_rl: ReinforcementLearning | None = None
