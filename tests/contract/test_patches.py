@@ -63,8 +63,8 @@ def follows_an_update():
 
 facts["before_plugin"] = follows_an_update()
 installed = layer_utils.dispatch_cpu_unquantized_gemm
-from verl_s2d.platforms import vllm_cpu
-vllm_cpu.register()
+from verl_s2d.platforms.cpu import vllm_plugin
+vllm_plugin.register()
 facts["vllm_shim"] = layer_utils.dispatch_cpu_unquantized_gemm is not installed
 facts["after_plugin"] = follows_an_update()
 
@@ -210,14 +210,15 @@ import verl.workers.engine.fsdp.transformer_impl
 facts["platform"] = get_platform().device_name
 facts["error"], facts["shims"] = STATUS.error, STATUS.shims
 facts["process_group_shim"] = hasattr(distributed.initialize_global_process_group_ray, "_s2d_shim")
-facts["loaded"] = [name for name in ("shims", "engine", "vllm_cpu") if f"verl_s2d.platforms.{name}" in sys.modules]
+ours = ("shims", "fsdp_engines", "vllm_plugin")
+facts["loaded"] = [name for name in ours if f"verl_s2d.platforms.cpu.{name}" in sys.modules]
 facts["finders"] = [str(finder) for finder in sys.meta_path if "s2d" in str(finder) and "editable" not in str(finder)]
 
 import types
 vllm_platforms = types.ModuleType("vllm.platforms")
 vllm_platforms.current_platform = types.SimpleNamespace(is_cpu=lambda: False)
 sys.modules.update({"vllm": types.ModuleType("vllm"), "vllm.platforms": vllm_platforms})
-from verl_s2d.platforms.vllm_cpu import register
+from verl_s2d.platforms.cpu.vllm_plugin import register
 register()
 facts["vllm_modules"] = [name for name in sys.modules if name.startswith("vllm.model_executor")]
 """

@@ -26,7 +26,7 @@ def verl_command(
     """`python -m verl.trainer.main_ppo ...` on a CPU.
 
     Args:
-        kind: overlay of verl_s2d/config, `grpo` or `opd`.
+        kind: folder of the overlay under verl_s2d/stages, `grpo` or `opd`.
         student: checkpoint that is trained.
         data: parquet with at least 8 problems.
         out: directory for whatever the run writes.

@@ -212,7 +212,7 @@ def test_what_scripts_make_is_checked_before_anything_is_trained(tmp_path):
     plan = project(tmp_path, rows=["cold-student", "half-split"], **changes)
     launcher = FakeStages()
     assert build(plan, launcher) == []
-    evaluations = [a for a in launcher.started if a[0].endswith("evaluate")]
+    evaluations = [a for a in launcher.started if a[0].endswith("sample_and_score")]
     assert len(evaluations) == 2 and all(any(x.startswith("set.held=") for x in a) for a in evaluations)
 
 
@@ -245,7 +245,7 @@ from tests.support.workflow.project import FakeStages
 from tests.unit.workflow.test_runner import Lines
 from verl_s2d.workflow.failures import Interrupted
 from verl_s2d.workflow.planning import make_plan
-from verl_s2d.workflow.recipe_file import load_recipe
+from verl_s2d.recipe.load import load_recipe
 from verl_s2d.workflow.runner import run_plan
 plan = make_plan(load_recipe({recipe!r}), run_dir=Path({run!r}), rows=["direct-grpo"])
 try:
