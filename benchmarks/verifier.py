@@ -2,8 +2,8 @@ r"""Throughput of the math verifier on clean responses, and with hostile ones am
 
     python benchmarks/verifier.py calls=2000 share=0.1
 
-Clean are answers at the end of a response of 2,000 characters; hostile are all kinds of tests/support/hostile_latex.py
-in equal parts, to the same kind of problems. There are two: those of tests/support/math_answers.py, answers that are
+Clean are answers at the end of a response of 2,000 characters; hostile are all kinds of hostile_latex.py in equal parts
+to the same kinds of problems (both in tests/support/verifiers): those of math_answers.py, answers that are
 equivalent and that nearly are, about half of which need algebra; and problems whose truths are integers. Blocks with
 and without hostile answers alternate, so that other load on the machine meets both. No response comes twice.
 """
@@ -23,8 +23,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.support.hostile_latex import KINDS
-from tests.support.math_answers import DIFFERENT, SAME
+from tests.support.verifiers.hostile_latex import KINDS
+from tests.support.verifiers.math_answers import DIFFERENT, SAME
 from verl_s2d.recipe import arguments
 from verl_s2d.verifiers.math.mathematics import Options, judge
 

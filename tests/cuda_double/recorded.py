@@ -13,7 +13,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from tests.support.workflow.project import Ended, SimulatedStages, write_model, write_problems
-from tests.unit.workflow.test_runner import Lines
+from tests.support.workflow.runs import Lines
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.stages.prepare.stage import Slices
 from verl_s2d.workflow.planning import Plan, make_plan

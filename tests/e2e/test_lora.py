@@ -10,8 +10,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.e2e.test_opd import BATCH
-from tests.support.batch_dump import dumping
+from tests.support.batch_dump import BATCH, dumping
 from tests.support.tiny_training import plain_log_probs
 from verl_s2d.stages.merge.merge_adapter import merge
 

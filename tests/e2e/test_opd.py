@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.support.batch_dump import dumping
+from tests.support.batch_dump import BATCH, dumping
 from tests.support.tiny_training import plain_log_probs
 
 pytestmark = pytest.mark.e2e
@@ -17,13 +17,6 @@ def compute_score(*args, **kwargs):
     Path(__file__).with_name("verifier-was-called").touch()
     return 1.0
 """
-
-BATCH = {
-    "data.train_batch_size": 32,
-    "actor_rollout_ref.rollout.n": 8,
-    "actor_rollout_ref.actor.ppo_mini_batch_size": 32,
-    "actor_rollout_ref.actor.optim.lr": 1.0e-3,
-}
 
 
 @pytest.fixture(scope="module")

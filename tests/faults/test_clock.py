@@ -6,7 +6,7 @@ import random
 import time
 
 from tests.support.workflow.project import SimulatedStages
-from tests.unit.workflow.test_runner import Lines, build, directory, project
+from tests.support.workflow.runs import Lines, build, directory, project
 from verl_s2d.report.inputs import finished_rows
 from verl_s2d.workflow.store.manifest import read_manifest
 from verl_s2d.workflow.store.verify import verify_run

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch
 from wrapt import when_imported
 
 FIELDS = ("prompts", "responses", "response_mask", "advantages", "returns")
@@ -26,7 +27,6 @@ def dumping(to: Path) -> dict[str, str]:
 
 @when_imported("verl_s2d.stages.opd.trainer")
 def _register(opd) -> None:
-    import torch
     import transfer_queue as tq
     from verl.trainer.ppo.v1.trainer_base import register_trainer
 
@@ -40,3 +40,11 @@ def _register(opd) -> None:
                 rows = {name: [row.clone() for row in data[name].unbind()] for name in fields}
                 torch.save(rows, os.environ["S2D_BATCH_DUMP"])
             return result
+
+
+BATCH = {
+    "data.train_batch_size": 32,
+    "actor_rollout_ref.rollout.n": 8,
+    "actor_rollout_ref.actor.ppo_mini_batch_size": 32,
+    "actor_rollout_ref.actor.optim.lr": 1.0e-3,
+}

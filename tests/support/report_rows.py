@@ -111,3 +111,8 @@ def _row(word, name, place, seed, sets, steps, alarms) -> RowResult:
     ]
     spent = ledger(["a", "b"], verifier_calls=10_240, sampled_tokens=123_456, updates=40, seconds=600.0)
     return RowResult(f"{name}{word}", seed, results, spent, stages)
+
+
+HOSTILE = (
+    "</style></title><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">{{7*7}} $x_"
+)

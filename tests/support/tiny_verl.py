@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
+
 from verl_s2d.verl_settings.overrides import hydra_arguments, merge, overlay
 
 SIZES: dict[str, Any] = {
@@ -50,3 +53,10 @@ def verl_command(
     }
     merged = merge(overlay(kind), overlay("cpu"), SIZES, chosen, overrides or {})
     return [sys.executable, "-m", "verl.trainer.main_ppo", *hydra_arguments(merged)]
+
+
+def composed(*changes: str, **chosen: object) -> DictConfig:
+    """verl's own configuration under the overlays of stage 2b and a CPU."""
+    base = merge(overlay("opd"), overlay("cpu"), SIZES, {"+s2d.teacher.path": "teacher"}, chosen)
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return compose("ppo_trainer", overrides=[*hydra_arguments(base), *changes])

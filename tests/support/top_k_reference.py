@@ -5,14 +5,11 @@ from __future__ import annotations
 import torch
 from hypothesis import strategies as st
 
+from tests.support.divergence_reference import normal
 from verl_s2d.objectives.logits import LinearLogits
 
 SEEDS = st.integers(0, 2**31 - 1)
 SHAPES = st.tuples(st.integers(0, 9), st.integers(2, 40), st.floats(0, 1), SEEDS)
-
-
-def normal(*shape: int, seed: int, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return (scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).to(dtype)
 
 
 def known(teacher: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.support.workflow.project import SimulatedStages
-from tests.unit.workflow.test_runner import Lines, project
+from tests.support.workflow.runs import Lines, project
 from verl_s2d import cli
 from verl_s2d.checks.self_test import self_test
 from verl_s2d.errors import UserError

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
-from tests.unit.objectives.test_divergence import OBJECTIVES, cast, definition, linear, materialised, normal
+from tests.support.divergence_reference import OBJECTIVES, cast, definition, linear, materialised, normal
 from verl_s2d.objectives import differentiable
 from verl_s2d.objectives.divergence import divergence
 from verl_s2d.objectives.logits import LinearLogits

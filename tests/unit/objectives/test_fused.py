@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 import torch
 
-from tests.unit.objectives.test_divergence import cast, linear, materialised
+from tests.support.divergence_reference import cast, linear, materialised
 from verl_s2d.objectives import fused
 from verl_s2d.objectives.divergence import divergence
 from verl_s2d.objectives.vocabulary import WholeVocabulary

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.unit.objectives.test_divergence import cast, definition, gradients, linear, materialised
+from tests.support.divergence_reference import cast, definition, gradients, linear, materialised
 from verl_s2d.objectives import buffers, chunked_pass, gemm
 from verl_s2d.objectives.divergence import divergence
 

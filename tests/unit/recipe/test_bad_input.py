@@ -17,6 +17,7 @@ from tests.support.workflow.project import (
     write_project,
     write_scripts,
 )
+from tests.support.workflow.refusal import refuse
 from verl_s2d.checks import check_plan
 from verl_s2d.checks.data_slices import check_slices
 from verl_s2d.checks.software import check_versions
@@ -29,25 +30,6 @@ from verl_s2d.workflow.runner import run_plan
 
 GOOD = settings()["stages"]["opd"]["verl"]
 FIXED = GOOD | FIXED_MICRO_BATCHES
-
-
-def refuse(tmp_path, key, *words, choose=("half-split",), prepare=lambda: None, **changes) -> UserError:
-    """The error of `run` for a recipe with these changes; asserts that no process was started."""
-    launcher = FakeStages()
-    with pytest.raises(UserError) as caught:
-        recipe = write_project(tmp_path, **changes)
-        prepare()
-        plan = make_plan(
-            load_recipe(recipe), run_dir=tmp_path / "run", rows=list(choose) if "rows" not in changes else None
-        )
-        run_plan(plan, PlainProgress(), launcher=launcher, check=lambda final: check_plan(plan))
-    assert launcher.started == []
-    error = caught.value
-    assert key in error.key, error
-    assert error.remedy and str(error.remedy) in str(error)
-    for word in words:
-        assert str(word) in str(error), error
-    return error
 
 
 def test_the_good_recipe_passes(tmp_path):

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.support.browser import NAMES, Browser, find_browser
-from tests.support.report_rows import whole_report
-from tests.unit.report.test_page import HOSTILE
+from tests.support.report_rows import HOSTILE, whole_report
 
 pytestmark = [
     pytest.mark.slow,

@@ -10,14 +10,11 @@ from importlib.resources import files
 
 import pytest
 
-from tests.support.report_rows import ledger, result, whole_report
+from tests.support.report_rows import HOSTILE, ledger, result, whole_report
 from verl_s2d.recipe.row_checks import ROW_NAMES
 from verl_s2d.report.plot_style import SERIES
 from verl_s2d.report.write import Report, RowResult, build_report
 
-HOSTILE = (
-    "</style></title><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">{{7*7}} $x_"
-)
 STYLE = files("verl_s2d.report").joinpath("page.css").read_text()
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.support import tiny
 from tests.support.fake_engine import FakeSampler, Machine, completions
+from tests.support.sampling_jobs import FILES, job, result
 from verl_s2d.data.problems import read_problems
 from verl_s2d.errors import UserError
 from verl_s2d.sampling import PARTS, replica, shards
@@ -25,7 +26,6 @@ from verl_s2d.stages.rollouts import rollout_cache
 from verl_s2d.stages.warmup.rollout_dataset import ShuffledPasses
 
 SAMPLING = Settings(n=3, temperature=1.0, top_p=1.0, top_k=-1, max_tokens=6, seed=0)
-FILES = {"rollouts": ("rollouts.parquet", "rollouts.json"), "evaluation": ("generations.parquet", "result.json")}
 
 
 @pytest.fixture(scope="module")
@@ -53,26 +53,6 @@ def small(model, monkeypatch):
 @pytest.fixture
 def machine(monkeypatch):
     return Machine(monkeypatch)
-
-
-def job(what, model, data, out, **changes):
-    if what == "rollouts":
-        chosen = {"model": str(model), "data": str(data), "out": str(out), "n": 3, "max_tokens": 6, **changes}
-        return rollout_cache.main, rollout_cache.Options(**chosen)
-    verifier = f"{tiny.__file__}:score_sum"
-    chosen = {
-        "model": str(model),
-        "out": str(out),
-        "samples": 3,
-        "max_tokens": 6,
-        "set": {"sums": str(data)},
-        **changes,
-    }
-    return sample_and_score.main, sample_and_score.Options(verifier=verifier, **chosen)
-
-
-def result(what, out):
-    return [(out / name).read_bytes() for name in FILES[what]]
 
 
 def finished(what, out):

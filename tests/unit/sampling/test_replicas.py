@@ -14,7 +14,7 @@ import pytest
 
 from tests.support import fake_engine, tiny
 from tests.support.paths import ROOT
-from tests.unit.sampling.test_parts import job, result
+from tests.support.sampling_jobs import job, result
 from verl_s2d.errors import UserError
 from verl_s2d.sampling import PARTS, complete, replicas, shards
 from verl_s2d.workflow.hosts.process import MARKER, kill_marked, marked_processes
@@ -108,11 +108,11 @@ def test_engines_die_with_their_parent(number, model, data, tmp_path, engines):
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without
 from tests.support import fake_engine
-from tests.unit.sampling import test_parts as test_sampling_parts
+from tests.support import sampling_jobs
 from verl_s2d.sampling import shards, replicas
 shards.PROMPTS_A_PART = 2
 replicas.COMMAND = [{sys.executable!r}, fake_engine.__file__]
-main, options = test_sampling_parts.job("rollouts", *{where!r}, replicas=2)
+main, options = sampling_jobs.job("rollouts", *{where!r}, replicas=2)
 main(options)
 """
     root = ROOT

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.support.training_sizes import FSDP, MEGATRON, training
 from tests.support.workflow.project import write_project
-from tests.unit.sizing.test_layouts import FSDP, MEGATRON, training
 from verl_s2d.checks import disk_space as preflight
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.unit.sizing.test_layouts import FSDP, MEGATRON, MICRO, ROLLOUT, training
+from tests.support.training_sizes import FSDP, MEGATRON, MICRO, ROLLOUT, training
 from verl_s2d.objectives.chunks import tokens_at_a_time
 from verl_s2d.sizing.activations import activations, layer_bytes
 from verl_s2d.sizing.cost import forward_flops, sampling_cost, training_cost

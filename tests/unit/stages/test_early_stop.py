@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.support.workflow.project import FakeStages, SimulatedStages, write_problems
-from tests.unit.workflow.test_runner import Lines, build, directory, project
+from tests.support.workflow.runs import Lines, build, directory, project
 from verl_s2d.checks import check_plan
 from verl_s2d.errors import UserError
 from verl_s2d.report.inputs import finished_rows

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.report_rows import markdown_of
 from tests.support.workflow.project import FakeStages, settings, write_project, write_scripts
-from tests.unit.recipe.test_bad_input import refuse
+from tests.support.workflow.refusal import refuse
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.report.inputs import finished_rows, found_rows, report_of

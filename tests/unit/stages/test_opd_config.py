@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import pytest
 import ray
-from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from verl.trainer.ppo.utils import Role
 
 from tests.support.tiny import WORDS, write_model, write_tokenizer
-from tests.support.tiny_verl import SIZES
+from tests.support.tiny_verl import composed
 from verl_s2d.errors import UserError
 from verl_s2d.stages.opd.config import OpdConfig, read_opd_config
 from verl_s2d.stages.opd.trainer import OpdTrainer
 from verl_s2d.stages.opd.worker import StudentTeacherWorker
 from verl_s2d.teachers.model_pair import check_tokens
-from verl_s2d.verl_settings.overrides import hydra_arguments, merge, overlay
-
-
-def composed(*changes: str, **chosen: object) -> DictConfig:
-    """verl's own configuration under the overlays of stage 2b and a CPU."""
-    base = merge(overlay("opd"), overlay("cpu"), SIZES, {"+s2d.teacher.path": "teacher"}, chosen)
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        return compose("ppo_trainer", overrides=[*hydra_arguments(base), *changes])
 
 
 def refused(config: DictConfig) -> UserError:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import tiny
 from tests.support.fake_engine import FakeSampler
-from tests.unit.sampling.test_parts import job
+from tests.support.sampling_jobs import job
 from verl_s2d.sampling import PARTS, complete, replica, request, shards
 from verl_s2d.stages.evaluate import sample_and_score
 

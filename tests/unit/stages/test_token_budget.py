@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from hydra import compose, initialize_config_module
 
-from tests.unit.stages.test_opd_config import composed
+from tests.support.tiny_verl import composed
 from verl_s2d.errors import UserError
 from verl_s2d.stages.shared import budget
 from verl_s2d.stages.shared.save_on_request import SavesOnRequest

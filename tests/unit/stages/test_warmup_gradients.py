@@ -9,7 +9,6 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -52,31 +51,12 @@ HEADS = ("student", "tied-student")
 
 
 @pytest.fixture(scope="module")
-def artefacts(tmp_path_factory) -> Path:
-    """Student, a larger teacher, and a cache whose rollouts differ in length (so token counts differ by rank)."""
-    directory = tmp_path_factory.mktemp("warmup")
-    write_model(directory / "student", seed=0)
-    write_model(directory / "tied-student", seed=0, tied=True)
-    write_model(directory / "teacher", seed=1, layers=3, hidden=64)
-    generator = torch.Generator().manual_seed(0)
-    rollouts = [
-        {
-            "prompt_ids": torch.randint(3, 24, (3 + i % 3,), generator=generator).tolist(),
-            "response_ids": [*torch.randint(3, 24, (1 + 3 * (i % 4),), generator=generator).tolist(), 1],
-        }
-        for i in range(8)
-    ]
-    pq.write_table(pa.Table.from_pylist(rollouts), directory / "rollouts.parquet")
-    return directory
-
-
-@pytest.fixture(scope="module")
-def reference(artefacts):
-    return cache(lambda student: plain_step(artefacts, student))
+def reference(cached):
+    return cache(lambda student: plain_step(cached, student))
 
 
 def plain_step(
-    artefacts: Path, student_name: str, adapters: dict[str, torch.Tensor] | None = None
+    cached: Path, student_name: str, adapters: dict[str, torch.Tensor] | None = None
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """Token-mean forward KL over the whole batch, one sequence at a time, by plain transformers in float64.
 
@@ -85,14 +65,14 @@ def plain_step(
     """
     from transformers import AutoModelForCausalLM
 
-    student = AutoModelForCausalLM.from_pretrained(artefacts / student_name, dtype=torch.float64)
+    student = AutoModelForCausalLM.from_pretrained(cached / student_name, dtype=torch.float64)
     if adapters is not None:
         student = get_peft_model(student, LoraConfig(r=4, lora_alpha=6, target_modules="all-linear"))
         result = student.load_state_dict({n: a.double() for n, a in adapters.items()}, strict=False)
         assert not result.unexpected_keys
-    teacher = AutoModelForCausalLM.from_pretrained(artefacts / "teacher", dtype=torch.float64)
+    teacher = AutoModelForCausalLM.from_pretrained(cached / "teacher", dtype=torch.float64)
     total, tokens = torch.zeros((), dtype=torch.float64), 0
-    for row in pq.read_table(artefacts / "rollouts.parquet").to_pylist():
+    for row in pq.read_table(cached / "rollouts.parquet").to_pylist():
         ids = torch.tensor([row["prompt_ids"] + row["response_ids"]])
         predicts = slice(len(row["prompt_ids"]) - 1, ids.shape[1] - 1)
         with torch.no_grad():
@@ -110,7 +90,13 @@ class RankFailed(Exception):
 
 
 def run_step(
-    artefacts: Path, out: Path, ranks: int, overrides: list[str], *, student: str = "student", teacher: str = "teacher"
+    cached: Path,
+    out: Path,
+    ranks: int,
+    overrides: list[str],
+    *,
+    student: str = "student",
+    teacher: str = "teacher",
 ) -> dict:
     """One step on `ranks` gloo ranks; what rank 0 recorded."""
     with socket.socket() as probe:
@@ -120,9 +106,9 @@ def run_step(
         sys.executable,
         "-m",
         "tests.support.ranks.warmup_gradients",
-        *(str(artefacts / n) for n in (student, teacher)),
+        *(str(cached / n) for n in (student, teacher)),
     ]
-    command += [str(artefacts / "rollouts.parquet"), str(out), *overrides]
+    command += [str(cached / "rollouts.parquet"), str(out), *overrides]
     shared = os.environ | cpu_environment() | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     shared |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
     processes = [
@@ -149,13 +135,13 @@ def run_step(
         (HEADS[1], "two data-parallel ranks"),
     ],
 )
-def test_loss_and_gradient_equal_plain_transformers(student, case, artefacts, reference, tmp_path):
+def test_loss_and_gradient_equal_plain_transformers(student, case, cached, reference, tmp_path):
     loss, gradients = reference(student)
-    step = run_step(artefacts, tmp_path / "step.pt", *CASES[case], student=student)
+    step = run_step(cached, tmp_path / "step.pt", *CASES[case], student=student)
     assert step["metrics"]["loss"] == pytest.approx(loss, rel=1e-5)
     assert step["metrics"]["train/forward_kl"] == pytest.approx(loss, rel=1e-5)
     assert step["metrics"]["train/teacher_scored_tokens"] == sum(
-        len(row["response_ids"]) for row in pq.read_table(artefacts / "rollouts.parquet").to_pylist()
+        len(row["response_ids"]) for row in pq.read_table(cached / "rollouts.parquet").to_pylist()
     )
     assert set(step["gradients"]) == set(step["updated"]) == set(gradients)
     # What the output embedding gave in a step: logits, or a few numbers per token.
@@ -166,9 +152,9 @@ def test_loss_and_gradient_equal_plain_transformers(student, case, artefacts, re
 
 
 @pytest.mark.parametrize(("student", "ranks"), [(HEADS[0], 2), pytest.param(HEADS[1], 1, marks=pytest.mark.slow)])
-def test_with_lora_only_the_adapters_have_a_gradient_and_it_is_that_of_peft(student, ranks, artefacts, tmp_path):
-    step = run_step(artefacts, tmp_path / "step.pt", ranks, ["data.micro_batch_size_per_gpu=2", *LORA], student=student)
-    loss, gradients = plain_step(artefacts, student, step["adapters"])
+def test_with_lora_only_the_adapters_have_a_gradient_and_it_is_that_of_peft(student, ranks, cached, tmp_path):
+    step = run_step(cached, tmp_path / "step.pt", ranks, ["data.micro_batch_size_per_gpu=2", *LORA], student=student)
+    loss, gradients = plain_step(cached, student, step["adapters"])
     assert step["metrics"]["loss"] == pytest.approx(loss, rel=1e-5)
     assert set(step["gradients"]) == set(step["updated"]) == set(step["adapters"]) == set(gradients)
     assert len(gradients) == 2 * 7 * 2 and all(".lora_" in name for name in gradients)
@@ -184,20 +170,20 @@ def relative_difference(found: dict[str, torch.Tensor], expected: dict[str, torc
     return difference / sum(gradient.square().sum() for gradient in expected.values()).sqrt()
 
 
-def test_a_teacher_equal_to_the_student_teaches_nothing(artefacts, tmp_path):
-    step = run_step(artefacts, tmp_path / "step.pt", 1, ["data.micro_batch_size_per_gpu=8"], teacher="student")
+def test_a_teacher_equal_to_the_student_teaches_nothing(cached, tmp_path):
+    step = run_step(cached, tmp_path / "step.pt", 1, ["data.micro_batch_size_per_gpu=8"], teacher="student")
     assert abs(step["metrics"]["train/forward_kl"]) < 1e-6
     assert all(g.abs().max() < 1e-6 for g in step["gradients"].values())
 
 
-def test_an_update_that_is_not_finite_is_left_out_and_counted_until_the_limit(artefacts, tmp_path):
+def test_an_update_that_is_not_finite_is_left_out_and_counted_until_the_limit(cached, tmp_path):
     broken = write_model(tmp_path / "student", seed=0)
     weights = load_file(broken / "model.safetensors")
     weights["lm_head.weight"][3, 2] = torch.nan
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     batch = "data.micro_batch_size_per_gpu=8"
-    step = run_step(artefacts, tmp_path / "step.pt", 1, [batch, "s2d.skip_limit=2"], student=str(broken))
+    step = run_step(cached, tmp_path / "step.pt", 1, [batch, "s2d.skip_limit=2"], student=str(broken))
     assert step["metrics"]["train/skipped_updates"] == 1
     assert step["updated"] == []
     with pytest.raises(RankFailed, match=r"NotFiniteError: 1 updates in a row .* raise s2d.skip_limit \(now 1\)"):
-        run_step(artefacts, tmp_path / "step.pt", 1, [batch, "s2d.skip_limit=1"], student=str(broken))
+        run_step(cached, tmp_path / "step.pt", 1, [batch, "s2d.skip_limit=1"], student=str(broken))

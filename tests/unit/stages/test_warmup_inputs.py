@@ -5,23 +5,15 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hydra import compose, initialize_config_module
 from hypothesis import given
 from hypothesis import strategies as st
 from verl.utils.config import omega_conf_to_dataclass
 
-from tests.support.tiny import WORDS, write_model
+from tests.support.tiny import WORDS
+from tests.support.warmup_configuration import configuration
 from verl_s2d.errors import UserError
 from verl_s2d.stages.warmup.config_checks import check_cache, check_models, check_settings
 from verl_s2d.stages.warmup.rollout_dataset import CachedRollouts, ShuffledPasses
-
-
-@pytest.fixture(scope="module")
-def artefacts(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("inputs")
-    write_model(directory / "student")
-    write_model(directory / "small-vocabulary", words=WORDS[:8])
-    return directory
 
 
 def write_cache(path, prompt=(3, 4), response=(5, 1), count=4):
@@ -30,21 +22,14 @@ def write_cache(path, prompt=(3, 4), response=(5, 1), count=4):
     return str(path)
 
 
-def configuration(artefacts, *overrides):
-    base = [f"model.path={artefacts}/student", f"s2d.teacher.path={artefacts}/student", "data.train_batch_size=4"]
-    base.append("data.use_dynamic_bsz=false")
-    with initialize_config_module("verl_s2d.stages.warmup", version_base=None):
-        return compose("s2d_warmup", [*base, "+model.override_config.attn_implementation=sdpa", *overrides])
-
-
-def check(artefacts, cache, *overrides) -> int:
-    config = configuration(artefacts, *overrides)
+def check(warmup_models, cache, *overrides) -> int:
+    config = configuration(warmup_models, *overrides)
     check_settings(config)
     return check_cache(config, omega_conf_to_dataclass(config.model), CachedRollouts(cache))
 
 
-def test_good_input_gives_the_size_of_the_shared_vocabulary(artefacts, tmp_path):
-    assert check(artefacts, write_cache(tmp_path / "c.parquet")) == len(WORDS)
+def test_good_input_gives_the_size_of_the_shared_vocabulary(warmup_models, tmp_path):
+    assert check(warmup_models, write_cache(tmp_path / "c.parquet")) == len(WORDS)
 
 
 @pytest.mark.parametrize(
@@ -72,9 +57,9 @@ def test_good_input_gives_the_size_of_the_shared_vocabulary(artefacts, tmp_path)
         ("trainer.save_freq=0", "trainer.save_freq"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_by_key(artefacts, tmp_path, override, key):
+def test_settings_that_cannot_work_are_refused_by_key(warmup_models, tmp_path, override, key):
     with pytest.raises(UserError) as error:
-        check(artefacts, write_cache(tmp_path / "c.parquet"), override)
+        check(warmup_models, write_cache(tmp_path / "c.parquet"), override)
     assert error.value.key == key and error.value.remedy
 
 
@@ -90,39 +75,39 @@ def test_settings_that_cannot_work_are_refused_by_key(artefacts, tmp_path, overr
         ("model.lora_rank=8", "model.lora_rank"),
     ],
 )
-def test_megatron_is_taken_in_layouts_in_which_the_teacher_can_be_asked(artefacts, tmp_path, override, key):
+def test_megatron_is_taken_in_layouts_in_which_the_teacher_can_be_asked(warmup_models, tmp_path, override, key):
     megatron = ("engine=megatron", "engine.tensor_model_parallel_size=2", "trainer.n_gpus_per_node=4")
     megatron += ("data.micro_batch_size_per_gpu=2",)
     cache = write_cache(tmp_path / "c.parquet")
     for layout in ((), ("engine.pipeline_model_parallel_size=2",)):
-        assert check(artefacts, cache, *megatron, *layout) == len(WORDS)
+        assert check(warmup_models, cache, *megatron, *layout) == len(WORDS)
     with pytest.raises(UserError) as error:
-        check(artefacts, cache, *megatron, override)
+        check(warmup_models, cache, *megatron, override)
     assert error.value.key == key and error.value.remedy
 
 
-def test_ids_beyond_the_teacher_and_rollouts_beyond_the_context_are_refused(artefacts, tmp_path):
+def test_ids_beyond_the_teacher_and_rollouts_beyond_the_context_are_refused(warmup_models, tmp_path):
     cache = write_cache(tmp_path / "c.parquet", response=(20, 1))
     with pytest.raises(UserError, match="token id 20") as error:
-        check(artefacts, cache, f"s2d.teacher.path={artefacts}/small-vocabulary")
+        check(warmup_models, cache, f"s2d.teacher.path={warmup_models}/small-vocabulary")
     assert error.value.key == "s2d.teacher.path"
     with pytest.raises(UserError, match="context of 128"):
-        check(artefacts, write_cache(tmp_path / "long.parquet", response=[5] * 200))
+        check(warmup_models, write_cache(tmp_path / "long.parquet", response=[5] * 200))
 
 
-def test_a_rollout_longer_than_a_micro_batch_may_be_is_refused(artefacts, tmp_path):
+def test_a_rollout_longer_than_a_micro_batch_may_be_is_refused(warmup_models, tmp_path):
     cache = write_cache(tmp_path / "c.parquet", response=[5] * 20)
     dynamic = ("data.use_dynamic_bsz=true", "data.max_token_len_per_gpu=21")
     with pytest.raises(UserError, match="22 tokens") as error:
-        check(artefacts, cache, *dynamic)
+        check(warmup_models, cache, *dynamic)
     assert error.value.key == "data.max_token_len_per_gpu"
-    check(artefacts, cache, dynamic[0], "data.max_token_len_per_gpu=22")
+    check(warmup_models, cache, dynamic[0], "data.max_token_len_per_gpu=22")
 
 
-def test_models_that_cannot_be_read_or_differ_in_tokens_are_refused(artefacts):
+def test_models_that_cannot_be_read_or_differ_in_tokens_are_refused(warmup_models):
     for path, problem in (("nowhere", "cannot be read"), ("small-vocabulary", "tokenizers differ")):
         with pytest.raises(UserError, match=problem) as error:
-            check_models(configuration(artefacts, f"s2d.teacher.path={artefacts}/{path}"))
+            check_models(configuration(warmup_models, f"s2d.teacher.path={warmup_models}/{path}"))
         assert error.value.key == "s2d.teacher.path"
 
 

@@ -9,12 +9,10 @@ import torch
 from torchdata.stateful_dataloader import StatefulDataLoader
 from verl.utils import tensordict_utils as tu
 
-from tests.unit.stages.test_warmup_inputs import artefacts, configuration
+from tests.support.warmup_configuration import configuration
 from verl_s2d.stages.shared.save_on_request import SaveClock
 from verl_s2d.stages.warmup.trainer import WarmupTrainer
 from verl_s2d.workflow import save_request
-
-__all__ = ["artefacts"]
 
 
 def rows(batch: list[list[int]]) -> dict[str, torch.Tensor]:
@@ -61,12 +59,12 @@ class Trainer(WarmupTrainer):
 
 
 @pytest.fixture
-def trained(artefacts, tmp_path):
+def trained(warmup_models, tmp_path):
     """Train ten steps; the played workers."""
 
     def train(*overrides, at_step=lambda step: None):
         base = ("trainer.device=cuda", "trainer.total_epochs=1", "trainer.balance_batch=false", "trainer.save_freq=4")
-        config = configuration(artefacts, *base, f"trainer.default_local_dir={tmp_path}", *overrides)
+        config = configuration(warmup_models, *base, f"trainer.default_local_dir={tmp_path}", *overrides)
         trainer = type("T", (Trainer,), {"at_step": staticmethod(at_step)})(config)
         trainer.fit()
         return trainer.training_client

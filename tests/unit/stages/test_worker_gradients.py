@@ -11,19 +11,18 @@ import pytest
 
 from tests.support.ranks.group import problems, run
 from tests.support.ranks.worker import cases
-from tests.unit.stages.test_warmup_gradients import artefacts  # noqa: F401  (a fixture)
 from verl_s2d.platforms.environment import cpu_environment
 
 
 @pytest.fixture(scope="module")
-def endings(artefacts):  # noqa: F811
+def endings(cached):
     """world -> how each case ended, by rank. A group runs once, all its cases in one go, also when it fails."""
 
     def group(world):
-        for old in artefacts.glob("[0-9].json"):
+        for old in cached.glob("[0-9].json"):
             old.unlink()
-        (artefacts / "meeting").unlink(missing_ok=True)
-        return run("tests.support.ranks.worker", world, artefacts, cpu_environment())
+        (cached / "meeting").unlink(missing_ok=True)
+        return run("tests.support.ranks.worker", world, cached, cpu_environment())
 
     return cache(group)
 

@@ -12,7 +12,7 @@ import pytest
 from tests.support.paths import ROOT
 
 pytest.importorskip("math_verify")
-from tests.support.math_answers import DIFFERENT, SAME
+from tests.support.verifiers.math_answers import DIFFERENT, SAME
 from verl_s2d.errors import UserError
 from verl_s2d.verifiers import ledgered, process_pool
 from verl_s2d.verifiers.math import mathematics

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from tests.support.paths import ROOT
 
 pytest.importorskip("math_verify")
-from tests.support.fuzz_verifiers import Fuzz, fuzz
-from tests.support.hostile_latex import KINDS, TOKENS, TRUTHS, boxed
+from tests.support.verifiers.fuzz import Fuzz, fuzz
+from tests.support.verifiers.hostile_latex import KINDS, TOKENS, TRUTHS, boxed
 from verl_s2d.verifiers import process_pool as pools
 from verl_s2d.verifiers.math.answer_limits import is_too_complex
 from verl_s2d.verifiers.math.mathematics import Options, Verdict, judge

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from tests.support.workflow.damage import flip
 from tests.support.workflow.project import SimulatedStages, write_project
-from tests.unit.workflow.test_repair import checkpoint, manifests
-from tests.unit.workflow.test_runner import Lines
+from tests.support.workflow.runs import Lines, checkpoint, manifests
 from verl_s2d import cli
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe

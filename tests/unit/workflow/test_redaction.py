@@ -8,7 +8,7 @@ import os
 import pytest
 
 from tests.support.workflow.project import FakeStages, write_project
-from tests.unit.workflow.test_runner import Lines
+from tests.support.workflow.runs import Lines
 from verl_s2d import cli, redaction
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.redaction import HIDDEN, Redactor, secret_name, secrets_in

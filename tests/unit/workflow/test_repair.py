@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import zipfile
 from pathlib import Path
 
 import pytest
 
 from tests.support.workflow.damage import DAMAGES, flip, remove, truncate
 from tests.support.workflow.project import SimulatedStages
-from tests.unit.workflow.test_runner import Lines, directory, project
-from tests.unit.workflow.test_runner import build as build_with
+from tests.support.workflow.runs import Lines, checkpoint, directory, manifests, project
+from tests.support.workflow.runs import build as build_with
 from verl_s2d.errors import UserError
 from verl_s2d.report.inputs import finished_rows
 from verl_s2d.stages.shared import checkpoints
@@ -32,12 +31,6 @@ def _no_real_cluster(monkeypatch):
 
 def build(plan, launcher=None, progress=None):
     return build_with(plan, launcher or SimulatedStages(), progress)
-
-
-def manifests(plan) -> dict[str, int]:
-    """Stage -> when its manifest was written."""
-    found = {n.name: plan.context.directory(n) / MANIFEST for n in plan.order}
-    return {name: path.stat().st_mtime_ns for name, path in found.items() if path.exists()}
 
 
 def forget(plan, *names: str) -> None:
@@ -141,14 +134,6 @@ def test_a_kill_while_the_directory_is_made_does_not_lock_it_for_good(tmp_path, 
         path.parent.mkdir(exist_ok=True)
         path.mkdir() if name.endswith("/") else path.touch()
     assert build(plan) == []
-
-
-def checkpoint(path: Path, content: bytes = bytes(range(256)) * 64) -> Path:
-    """A file as torch.save writes it: a zip archive of stored records."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data/0", content)
-    return path
 
 
 @pytest.mark.parametrize("harm", [flip, truncate])

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.paths import ROOT
 from tests.support.workflow.project import FakeStages, write_project, write_scripts
-from verl_s2d.checks import check_plan
+from tests.support.workflow.runs import Lines, build, directory, project
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.report.inputs import finished_rows
@@ -24,50 +24,15 @@ from verl_s2d.workflow import save_request
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.hosts.process import marked_processes
 from verl_s2d.workflow.planning import make_plan
-from verl_s2d.workflow.runner import run_plan
 from verl_s2d.workflow.store.manifest import MANIFEST, is_built, read_manifest
 from verl_s2d.workflow.store.run_directory import opened, read_record
 from verl_s2d.workflow.watch.metric_logs import read_metrics
-
-
-class Lines:
-    """A Progress that keeps what it was told."""
-
-    def __init__(self):
-        self.notes, self.started, self.ended = [], [], []
-
-    def note(self, text):
-        self.notes.append(text)
-
-    def stage_started(self, node, index, count, total_steps, attempt):
-        self.started.append((node.name, attempt))
-
-    def stage_step(self, step):
-        pass
-
-    def stage_ended(self, node, seconds, ok):
-        self.ended.append((node.name, ok))
 
 
 @pytest.fixture(autouse=True)
 def _no_real_cluster(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.delenv("FAKE", raising=False)
-
-
-def project(tmp_path, rows=("half-split",), **changes):
-    recipe = load_recipe(write_project(tmp_path, **changes))
-    return make_plan(recipe, run_dir=tmp_path / "run", rows=list(rows))
-
-
-def build(plan, launcher=None, progress=None, **more):
-    return run_plan(
-        plan, progress or Lines(), launcher=launcher or FakeStages(), check=lambda final: check_plan(plan), **more
-    )
-
-
-def directory(plan, name):
-    return next(plan.context.directory(n) for n in plan.order if n.name == name)
 
 
 def test_all_stages_are_built_and_a_second_run_builds_nothing(tmp_path):
@@ -242,7 +207,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.support.workflow.project import FakeStages
-from tests.unit.workflow.test_runner import Lines
+from tests.support.workflow.runs import Lines
 from verl_s2d.workflow.failures import Interrupted
 from verl_s2d.workflow.planning import make_plan
 from verl_s2d.recipe.load import load_recipe

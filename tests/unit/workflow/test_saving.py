@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from verl.utils.checkpoint.checkpoint_manager import BaseCheckpointManager
 
-from tests.unit.workflow.test_runner import project
+from tests.support.workflow.runs import project
 from verl_s2d.errors import UserError
 from verl_s2d.stages import kinds
 from verl_s2d.stages.shared import checkpoints

@@ -8,8 +8,8 @@ import shutil
 import pytest
 
 from tests.support.workflow.damage import DAMAGES, flip, truncate
-from tests.unit.workflow.test_repair import build, checkpoint
-from tests.unit.workflow.test_runner import directory, project
+from tests.support.workflow.runs import checkpoint, directory, project
+from tests.unit.workflow.test_repair import build
 from verl_s2d import cli
 from verl_s2d.errors import UserError
 from verl_s2d.workflow.store.digests import output_files

@@ -1,6 +1,6 @@
 """Hostile responses against the math verifier, and what they cost.
 
-    python -m tests.support.fuzz_verifiers cases=100000 seed=0
+    python -m tests.support.verifiers.fuzz cases=100000 seed=0
 
 Fails when a call raises, outlasts its limit, or grants a response that cannot be right.
 """
@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.support.hostile_latex import KINDS, TRUTHS
+from tests.support.verifiers.hostile_latex import KINDS, TRUTHS
 from verl_s2d.recipe import arguments
 from verl_s2d.verifiers.math.mathematics import Options, judge
 from verl_s2d.verifiers.process_pool import shared
