@@ -17,7 +17,8 @@ from pathlib import Path
 from tests.support.workflow.project import write_project
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.recipe.schema import Recipe
-from verl_s2d.report.views import plan_text, plan_view
+from verl_s2d.report.command_text import plan_text
+from verl_s2d.report.views import plan_view
 from verl_s2d.workflow.planning import make_plan
 
 

@@ -161,7 +161,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from verl_s2d.report.views import plan_text, plan_view
+    from verl_s2d.report.command_text import plan_text
+    from verl_s2d.report.views import plan_view
     from verl_s2d.sizing.estimate import sized
 
     plan = _load(options)
@@ -171,7 +172,8 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from verl_s2d.report.views import status_text, status_view
+    from verl_s2d.report.command_text import status_text
+    from verl_s2d.report.views import status_view
 
     view = status_view(_load(options))
     _print_json(view) if options.json else print(status_text(view))
@@ -227,21 +229,23 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _gc(options: argparse.Namespace) -> int:
+    from verl_s2d.report.command_text import gc_text
     from verl_s2d.workflow.store.gc import collect
     from verl_s2d.workflow.store.gc_scope import plan_to_keep, results_to_keep
 
     plan = plan_to_keep(options.recipe, options.run_dir, options.rows, options.seeds)
     collection = collect(plan, delete=options.delete, results=results_to_keep(plan, options.rows))
-    _print_json(collection.data()) if options.json else print(collection.text())
+    _print_json(collection.data()) if options.json else print(gc_text(collection.data()))
     return OK
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from verl_s2d.report.command_text import verify_text
     from verl_s2d.workflow.store.verify import verify_run
 
     run = options.run
     verification = verify_run(run if run.is_dir() else make_plan(load_recipe(run)).context.run_dir)
-    _print_json(verification.data()) if options.json else print(verification.text())
+    _print_json(verification.data()) if options.json else print(verify_text(verification.data()))
     return OK if verification.ok else FAILED
 
 
@@ -261,11 +265,12 @@ def _gpu_check(options: argparse.Namespace) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from verl_s2d.data.prepare import Options, prepare, summary
+    from verl_s2d.data.prepare import Options, prepare
     from verl_s2d.recipe import arguments
+    from verl_s2d.report.command_text import prepare_text
 
     manifest = prepare(arguments.parse([f"out={options.out}", *options.settings], Options))
-    _print_json(manifest) if options.json else print(summary(manifest))
+    _print_json(manifest) if options.json else print(prepare_text(manifest))
     return OK
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from verl_s2d.report.curves import curves_of
-from verl_s2d.report.plain_text import markdown
+from verl_s2d.report.document import markdown
 from verl_s2d.report.warnings import alarms_of
 from verl_s2d.report.write import Facts, Report, RowResult, build_report
 from verl_s2d.stages.evaluate.sample_and_score import summarise

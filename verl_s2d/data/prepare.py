@@ -145,32 +145,6 @@ def check_options(options: Options) -> None:
         raise UserError("Not a share.", key="overlap", value=options.overlap, remedy="Above 0 and at most 1.")
 
 
-def summary(manifest: Mapping[str, Any]) -> str:
-    """The manifest for a reader: a table of the sets, then overlaps and halves."""
-    lines = [["set", "rows", "identical", "same text", "unresolved", "overlapping", "problems"]]
-    for name, one in manifest["sets"].items():
-        copies = one["duplicates"]
-        counts = [one["rows"], copies["identical"], copies["same_text"], copies["unresolved"]]
-        lines.append([name, *(f"{n:,}" for n in (*counts, one["overlapping"], one["problems"]))])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [
-        "  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))])
-        for first, *rest in lines
-    ]
-    settings, halves = manifest["settings"], manifest["halves"]
-    for name in settings["eval"]:
-        how = [o["how"] for o in manifest["overlaps"] if o["eval_set"] == name]
-        if how:
-            text.append(f"{name}: {how.count('exact')} exact pairs, {how.count('ngram')} by {settings['ngram']}-grams")
-    if manifest["overlaps"]:
-        removed = settings["contamination"] == "remove"
-        what = "removed" if removed else "kept; a recipe refuses identical ones, contamination=remove drops all"
-        text.append(f"overlapping training problems: {what}")
-    digest = halves["digest"][:12]
-    text.append(f"halves: 1H {halves['1h']:,}, 2H {halves['2h']:,} problems; seed {halves['seed']}, digest {digest}")
-    return "\n".join(text)
-
-
 def _table(records: Sequence[Record], loaded: Loaded, options: Options) -> pa.Table:
     return as_table(
         records,

@@ -1,4 +1,4 @@
-"""A report in order: headings, tables, plots and facts. Markdown and HTML are two ways to write it down."""
+"""The sections of a report, which markdown, page and terminal show: headings, tables, plots and facts."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 from verl_s2d.report import tables
 from verl_s2d.report.curves import PANELS
 from verl_s2d.report.plots import Plot, accuracy_plot, differences_plot, panel_plot
-from verl_s2d.report.tables import Table
+from verl_s2d.report.table_text import Table, as_markdown, as_text, escaped
 
 
 @dataclass(frozen=True)
 class Section:
-    """One heading and what stands under it.
+    """A heading with its tables, plots, facts and text.
 
     Attributes:
-        facts: name and text.
-        in_terminal: short enough, and important enough, for a terminal.
-        warning: to be seen first.
+        facts: (name, text) pairs.
+        in_terminal: show the tables in a terminal, too.
+        warning: highlight the section on the page.
     """
 
     title: str
@@ -33,7 +33,7 @@ class Section:
 
 
 def document(data: Mapping[str, Any]) -> list[Section]:
-    """The sections of report.json's content; those that would be empty are absent."""
+    """Make the sections of report.json's content, without empty ones."""
     sections = []
     if data["alarms"]:
         sections.append(Section("Warnings", [tables.alarms_table(data)], in_terminal=True, warning=True))
@@ -62,14 +62,40 @@ def document(data: Mapping[str, Any]) -> list[Section]:
     return sections
 
 
+def terminal(sections: Sequence[Section]) -> str:
+    """Write the tables meant for a terminal, each below its section's title."""
+    shown = [(section, table) for section in sections if section.in_terminal for table in section.tables]
+    return as_text(*(part for section, table in shown for part in (f"\n{section.title}", table))).lstrip("\n")
+
+
+def markdown(data: Mapping[str, Any], sections: Sequence[Section], *, plots: str) -> str:
+    """Write all sections in markdown.
+
+    Args:
+        plots: directory of the plots, relative to the file.
+    """
+    recipe = data["run"]["recipe"]
+    parts = [f"# Report{f': {escaped(recipe)}' if recipe else ''}"]
+    for section in sections:
+        parts.append(f"## {escaped(section.title)}")
+        parts += [escaped(section.text)] if section.text else []
+        for table in section.tables:
+            parts += [escaped(table.caption), as_markdown(table)]
+        if section.facts:
+            parts.append("\n".join(f"- {escaped(name)}: {escaped(text)}" for name, text in section.facts))
+        for plot in section.plots:
+            parts.append(f"{escaped(plot.title)}\n\n![{escaped(plot.title)}]({plots}/{plot.name}.svg)")
+    return "\n\n".join(parts) + "\n"
+
+
 def _trained(data: Mapping[str, Any]) -> list[str]:
-    """Names of the stages that have curves: each has its colour in all plots."""
+    """Name the stages that have curves; a stage has the same colour in all plots."""
     return list(dict.fromkeys(stage["name"] for stage in data["stages"] if stage["curves"]))
 
 
 def _how_to_read(data: Mapping[str, Any]) -> str:
-    seeds = " A line a seed." if len(data["seeds"]) > 1 else ""
-    return f"Over the steps of each stage; the legend has the first and the last value.{seeds}"
+    seeds = " One line per seed." if len(data["seeds"]) > 1 else ""
+    return f"Metrics over the steps of each stage; the legend shows the first and the last value.{seeds}"
 
 
 def _facts(data: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""A report as one HTML file that asks for nothing from elsewhere and runs no script."""
+"""A report as one HTML file that loads nothing and runs no script."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from importlib.resources import files
 from typing import Any
 
 from verl_s2d.report.document import Section
-from verl_s2d.report.svg import inline
-from verl_s2d.report.tables import Column, Table
 
 
 def page(data: Mapping[str, Any], sections: Sequence[Section], drawn: Mapping[str, str]) -> str:
-    """The page. Every text is escaped; the stylesheet is the only one that the page's policy lets in.
+    """Write the page. Every text is escaped; plots are images, in which a browser runs no script and loads nothing.
 
     Args:
-        drawn: name of a plot -> its SVG file's content.
+        drawn: name of a plot -> content of its SVG file.
     """
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
@@ -27,46 +25,24 @@ def page(data: Mapping[str, Any], sections: Sequence[Section], drawn: Mapping[st
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["typeset"] = typeset
     template = environment.from_string(here.joinpath("page.html").read_text(encoding="utf-8"))
-    plots = {
-        plot.name: Markup(inline(drawn[plot.name], name=plot.name, label=f"{plot.title}. {plot.about}"))
-        for section in sections
-        for plot in section.plots
-    }
     return template.render(
         title=data["run"]["recipe"] or "Report",
         summary=_summary(data),
         sections=sections,
-        plots=plots,
+        images={name: base64.b64encode(svg.encode()).decode() for name, svg in drawn.items()},
         style=Markup(style),
+        # The policy admits this stylesheet only.
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
-        groups=header_groups,
     )
 
 
 def typeset(text: str) -> str:
-    """The signs that a terminal writes with several, or with a hyphen."""
+    """Replace ASCII stand-ins by the mathematical signs."""
     return text.replace("+-", "±").replace(" - ", " − ").replace(" to -", " to −").replace("||", "‖")
 
 
-def header_groups(table: Table) -> list[tuple[str, list[Column]]]:
-    """Neighbouring columns of one group, [] where no column has any."""
-    if not any(column.group for column in table.columns):
-        return []
-    groups: list[tuple[str, list[Column]]] = []
-    for column in table.columns:
-        if groups and column.group and groups[-1][0] == column.group:
-            groups[-1][1].append(column)
-        else:
-            groups.append((column.group, [column]))
-    return groups
-
-
 def _summary(data: Mapping[str, Any]) -> str:
-    counts = [
-        (len(data["rows"]), "row"),
-        (len(data["seeds"]), "seed"),
-        (len(data["sets"]), "evaluation set"),
-        (len(data["stages"]), "stage"),
-    ]
-    words = [f"{count} {what}{'' if count == 1 else 's'}" for count, what in counts if count]
+    counts = {"row": "rows", "seed": "seeds", "evaluation set": "sets", "stage": "stages"}
+    named = [(len(data[key]), name) for name, key in counts.items()]
+    words = [f"{count} {name}{'' if count == 1 else 's'}" for count, name in named if count]
     return f"{', '.join(words)}, {data['run']['seconds'] / 60:,.1f} minutes of stages."

@@ -1,4 +1,4 @@
-"""Plots of a report, drawn by matplotlib as SVG whose text stays text: small ones, to stand beside each other."""
+"""Plots of a report, drawn by matplotlib as SVG: small, to stand side by side."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from verl_s2d.report.curves import Panel, thin
-from verl_s2d.report.plot_style import ACCENT, GRID, INK, PAPER, SERIES
 
 WIDTH, LINE = 4.4, 0.19
-"""Inches: of every plot, and of a line of its legend."""
+"""Inches: width of a plot; height of a line of its legend."""
+INK, GRID, PAPER = "#24292f", "#d8dee4", "#ffffff"
+SERIES = ("#2866b1", "#b8501c", "#27794a", "#7a4fb3", "#c2267f", "#0d7680", "#8f6a0f", "#5b6774")
+ACCENT = SERIES[0]
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot.
+    """A plot that is not drawn yet.
 
     Attributes:
-        name: of its file.
-        about: what it shows, in words, for those who do not see it.
+        name: name of its file, without suffix.
+        about: its content in words, for readers who do not see it.
+        height: inches.
         draw: called with a matplotlib figure.
     """
 
@@ -31,13 +34,14 @@ class Plot:
     draw: Callable[[Any], None]
 
     def svg(self) -> str:
-        """A file of its own, with a white background."""
+        """Draw the plot; return the content of an SVG file with a white background."""
         from matplotlib import rc_context
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
 
-        # Names are text, not TeX; text stays text; the same plot gives the same file.
+        # Names are text, not TeX; text is not drawn as paths; equal plots give equal files.
         options = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": self.name, "font.size": 10}
+        options |= {"font.sans-serif": ["DejaVu Sans"]}
         colours = dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "text.color"), INK)
         with rc_context({**options, **colours}):
             figure = Figure(figsize=(WIDTH, self.height), layout="constrained")
@@ -49,7 +53,7 @@ class Plot:
 
 
 def accuracy_plot(data: Mapping[str, Any], set_name: str) -> Plot:
-    """A bar a row with its standard error, a dot a seed, a diamond for what was published."""
+    """Plot a bar per row with its standard error, a dot per seed, a diamond for a published result."""
     rows = [row for row in data["rows"] if row["sets"][set_name] is not None]
     published = [row["published"].get(set_name) for row in rows]
     unit = f"avg@{'/'.join(map(str, data['samples']))} (%)"
@@ -71,7 +75,7 @@ def accuracy_plot(data: Mapping[str, Any], set_name: str) -> Plot:
             bars.append((mean, max(reaches), other))
         top = max((reach for _, reach, _ in bars), default=0.0) * 1.16 + 1
         for place, (mean, reach, other) in enumerate(bars):
-            # In the bar, where it fits; what was published to the right of all, so that no mark is taken for the other.
+            # Inside the bar if it fits; the published value right of all marks, so that the two are not confused.
             inside = mean > 0.15 * top
             where, colour = (0.0, PAPER) if inside else (reach if other is None else mean, INK)
             near = {"textcoords": "offset points", "va": "center"}
@@ -94,7 +98,7 @@ def accuracy_plot(data: Mapping[str, Any], set_name: str) -> Plot:
 
 
 def differences_plot(data: Mapping[str, Any], set_name: str, most: int = 15) -> Plot | None:
-    """A dot a pair of rows with its interval; None for more pairs than a plot can hold, or for none."""
+    """Plot a dot per pair of rows with its interval; None without pairs or with more than `most`."""
     pairs = [entry for entry in data["differences"] if entry["set"] == set_name]
     if not 0 < len(pairs) <= most:
         return None
@@ -123,10 +127,10 @@ def differences_plot(data: Mapping[str, Any], set_name: str, most: int = 15) -> 
 
 
 def panel_plot(data: Mapping[str, Any], panel: Panel, trained: Sequence[str]) -> Plot | None:
-    """A line a stage, seed and series of the panel; None if no stage has one.
+    """Plot a line per stage, seed and series of the panel; None if no stage has one.
 
     Args:
-        trained: names of the stages that have curves: where there is a colour for each, it is the same in all plots.
+        trained: names of the stages that have curves. A stage has the same colour in all plots if colours suffice.
     """
     stages = [stage for stage in data["stages"] if panel.name in stage["curves"]]
     if not stages:
@@ -142,16 +146,19 @@ def panel_plot(data: Mapping[str, Any], panel: Panel, trained: Sequence[str]) ->
         label: f"{label}: {_ends([curve['values'] for *_, curve in members])}" for label, members in lines.items()
     }
 
+    # Many lines in one plot need no detail, and the page has to stay small.
+    most = max(40, 2000 // sum(map(len, lines.values())))
+
     def draw(figure: Any) -> None:
         axes, handles = figure.add_subplot(), []
         for label, members in lines.items():
             for name, number, curve in members:
                 place = named.index(name)
-                # Past the last colour they begin again, dashed.
+                # After the last colour they repeat, dashed.
                 dashes = ("-", "--", ":", "-.")[(number + place // len(SERIES)) % 4]
                 style = {"color": SERIES[place % len(SERIES)], "linestyle": dashes, "lw": 1.0 if several else 1.5}
                 marker = "o" if len(curve["steps"]) < 3 else None
-                steps, values = thin(curve["steps"], curve["values"], max(60, 3000 // len(stages)))
+                steps, values = thin(curve["steps"], curve["values"], most)
                 drawn = axes.plot(steps, values, marker=marker, ms=4, **style)
             drawn[0].set_label(_short(labels[label], 56))
             handles.append(drawn[0])
@@ -168,13 +175,13 @@ def panel_plot(data: Mapping[str, Any], panel: Panel, trained: Sequence[str]) ->
 
 
 def _ends(curves: Sequence[Sequence[float]]) -> str:
-    """The first and the last value, of several seeds the means."""
+    """Write the first and the last value; means over several seeds."""
     first, last = (sum(values[end] for values in curves) / len(curves) for end in (0, -1))
     return f"{first:.3g} → {last:.3g}".replace("-", "−")
 
 
 def _short(text: str, most: int) -> str:
-    """Text that leaves room for the plot: its middle gives way."""
+    """Shorten text in the middle, so that it leaves room for the plot."""
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2 - 1) :]}"
 
 
@@ -185,7 +192,7 @@ def _mark(shape: str, colour: str, size: float, label: str) -> Any:
 
 
 def _finish(figure: Any, axes: Any, grid: str, handles: Sequence[Any], columns: int = 1) -> None:
-    """What all plots share. The legend is below: no corner of a plot is safely empty."""
+    """Style axes and legend. The legend is below: no corner of a plot is safely empty."""
     axes.spines[["top", "right"] if grid == "y" else ["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y" if grid == "x" else "both", length=0 if grid == "x" else 3)
     axes.grid(axis=grid, color=GRID, lw=0.7)

@@ -1,58 +1,23 @@
-"""The tables of a report, as text cells: what a terminal, markdown and HTML all show."""
+"""The tables of a report: terminal, markdown and page show the same cells."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-MISSING = "-"
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column.
-
-    Attributes:
-        group: what it belongs to, for a header of two lines.
-        name: complete by itself.
-        short: below the group's name; the name itself unless given.
-        numeric: aligned to the right.
-        wide: text that may take several lines.
-    """
-
-    name: str
-    group: str = ""
-    short: str = ""
-    numeric: bool = True
-    wide: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as text, the first of a line its heading.
-
-    Attributes:
-        spans: of every line where it begins and how long it is, as shares of a whole, where that is to be drawn.
-    """
-
-    caption: str
-    columns: Sequence[Column]
-    lines: Sequence[Sequence[str]]
-    spans: Sequence[tuple[float, float]] = ()
+from verl_s2d.report.table_text import MISSING, Column, Table, words
 
 
 def rows_table(data: Mapping[str, Any]) -> Table:
-    """What every row reached, what others published for it, and its ledger."""
+    """Make a line per row: its accuracy, the published one, and its ledger."""
     samples = "/".join(map(str, data["samples"]))
-    columns = [Column("row", numeric=False)]
+    columns = words("row")
     published = [s for s in data["sets"] if any(s in row["published"] for row in data["rows"])]
     for name in data["sets"]:
-        columns.append(_of_set(f"avg@{samples}", name, data))
-        if name in published:
-            columns.append(_of_set("published", name, data))
+        kinds = [f"avg@{samples}", *(["published"] if name in published else [])]
+        columns += [Column(f"{kind} {name}" if len(data["sets"]) > 1 else kind) for kind in kinds]
     ledger = ("labels", "verifier calls", "sampled tokens", "teacher-scored tokens", "updates", "minutes")
-    columns += [Column(name, "ledger") for name in ledger]
+    columns += map(Column, ledger)
     lines = []
     for row in data["rows"]:
         line = [row["name"]]
@@ -67,11 +32,10 @@ def rows_table(data: Mapping[str, Any]) -> Table:
 
 
 def matches_table(data: Mapping[str, Any]) -> Table:
-    """A line for every matched row and seed; no lines where there is none."""
+    """Make a line per matched row and seed; a table without lines if there is none."""
     many_seeds = len(data["seeds"]) > 1
-    columns = [Column("row", numeric=False), *([Column("seed")] if many_seeds else [])]
-    columns += [Column("matched to", numeric=False), Column("by", numeric=False)]
-    columns += [Column("there"), Column("here"), Column("missed by")]
+    columns = [*words("row"), *([Column("seed")] if many_seeds else []), *words("matched to", "by")]
+    columns += map(Column, ("there", "here", "missed by"))
     lines = []
     for row in data["rows"]:
         for of_seed in row["per_seed"]:
@@ -81,16 +45,14 @@ def matches_table(data: Mapping[str, Any]) -> Table:
             line = [row["name"], *([str(of_seed["seed"])] if many_seeds else []), match["to"]]
             missed = f"{reached - wanted:+,} ({100 * (reached - wanted) / wanted:+.1f} %)"
             lines.append([*line, match["by"].replace("_", " "), f"{wanted:,}", f"{reached:,}", missed])
-    return Table("These rows stopped at the first step at or past what another row consumed.", columns, lines)
+    return Table("These rows stopped at the first step that reached the consumption of another row.", columns, lines)
 
 
 def differences_table(data: Mapping[str, Any]) -> Table:
-    """One line a pair of rows and a set."""
+    """Make a line per pair of rows and set."""
     many_sets, many_seeds = len(data["sets"]) > 1, len(data["seeds"]) > 1
-    columns = [Column("row - row", numeric=False)]
-    columns += [Column("set", numeric=False)] if many_sets else []
-    columns += [Column("points"), Column("95 % interval")]
-    columns += [Column("per seed")] if many_seeds else []
+    columns = words("row - row", *(["set"] if many_sets else []))
+    columns += map(Column, ("points", "95 % interval", *(["per seed"] if many_seeds else [])))
     lines = []
     for entry in data["differences"]:
         interval = MISSING if entry["interval"] is None else " to ".join(f"{100 * v:+.1f}" for v in entry["interval"])
@@ -105,25 +67,24 @@ def differences_table(data: Mapping[str, Any]) -> Table:
 
 
 def levels_table(data: Mapping[str, Any], set_name: str) -> Table:
-    """Rows down, levels across; no columns where the set has no levels."""
+    """Make a line per row and a column per level; a table without columns if the set has no levels."""
     of_rows = {row["name"]: (row["sets"][set_name] or {}).get("levels", {}) for row in data["rows"]}
     sizes = {level: values["n_problems"] for levels in of_rows.values() for level, values in levels.items()}
     levels = sorted(sizes, key=lambda level: (len(level), level))
-    columns = [Column(f"{level} ({sizes[level]} problems)", "level") for level in levels]
+    columns = [Column(f"{level} ({sizes[level]} problems)") for level in levels]
     lines = [
         [name, *(_plus_minus(values[level]) if level in values else MISSING for level in levels)]
         for name, values in of_rows.items()
     ]
     caption = f"{set_name}: {_over(data)}, in percent, for the problems of each level."
-    return Table(caption, [Column("row", numeric=False), *columns] if levels else [], lines)
+    return Table(caption, [*words("row"), *columns] if levels else [], lines)
 
 
 def answers_table(data: Mapping[str, Any], set_name: str) -> Table:
-    """pass@k, and how long the answers of the evaluation were."""
+    """Make a line per row: pass@k, mean length and truncation of its answers in the evaluation."""
     of_rows = [(row["name"], row["sets"][set_name]) for row in data["rows"] if row["sets"][set_name] is not None]
     ks = sorted({k for _, values in of_rows for k in values["pass_at"]}, key=int)
-    columns = [Column("row", numeric=False), *(Column(f"pass@{k}", "found in k answers", k) for k in ks)]
-    columns += [Column("mean tokens", "length"), Column("truncated", "length")]
+    columns = [*words("row"), *map(Column, (*(f"pass@{k}" for k in ks), "mean tokens", "truncated"))]
     lines = [
         [
             name,
@@ -139,39 +100,34 @@ def answers_table(data: Mapping[str, Any], set_name: str) -> Table:
 
 
 def stages_table(data: Mapping[str, Any]) -> Table:
-    """Every stage once, with the rows it served and its place in the whole."""
+    """Make a line per stage: its time, updates and the rows it served."""
     stages, many_seeds = data["stages"], len(data["seeds"]) > 1
     restarted = any(stage["attempts"] > 1 for stage in stages)
-    columns = [Column("stage", numeric=False), Column("minutes"), Column("updates")]
+    columns = [*words("stage"), *map(Column, ("minutes", "share", "updates"))]
     columns += [Column("seed")] if many_seeds else []
     columns += [Column("attempts")] if restarted else []
-    columns += [
-        Column("kind", numeric=False),
-        Column("digest", numeric=False),
-        Column("rows", numeric=False, wide=True),
-    ]
-    whole, before, lines, spans = sum(stage["seconds"] for stage in stages) or 1.0, 0.0, [], []
+    columns += [*words("kind", "digest"), Column("rows", numeric=False, wide=True)]
+    whole, lines = sum(stage["seconds"] for stage in stages), []
     for stage in stages:
-        line = [stage["name"], f"{stage['seconds'] / 60:.2f}", f"{stage['updates']:,}"]
+        share = f"{100 * stage['seconds'] / (whole or 1.0):.1f} %"
+        line = [stage["name"], f"{stage['seconds'] / 60:.2f}", share, f"{stage['updates']:,}"]
         line += [_list(stage["seeds"])] if many_seeds else []
         line += [str(stage["attempts"])] if restarted else []
         lines.append([*line, stage["kind"], stage["digest"][:12], _list(stage["rows"])])
-        spans.append((before / whole, stage["seconds"] / whole))
-        before += stage["seconds"]
-    caption = f"In the order in which they began; {whole / 60:.1f} minutes in all, evaluation included."
-    return Table(caption, columns, lines, spans)
+    caption = f"In order of their start; {whole / 60:.1f} minutes in all, evaluation included."
+    return Table(caption, columns, lines)
 
 
 def alarms_table(data: Mapping[str, Any]) -> Table:
-    """What the stages have to be watched for."""
+    """Make a line per alarm of a stage."""
     many_seeds = len(data["seeds"]) > 1
-    columns = [Column("stage", numeric=False), *([Column("seed")] if many_seeds else [])]
-    columns += [Column("from step"), Column("what", numeric=False, wide=True)]
+    columns = [*words("stage"), *map(Column, ["seed"] if many_seeds else []), Column("from step")]
+    columns.append(Column("problem", numeric=False, wide=True))
     lines = []
     for alarm in data["alarms"]:
         line = [alarm["stage"], *([_list(alarm["seeds"])] if many_seeds else [])]
         lines.append([*line, MISSING if alarm["step"] is None else f"{alarm['step']:,}", alarm["text"]])
-    return Table("Found in what the stages logged.", columns, lines)
+    return Table("Found in the metrics of the stages.", columns, lines)
 
 
 def _rows_caption(data: Mapping[str, Any], published: bool) -> str:
@@ -187,10 +143,6 @@ def _rows_caption(data: Mapping[str, Any], published: bool) -> str:
 
 def _over(data: Mapping[str, Any]) -> str:
     return f"avg@k +- standard error over {'problems' if len(data['seeds']) == 1 else 'seeds'}"
-
-
-def _of_set(what: str, name: str, data: Mapping[str, Any]) -> Column:
-    return Column(f"{what} {name}" if len(data["sets"]) > 1 else what, name, what)
 
 
 def _accuracy(values: Mapping[str, Any] | None) -> str:

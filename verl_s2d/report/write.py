@@ -1,4 +1,4 @@
-"""The report over rows and seeds: what each row reached, what it consumed and what its stages logged, as data."""
+"""The report over rows and seeds as data: accuracy, ledger and metrics; and its files."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ if TYPE_CHECKING:
 
 PLOTS = "plots"
 
-
 Published = Mapping[str, Mapping[str, float]]
-"""avg@k in percent that somebody published: row -> evaluation set -> value."""
+"""Published avg@k in percent: row -> evaluation set -> value."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a run was, as far as its rows do not say it.
+    """Facts of a run that its rows do not hold.
 
     Attributes:
         about: name -> text, for example student -> its hub id.
-        command: what repeats the run; empty when unknown.
-        published: shown beside the rows.
+        command: command line that repeats the run; empty if unknown.
+        published: results to show beside the rows.
     """
 
     recipe: str = ""
@@ -41,7 +40,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything the report says.
+    """A report, as data.
 
     Attributes:
         data: content of report.json; accuracies are fractions.
@@ -51,31 +50,31 @@ class Report:
 
     @cached_property
     def sections(self) -> list[Section]:
-        """The data in words, tables and plots: what report.md and report.html both show."""
+        """Make the words, tables and plots that report.md and report.html show."""
         from verl_s2d.report.document import document
 
         return document(self.data)
 
     @property
     def files(self) -> list[str]:
-        """Names of what `write` writes."""
+        """Name the files that `write` writes."""
         plots = [f"{PLOTS}/{plot.name}.svg" for section in self.sections for plot in section.plots]
         return ["report.json", "report.md", "report.html", *plots]
 
     def table(self) -> str:
-        """The rows, their paired differences and what to be warned of, as text for a terminal."""
-        from verl_s2d.report.plain_text import terminal
+        """Write rows, paired differences and warnings as text for a terminal."""
+        from verl_s2d.report.document import terminal
 
         return terminal(self.sections)
 
     def to_json(self) -> str:
-        """Content of report.json."""
+        """Write the content of report.json."""
         return json.dumps(self.data, indent=1, ensure_ascii=False, allow_nan=False)
 
     def write(self, out_dir: str | Path) -> None:
         """Write `files`, report.json last."""
+        from verl_s2d.report.document import markdown
         from verl_s2d.report.page import page
-        from verl_s2d.report.plain_text import markdown
 
         out = Path(out_dir)
         drawn = {plot.name: plot.svg() for section in self.sections for plot in section.plots}
@@ -90,16 +89,16 @@ def build_report(rows: Sequence[RowResult], facts: Facts | None = None) -> Repor
     """Aggregate rows over their seeds, and compare them pairwise within a seed.
 
     Args:
-        rows: in the order in which they are to be shown; a name occurs once a seed.
+        rows: in the order of the report; a name occurs once per seed.
 
     Raises:
-        ValueError: no rows, or a row given twice for a seed.
+        ValueError: no rows, or a row twice under one seed.
     """
     facts = facts or Facts()
     names = list(dict.fromkeys(row.name for row in rows))
     cells = {(row.name, row.seed): row for row in rows}
     if not rows or len(cells) != len(rows):
-        raise ValueError("a report needs at least one row, each once a seed")
+        raise ValueError("a report needs at least one row, each once per seed")
     by_name = {name: [row for row in rows if row.name == name] for name in names}
     sets = list(dict.fromkeys(name for row in rows for name in row.result["sets"]))
     stages = _stages(rows)
@@ -129,8 +128,8 @@ def build_report(rows: Sequence[RowResult], facts: Facts | None = None) -> Repor
 
 
 def printable(value: Any) -> Any:
-    """The same with every character of a text that does not print replaced: model output and names end up here, and
-    escape sequences, NUL or lone surrogates would break a terminal, an SVG or a file."""
+    """Replace unprintable characters in all texts: escape sequences, NUL or lone surrogates in names and in the output
+    of models would break a terminal, an SVG or a file."""
     if isinstance(value, str):
         return value if value.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in value)
     if isinstance(value, Mapping):
@@ -144,7 +143,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _stages(rows: Sequence[RowResult]) -> list[dict[str, Any]]:
-    """Every stage once, with the rows and seeds it served, in the order in which they began where that is known."""
+    """List every stage once, with the rows and seeds it served, in order of its start where that is known."""
     stages: dict[str, dict[str, Any]] = {}
     for row in rows:
         for given in row.stages:

@@ -238,5 +238,5 @@ def outputs(manifest: dict) -> dict[str, str]:
 
 def nothing_half_written(run_dir: Path) -> None:
     """Every stage that has a manifest is whole."""
-    damaged = [finding.text() for finding in verify_run(run_dir).findings if finding.bad]
+    damaged = [finding for finding in verify_run(run_dir).findings if finding.bad]
     assert damaged == []

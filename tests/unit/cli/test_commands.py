@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,7 +74,7 @@ def test_run_status_report(tmp_path, capsys, monkeypatch):
     code, _, err = call(capsys, "run", recipe, *where)
     assert code == 1 and "opd-1h failed" in err and "run the same command again" in err
     _, out, _ = call(capsys, "status", recipe, *where)
-    assert "stopped  opd-1h" in out and "step 2/4" in out and "done     warmup-1h" in out
+    assert re.search(r"^opd-1h +stopped .* 2/4 ", out, re.M) and re.search(r"^warmup-1h +done ", out, re.M)
     code, out, err = call(capsys, "status", recipe, *where, "--json")
     states = {s["name"]: s["state"] for s in json.loads(out)["stages"]}
     assert states["opd-1h"] == "stopped" and states["student-rl-2h"] == "missing"
@@ -91,7 +92,7 @@ def test_run_status_report(tmp_path, capsys, monkeypatch):
     assert call(capsys, "report", tmp_path / "run", "--json")[1] == out, "the run directory says the same"
     assert json.loads(out)["run"]["command"] == f"verl-s2d run {recipe} --run-dir {tmp_path / 'run'}"
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "half-split" in page and page.count("<svg") > 5
+    assert "half-split" in page and page.count("<img") >= 3
 
 
 def test_bad_input_is_exit_code_2_with_nothing_on_standard_output(tmp_path, capsys):

@@ -93,7 +93,7 @@ def test_one_seed(tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert "| bridge | 75.0 +- 14.4 | 2 | 0 | 0 | 0 | 4 | 1.5 |" in text
     assert "| bridge - cold | +50.0 | +50.0 to +50.0 |" in text
-    assert "| teacher-rl | 1.00 | 2 | grpo | aaaa | bridge, full |" in text
+    assert "| teacher-rl | 1.00 | 50.0 % | 2 | grpo | aaaa | bridge, full |" in text
     assert "- recipe: mine\n- student: a/b\n" in text and "- repeat: verl-s2d run mine.yaml" in text
     plots = [name for name in report.files if name.endswith(".svg")]
     assert {"plots/accuracy-0.svg", "plots/score.svg", "plots/reverse-kl.svg", "plots/length.svg"} <= set(plots)

@@ -10,8 +10,9 @@ from tests.support.workflow.project import FakeStages, SimulatedStages, write_pr
 from tests.support.workflow.runs import Lines, build, directory, project
 from verl_s2d.checks import check_plan
 from verl_s2d.errors import UserError
+from verl_s2d.report.command_text import status_text
 from verl_s2d.report.inputs import finished_rows
-from verl_s2d.report.views import status_text, status_view
+from verl_s2d.report.views import status_view
 from verl_s2d.report.write import Facts, build_report
 from verl_s2d.stages import kinds
 from verl_s2d.stages.shared import early_stop

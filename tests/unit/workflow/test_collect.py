@@ -20,13 +20,14 @@ from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.recipe.rows import Row
 from verl_s2d.recipe.schema import Data, Recipe
+from verl_s2d.report.command_text import gc_text, size_text
 from verl_s2d.stages.shared import checkpoints
 from verl_s2d.workflow.graph import Node, ancestors
 from verl_s2d.workflow.ledger import empty_ledger
 from verl_s2d.workflow.planning import Plan, make_plan
 from verl_s2d.workflow.runner import run_plan
 from verl_s2d.workflow.stage import Context
-from verl_s2d.workflow.store.gc import collect, find_waste, readable
+from verl_s2d.workflow.store.gc import collect, find_waste
 from verl_s2d.workflow.store.gc_scope import plan_to_keep
 from verl_s2d.workflow.store.manifest import MANIFEST, is_built, write_manifest
 from verl_s2d.workflow.store.run_directory import opened
@@ -178,7 +179,7 @@ def test_a_directory_in_use_is_left_alone(tmp_path):
     empty = plan_of(tmp_path / "run", [])
     with opened(tmp_path / "run", "tiny"):
         assert len(collect(empty, delete=False).waste) == len(plan.order)
-        assert "--delete would be refused" in collect(empty, delete=False).text()
+        assert "--delete would be refused" in gc_text(collect(empty, delete=False).data())
         with pytest.raises(UserError, match="Another run"):
             collect(empty, delete=True)
     assert not plan.missing()
@@ -238,7 +239,7 @@ def test_a_mount_is_left_alone(tmp_path, monkeypatch):
     make(directory, node, "finished", tmp_path)
     monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(directory))
     collection = collect(plan_of(tmp_path, []), delete=True)
-    assert is_built(node, directory) and collection.bytes == 0 and "another file system" in collection.text()
+    assert is_built(node, directory) and collection.bytes == 0 and "another file system" in gc_text(collection.data())
 
 
 def test_a_directory_that_names_no_recipe(tmp_path):
@@ -250,4 +251,4 @@ def test_a_directory_that_names_no_recipe(tmp_path):
 
 @pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 * 2**40, "5.0 TiB")])
 def test_sizes(size, text):
-    assert readable(size) == text
+    assert size_text(size) == text

@@ -11,7 +11,8 @@ import pytest
 
 from tests.support.workflow.project import write_project
 from verl_s2d.recipe.load import load_recipe
-from verl_s2d.report.views import plan_text, plan_view, status_text, status_view
+from verl_s2d.report.command_text import plan_text, status_text
+from verl_s2d.report.views import plan_view, status_view
 from verl_s2d.workflow.graph import Node, ancestors, build_order, users_of
 from verl_s2d.workflow.planning import make_plan
 

@@ -58,33 +58,21 @@ class Collection:
         return sum(waste.bytes for waste in self.waste if not waste.blocked)
 
     def data(self) -> dict[str, Any]:
-        """For --json."""
+        """Return what --json prints, and what `report.command_text.gc_text` describes."""
+        context = self.plan.context
         entries = [
             {"path": self._name(w), "why": w.why, "bytes": w.bytes, "blocked": w.blocked or None} for w in self.waste
         ]
         kept = {"rows": list(dict.fromkeys(r.name for r in self.plan.rows)), "seeds": self._seeds()}
-        run_dir = str(self.plan.context.run_dir)
-        return {"run_dir": run_dir, "kept": kept, "waste": entries, "bytes": self.bytes, "deleted": self.deleted}
-
-    def text(self) -> str:
-        data = self.data()
-        kept = f"rows {', '.join(data['kept']['rows'])}; seeds {', '.join(map(str, data['kept']['seeds']))}"
-        lines = [f"{data['run_dir']}, keeping what these need: {kept}"]
-        for waste in self.waste:
-            why = f"left alone: {waste.blocked}" if waste.blocked else waste.why
-            lines.append(f"  {readable(waste.bytes):>10}  {self._name(waste)}  {why}")
-        if self.waste and not any(is_built(n, self.plan.context.directory(n)) for n in self.plan.order):
-            lines.append("note: nothing that these rows need is built here; has the recipe changed since the run?")
-        count = sum(not waste.blocked for waste in self.waste)
-        if not count:
-            lines.append("nothing to remove")
-        elif self.deleted:
-            lines.append(f"removed {count} things, {readable(self.bytes)}")
-        else:
-            if is_locked(self.plan.context.run_dir):
-                lines.append("note: a run is working here, so that --delete would be refused")
-            lines.append(f"{count} things, {readable(self.bytes)}. Nothing was removed: that takes --delete")
-        return "\n".join(lines)
+        return {
+            "run_dir": str(context.run_dir),
+            "running": is_locked(context.run_dir),
+            "built": any(is_built(node, context.directory(node)) for node in self.plan.order),
+            "kept": kept,
+            "waste": entries,
+            "bytes": self.bytes,
+            "deleted": self.deleted,
+        }
 
     def _name(self, waste: Waste) -> str:
         return waste.path.relative_to(self.plan.context.run_dir).as_posix()
@@ -200,13 +188,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
-
-
-def readable(size: int) -> str:
-    """`4.2 GiB`."""
-    value, unit = float(size), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024 or unit == "TiB":
-            break
-        value /= 1024
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

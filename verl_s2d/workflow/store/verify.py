@@ -34,9 +34,6 @@ class Finding:
     what: str
     bad: bool
 
-    def text(self) -> str:
-        return f"{'DAMAGED' if self.bad else 'note   '} {self.path}: {self.what}"
-
 
 @dataclass(frozen=True)
 class Verification:
@@ -53,7 +50,7 @@ class Verification:
         return not any(finding.bad for finding in self.findings)
 
     def data(self) -> dict[str, Any]:
-        """For --json."""
+        """Return what --json prints, and what `report.command_text.verify_text` describes."""
         return {
             "run_dir": str(self.run_dir),
             "finished": self.finished,
@@ -62,19 +59,6 @@ class Verification:
             "ok": self.ok,
             "findings": [{"path": f.path, "what": f.what, "bad": f.bad} for f in self.findings],
         }
-
-    def text(self) -> str:
-        lines = [finding.text() for finding in sorted(self.findings, key=lambda f: not f.bad)]
-        lines.append(
-            f"{self.finished} finished and {self.unfinished} unfinished stages, {self.bytes_read / 2**20:,.1f} MiB of "
-            f"output read: {'nothing is damaged' if self.ok else 'damaged as said above'}"
-        )
-        if not self.ok:
-            lines.append(
-                "`verl-s2d run` sets a damaged stage aside and builds it again when something reads it; to avoid "
-                "that, put back a copy of the files named above."
-            )
-        return "\n".join(lines)
 
 
 def verify_run(run_dir: Path) -> Verification:

@@ -1,0 +1,128 @@
+"""Tables as text: by rich for terminals and files, and in markdown."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table as RichTable
+
+MISSING = "-"
+_GAP, _WIDE, _UNLIMITED = 2, 24, 1_000_000
+"""Spaces between columns; longer cells may be wrapped; width of a file."""
+_SPECIAL = re.compile(r"([\\`*\[\]|#])")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column.
+
+    Attributes:
+        numeric: align to the right.
+        wide: let the page wrap its text.
+    """
+
+    name: str
+    numeric: bool = True
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; the first cell of a line is its heading."""
+
+    caption: str
+    columns: Sequence[Column]
+    lines: Sequence[Sequence[str]]
+
+
+def words(*names: str) -> list[Column]:
+    """Make columns that are aligned to the left."""
+    return [Column(name, numeric=False) for name in names]
+
+
+def as_text(*parts: str | Table) -> str:
+    """Join paragraphs and tables for standard output; captions of tables are left out.
+
+    A terminal gets lines of its width and bold headers; columns without room follow in a block of their own. A file
+    gets one line per table line. No cell is cut.
+    """
+    terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else _UNLIMITED
+    stream = io.StringIO()
+    # Cells are text, never markup. A column's width is ours: rich would narrow columns to fit its own.
+    console = Console(file=stream, width=_UNLIMITED, force_terminal=terminal, markup=False, emoji=False)
+    for part in parts:
+        if isinstance(part, str):
+            stream.writelines(f"{_filled(line, width)}\n" for line in part.split("\n"))
+            continue
+        for number, block in enumerate(_blocks(part, width)):
+            stream.write("\n" if number else "")
+            console.print(block)
+    return "\n".join(line.rstrip() for line in stream.getvalue().removesuffix("\n").split("\n"))
+
+
+def as_markdown(table: Table) -> str:
+    """Write a table in markdown, without its caption."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(escaped(cell) for cell in cells) + " |"
+
+    header = [line([column.name for column in table.columns]), "|" + "---|" * len(table.columns)]
+    return "\n".join([*header, *(line(cells) for cells in table.lines)])
+
+
+def escaped(text: str) -> str:
+    """Escape text that markdown would interpret: names come from recipes and data."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _SPECIAL.sub(r"\\\1", text)
+
+
+def _filled(line: str, width: int) -> str:
+    # Paths and arguments stay whole, so that they can be copied.
+    return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) if len(line) > width else line
+
+
+def _blocks(table: Table, width: int) -> Iterator[RichTable]:
+    """Divide the columns into blocks that fit the width; each begins with the first column."""
+    cells = [[column.name, *(line[n] for line in table.lines)] for n, column in enumerate(table.columns)]
+    # A header may be wrapped at every space.
+    least = [max(*map(cell_len, name.split()), 0, *map(_narrowest, column)) for name, *column in cells]
+    most = [max(map(cell_len, column)) for column in cells]
+    waiting = list(range(1, len(cells)))
+    while True:
+        block, spare = [0], width - least[0]
+        while waiting and (len(block) == 1 or spare >= _GAP + least[waiting[0]]):
+            spare -= _GAP + least[waiting[0]]
+            block.append(waiting.pop(0))
+        made = RichTable(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
+        widths = _widths([least[n] for n in block], [most[n] for n in block], spare)
+        for n, column_width in zip(block, widths, strict=True):
+            justify = "right" if table.columns[n].numeric else "left"
+            made.add_column(table.columns[n].name, justify=justify, width=column_width, overflow="fold")
+        for line in table.lines:
+            made.add_row(*(line[n] for n in block))
+        yield made
+        if not waiting:
+            return
+
+
+def _widths(least: Sequence[int], most: Sequence[int], spare: int) -> list[int]:
+    """Share spare width equally among the columns that need it."""
+    widths, left = list(least), len(least)
+    for n in sorted(range(left), key=lambda n: most[n] - least[n]):
+        more = max(0, min(most[n] - least[n], spare // left))
+        widths[n], spare, left = widths[n] + more, spare - more, left - 1
+    return widths
+
+
+def _narrowest(cell: str) -> int:
+    """Width below which a cell would be wrapped although it is short, or inside of a word."""
+    return cell_len(cell) if cell_len(cell) <= _WIDE else max(_WIDE, *map(cell_len, cell.split()))
