@@ -90,11 +90,11 @@ class Cluster(Section):
     warm_start: Literal["auto"] | bool = "auto"
     """Fork stages from a process that has imported verl already, instead of importing it once a stage."""
     stall_minutes: NonNegative | None = None
-    """A stage is stopped whose log says nothing new, and whose metrics and files do not change, for so long. A fifth
-    of it (but a minute) suffices once a log holds an error, before the first step only the death of a process or node.
-    Null: 60 on cuda, 10 on cpu."""
-    step_minutes: NonNegative = 120.0
-    """A stage that writes its log but ends no step for so long, and for ten times its longest step, is stopped."""
+    """Stop a stage that writes nothing, neither log nor files, for this long before its first step; a stage that counts
+    no steps, at any time. Null: 60 on cuda, 10 on cpu."""
+    step_minutes: NonNegative | None = None
+    """Stop a stage that finishes no step for this long, the first step counted from the stage's start, and for ten
+    times its longest step. Null: 120 on cuda, 30 on cpu."""
     grace_seconds: NonNegative | None = None
     """Seconds after SIGTERM that a training stage has to end its step and save before it is stopped. Choose two steps,
     and less than the notice of the scheduler. Null: 1800 on cuda, 25 on cpu."""
@@ -105,10 +105,11 @@ class Cluster(Section):
 
     def on(self, device: str) -> Cluster:
         """Fill in the times that depend on the device: steps take seconds on a CPU and minutes on GPUs."""
-        stall, grace = (10.0, 25.0) if device == "cpu" else (60.0, 1800.0)
+        stall, step, grace = (10.0, 30.0, 25.0) if device == "cpu" else (60.0, 120.0, 1800.0)
         return self.model_copy(
             update={
                 "stall_minutes": stall if self.stall_minutes is None else self.stall_minutes,
+                "step_minutes": step if self.step_minutes is None else self.step_minutes,
                 "grace_seconds": grace if self.grace_seconds is None else self.grace_seconds,
             }
         )

@@ -1,4 +1,4 @@
-"""One attempt at a stage: start its process, watch it, stop it when it stalls."""
+"""One attempt at a stage: start its process, watch it, stop it when it stalls or loses an actor."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ from verl_s2d.workflow.progress import Progress
 from verl_s2d.workflow.stage import Command, metrics_file
 from verl_s2d.workflow.watch.alarm_log import AlarmWatch
 from verl_s2d.workflow.watch.log_errors import Evidence, keep
+from verl_s2d.workflow.watch.ray_deaths import DeathWatch
 from verl_s2d.workflow.watch.watchdog import Limits, Watchdog
 
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 15.0
+_DEATH_SECONDS = 60.0
+"""Time for the driver to end by itself after an actor's death: its own error says more, or it was ending anyway."""
 _SHOWN_LINES = 15
 
 
 class Workers(Protocol):
-    """What is known of the Ray workers of a stage."""
+    """The Ray workers of a stage."""
 
     def worker_logs(self) -> Path | None:
-        """Directory of their logs, None when it cannot be read here."""
+        """Return the directory of their logs; None when it cannot be read here."""
 
     def at_work(self) -> list[str]:
-        """Those that hold an actor or run a task, with what they run, as far as this machine knows."""
+        """List the workers on this machine that hold an actor or run a task, with what they run."""
 
 
 def run_attempt(
@@ -47,14 +50,14 @@ def run_attempt(
     alarms: AlarmWatch | None = None,
     workers: Workers | None = None,
 ) -> None:
-    """Run the command to its end, or until an alarm stops it; whatever way this function is left, the process is gone.
+    """Run the command to its end, or until an alarm stops it. The process has ended on return and on any exception.
 
     Args:
-        alarms: of a stage that trains, and therefore logs steps.
-        workers: of a stage that runs on Ray.
+        alarms: given for stages that train, and therefore log steps.
+        workers: given for stages that run on Ray; `environment` then has the cluster's RAY_ADDRESS.
 
     Raises:
-        StageFailed: it exited with an error, or made no progress for longer than `limits` allow.
+        StageFailed: it exited with an error, made no progress within `limits`, or waited for an actor that died.
         Interrupted: it was asked to save and stop, and did not in time.
     """
     log, metrics = directory / "log.txt", metrics_file(directory, attempt)
@@ -66,13 +69,20 @@ def run_attempt(
         return
     watchdog = Watchdog(directory, metrics, logs, limits, stepping=alarms is not None)
     handle = launcher.start(command.argv, environment, directory, log)
+    deaths = None
     try:
-        code = _watch(node, handle, watchdog, alarms, progress, interruption, directory, attempt, workers)
+        if workers is not None and "RAY_ADDRESS" in environment:
+            deaths = DeathWatch(launcher, environment, directory / "worker-logs" / f"attempt-{attempt}-deaths.txt")
+        code = _watch(node, handle, watchdog, alarms, progress, interruption, directory, attempt, workers, deaths)
         # The end may be why the alarm was raised: a trainer gives up after some updates that were not finite.
         if code != 0 and not _alarmed(node, alarms, progress):
             how = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
+            if death := deaths and deaths.death():
+                how += f" after the death of {death}"
             raise _failure(f"{node.name} {how}; {watchdog.progress()}", watchdog.worker_error(), directory, attempt)
     finally:
+        if deaths is not None:
+            deaths.stop()
         stop(handle, _GRACE_SECONDS)
 
 
@@ -86,8 +96,10 @@ def _watch(
     directory: Path,
     attempt: int,
     workers: Workers | None,
+    deaths: DeathWatch | None,
 ) -> int:
-    """The exit code when it ends; 0 also when an alarm is to end it."""
+    """Wait for the end and return the exit code; 0 also when an alarm is to end it."""
+    death, seen = None, 0.0
     # no limit: the watchdog's
     while (code := handle.poll()) is None:
         time.sleep(_POLL_SECONDS)
@@ -98,25 +110,30 @@ def _watch(
             progress.stage_step(watchdog.step)
         if _alarmed(node, alarms, progress):
             return 0
-        stall = watchdog.stalled()
-        if stall is not None:
+        if deaths is not None and death is None and (death := deaths.death()):
+            seen = time.monotonic()
+            progress.note(f"    {node.name}: an actor has died, {death}")
+        problem = f"{node.name} stalled: {stall}" if (stall := watchdog.stalled()) else ""
+        if death and time.monotonic() - seen > _DEATH_SECONDS:
+            problem = f"{node.name} was waiting for an actor that has died, {death}"
+        if problem:
             at_work = workers.at_work() if workers else []
             waiting = f" At work: {', '.join(at_work)}." if at_work else ""
-            problem = f"{node.name} stalled: {stall}, so it was stopped; {watchdog.progress()}.{waiting}"
+            problem = f"{problem}, so it was stopped; {watchdog.progress()}.{waiting}"
             raise _failure(problem.removesuffix("."), watchdog.error(), directory, attempt)
     _alarmed(node, alarms, progress)
     return code
 
 
 def _alarmed(node: Node, alarms: AlarmWatch | None, progress: Progress) -> bool:
-    """Show new alarms; whether one of them (or an earlier one) stops the stage."""
+    """Show new alarms; return whether one of them, or an earlier one, stops the stage."""
     for alarm in alarms.look() if alarms else ():
         progress.note(f"    {node.name}: ALARM, {alarm.text}")
     return alarms is not None and alarms.stopping
 
 
 def _failure(problem: str, error: Evidence | None, directory: Path, attempt: int) -> StageFailed:
-    """The failure with the lines that say most: the end of an error, otherwise the end of the stage's log."""
+    """Build the failure with the lines that say most: the end of an error, otherwise the end of the stage's log."""
     log = directory / "log.txt"
     if error is None:
         return StageFailed(f"{problem}.", log=log, lines=last_lines(log, _SHOWN_LINES))

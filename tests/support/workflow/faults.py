@@ -34,7 +34,7 @@ PLANTED = {
 PLANTED_IN_RECIPE = "planted-in-the-recipe-0123456789"
 
 VICTIMS = {
-    "driver": r"-m verl(\.trainer\.main_ppo|_s2d\.training\.(warmup|rollout_cache)|_s2d\.evaluation\.evaluate) ",
+    "driver": r"-m verl(\.trainer\.main_ppo|_s2d\.stages\.\w+\.(trainer|rollout_cache|sample_and_score)) ",
     "worker": r"^ray::(WorkerDict|WarmupWorker)",
     "vllm server": r"^ray::vLLMHttpServer",
     "agent loop worker": r"^ray::AgentLoopWorker",

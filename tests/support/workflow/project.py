@@ -19,6 +19,8 @@ from verl_s2d.recipe import arguments
 from verl_s2d.workflow.hosts.process import SubprocessLauncher
 
 STAGE = Path(__file__).with_name("stage.py")
+NO_STAGES = {"verl_s2d.workflow.hosts.cluster_ready": 0, "verl_s2d.workflow.watch.ray_deaths": 1}
+"""Modules that ask Ray, with their exit codes here: the cluster is ready, and cannot be asked about deaths."""
 
 
 class FakeStages(SubprocessLauncher):
@@ -29,8 +31,8 @@ class FakeStages(SubprocessLauncher):
 
     def start(self, argv, env, cwd, log):
         argv = list(argv)
-        if argv[2] == "verl_s2d.workflow.hosts.cluster_ready":
-            return Ended(0)
+        if argv[2] in NO_STAGES:
+            return Ended(NO_STAGES[argv[2]])
         if argv[1] == "-m" and argv[2] != "verl_s2d.data.slices":
             self.started.append(argv[2:])
             argv = [sys.executable, str(STAGE), *argv[2:]]
@@ -65,8 +67,8 @@ class SimulatedStages:
         """Directory names of the stages, in the order in which they were started."""
 
     def start(self, argv, env, cwd, log):
-        if argv[2] == "verl_s2d.workflow.hosts.cluster_ready":
-            return Ended(0)
+        if argv[2] in NO_STAGES:
+            return Ended(NO_STAGES[argv[2]])
         self.started.append(Path(cwd).name)
         module, rest = argv[2], argv[3:]
         with log.open("a") as stream:

@@ -90,10 +90,10 @@ def test_times_that_the_recipe_leaves_open_fit_the_device(tmp_path):
     def times(device, **changes):
         recipe = write_project(tmp_path, cluster__device=device, cluster__stall_minutes=None, **changes)
         cluster = make_plan(load_recipe(recipe)).context.cluster
-        return cluster.stall_minutes, cluster.grace_seconds
+        return cluster.stall_minutes, cluster.step_minutes, cluster.grace_seconds
 
-    assert times("cpu") == (10, 25) and times("cuda") == (60, 1800)
-    assert times("cuda", cluster__grace_seconds=0) == (60, 0)
+    assert times("cpu") == (10, 30, 25) and times("cuda") == (60, 120, 1800)
+    assert times("cuda", cluster__grace_seconds=0, cluster__step_minutes=7) == (60, 7, 0)
 
 
 def test_yaml_that_does_not_parse_or_says_a_thing_twice(tmp_path):

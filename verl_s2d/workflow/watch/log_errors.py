@@ -1,5 +1,5 @@
-"""Which log holds the error: a traceback in the log of the worker that failed says more than the driver's log, where
-only the consequences are."""
+"""Find the log that explains a failure, to show it: a worker's traceback says more than the driver's log, which has the
+consequences only."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from pathlib import Path
 _READ_BYTES = 2**20
 _KEPT_BYTES = 4 * 2**20
 _TRAILING_LINES = 4
-"""Of a message that goes on after the exception's name (CUDA's do)."""
-_LOST = (
-    r"Fatal Python error: |\*\*\* SIG[A-Z]+ "
-    # Said by Ray on behalf of those who no longer can. verl goes on to wait for what they were to return.
+"""Lines to show of a message that goes on after the exception's name, as CUDA's do."""
+_BEGINS = re.compile(
+    r"Traceback \(most recent call last\)|Fatal Python error: |\*\*\* SIG[A-Z]+ "
+    # Printed by Ray for a process that no longer can.
     r"|node name: \S+ has been marked dead|A worker died or was killed while executing a task"
 )
-_BEGINS = re.compile(rf"Traceback \(most recent call last\)|{_LOST}")
-_DEATHS = re.compile(rf"{_LOST}|ray\.exceptions\.(?:ActorDied|WorkerCrashed|NodeDied|OutOfMemory)Error")
 _FORWARDED = re.compile(r"^(?:\x1b\[\d+m)?\((?:(?P<actor>[^()=]+?) )?pid=(?P<pid>\d+)[^)]*\)(?:\x1b\[0m)? ?")
-"""Before what Ray forwards from a worker to its driver."""
+"""Prefix of the lines that Ray forwards from a worker to its driver."""
 _ACTOR = re.compile(r"^:actor_name:(.+)$", re.MULTILINE)
 _WORKER_LOG = re.compile(r"worker-[0-9a-f]+-[0-9a-f]+-(\d+)\.(?:out|err)")
 
@@ -31,8 +29,8 @@ class Evidence:
     """The last error in a log.
 
     Attributes:
-        actor: whose it is (`WorkerDict, process 4711`), None for the driver's own.
-        lines: the last ones of the traceback.
+        actor: the process that logged it (`WorkerDict, process 4711`), None for the driver.
+        lines: the last lines of the traceback.
     """
 
     log: Path
@@ -41,7 +39,7 @@ class Evidence:
 
 
 def sizes(logs: Iterable[Path]) -> dict[Path, int]:
-    """How long each log is now, to look only at what comes after."""
+    """Record the size of each log in bytes, so that a later search can begin there."""
     found = {}
     for log in logs:
         try:
@@ -52,7 +50,7 @@ def sizes(logs: Iterable[Path]) -> dict[Path, int]:
 
 
 def worker_logs(directory: Path | None) -> list[Path]:
-    """Logs of Ray's workers, the one that was written first coming first: who failed first fell silent first."""
+    """List the logs of Ray's workers by modification time: the worker that failed first stopped writing first."""
     if directory is None:
         return []
     changed = []
@@ -67,11 +65,12 @@ def worker_logs(directory: Path | None) -> list[Path]:
 def find_error(
     logs: Iterable[Path], after: Mapping[Path, int], *, count: int = 15, only_forwarded: bool = False
 ) -> Evidence | None:
-    """The last error of the first log that has one.
+    """Find the last error of the first log that has one.
 
     Args:
-        after: log -> where to begin to look; from the start where a log is not named.
-        only_forwarded: in a driver's log only what Ray has forwarded from workers.
+        after: log -> offset in bytes at which the search begins; 0 for a log that is not named.
+        count: lines to return.
+        only_forwarded: consider only lines that Ray has forwarded from workers to the driver's log.
     """
     for log in logs:
         text = _read(log, after.get(log, 0))
@@ -82,13 +81,8 @@ def find_error(
     return None
 
 
-def died(logs: Iterable[Path], after: Mapping[Path, int]) -> bool:
-    """Report whether a log tells of a process, an actor or a node that died; a mere traceback does not."""
-    return any(_DEATHS.search(_read(log, after.get(log, 0))) for log in logs)
-
-
 def keep(evidence: Evidence, directory: Path, attempt: int) -> Evidence:
-    """Copy the log into the stage's directory: Ray's own goes with its head."""
+    """Copy the end of the log into the stage's directory: Ray's logs are deleted with its head."""
     kept = directory / "worker-logs" / f"attempt-{attempt}-{evidence.log.name}"
     try:
         kept.parent.mkdir(exist_ok=True)
@@ -125,7 +119,7 @@ def _actor_of(log: Path) -> str | None:
     name = _WORKER_LOG.fullmatch(log.name)
     if name is None:
         return None
-    # Ray writes the actor's name at the top of each of the two files, if it has come that far.
+    # Ray writes the actor's name at the top of each of the two files once the actor is created.
     for path in (log, log.with_suffix(".err"), log.with_suffix(".out")):
         try:
             with path.open(errors="replace") as stream:

@@ -1,0 +1,107 @@
+"""Learn from Ray which actor of a stage died, and why.
+
+    python -m verl_s2d.workflow.watch.ray_deaths
+
+waits at the cluster of RAY_ADDRESS until an actor dies that a driver of this run (process.MARKER) has started, then
+prints a line about it and ends. Deaths that were meant (ray.kill, exit_actor, no reference left) do not count, nor do
+those that follow from another one (the owner's).
+
+Ray's control store is read directly, as `ray list actors` does at the far end: the dashboard that its public client
+asks may be off, and joining the cluster as a driver would add a job to it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from verl_s2d.workflow.hosts.process import MARKER, Launcher, marked_processes, stop
+
+_POLL_SECONDS = 10
+_MESSAGE_LENGTH = 400
+
+
+class DeathWatch:
+    """Watches a stage's actors from a process of its own, which keeps Ray out of this one.
+
+    Args:
+        environment: of the stage, with RAY_ADDRESS and process.MARKER.
+        log: takes what the process prints.
+    """
+
+    def __init__(self, launcher: Launcher, environment: Mapping[str, str], log: Path):
+        log.parent.mkdir(exist_ok=True)
+        self._log = log
+        self._handle = launcher.start([sys.executable, "-m", __name__], environment, log.parent, log)
+
+    def death(self) -> str | None:
+        """Describe the first unexpected death; None while there is none, or when Ray cannot be asked."""
+        return self._log.read_text(errors="replace").splitlines()[-1] if self._handle.poll() == 0 else None
+
+    def stop(self) -> None:
+        """End the process."""
+        stop(self._handle, 0)
+
+
+def unexpected(actor: Mapping[str, Any]) -> str | None:
+    """Describe the death of an actor that nobody meant to end; None for any other actor.
+
+    Args:
+        actor: an entry of `GlobalState.actor_table`.
+    """
+    cause = actor["DeathCause"]
+    kind = cause.WhichOneof("context")
+    if kind == "creation_task_failure_context":
+        traceback = cause.creation_task_failure_context.formatted_exception_string.strip()
+        why = f"its __init__ raised {traceback.splitlines()[-1]}"
+    elif kind in ("runtime_env_failed_context", "oom_context"):
+        why = getattr(cause, kind).error_message
+    elif kind == "actor_died_error_context":
+        why, reason = cause.actor_died_error_context.error_message, cause.actor_died_error_context.reason
+        # A worker that exits because it was asked to has died, too; its exit type stands in the message only.
+        ended = reason == cause.actor_died_error_context.WORKER_DIED and "exit type: INTENDED_" not in why
+        if not ended and reason != cause.actor_died_error_context.NODE_DIED:
+            return None
+        why = why.rpartition("Worker exit detail: ")[2]
+    else:
+        return None
+    name = actor["ActorClassName"].rpartition(".")[2]
+    where = f"process {actor['Pid']} on {actor['Address']['IPAddress']}"
+    return f"{name} ({where}): {' '.join(why.split())[:_MESSAGE_LENGTH]}"
+
+
+def _own_jobs(state: Any, run_id: str) -> set[str]:
+    """List the ids of the jobs whose driver is a process of this run on this machine: one while a stage runs."""
+    import psutil
+
+    pids = set(marked_processes(run_id))
+    here = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
+    return {job["JobID"] for job in state.job_table() if job["DriverPid"] in pids and job["DriverIPAddress"] in here}
+
+
+def main() -> int:
+    """Wait for the first unexpected death and print it."""
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+    from ray._private.state import GlobalState
+    from ray._raylet import GcsClientOptions
+
+    address = canonicalize_bootstrap_address_or_die(os.environ["RAY_ADDRESS"])
+    state, jobs = GlobalState(), set()
+    options = GcsClientOptions.create(address, None, allow_cluster_id_nil=True, fetch_cluster_id_if_nil=False)
+    state._initialize_global_state(options)
+    while True:  # no limit: the stage's end is this process' end
+        jobs = jobs or _own_jobs(state, os.environ[MARKER])
+        dead = [actor for actor in state.actor_table(None, None, "DEAD").values() if actor["JobID"] in jobs]
+        for actor in sorted(dead, key=lambda actor: actor["EndTime"]):
+            if text := unexpected(actor):
+                print(text, flush=True)
+                return 0
+        time.sleep(_POLL_SECONDS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
