@@ -111,9 +111,9 @@ def test_a_stalled_stage_is_stopped_with_all_it_started(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE", json.dumps({"grpo": "hard-hang@2"}))
     monkeypatch.setattr("verl_s2d.workflow.watch.watchdog._LOOK_SECONDS", 0.2)
     monkeypatch.setattr("verl_s2d.workflow.stage_process._GRACE_SECONDS", 0.5)
-    plan = project(tmp_path, rows=["direct-grpo"], cluster__stall_minutes=0.03)
+    plan = project(tmp_path, rows=["direct-grpo"], cluster__step_minutes=0.2)
     (failure,) = build(plan)
-    assert "stalled" in str(failure) and "cluster.stall_minutes" in str(failure)
+    assert "stalled" in str(failure) and "cluster.step_minutes" in str(failure)
     assert marked_processes(read_record(tmp_path / "run")["id"]) == []
 
 
