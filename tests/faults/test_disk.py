@@ -13,8 +13,7 @@ import pytest
 
 from tests.support.workflow.faults import finish, manifests, nothing_half_written, running, write_recipe
 from tests.support.workflow.runs import Lines
-from tests.support.workflow.simulated_runs import Executor, check_ledgers, check_what_is_there, plan_of
-from tests.unit.workflow.test_simulation import FAILED
+from tests.support.workflow.simulated_runs import FAILED, Executor, check_ledgers, check_what_is_there, plan_of
 from verl_s2d import cli
 from verl_s2d.workflow.planning import Plan
 from verl_s2d.workflow.runner import run_plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from tests.support.workflow.project import FakeStages, write_project
+from tests.support.workflow.project import FakeStages, SimulatedStages, write_project
 from verl_s2d.checks import check_plan
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.workflow.planning import make_plan
@@ -41,6 +41,11 @@ def build(plan, launcher=None, progress=None, **more):
     return run_plan(
         plan, progress or Lines(), launcher=launcher or FakeStages(), check=lambda final: check_plan(plan), **more
     )
+
+
+def simulate(plan, launcher=None, progress=None):
+    """Build with stages that do their work in this process."""
+    return build(plan, launcher or SimulatedStages(), progress)
 
 
 def directory(plan, name):

@@ -15,6 +15,9 @@ from verl_s2d.workflow.planning import Plan, make_plan
 from verl_s2d.workflow.store.digests import damage
 from verl_s2d.workflow.store.manifest import is_built, read_manifest
 
+FAILED = 71
+"""Exit code of a driver whose run ended with failures."""
+
 
 class Executor(SimulatedStages):
     """Checks each start: the stage is not finished, and all that it reads is.

@@ -11,8 +11,7 @@ import pytest
 
 from tests.support.workflow.damage import DAMAGES, flip, remove, truncate
 from tests.support.workflow.project import SimulatedStages
-from tests.support.workflow.runs import Lines, checkpoint, directory, manifests, project
-from tests.support.workflow.runs import build as build_with
+from tests.support.workflow.runs import Lines, checkpoint, directory, manifests, project, simulate
 from verl_s2d.errors import UserError
 from verl_s2d.report.inputs import finished_rows
 from verl_s2d.stages.shared import checkpoints
@@ -27,10 +26,6 @@ from verl_s2d.workflow.store.run_directory import read_record
 def _no_real_cluster(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.delenv("FAKE", raising=False)
-
-
-def build(plan, launcher=None, progress=None):
-    return build_with(plan, launcher or SimulatedStages(), progress)
 
 
 def forget(plan, *names: str) -> None:
@@ -52,12 +47,12 @@ def forget(plan, *names: str) -> None:
 )
 def test_a_damaged_output_is_built_again_before_it_is_read(tmp_path, harm, stage, file, forgotten):
     plan = project(tmp_path)
-    assert build(plan) == []
+    assert simulate(plan) == []
     forget(plan, *forgotten)
     before = manifests(plan)
     harm(directory(plan, stage) / file)
     launcher, progress = SimulatedStages(), Lines()
-    assert build(plan, launcher, progress) == []
+    assert simulate(plan, launcher, progress) == []
     assert len(launcher.started) == 1 + len(forgotten)
     assert any(f"{stage} is damaged" in note and file in note for note in progress.notes)
     after = manifests(plan)
@@ -69,7 +64,7 @@ def test_a_damaged_output_is_built_again_before_it_is_read(tmp_path, harm, stage
 @pytest.mark.parametrize("position", [0.01, 0.2, 0.5, 0.8, 0.99])
 def test_any_bit_of_a_manifest_counts(tmp_path, position):
     plan = project(tmp_path, rows=["direct-grpo"])
-    build(plan)
+    simulate(plan)
     stage = directory(plan, "student-rl-all")
     ledger = read_manifest(stage)["ledger"]
     flip(stage / MANIFEST, position)
@@ -77,14 +72,14 @@ def test_any_bit_of_a_manifest_counts(tmp_path, position):
     with pytest.raises(UserError, match="student-rl-all is damaged"):
         finished_rows(plan)
     launcher, progress = SimulatedStages(), Lines()
-    assert build(plan, launcher, progress) == [] and launcher.started == [], "its work is not repeated"
+    assert simulate(plan, launcher, progress) == [] and launcher.started == [], "its work is not repeated"
     assert any(MANIFEST in note for note in progress.notes)
     assert {**read_manifest(stage)["ledger"], "seconds": 0} == {**ledger, "seconds": 0}
 
 
 def test_a_manifest_from_before_there_were_seals_is_taken_as_it_is(tmp_path):
     plan = project(tmp_path, rows=["direct-grpo"])
-    build(plan)
+    simulate(plan)
     path = directory(plan, "student-rl-all") / MANIFEST
     old = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("seal", "format")}
     path.write_text(json.dumps(old, indent=1) + "\n")
@@ -93,12 +88,12 @@ def test_a_manifest_from_before_there_were_seals_is_taken_as_it_is(tmp_path):
 
 def test_a_model_that_lost_its_manifest_and_is_damaged_is_trained_again(tmp_path):
     plan = project(tmp_path, rows=["direct-grpo"])
-    build(plan)
+    simulate(plan)
     stage = directory(plan, "student-rl-all")
     (stage / MANIFEST).unlink()
     truncate(stage / "model" / "model.safetensors")
     launcher, progress = SimulatedStages(), Lines()
-    assert build(plan, launcher, progress) == [] and len(launcher.started) == 1
+    assert simulate(plan, launcher, progress) == [] and len(launcher.started) == 1
     assert any("model is damaged" in note for note in progress.notes)
 
 
@@ -111,18 +106,18 @@ def test_a_file_that_goes_bad_while_the_run_works_stops_the_stage_that_would_rea
                 flip(directory(plan, "teacher-rl-1h") / "model" / "model.safetensors", 0.99)
             return super().start(argv, env, cwd, log)
 
-    (failure,) = build(plan, Harmful())
+    (failure,) = simulate(plan, Harmful())
     assert "opd-1h did not start" in str(failure) and "model/model.safetensors" in str(failure)
-    assert build(plan) == [] and not plan.missing()
+    assert simulate(plan) == [] and not plan.missing()
 
 
 @pytest.mark.parametrize("harm", DAMAGES)
 def test_a_run_outlives_its_record(tmp_path, harm):
     plan = project(tmp_path, rows=["direct-grpo"])
-    build(plan)
+    simulate(plan)
     harm(tmp_path / "run" / "run.json")
     launcher = SimulatedStages()
-    assert build(plan, launcher) == [] and launcher.started == []
+    assert simulate(plan, launcher) == [] and launcher.started == []
     assert read_record(tmp_path / "run")["recipe"] == "tiny"
 
 
@@ -133,18 +128,18 @@ def test_a_kill_while_the_directory_is_made_does_not_lock_it_for_good(tmp_path, 
         path = tmp_path / "run" / name
         path.parent.mkdir(exist_ok=True)
         path.mkdir() if name.endswith("/") else path.touch()
-    assert build(plan) == []
+    assert simulate(plan) == []
 
 
 @pytest.mark.parametrize("harm", [flip, truncate])
 def test_a_damaged_step_checkpoint_is_not_resumed_from(tmp_path, monkeypatch, harm):
     monkeypatch.setenv("FAKE", json.dumps({"grpo": "crash@4"}))
     plan = project(tmp_path, rows=["direct-grpo"], stages__student_rl__save_every=1)
-    build(plan)
+    simulate(plan)
     saved = directory(plan, "student-rl-all") / "checkpoints"
     harm(checkpoint(saved / "global_step_3" / "actor" / "model_world_size_1_rank_0.pt"))
     progress = Lines()
-    assert build(plan, progress=progress) == []
+    assert simulate(plan, progress=progress) == []
     assert any("global_step_3/actor/model_world_size_1_rank_0.pt" in note for note in progress.notes)
     assert "starting at 2" in (directory(plan, "student-rl-all") / "log.txt").read_text()
     assert read_manifest(directory(plan, "student-rl-all"))["ledger"]["sampled_tokens"] == 80

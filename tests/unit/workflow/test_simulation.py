@@ -17,13 +17,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.support.workflow.runs import Lines
-from tests.support.workflow.simulated_runs import Executor, check_ledgers, check_what_is_there, plan_of
+from tests.support.workflow.simulated_runs import FAILED, Executor, check_ledgers, check_what_is_there, plan_of
 from verl_s2d.report.inputs import finished_rows
 from verl_s2d.workflow.graph import ancestors
 from verl_s2d.workflow.planning import Plan
 from verl_s2d.workflow.runner import run_plan
 
-KILLED, FAILED, CRASHED = 70, 71, 72
+KILLED, CRASHED = 70, 72
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,7 @@ import shutil
 import pytest
 
 from tests.support.workflow.damage import DAMAGES, flip, truncate
-from tests.support.workflow.runs import checkpoint, directory, project
-from tests.unit.workflow.test_repair import build
+from tests.support.workflow.runs import checkpoint, directory, project, simulate
 from verl_s2d import cli
 from verl_s2d.errors import UserError
 from verl_s2d.workflow.store.digests import output_files
@@ -30,7 +29,7 @@ def finished(tmp_path_factory):
         patch.setenv("RAY_ADDRESS", "127.0.0.1:1")
         base = tmp_path_factory.mktemp("finished")
         plan = project(base)
-        assert build(plan) == []
+        assert simulate(plan) == []
     return plan
 
 
@@ -89,7 +88,7 @@ def test_an_input_that_is_gone_is_told(finished, tmp_path):
 def test_the_checkpoint_of_an_unfinished_stage_is_read(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE", json.dumps({"grpo": "crash@3"}))
     plan = project(tmp_path, rows=["direct-grpo"])
-    build(plan)
+    simulate(plan)
     shard = checkpoint(
         directory(plan, "student-rl-all") / "checkpoints/global_step_2/actor/model_world_size_1_rank_0.pt"
     )
