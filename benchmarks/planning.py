@@ -19,7 +19,7 @@ from verl_s2d.recipe.load import load_recipe
 from verl_s2d.recipe.schema import Recipe
 from verl_s2d.report.command_text import plan_text
 from verl_s2d.report.views import plan_view
-from verl_s2d.workflow.planning import make_plan
+from verl_s2d.stages.planning import make_plan
 
 
 def main(nodes: str = "1000,10000", rounds: int = 3) -> None:

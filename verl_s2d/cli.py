@@ -17,8 +17,9 @@ from pathlib import Path
 from verl_s2d import __version__, redaction
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
+from verl_s2d.stages.planning import make_plan
 from verl_s2d.workflow.failures import Interrupted
-from verl_s2d.workflow.planning import Plan, make_plan
+from verl_s2d.workflow.plan import Plan
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -230,11 +231,14 @@ def _report(options: argparse.Namespace) -> int:
 
 def _gc(options: argparse.Namespace) -> int:
     from verl_s2d.report.command_text import gc_text
+    from verl_s2d.stages.planning import plan_to_keep
     from verl_s2d.workflow.store.gc import collect
-    from verl_s2d.workflow.store.gc_scope import plan_to_keep, results_to_keep
+    from verl_s2d.workflow.store.run_directory import evaluations
 
     plan = plan_to_keep(options.recipe, options.run_dir, options.rows, options.seeds)
-    collection = collect(plan, delete=options.delete, results=results_to_keep(plan, options.rows))
+    # Rows that are named are all that is kept; otherwise also what `evaluate` was asked for.
+    results = [] if options.rows else evaluations(plan.context.run_dir)
+    collection = collect(plan, delete=options.delete, results=results)
     _print_json(collection.data()) if options.json else print(gc_text(collection.data()))
     return OK
 

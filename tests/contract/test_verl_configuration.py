@@ -8,9 +8,8 @@ from omegaconf import OmegaConf
 
 from tests.support.paths import ROOT
 from verl_s2d.recipe.load import load_recipe
-from verl_s2d.stages import kinds
+from verl_s2d.stages.planning import make_plan
 from verl_s2d.stages.shared.batch_settings import VERL_BATCH_DEFAULTS
-from verl_s2d.workflow.planning import make_plan
 
 QUICKSTART = ROOT / "recipes" / "quickstart" / "quickstart.yaml"
 CONFIGS = {
@@ -29,7 +28,7 @@ def composed(module: str, overrides: list[str]):
 def commands(tmp_path_factory) -> dict[str, list[str]]:
     """Kind -> the command of one quickstart stage of that kind."""
     plan = make_plan(load_recipe(QUICKSTART), run_dir=tmp_path_factory.mktemp("run"), rows=None, seeds=None)
-    return {node.kind: list(kinds()[node.kind].command(node, plan.context, 1).argv) for node in plan.order}
+    return {node.kind: list(node.stage.command(node, plan.context, 1).argv) for node in plan.order}
 
 
 @pytest.mark.parametrize("kind", ["grpo", "opd", "warmup"])

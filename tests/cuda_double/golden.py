@@ -15,7 +15,7 @@ from tests.support.paths import ROOT
 from tests.support.workflow.project import write_model
 from verl_s2d.workflow.hosts.local_cluster import CLUSTER_MARKER
 from verl_s2d.workflow.hosts.process import MARKER
-from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.subprocess_query import Probe
 
 GOLDEN = Path(__file__).with_name("golden")

@@ -15,8 +15,9 @@ from unittest.mock import patch
 from tests.support.workflow.project import Ended, SimulatedStages, write_model, write_problems
 from tests.support.workflow.runs import Lines
 from verl_s2d.recipe.load import load_recipe
+from verl_s2d.stages.planning import make_plan
 from verl_s2d.stages.prepare.stage import Slices
-from verl_s2d.workflow.planning import Plan, make_plan
+from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.runner import run_plan
 
 FAKE_TOOLS = Path(__file__).with_name("bin")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.cuda_double.golden import GOLDEN, RECIPES, ROOT, texts
 from tests.cuda_double.recorded import cuda_machine
-from verl_s2d.workflow.planning import resolve_device
+from verl_s2d.platforms.device import resolve_device
 
 FILES = ["machine.txt", *(f"{path.stem}.txt" for path in RECIPES)]
 

@@ -18,7 +18,7 @@ import yaml
 
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.recipe.row_checks import ROW_NAMES
-from verl_s2d.workflow.planning import make_plan
+from verl_s2d.stages.planning import make_plan
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

@@ -23,8 +23,8 @@ from tests.support.workflow.faults import (
     write_recipe,
     written,
 )
-from verl_s2d.stages.shared import checkpoints
-from verl_s2d.workflow.watch.detectors import watched
+from verl_s2d.stages import stages
+from verl_s2d.workflow.store import checkpoints
 from verl_s2d.workflow.watch.metric_logs import read_metrics
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -188,7 +188,11 @@ def check_alarms_have_their_metrics(run_dir: Path) -> None:
     for kind in ("grpo", "warmup", "opd"):
         for directory in run_dir.glob(f"stages/{kind}-*"):
             # The divergence to a reference policy is logged where one is asked for.
-            missing = watched(kind) - {"actor/kl_loss"} - max(read_metrics(directory).items())[1].keys()
+            missing = (
+                {metric.key for metric in stages()[kind].metrics if metric.alarm}
+                - {"actor/kl_loss"}
+                - max(read_metrics(directory).items())[1].keys()
+            )
             assert not missing, f"{kind}: {missing}"
 
 

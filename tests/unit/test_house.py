@@ -37,9 +37,7 @@ KNOWN = {
     ("data", "recipe"): "slices are made from arguments that recipe/arguments.py parses",
     ("sizing", "checks"): "`plan` asks verl about every stage through checks/composition.py",
     ("verl_settings", "stages"): "its process runs each trainer's own checks on the composed configuration",
-    ("recipe", "workflow"): "rows make nodes",
-    ("recipe", "stages"): "rows name stages",
-    ("workflow", "stages"): "the runner still knows kinds of stages",
+    ("recipe", "stages"): "the type of the builder that rows are functions of",
 }
 """Imports that point up, with their reasons. An entry that is no longer needed has to go."""
 

@@ -10,7 +10,7 @@ from verl_s2d.checks.model_pairs import check_models
 from verl_s2d.checks.samplers import cache_warnings, check_samplers
 from verl_s2d.checks.software import check_verifier, check_versions
 from verl_s2d.checks.verl_keys import check_verl_keys
-from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.plan import Plan
 
 
 def check_plan(plan: Plan) -> list[str]:

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 from verl_s2d.checks.packages import FLASH_ATTN, missing
 from verl_s2d.errors import UserError
+from verl_s2d.stages.shared.sampling_stage import SamplingStage
+from verl_s2d.stages.shared.verl_trainer import VerlTrainerStage
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.subprocess_query import Probe
 
 _GPU_INSTALL = 'pip install "verl-s2d[gpu]" (README, Install)'
 _CPU_INSTALL = "`bash tests/run.sh` in a clone makes a .venv that has it (README, Install)"
-_SAMPLING = ("grpo", "opd", "rollouts", "evaluate")
 _PROBE = """
 import json, torch
 answer = {"torch": torch.__version__, "built_for": torch.version.cuda or torch.version.hip, "gpus": []}
@@ -87,7 +88,7 @@ def judge_vllm(gpu: bool) -> Line:
 def check_vllm(nodes: Iterable[Node], device: str) -> None:
     """Raises UserError if one of these stages samples and vLLM, or its build for the device, is missing."""
     line = judge_vllm(device != "cpu")
-    sampling = [node.name for node in nodes if node.kind in _SAMPLING]
+    sampling = [node.name for node in nodes if isinstance(node.stage, VerlTrainerStage | SamplingStage)]
     if sampling and not line.ok:
         problem, _, remedy = line.detail.partition("\nremedy: ")
         raise UserError(f"{sampling[0]} would not start: vLLM: {problem}.", key="vllm", remedy=f"{remedy}.")

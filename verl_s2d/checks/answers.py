@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from verl_s2d.errors import UserError
 from verl_s2d.workflow.identity import file_external
-from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.subprocess_query import Probe
 
 if TYPE_CHECKING:

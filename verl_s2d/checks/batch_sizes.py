@@ -8,14 +8,15 @@ from typing import Any
 from verl_s2d.checks.data_slices import slice_size
 from verl_s2d.errors import UserError
 from verl_s2d.sizing import rank_batches as division
-from verl_s2d.sizing.cache import cached_rows
 from verl_s2d.sizing.layouts import check_parallel_sizes
 from verl_s2d.stages.shared.batch_settings import MINI, TRAIN, N, batch_setting, require_batch_sizes
+from verl_s2d.stages.shared.node_settings import merged_verl
+from verl_s2d.stages.shared.verl_trainer import VerlTrainerStage
+from verl_s2d.stages.warmup.stage import Warmup
 from verl_s2d.verl_settings.overrides import value_of
 from verl_s2d.verl_settings.stage_sizes import Engine, MicroBatch
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.planning import Plan
-from verl_s2d.workflow.stage import merged_verl
+from verl_s2d.workflow.plan import Plan
 
 _MICRO = "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"
 _SCORES = "actor_rollout_ref.{}.log_prob_micro_batch_size_per_gpu"
@@ -28,12 +29,12 @@ def check_batches(plan: Plan, nodes: Iterable[Node]) -> None:
     """Raises UserError for the first stage whose batch sizes do not fit together, its slice or the cluster."""
     gpus = plan.context.cluster.nodes * plan.context.cluster.gpus_per_node
     for node in nodes:
-        if node.kind in ("grpo", "opd"):
+        if isinstance(node.stage, VerlTrainerStage):
             _check_rl(node, slice_size(plan, node), gpus)
-        elif node.kind == "warmup":
+        elif isinstance(node.stage, Warmup):
             rollouts = node.inputs["rollouts"]
             prompts = slice_size(plan, rollouts)
-            cached = cached_rows(rollouts, prompts)
+            cached = rollouts.stage.sequences(rollouts, prompts)
             batch = value_of(node.settings["verl"], TRAIN)
             if batch is not None:
                 _require_fits(node, batch, cached, "cached rollouts")
@@ -76,7 +77,7 @@ def _check_rl(node: Node, problems: int | None, gpus: int) -> None:
     if _has_reference(node) and not value_of(verl, "actor_rollout_ref.ref.log_prob_use_dynamic_bsz", dynamic):
         reference = _micro_batch(node, _SCORES.format("ref"))
         adapter = any(value_of(verl, f"actor_rollout_ref.model.{key}") for key in ("lora_rank", "lora.rank"))
-        if node.kind == "opd" or not adapter:
+        if "teacher" in node.sources or not adapter:
             # Otherwise verl scores with the student without its adapters, in the actor's own engine.
             scored.append((reference, _engine(node, "ref", gpus)))
     # An exact divergence asks for no log-probabilities.
@@ -148,7 +149,7 @@ def _require_fits(node: Node, batch: int, available: int | None, what: str) -> N
 def _has_reference(node: Node) -> bool:
     """Whether the stage has a reference engine: the teacher's, or that of a KL penalty."""
     keys = ("actor_rollout_ref.actor.use_kl_loss", "algorithm.use_kl_in_reward")
-    return node.kind == "opd" or any(value_of(node.settings["verl"], key, False) for key in keys)
+    return "teacher" in node.sources or any(value_of(node.settings["verl"], key, False) for key in keys)
 
 
 def _refuse_sequences(node: Node, verl: Mapping[str, Any], keys: Iterable[str], dynamic: str) -> None:

@@ -8,29 +8,26 @@ from typing import Any
 from verl_s2d.errors import UserError
 from verl_s2d.sizing.layouts import check_layout
 from verl_s2d.sizing.model_shapes import Models
-from verl_s2d.stages import kinds
 from verl_s2d.workflow import attempts
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.subprocess_query import Probe
-
-TRAINING_KINDS = ("grpo", "opd", "warmup")
 
 
 class CompositionProbe(Probe):
     """Composes the configuration of each stage that trains, and runs verl's checks and ours on it.
 
     Args:
-        nodes: of the plan; stages of other kinds are passed over.
+        nodes: of the plan; stages of other stages are passed over.
     """
 
     def __init__(self, plan: Plan, nodes: Iterable[Node], environment: Mapping[str, str]):
         self._plan = plan
-        self._nodes = {node.label: node for node in nodes if node.kind in TRAINING_KINDS}
+        self._nodes = {node.label: node for node in nodes if node.stage.trains}
         question = []
         for label, node in self._nodes.items():
             attempt = attempts.count(plan.context.directory(node)) + 1
-            argv = kinds()[node.kind].command(node, plan.context, attempt).argv
+            argv = node.stage.command(node, plan.context, attempt).argv
             question.append({"name": label, "argv": list(argv)})
         super().__init__(["-m", "verl_s2d.verl_settings.composition_process"], environment, question)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from verl_s2d.errors import UserError
-from verl_s2d.stages.prepare.stage import TRAIN_FILE, evaluation_files, slice_sizes
+from verl_s2d.stages.prepare.stage import TRAIN_FILE, Slices, evaluation_files, slice_sizes
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.store.manifest import is_built
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def check_validation(validation: list[Problem], trained_on: list[Problem]) -> No
 
 def _slices_of_seed(plan: Plan, target: Node) -> list[Node]:
     seed = target.settings["seed"]
-    return [n for n in plan.order if n.kind == "slices" and n.settings["seed"] == seed]
+    return [n for n in plan.order if isinstance(n.stage, Slices) and n.settings["seed"] == seed]
 
 
 def check_slices(directory: Path) -> None:

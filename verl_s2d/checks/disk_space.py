@@ -10,9 +10,7 @@ from typing import Any
 from verl_s2d.errors import UserError
 from verl_s2d.sizing.disk import run_disk, training_disk
 from verl_s2d.sizing.model_shapes import Models
-from verl_s2d.stages.shared.batch_settings import response_tokens
-from verl_s2d.verl_settings.from_verl import read_training
-from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.plan import Plan
 
 GB = 10**9
 
@@ -34,8 +32,8 @@ def check_disk(plan: Plan, settings: Mapping[str, Mapping[str, Any]], models: Mo
     for node in plan.missing():
         shape = models.shape(node) if node.label in settings else None
         if shape is not None:
-            longest = plan.recipe.data.prompt_tokens + response_tokens(node)
-            training = read_training(node.kind, settings[node.label], longest)
+            longest = plan.recipe.data.prompt_tokens + node.stage.response_tokens(node)
+            training = node.stage.demand(settings[node.label], longest)
             stages.append((node, training_disk(node, settings[node.label], training, shape)))
     known = [(node, disk) for node, disk in stages if disk is not None]
     needed, _ = run_disk(disk for _, disk in known)

@@ -20,9 +20,9 @@ from verl_s2d.checks.software import check_verifier, check_versions
 from verl_s2d.checks.verl_keys import check_verl_keys
 from verl_s2d.data.model_files import ModelFacts
 from verl_s2d.errors import UserError
-from verl_s2d.workflow.hosts.cluster_demand import demand
+from verl_s2d.platforms.device import accelerator_here
 from verl_s2d.workflow.hosts.external_cluster import ask_for_check
-from verl_s2d.workflow.planning import Plan, accelerator_here
+from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.runner import stage_environment
 from verl_s2d.workflow.store.manifest import installed_versions
 
@@ -66,7 +66,7 @@ def _ray_cluster(plan: Plan) -> list[Finding]:
     """Ask the cluster of RAY_ADDRESS, if there is one, whether it can hold the recipe's stages."""
     if not os.environ.get("RAY_ADDRESS"):
         return []
-    needs, environment = demand(plan.order, plan.context.cluster), stage_environment(plan.context.device)
+    needs, environment = plan.ray_demand, stage_environment(plan.context.device)
     return [_attempt("Ray cluster", lambda: ask_for_check(needs, environment))]
 
 

@@ -10,10 +10,9 @@ from verl_s2d.data.weights import check_weights
 from verl_s2d.errors import UserError
 from verl_s2d.workflow.graph import Node, ancestors
 from verl_s2d.workflow.identity import External
-from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.store.manifest import is_built
 
-_BRIDGE_KINDS = ("opd", "warmup")
 _TEACHERS = ("teacher", "sft_teacher")
 _ROLES = ("student", *_TEACHERS)
 
@@ -56,7 +55,7 @@ def models_of_rows(plan: Plan) -> list[tuple[dict[str, ModelFacts], bool]]:
             if (role, directory) not in facts:
                 facts[role, directory] = read_model(directory, role)
             models[role] = facts[role, directory]
-        found[row.seed] = (models, bridged or any(node.kind in _BRIDGE_KINDS for node in nodes))
+        found[row.seed] = (models, bridged or any("teacher" in node.sources for node in nodes))
     return list(found.values())
 
 
@@ -67,7 +66,7 @@ def _directories(plan: Plan, nodes: Iterable[Node]) -> dict[str, Path]:
             if isinstance(source, External):
                 if source.key in _ROLES and source.key not in directories:
                     directories[source.key] = _directory(source)
-            elif source.kind == "script" and source.settings["makes"] == "model":
+            elif source.stage.prepares and source.stage.makes_model(source):
                 directory = plan.context.directory(source)
                 if is_built(source, directory):
                     directories[source.name.partition(" ")[0]] = directory

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from verl_s2d.checks import check_plan
-from verl_s2d.checks.composition import TRAINING_KINDS, CompositionProbe
+from verl_s2d.checks.composition import CompositionProbe
 from verl_s2d.checks.disk_space import check_disk
 from verl_s2d.checks.packages import check_packages
 from verl_s2d.checks.registration import RegistrationProbe
 from verl_s2d.errors import UserError
-from verl_s2d.workflow.planning import Plan
+from verl_s2d.stages.shared.verl_trainer import VerlTrainerStage
+from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.progress import Progress
 from verl_s2d.workflow.runner import stage_environment
 
@@ -27,15 +28,15 @@ class RunChecks:
     def __call__(self, final: bool) -> None:
         self._tell(check_plan(self._plan))
         missing, environment = self._plan.missing(), stage_environment(self._plan.context.device)
-        if self._composition is None and any(node.kind in TRAINING_KINDS for node in missing):
+        if self._composition is None and any(node.stage.trains for node in missing):
             self._composition = CompositionProbe(self._plan, missing, environment)
-        if self._registration is None and any(node.kind == "opd" for node in missing):
+        if self._registration is None and any(isinstance(node.stage, VerlTrainerStage) for node in missing):
             self._registration = RegistrationProbe(environment)
         if final and self._registration is not None:
             registered, detail = self._registration.result()
             if not registered:
                 raise UserError(
-                    f"verl does not have the trainer of Stage 2b: {detail}",
+                    f"verl does not have our trainers: {detail}",
                     key="registration",
                     remedy="Install verl-s2d into the environment that verl is in; `verl-s2d check` tells more.",
                 )

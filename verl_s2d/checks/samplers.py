@@ -10,14 +10,15 @@ from pathlib import Path
 
 from verl_s2d.checks.data_slices import slice_size
 from verl_s2d.errors import UserError
+from verl_s2d.platforms.device import accelerator_here
 from verl_s2d.sizing.cache import cache_use, waste_warning
-from verl_s2d.sizing.layouts import check_sampler, sampler_section
+from verl_s2d.sizing.layouts import check_sampler
 from verl_s2d.sizing.model_shapes import Models
-from verl_s2d.stages import kinds
-from verl_s2d.stages.shared.sampling_stage import SamplingKind, engine
+from verl_s2d.stages.rollouts.stage import Rollouts
+from verl_s2d.stages.shared.sampling_stage import SamplingStage, engine
 from verl_s2d.validation import suggestion
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.planning import Plan, accelerator_here
+from verl_s2d.workflow.plan import Plan
 
 
 def check_samplers(plan: Plan, nodes: Iterable[Node]) -> None:
@@ -29,7 +30,7 @@ def check_samplers(plan: Plan, nodes: Iterable[Node]) -> None:
     """
     models = Models(plan)
     for node in nodes:
-        if isinstance(kinds()[node.kind], SamplingKind):
+        if isinstance(node.stage, SamplingStage):
             _check_arguments(node)
             if plan.context.device != "cpu":
                 _check_place(node)
@@ -40,7 +41,7 @@ def cache_warnings(plan: Plan, nodes: Iterable[Node]) -> list[str]:
     """Warnings of caches of which most is sampled for nothing."""
     warnings = []
     for node in nodes:
-        if node.kind == "rollouts":
+        if isinstance(node.stage, Rollouts):
             use = cache_use(node, plan.order, slice_size(plan, node, expected=plan.recipe.data.expected.get("train")))
             if use is not None and (warning := waste_warning(node, use)):
                 warnings.append(warning)
@@ -53,7 +54,7 @@ def _check_arguments(node: Node) -> None:
         if name not in known:
             raise UserError(
                 f"{node.name}: the installed vLLM has no such argument.",
-                key=f"{sampler_section(node)}.engine.{name}",
+                key=f"{node.stage.section}.engine.{name}",
                 value=value,
                 remedy=suggestion(name, known),
             )

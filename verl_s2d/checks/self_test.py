@@ -12,10 +12,9 @@ from typing import Any
 
 from verl_s2d.checks.installation import Finding
 from verl_s2d.errors import UserError
-from verl_s2d.recipe.rows import Row
 from verl_s2d.stages.builder import Builder
 from verl_s2d.workflow.hosts.process import Launcher
-from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.plan import Plan, Row
 from verl_s2d.workflow.progress import Progress
 from verl_s2d.workflow.runner import run_plan
 from verl_s2d.workflow.watch.metric_logs import read_metrics

@@ -9,7 +9,7 @@ import json
 
 from verl_s2d.errors import UserError
 from verl_s2d.validation import suggestion
-from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.plan import Plan
 
 VERL_AT_LEAST, VERL_BELOW = "0.9.1", "0.10"
 

@@ -11,13 +11,11 @@ from typing import Any
 import yaml
 
 from verl_s2d.errors import UserError
+from verl_s2d.stages.shared.node_settings import merged_verl
+from verl_s2d.stages.shared.verl_trainer import VerlTrainerStage
 from verl_s2d.validation import suggestion
-from verl_s2d.verl_settings.overrides import value_of
-from verl_s2d.verl_settings.reserved_keys import bare_key
+from verl_s2d.verl_settings.overrides import bare_key, value_of
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.stage import merged_verl
-
-_VERL_KINDS = ("grpo", "opd")
 
 
 def check_verl_keys(nodes: Iterable[Node]) -> None:
@@ -26,7 +24,7 @@ def check_verl_keys(nodes: Iterable[Node]) -> None:
     The same rules as hydra's: a plain key must exist, `+key` must not, `++key` may.
     """
     for node in nodes:
-        if node.kind in _VERL_KINDS:
+        if isinstance(node.stage, VerlTrainerStage):
             overrides = merged_verl(node)
             known = verl_keys(value_of(overrides, "model_engine", "dp"))
             for key, value in overrides.items():

@@ -12,8 +12,8 @@ from verl_s2d.gpu_check.gpu_report import PartResult, write_report
 from verl_s2d.gpu_check.part_registry import choose
 from verl_s2d.gpu_check.part_runner import run_parts
 from verl_s2d.gpu_check.part_settings import Settings
+from verl_s2d.platforms.device import accelerator_here
 from verl_s2d.workflow.interruption import Interruption
-from verl_s2d.workflow.planning import accelerator_here
 from verl_s2d.workflow.store.hf_export import export_problem
 
 

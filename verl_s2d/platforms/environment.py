@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 CPU_ENVIRONMENT = {
-    # verl: use the platform that platforms/cpu/platform.py registers, in processes that start before any probe could run.
+    # verl: use the platform of platforms/cpu/platform.py, in processes that start before any probe could run.
     "VERL_PLATFORM": "cpu",
     # vLLM: its own probe reads a version string that only some of its processes can see.
     "VLLM_TARGET_DEVICE": "cpu",

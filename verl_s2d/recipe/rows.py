@@ -6,28 +6,12 @@ A row is the model it ends with, evaluated. Stages that rows share have the same
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from verl_s2d.recipe.row_checks import ROW_NAMES
-from verl_s2d.recipe.schema import Recipe
-from verl_s2d.stages.builder import Builder, Model
-from verl_s2d.stages.matching import matched_model
-from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.identity import External
 
-
-@dataclass(frozen=True)
-class Row:
-    """One row of the report.
-
-    Attributes:
-        target: its evaluation node; everything else follows from it.
-    """
-
-    name: str
-    seed: int
-    target: Node
+if TYPE_CHECKING:
+    from verl_s2d.stages.builder import Builder, Model
 
 
 def cold_student(b: Builder) -> Model:
@@ -105,27 +89,3 @@ ROWS: Mapping[str, Callable[[Builder], Model]] = {
     "sft-teacher": sft_teacher,
 }
 assert tuple(ROWS) == ROW_NAMES
-
-
-def build_rows(recipe: Recipe, names: list[str], seeds: list[int], device: str) -> list[Row]:
-    """The graphs of the chosen rows, for every seed.
-
-    Raises:
-        UserError: a file or model of the recipe cannot be read, or a stage that a row needs has no settings.
-    """
-    externals: dict[Any, External] = {}
-    rows = []
-    for seed in seeds:
-        for name in names:
-            builder = Builder(recipe, name, seed, device, externals, several_seeds=len(seeds) > 1)
-            rows.append(Row(name, seed, builder.evaluate(_model(builder, name))))
-    return rows
-
-
-def _model(builder: Builder, name: str) -> Model:
-    """What a row ends with; of a matched one, the other row's last stage with a budget."""
-    chosen = builder.recipe.matched.get(name)
-    if chosen is None:
-        return ROWS[name](builder)
-    model, target = _model(builder, chosen.row), _model(builder, chosen.to)
-    return matched_model(name, chosen, model, target, builder.slice_sizes)

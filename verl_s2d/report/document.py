@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from verl_s2d.report import tables
-from verl_s2d.report.curves import PANELS
 from verl_s2d.report.plots import Plot, accuracy_plot, differences_plot, panel_plot
 from verl_s2d.report.table_text import Table, as_markdown, as_text, escaped
+from verl_s2d.stages.shared.panels import PANELS
 
 
 @dataclass(frozen=True)

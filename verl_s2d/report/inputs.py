@@ -18,7 +18,7 @@ from verl_s2d.report.write import Facts, Report, build_report
 from verl_s2d.workflow import attempts
 from verl_s2d.workflow.graph import MATCHED, stage_label
 from verl_s2d.workflow.ledger import Ledger, add_ledgers, amount, empty_ledger
-from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.store.digests import damage
 from verl_s2d.workflow.store.manifest import inspect_manifest
 from verl_s2d.workflow.store.run_directory import read_record

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from verl_s2d.report.curves import Panel, thin
+from verl_s2d.report.curves import thin
+from verl_s2d.workflow.metrics import Panel
 
 WIDTH, LINE = 4.4, 0.19
 """Inches: width of a plot; height of a line of its legend."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from verl_s2d import redaction
-from verl_s2d.stages import kinds
+from verl_s2d.stages.evaluate.stage import Evaluate
 from verl_s2d.stages.prepare.stage import evaluation_files
 from verl_s2d.workflow import attempts
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.store.manifest import is_built, read_manifest
 from verl_s2d.workflow.store.run_directory import is_locked
 from verl_s2d.workflow.watch.alarm_log import recorded
@@ -29,18 +29,18 @@ def plan_view(plan: Plan) -> dict[str, Any]:
 
 
 def _planned(plan: Plan, node: Node) -> dict[str, Any]:
-    kind, directory = kinds()[node.kind], plan.context.directory(node)
+    stage, directory = node.stage, plan.context.directory(node)
     cached = is_built(node, directory)
-    command = kind.command(node, plan.context, attempts.count(directory) + 1)
+    command = stage.command(node, plan.context, attempts.count(directory) + 1)
     argv = command.argv
-    if node.kind == "evaluate" and not evaluation_files(node, "source", plan.context):
+    if isinstance(stage, Evaluate) and not evaluation_files(node, "source", plan.context):
         argv = [*argv, f"set.<name>={plan.context.directory(node.inputs['source'])}/<name>.parquet"]
     return {
         "kind": node.kind,
         "name": node.name,
         "state": "cached" if cached else "partial" if directory.exists() else "missing",
-        "does": kind.describe(node),
-        "steps": kind.total_steps(node),
+        "does": stage.describe(node),
+        "steps": stage.total_steps(node),
         "rows": plan.rows_of(node),
         "inputs": {role: source.label for role, source in node.inputs.items()},
         "dir": str(directory),
@@ -68,7 +68,7 @@ def status_view(plan: Plan) -> dict[str, Any]:
                 "seconds": round(attempts.seconds_spent(directory), 1),
                 "attempts": attempts.count(directory),
                 "step": step,
-                "steps": kinds()[node.kind].total_steps(node),
+                "steps": node.stage.total_steps(node),
             }
         else:
             entry |= {"state": "missing"}

@@ -41,16 +41,6 @@ class CacheUse:
         return 1 - self.read / self.sampled
 
 
-def cached_rows(rollouts: Node, problems: int | None) -> int | None:
-    """Rollouts that the stage samples from a slice of so many problems; None where that decides and is not known."""
-    settings = rollouts.settings
-    if "rows" not in settings:
-        return None if problems is None else problems * settings["per_prompt"]
-    if settings["temperature"] > 0:
-        return settings["rows"]
-    return None if problems is None else min(settings["rows"], problems)
-
-
 def cache_use(rollouts: Node, nodes: Iterable[Node], problems: int | None) -> CacheUse | None:
     """Compare what a stage samples with what is read of it; None as long as the number of rollouts is not known.
 
@@ -59,10 +49,10 @@ def cache_use(rollouts: Node, nodes: Iterable[Node], problems: int | None) -> Ca
             of them reads.
         problems: of the slice that is sampled from, None where not known.
     """
-    sampled = cached_rows(rollouts, problems)
+    sampled = rollouts.stage.sequences(rollouts, problems)
     if not sampled:
         return None
-    readers = [n for n in nodes if n.kind == "warmup" and n.inputs["rollouts"].digest == rollouts.digest]
+    readers = [n for n in nodes if (read := n.inputs.get("rollouts")) and read.digest == rollouts.digest]
     wanted = max((rows_read(n.settings) for n in readers), default=0)
     return CacheUse(sampled, min(sampled, wanted), rollouts.settings["response_tokens"])
 

@@ -60,13 +60,13 @@ def training_cost(
     prompt: int,
     response: int,
 ) -> Cost:
-    """Of a stage that trains: kinds grpo, opd, warmup. One that is to stop where another row did may not know where."""
+    """Of a stage that trains. One that is to stop where another row did may not know where."""
     steps = node.settings["steps"]
     if steps is None:
         return Cost(**dict.fromkeys((f.name for f in fields(Cost)), None))
     sequences = steps * training.batch
     tokens, whole = sequences * response, sequences * (prompt + response)
-    sampled, distilled = training.rollout is not None, node.kind in ("opd", "warmup")
+    sampled, distilled = training.rollout is not None, "teacher" in node.sources
     known = shape is not None and (teacher is not None or not distilled)
     passes = sampling = None
     if known:
@@ -79,20 +79,17 @@ def training_cost(
     return Cost(
         sampled_tokens=tokens if sampled else 0,
         teacher_scored_tokens=tokens if distilled else 0,
-        verifier_calls=sequences if node.kind == "grpo" else 0,
+        verifier_calls=sequences if "verifier_calls" in node.stage.consumes else 0,
         updates=round(sequences / training.mini_batch * training.epochs),
         pass_flops=passes,
         sampling_flops=sampling,
     )
 
 
-def sampling_cost(
-    problems: int | None, samples: int, shape: ModelShape | None, *, prompt: int, response: int, scored: bool
-) -> Cost:
-    """Of a stage that only samples: kinds rollouts and evaluate; `scored`: a verifier looks at every sample."""
-    if problems is None:
+def sampling_cost(sequences: int | None, shape: ModelShape | None, *, prompt: int, response: int, scored: bool) -> Cost:
+    """Compute the cost of a stage that only samples; `scored`: a verifier looks at every sample."""
+    if sequences is None:
         return Cost(sampled_tokens=None, verifier_calls=None if scored else 0, sampling_flops=None)
-    sequences = problems * samples
     flops = None if shape is None else sequences * (prompt + response) * forward_flops(shape, prompt + response)
     return Cost(sampled_tokens=sequences * response, verifier_calls=sequences if scored else 0, sampling_flops=flops)
 

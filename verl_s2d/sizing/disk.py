@@ -14,7 +14,6 @@ from typing import Any
 
 from verl_s2d.sizing.engine_memory import trained_parameters
 from verl_s2d.sizing.shapes import ModelShape
-from verl_s2d.stages.shared.checkpoints import KEEP_KEYS
 from verl_s2d.verl_settings.stage_sizes import Training
 from verl_s2d.workflow.graph import Node
 
@@ -50,7 +49,7 @@ def training_disk(node: Node, settings: Mapping[str, Any], training: Training, s
         adapters = trained if engine.lora_rank else 0
         export = engine.held_bytes * shape.parameters
         checkpoint = engine.held_bytes * (shape.parameters + adapters + 2 * trained) + export
-    section, _, name = KEEP_KEYS[node.kind].partition(".")
+    section, _, name = node.stage.keep_key.partition(".")
     keep = settings[section][name]
     steps = node.settings["steps"]
     if steps is None:

@@ -9,23 +9,22 @@ from typing import Any
 from verl_s2d.checks.composition import CompositionProbe
 from verl_s2d.checks.data_slices import slice_size
 from verl_s2d.sizing import cost
-from verl_s2d.sizing.cache import CacheUse, cache_use, cached_rows, waste_warning
+from verl_s2d.sizing.cache import CacheUse, cache_use, waste_warning
 from verl_s2d.sizing.cost import Cost, sampling_cost, training_cost
 from verl_s2d.sizing.disk import StageDisk, run_disk, sampling_disk, training_disk
 from verl_s2d.sizing.engine_memory import frozen_memory, training_memory
 from verl_s2d.sizing.generation import Generation, generation
-from verl_s2d.sizing.layouts import check_sampler, sampler_section
+from verl_s2d.sizing.layouts import check_sampler
 from verl_s2d.sizing.model_shapes import Models
 from verl_s2d.sizing.phases import Phase, fullest, training_phases
 from verl_s2d.sizing.remedies import cache_remedy, remedy_for
 from verl_s2d.sizing.shapes import ModelShape
 from verl_s2d.stages.prepare.stage import evaluation_files
-from verl_s2d.stages.shared.batch_settings import response_tokens
-from verl_s2d.stages.shared.sampling_stage import engine
-from verl_s2d.verl_settings.from_verl import read_training
+from verl_s2d.stages.rollouts.stage import Rollouts
+from verl_s2d.stages.shared.sampling_stage import SamplingStage, engine
 from verl_s2d.verl_settings.stage_sizes import Rollout, Training
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.runner import stage_environment
 
 GIB = 2**30
@@ -68,13 +67,13 @@ class Estimate:
         for node in self._plan.order:
             if node.label in self._settings:
                 memory, spent = self._training(node)
-            elif node.kind in ("rollouts", "evaluate"):
+            elif isinstance(node.stage, SamplingStage):
                 memory, spent = self._sampling(node)
             else:
                 continue
             disk = self._disk(node, spent)
             stages[node.label] = {"memory": memory, "cost": _cost_view(spent), "disk": disk and _disk_view(disk)}
-            if node.kind == "rollouts" and (use := cache_use(node, self._plan.order, self._problems(node))):
+            if isinstance(node.stage, Rollouts) and (use := cache_use(node, self._plan.order, self._problems(node))):
                 stages[node.label]["cache"] = _cache_view(use)
                 warnings += filter(None, [waste_warning(node, use)])
             costs.append(spent)
@@ -100,11 +99,11 @@ class Estimate:
         return self._plan.context.cluster.gpu_memory_gb * GIB
 
     def _training(self, node: Node) -> tuple[dict[str, Any] | None, Cost]:
-        response = response_tokens(node)
-        training = read_training(node.kind, self._settings[node.label], self._prompt + response)
+        response = node.stage.response_tokens(node)
+        training = node.stage.demand(self._settings[node.label], self._prompt + response)
         shape, teacher = self._models.shape(node), self._models.teacher(node)
         spent = training_cost(node, training, shape, teacher, prompt=self._prompt, response=response)
-        known = shape is not None and (teacher is not None or node.kind == "grpo")
+        known = shape is not None and (teacher is not None or "teacher" not in node.sources)
         if not known or not training.actor.accelerator:
             return None, spent
         sampler = training.rollout and generation(training.rollout, shape, training.longest, self._gpu_bytes)
@@ -115,35 +114,27 @@ class Estimate:
 
     def _disk(self, node: Node, spent: Cost) -> StageDisk | None:
         if node.label not in self._settings:
-            response = response_tokens(node)
+            response = node.stage.response_tokens(node)
             return sampling_disk(spent.sampled_tokens, self._prompt, response) if spent.sampled_tokens else None
         settings, shape = self._settings[node.label], self._models.shape(node)
         if shape is None:
             return None
-        training = read_training(node.kind, settings, self._prompt + response_tokens(node))
+        training = node.stage.demand(settings, self._prompt + node.stage.response_tokens(node))
         return training_disk(node, settings, training, shape)
 
     def _sampling(self, node: Node) -> tuple[dict[str, Any] | None, Cost]:
         """Of a stage that is vLLM alone."""
-        shape, answers = self._models.shape(node), node.kind == "evaluate"
-        settings, tensor = node.settings, node.operations["tensor_parallel_size"]
-        response = response_tokens(node)
-        problems = self._problems(node)
-        spent = sampling_cost(
-            problems if answers else cached_rows(node, problems),
-            settings["samples"] if answers else 1,
-            shape,
-            prompt=self._prompt,
-            response=response,
-            scored=answers,
-        )
+        shape, tensor = self._models.shape(node), node.operations["tensor_parallel_size"]
+        response = node.stage.response_tokens(node)
+        sequences = node.stage.sequences(node, self._problems(node))
+        spent = sampling_cost(sequences, shape, prompt=self._prompt, response=response, scored=node.stage.scored)
         if self._plan.context.device == "cpu":
             return None, spent
         cluster = self._plan.context.cluster
         check_sampler(node, shape, cluster)
         large, told = cluster.gpu_memory_gb >= 70, engine(node)
         rollout = Rollout(
-            section=sampler_section(node),
+            section=node.stage.section,
             # As many engines as the machine has room for, whatever other machines there are.
             world=cluster.gpus_per_node,
             tensor=tensor,
@@ -162,7 +153,6 @@ class Estimate:
         problem = None
         if not sampler.fits:
             problem = _no_sequence(sampler, f"raise {rollout.section}.tensor_parallel_size")
-        sequences = spent.sampled_tokens and spent.sampled_tokens // response
         return self._memory_view(phases, sampler, problem, 0, sequences), spent
 
     def _problem(self, phases: list[Phase], training: Training, sampler: Generation | None) -> str | None:
@@ -204,7 +194,7 @@ class Estimate:
     def _problems(self, node: Node) -> int | None:
         """How many prompts a stage samples from, from its files or else as the recipe expects."""
         expected = self._plan.recipe.data.expected
-        if node.kind == "rollouts":
+        if "slices" in node.inputs:
             return slice_size(self._plan, node, expected=expected.get("train"))
         files = evaluation_files(node, "source", self._plan.context)
         if files:

@@ -11,15 +11,13 @@ from verl_s2d.recipe.schema import Cluster, Recipe
 from verl_s2d.sizing.model_shapes import Models
 from verl_s2d.sizing.rank_batches import check_batches
 from verl_s2d.sizing.shapes import ModelShape
-from verl_s2d.stages.shared.batch_settings import response_tokens
-from verl_s2d.verl_settings.from_verl import read_training
 from verl_s2d.verl_settings.stage_sizes import Engine, MicroBatch, Rollout, Training
 from verl_s2d.workflow.graph import Node
 
 
 def check_layout(recipe: Recipe, node: Node, settings: Mapping[str, Any], models: Models) -> None:
     """Check a stage that trains, from its composed configuration. Raises what `check_training` raises."""
-    training = read_training(node.kind, settings, recipe.data.prompt_tokens + response_tokens(node))
+    training = node.stage.demand(settings, recipe.data.prompt_tokens + node.stage.response_tokens(node))
     check_training(node.name, training, models.shape(node), models.teacher(node), recipe.cluster)
 
 
@@ -72,15 +70,10 @@ def check_sampler(node: Node, model: ModelShape | None, cluster: Cluster) -> Non
     Raises:
         UserError: they do not divide the machine's, or the model's heads.
     """
-    key, tensor = f"{sampler_section(node)}.tensor_parallel_size", node.operations["tensor_parallel_size"]
+    key, tensor = f"{node.stage.section}.tensor_parallel_size", node.operations["tensor_parallel_size"]
     _require_divides(node.name, key, tensor, cluster.gpus_per_node, "GPUs of a machine (cluster.gpus_per_node)")
     if model is not None:
         _check_tensor(node.name, key, tensor, model)
-
-
-def sampler_section(node: Node) -> str:
-    """Where a recipe has the settings of a stage that only samples."""
-    return "evaluation" if node.kind == "evaluate" else "stages.rollouts"
 
 
 def check_parallel_sizes(name: str, engine: Engine) -> None:

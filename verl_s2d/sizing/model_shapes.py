@@ -11,7 +11,7 @@ from verl_s2d.errors import UserError
 from verl_s2d.sizing.shapes import PUBLISHED, ModelShape, ShapeUnknown, shape_of
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.identity import External
-from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.store.manifest import is_built
 
 _HUB_SECONDS = 3
@@ -76,7 +76,7 @@ def _origin(node: Node, role: str) -> External | Node:
     if role in node.externals:
         return node.externals[role]
     source = node.inputs[role]
-    return source if source.kind == "script" else _origin(source, "model")
+    return _origin(source, "model") if "model" in source.sources else source
 
 
 def _described(config: Mapping[str, Any], name: str) -> ModelShape:

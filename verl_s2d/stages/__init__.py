@@ -1,28 +1,35 @@
-"""The kinds of stages: how settings become a command, what proves it done, what it consumed."""
+"""The method, a folder for each kind of stage.
+
+| stage | folder | who learns | whose states | signal |
+|---|---|---|---|---|
+| 1, teacher RL | grpo | teacher | its own rollouts | verifier, group-relative advantage |
+| rollout cache | rollouts | nobody | the teacher's rollouts | none |
+| 2a, warmup | warmup | student | cached teacher rollouts | exact forward KL to the teacher |
+| 2b, OPD | opd | student | its own rollouts | teacher: sampled advantage or exact divergence |
+| 3, student RL | grpo | student | its own rollouts | verifier, on labels that no earlier stage has read |
+
+Besides: prepare (a recipe's scripts, slices of the labels), evaluate (avg@k), merge (adapters into weights). `shared`
+holds what several stages have in common.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from verl_s2d.workflow.stage import StageKind
+    from verl_s2d.workflow.stage import Stage
 
 
 @cache
-def kinds() -> dict[str, StageKind]:
-    """Kind name -> what knows about it."""
+def stages() -> Mapping[str, Stage]:
+    """List the stages of this package by kind."""
     from verl_s2d.stages.evaluate.stage import Evaluate
+    from verl_s2d.stages.grpo.stage import Grpo
+    from verl_s2d.stages.opd.stage import Opd
     from verl_s2d.stages.prepare.stage import Script, Slices
-    from verl_s2d.stages.shared.verl_trainer import Grpo, Opd
-    from verl_s2d.stages.warmup.stage import Rollouts, Warmup
+    from verl_s2d.stages.rollouts.stage import Rollouts
+    from verl_s2d.stages.warmup.stage import Warmup
 
-    return {
-        "script": Script(),
-        "slices": Slices(),
-        "grpo": Grpo(),
-        "rollouts": Rollouts(),
-        "warmup": Warmup(),
-        "opd": Opd(),
-        "evaluate": Evaluate(),
-    }
+    return {stage.kind: stage() for stage in (Script, Slices, Grpo, Rollouts, Warmup, Opd, Evaluate)}

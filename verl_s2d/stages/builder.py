@@ -9,12 +9,17 @@ from typing import Any
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.engine_settings import split_engine
 from verl_s2d.recipe.schema import Recipe, Source
-from verl_s2d.stages import kinds
-from verl_s2d.stages.prepare.stage import slice_sizes
+from verl_s2d.stages.evaluate.stage import Evaluate
+from verl_s2d.stages.grpo.stage import Grpo
+from verl_s2d.stages.opd.stage import Opd
+from verl_s2d.stages.prepare.stage import Script, Slices, slice_sizes
+from verl_s2d.stages.rollouts.stage import Rollouts
 from verl_s2d.stages.shared.batch_settings import micro_batch_tokens, rows_read
+from verl_s2d.stages.warmup.stage import Warmup
 from verl_s2d.verl_settings.overrides import merge, overlay, split_operational
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.identity import External, file_external, files_external, model_external
+from verl_s2d.workflow.stage import Stage
 
 Model = Node | External
 
@@ -72,7 +77,7 @@ class Builder:
         }
         name = _name("rollouts", slice_name, of)
         operations = _sampler(stage, settings)
-        return self._node("rollouts", name, settings, operations, model=teacher, slices=self.slices())
+        return self._node(Rollouts(), name, settings, operations, model=teacher, slices=self.slices())
 
     def _rows_of_warmup(self) -> int:
         warmup = self._stage("warmup")
@@ -85,7 +90,7 @@ class Builder:
         settings = {"objective": stage.objective, "steps": stage.steps, "seed": self.seed, "verl": verl}
         operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched("warmup", settings)}
         return self._node(
-            "warmup",
+            Warmup(),
             _name("warmup", rollouts.settings["slice"], of),
             settings,
             operations,
@@ -104,7 +109,7 @@ class Builder:
         settings["response_tokens"] = response
         operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched("opd", settings)}
         inputs = {"model": student, "teacher": teacher, "slices": self.slices()}
-        return self._node("opd", _name("opd", slice_name, of), settings, operations, **inputs)
+        return self._node(Opd(), _name("opd", slice_name, of), settings, operations, **inputs)
 
     def evaluate(self, model: Model) -> Node:
         chosen = self.recipe.evaluation
@@ -123,12 +128,12 @@ class Builder:
             inputs[f"eval.{name}"] = self._file(f"data.eval.{name}", file)
         inputs |= self._verifier(settings)
         operations = _sampler(chosen, settings)
-        return self._node("evaluate", f"evaluate-{self.row}", settings, operations, **inputs)
+        return self._node(Evaluate(), f"evaluate-{self.row}", settings, operations, **inputs)
 
     def slices(self) -> Node:
         data = self.recipe.data
         inputs = {"train": self._file("data.train", data.train)} if data.source is None else {"source": self._source()}
-        return self._node("slices", "slices", {"labels": data.labels, "seed": self.seed}, **inputs)
+        return self._node(Slices(), "slices", {"labels": data.labels, "seed": self.seed}, **inputs)
 
     def slice_sizes(self) -> dict[str, int]:
         """Slice name -> its number of problems, from the recipe and its files alone.
@@ -165,7 +170,7 @@ class Builder:
         if stage.validate_every is not None:
             settings["validate_every"] = stage.validate_every
             inputs["validation"] = self._file("data.validation", self.recipe.data.validation)
-        return self._node("grpo", _name(name, slice_name, of), settings, operations, **inputs)
+        return self._node(Grpo(), _name(name, slice_name, of), settings, operations, **inputs)
 
     def _training(self, stage: Any, slice_name: str, verl: dict[str, Any]) -> dict[str, Any]:
         data = self.recipe.data
@@ -248,7 +253,7 @@ class Builder:
         settings: dict[str, Any] = {"args": args, "makes": makes}
         if source.trust_remote_code:
             settings["trust_remote_code"] = True
-        return self._node("script", name, settings, seeded=args != source.args, script=external)
+        return self._node(Script(), name, settings, seeded=args != source.args, script=external)
 
     def _file(self, key: str, name: str) -> External:
         return self._once((key, name), lambda: file_external(self.recipe.directory / name, key, name))
@@ -260,7 +265,7 @@ class Builder:
 
     def _node(
         self,
-        kind: str,
+        stage: Stage,
         name: str,
         settings: Mapping[str, Any],
         operations: Mapping[str, Any] | None = None,
@@ -270,13 +275,12 @@ class Builder:
     ) -> Node:
         several = self._several_seeds and seeded
         return Node(
-            kind=kind,
+            stage=stage,
             name=f"{name} (seed {self.seed})" if several else name,
             settings=settings,
             operations=operations or {},
             inputs={role: x for role, x in inputs.items() if isinstance(x, Node)},
             externals={role: x for role, x in inputs.items() if isinstance(x, External)},
-            semantics=kinds()[kind].semantics,
         )
 
 

@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.row_checks import Matched
-from verl_s2d.stages import kinds
 from verl_s2d.stages.shared.batch_settings import (
     TRAIN,
     batch_setting,
@@ -22,6 +21,7 @@ from verl_s2d.stages.shared.batch_settings import (
     sequences_per_step,
 )
 from verl_s2d.stages.shared.budget import words
+from verl_s2d.stages.shared.verl_trainer import VerlTrainerStage
 from verl_s2d.workflow.graph import MATCHED, Node, lineage
 from verl_s2d.workflow.identity import External
 
@@ -48,9 +48,9 @@ class _Match:
 
     def stage(self, model: Node | External, target: Node | External) -> Node:
         row, to, by = self._chosen.row, self._chosen.to, self._chosen.by
-        if not isinstance(model, Node) or "updates" not in kinds()[model.kind].consumes:
+        if not isinstance(model, Node) or "updates" not in model.stage.consumes:
             self._refuse(f"Row {row} trains nothing that could be stopped.", "row", row, "Name a row that trains.")
-        able = kinds()[model.kind].consumes
+        able = model.stage.consumes
         if by not in able:
             self._refuse(
                 f"The last stage of row {row}, {model.name}, consumes no {words(by)}, so they cannot stop it.",
@@ -71,7 +71,7 @@ class _Match:
                 "Match it to a row that consumes more.",
             )
         for node in (model, *goal, *before):
-            if node.kind in ("grpo", "opd"):
+            if isinstance(node.stage, VerlTrainerStage):
                 require_batch_sizes(node)
         return self._with_budget(model, target, goal, before)
 
@@ -122,13 +122,13 @@ class _Match:
     def _per_step(self, node: Node) -> float:
         """What one step consumes; for tokens the least it can."""
         if self._chosen.by == "updates":
-            return kinds()[node.kind].updates_per_step(node)
+            return node.stage.updates_per_step(node)
         return batch_setting(node, TRAIN) if self._chosen.by == "labels" else sequences_per_step(node)
 
     def _planned(self, nodes: Iterable[Node]) -> int | None:
         """What stages will consume together; None when it is not known before they have run."""
         by = self._chosen.by
-        nodes = [node for node in nodes if by in kinds()[node.kind].consumes]
+        nodes = [node for node in nodes if by in node.stage.consumes]
         if nodes and (by == "sampled_tokens" or any(node.settings["steps"] is None for node in nodes)):
             return None
         if by == "labels":
@@ -156,7 +156,7 @@ class _Match:
     def _check_one_pass(self, model: Node, before: Iterable[Node], labels: int) -> None:
         """A step reads a batch of labels as long as its problems are fresh: to this row, and in a first pass."""
         name, batch = model.settings["slice"], batch_setting(model, TRAIN)
-        if any(node.settings["slice"] == name for node in before if node.kind == "grpo"):
+        if any(node.settings["slice"] == name for node in before if "labels" in node.stage.consumes):
             self._refuse(
                 f"{model.name} reads labels that stages before it have read already.",
                 "by",
@@ -184,4 +184,4 @@ def _renamed(stage: str, row: str) -> str:
 
 
 def _consumers(nodes: Iterable[Node], by: str) -> set[str]:
-    return {node.digest for node in nodes if by in kinds()[node.kind].consumes}
+    return {node.digest for node in nodes if by in node.stage.consumes}

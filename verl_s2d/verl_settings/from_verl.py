@@ -12,29 +12,25 @@ Settings = Mapping[str, Any]
 _BYTES = {"fp32": 4, "float32": 4, "fp16": 2, "float16": 2, "bf16": 2, "bfloat16": 2}
 
 
-def read_training(kind: str, settings: Settings, longest: int) -> Training:
-    """The settings of a stage of kind `grpo`, `opd` or `warmup`, resolved, as training.composition gives them.
+def read_rl(settings: Settings, longest: int, *, teacher: bool = False, exact: bool = False) -> Training:
+    """Read the configuration of verl's RL trainer, resolved.
 
     Args:
         longest: tokens of a sequence at most, prompt and response.
+        teacher: a frozen teacher takes the place of the reference policy.
+        exact: an exact divergence from it takes the place of the policy loss.
     """
-    return _read_warmup(settings, longest) if kind == "warmup" else _read_rl(kind, settings, longest)
-
-
-def _read_rl(kind: str, settings: Settings, longest: int) -> Training:
     root, data, world = settings["actor_rollout_ref"], settings["data"], _world(settings)
     actor, model, rollout = root["actor"], root["model"], root["rollout"]
     prefix = "actor_rollout_ref"
     on = {"world": world, "accelerator": settings["trainer"]["device"] != "cpu"}
     update = _micro_batch(actor, f"{prefix}.actor", "ppo_micro_batch_size_per_gpu", "ppo_max_token_len_per_gpu")
     log_prob = ("log_prob_micro_batch_size_per_gpu", "log_prob_max_token_len_per_gpu", "log_prob_use_dynamic_bsz")
-    objective = settings.get("s2d", {}).get("objective", "advantage") if kind == "opd" else None
-    exact = objective not in (None, "advantage")
     engine = _engine(actor, actor["strategy"], f"{prefix}.actor", model, section_of_engine=True, **on)
     asks_reference = actor["use_kl_loss"] or settings["algorithm"]["use_kl_in_reward"]
     # verl takes the student without its adapters for the reference policy; a teacher is a model of its own.
     reference = None
-    if kind == "opd" or (asks_reference and not engine.lora_rank):
+    if teacher or (asks_reference and not engine.lora_rank):
         reference = _engine(
             root["ref"], actor["strategy"], f"{prefix}.ref", model, section_of_engine=True, frozen=True, **on
         )
@@ -61,13 +57,18 @@ def _read_rl(kind: str, settings: Settings, longest: int) -> Training:
         else _micro_batch(rollout, f"{prefix}.rollout", *log_prob),
         reference=reference,
         reference_scoring=None
-        if exact or not (asks_reference or kind == "opd")
+        if exact or not (asks_reference or teacher)
         else _micro_batch(root["ref"], f"{prefix}.ref", *log_prob),
         rollout=_rollout(rollout, f"{prefix}.rollout", world),
     )
 
 
-def _read_warmup(settings: Settings, longest: int) -> Training:
+def read_warmup(settings: Settings, longest: int) -> Training:
+    """Read the configuration of stage 2a's trainer, resolved.
+
+    Args:
+        longest: tokens of a sequence at most, prompt and response.
+    """
     data, engine, world = settings["data"], settings["engine"], _world(settings)
     on = {"world": world, "accelerator": settings["trainer"]["device"] != "cpu"}
     # Megatron's section does not name it.

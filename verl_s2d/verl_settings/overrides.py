@@ -11,8 +11,6 @@ from typing import Any
 
 import yaml
 
-from verl_s2d.verl_settings.reserved_keys import bare_key
-
 _PLAIN = re.compile(r"[A-Za-z_/][\w/.:@%+-]*")
 _RESERVED_WORDS = {"null", "true", "false", "none", "nan", "inf", "yes", "no", "on", "off"}
 
@@ -66,6 +64,11 @@ def overlay(name: str, variant: str = "") -> Mapping[str, Any]:
     folder = "platforms/cpu" if name == "cpu" else f"stages/{name}"
     file = resources.files("verl_s2d").joinpath(folder, f"overlay-{variant}.yaml" if variant else "overlay.yaml")
     return (yaml.safe_load(file.read_text()) or {}) if file.is_file() else {}
+
+
+def bare_key(key: str) -> str:
+    """Strip hydra's `+`, `++` or `~` from a dotted key."""
+    return key.lstrip("+~")
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,13 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from verl_s2d.workflow.identity import External
 
-PREPARATION_KINDS = ("script", "slices")
-"""Cheap kinds, built first, so that what they make can be checked before anything is trained."""
-
+if TYPE_CHECKING:
+    from verl_s2d.workflow.stage import Stage
 
 MATCHED = "matched"
 """Role of an input whose ledger says when to stop, and which is otherwise not read."""
@@ -36,22 +35,29 @@ class Node:
     """One stage.
 
     Attributes:
-        kind: what sort of stage, a key of `stages.KINDS`.
+        stage: what it is an instance of; its kind and semantics are part of the digest.
         name: for humans; not part of the digest.
         settings: JSON-able; everything that determines the result besides the inputs. Part of the digest.
         operations: JSON-able; how the work is done, without influence on the result (save frequency, worker counts).
         inputs: role -> the node whose output is read.
         externals: role -> what is read from outside the graph.
-        semantics: raised by hand when the meaning of the kind changes.
     """
 
-    kind: str
+    stage: Stage
     name: str
     settings: Mapping[str, Any]
     inputs: Mapping[str, Node] = field(default_factory=dict)
     externals: Mapping[str, External] = field(default_factory=dict)
     operations: Mapping[str, Any] = field(default_factory=dict)
-    semantics: int = 1
+
+    @property
+    def kind(self) -> str:
+        return self.stage.kind
+
+    @property
+    def sources(self) -> Mapping[str, Node | External]:
+        """Role -> what is read in it, from the graph or from outside."""
+        return {**self.externals, **self.inputs}
 
     @cached_property
     def digest(self) -> str:
@@ -67,7 +73,7 @@ class Node:
         text = canonical_json(
             {
                 "kind": self.kind,
-                "semantics": self.semantics,
+                "semantics": self.stage.semantics,
                 "settings": self.settings,
                 "inputs": {role: node.digest for role, node in self.inputs.items()},
                 "externals": {role: external.identity for role, external in self.externals.items()},
@@ -125,7 +131,7 @@ def build_order(targets: Iterable[Node]) -> list[Node]:
     """All nodes that `targets` need, each digest once: inputs before users, preparation before training, and
     otherwise in the order in which the targets ask for them."""
     nodes = _collect(targets)
-    rank = {digest: (node.kind not in PREPARATION_KINDS, i) for i, (digest, node) in enumerate(nodes.items())}
+    rank = {digest: (not node.stage.prepares, i) for i, (digest, node) in enumerate(nodes.items())}
     needs = {digest: {n.digest for n in node.inputs.values()} for digest, node in nodes.items()}
     users: dict[str, list[str]] = {digest: [] for digest in nodes}
     for digest, sources in needs.items():

@@ -9,23 +9,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from verl_s2d.platforms.environment import accelerator_platform, cpu_environment, cuda_environment
-from verl_s2d.stages import kinds
-from verl_s2d.stages.shared import checkpoints, early_stop
 from verl_s2d.workflow import attempts
 from verl_s2d.workflow.failures import StageFailed
-from verl_s2d.workflow.graph import PREPARATION_KINDS, Node
-from verl_s2d.workflow.hosts.cluster_demand import demand
+from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.hosts.external_cluster import GivenCluster
 from verl_s2d.workflow.hosts.local_cluster import CLUSTER_MARKER, RayCluster
 from verl_s2d.workflow.hosts.process import MARKER, Launcher, SubprocessLauncher, kill_marked
 from verl_s2d.workflow.interruption import Interruption
-from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.progress import Progress
-from verl_s2d.workflow.stage import StageKind
 from verl_s2d.workflow.stage_process import run_attempt
 from verl_s2d.workflow.store.manifest import write_manifest
 from verl_s2d.workflow.store.repair import discard_broken_remains, require_whole, verified_missing
 from verl_s2d.workflow.store.run_directory import opened, remember, remember_evaluations
+from verl_s2d.workflow.watch import early_stop
 from verl_s2d.workflow.watch.alarm_log import AlarmWatch
 from verl_s2d.workflow.watch.watchdog import Limits
 
@@ -71,7 +68,7 @@ def run_plan(
         if leftovers:
             progress.note(f"stopped {leftovers} processes left behind by a run that was killed")
         with Interruption(plan.context.cluster.grace_seconds, progress.note) as interruption:
-            check(not any(node.kind in PREPARATION_KINDS for node in missing))
+            check(not any(node.stage.prepares for node in missing))
             runner = _Runner(plan, run_id, progress, interruption, launcher)
             try:
                 return runner.build(missing, check, keep_going)
@@ -97,7 +94,6 @@ class _Runner:
 
     def _choose_cluster(self) -> RayCluster | GivenCluster:
         context = self._plan.context
-        wanted = demand(self._plan.order, context.cluster)
         if not os.environ.get("RAY_ADDRESS"):
             return RayCluster(
                 context.run_dir,
@@ -105,13 +101,13 @@ class _Runner:
                 self._launcher,
                 self._environment,
                 context.device,
-                wanted,
+                self._plan.ray_demand,
             )
         return GivenCluster(
             context.run_dir,
             self._launcher,
             self._environment,
-            demand=wanted,
+            demand=self._plan.ray_demand,
             wait_minutes=context.cluster.wait_minutes,
             note=self._progress.note,
         )
@@ -119,13 +115,13 @@ class _Runner:
     def build(self, missing: list[Node], check: Check, keep_going: bool) -> list[StageFailed]:
         failures: list[StageFailed] = []
         failed: set[str] = set()
-        prepared, checked = False, not any(node.kind in PREPARATION_KINDS for node in missing)
+        prepared, checked = False, not any(node.stage.prepares for node in missing)
         for index, node in enumerate(missing, 1):
             if any(source.digest in failed for source in node.inputs.values()):
                 failed.add(node.digest)
                 self._progress.note(f"[{index}/{len(missing)}] {node.name} left out: it needs a stage that failed")
                 continue
-            prepared = prepared or node.kind not in PREPARATION_KINDS
+            prepared = prepared or not node.stage.prepares
             if prepared and not checked:
                 check(True)
                 checked = True
@@ -146,47 +142,48 @@ class _Runner:
         kill_marked(self._run_id)
 
     def _build(self, node: Node, index: int, count: int) -> None:
-        kind, directory = kinds()[node.kind], self._plan.context.directory(node)
+        stage, directory = node.stage, self._plan.context.directory(node)
         directory.mkdir(parents=True, exist_ok=True)
         discard_broken_remains(directory, self._progress.note)
         tries = 1 + self._plan.context.cluster.retries
         for remaining in reversed(range(tries)):
             # What an alarm has stopped is never started again, whether or not it leaves a result.
-            if early_stop.read(directory) is not None or kind.finished_before(node, directory):
+            if early_stop.read(directory) is not None or stage.finished_before(node, directory):
                 break
             try:
-                self._attempt(node, kind, directory, index, count)
+                self._attempt(node, directory, index, count)
                 break
             except StageFailed as failure:
                 self._cluster.stop()
                 if not remaining or early_stop.read(directory) is not None:
                     raise
                 self._progress.note(f"{failure.problem} Trying again ({remaining} left).")
-        kind.finalize(node, directory)
+        stage.finalize(node, directory)
         seconds = attempts.seconds_spent(directory)
         write_manifest(
             node,
             directory,
-            ledger=kind.ledger(node, directory, seconds),
+            ledger=stage.ledger(node, directory, seconds),
             seconds=seconds,
             attempts=attempts.count(directory),
             stopped=early_stop.read(directory),
         )
-        kind.clean(directory)
+        stage.clean(directory)
 
-    def _attempt(self, node: Node, kind: StageKind, directory: Path, index: int, count: int) -> None:
+    def _attempt(self, node: Node, directory: Path, index: int, count: int) -> None:
+        stage = node.stage
         require_whole(node, self._plan, self._progress.note)
-        self._prepare_resume(node, directory)
+        node.stage.prepare_resume(node, directory, self._plan.context.cluster, self._progress.note)
         environment = dict(self._environment)
-        if kind.needs_ray:
+        if stage.needs_ray:
             environment |= self._cluster.environment()
         attempt = attempts.begin(directory)
         cluster = self._plan.context.cluster
         began, ok = time.monotonic(), False
-        self._progress.stage_started(node, index, count, kind.total_steps(node), attempt)
+        self._progress.stage_started(node, index, count, stage.total_steps(node), attempt)
         try:
-            command = kind.command(node, self._plan.context, attempt)
-            with self._interruption.may_save(directory / "checkpoints" if kind.needs_ray else None):
+            command = stage.command(node, self._plan.context, attempt)
+            with self._interruption.may_save(directory / "checkpoints" if stage.trains else None):
                 run_attempt(
                     node,
                     command,
@@ -195,33 +192,19 @@ class _Runner:
                     launcher=self._launcher,
                     environment=environment | dict(command.env),
                     limits=Limits(60 * cluster.stall_minutes, 60 * cluster.step_minutes),
-                    alarms=AlarmWatch(node, directory, attempt) if kind.needs_ray else None,
+                    alarms=AlarmWatch(node, directory, attempt) if stage.trains else None,
                     progress=self._progress,
                     interruption=self._interruption,
-                    workers=self._cluster if kind.needs_ray else None,
+                    workers=self._cluster if stage.needs_ray else None,
                 )
-            kind.finalize(node, directory)
+            stage.finalize(node, directory)
             ok = True
         finally:
             seconds = time.monotonic() - began
             attempts.end(directory, attempt, 0 if ok else 1, seconds)
             self._progress.stage_ended(node, seconds, ok)
-        if kind.needs_ray and (lingering := self._cluster.settle()):
+        if stage.needs_ray and (lingering := self._cluster.settle()):
             self._progress.note(f"{node.name} has ended, but {lingering}; the Ray head was started again")
-
-    def _prepare_resume(self, node: Node, directory: Path) -> None:
-        saved = directory / "checkpoints"
-        checkpoints.repair(saved)
-        for problem in checkpoints.set_aside_damaged(saved):
-            self._progress.note(f"{node.name} goes on from an older checkpoint: {problem}")
-        checkpoints.thin_out(saved, checkpoints.kept(node) if node.kind in checkpoints.KEEP_KEYS else None)
-        wrote, cluster = checkpoints.world_size(saved), self._plan.context.cluster
-        if wrote is not None and wrote != cluster.nodes * cluster.gpus_per_node:
-            raise StageFailed(
-                f"{node.name} was interrupted with checkpoints of {wrote} processes, and only as many can read them; "
-                f"set cluster.nodes x cluster.gpus_per_node to {wrote}, or delete {saved} to start the stage again.",
-                log=directory / "log.txt",
-            )
 
 
 def choose_launcher(plan: Plan, environment: Mapping[str, str]) -> Launcher:

@@ -1,17 +1,22 @@
-"""What every kind of stage has to say about itself."""
+"""The contract between the kernel and a stage. A node carries its stage; the kernel asks for nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 from verl_s2d.recipe.schema import Cluster
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node, stage_dir
+from verl_s2d.workflow.hosts.ray_places import Demand
 from verl_s2d.workflow.ledger import Ledger, empty_ledger
 from verl_s2d.workflow.store.hf_export import export_problem
+
+if TYPE_CHECKING:
+    from verl_s2d.workflow.metrics import Metric
 
 
 @dataclass(frozen=True)
@@ -34,17 +39,46 @@ class Command:
     env: Mapping[str, str] = field(default_factory=dict)
 
 
-class StageKind(Protocol):
-    """One kind of stage. Stateless; `node` and its directory say everything."""
+class Stage(ABC):
+    """One kind of stage. Stateless: node and directory say everything.
 
-    semantics: int
-    """Raised by hand when the meaning of the kind changes, which rebuilds its nodes and what depends on them."""
-    needs_ray: bool
-    consumes: tuple[str, ...]
-    """Items of the ledger that its stages fill, by the names that rows are matched by."""
+    Attributes:
+        kind: its name in digests and directories.
+        semantics: raised by hand when the meaning of the kind changes, which rebuilds its nodes and their users.
+        prepares: it is cheap, and built first, so that what it makes can be checked before anything is trained.
+        trains: it logs steps, raises alarms, saves checkpoints and resumes from them.
+        needs_ray: its process joins the run's Ray cluster.
+        consumes: items of the ledger that it fills, by the names that rows are matched by.
+        required_files: what its process leaves behind when it has succeeded.
+        metrics: what it logs, as alarms, plots and ledger read it.
+        reserved: verl's keys that `command` sets itself -> what to write in a recipe instead.
+    """
 
+    kind: ClassVar[str]
+    semantics: ClassVar[int] = 1
+    prepares: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
+    needs_ray: ClassVar[bool] = False
+    consumes: ClassVar[tuple[str, ...]] = ()
+    required_files: ClassVar[tuple[str, ...]] = ()
+    metrics: ClassVar[Sequence[Metric]] = ()
+    reserved: ClassVar[Mapping[str, str]] = {}
+
+    @abstractmethod
     def command(self, node: Node, context: Context, attempt: int) -> Command:
-        """How it is started. `attempt` counts from 1; its metrics go to metrics/attempt-<attempt>.jsonl."""
+        """Build the command of one attempt. `attempt` counts from 1; its metrics go to `metrics_file`."""
+
+    @abstractmethod
+    def describe(self, node: Node) -> str:
+        """Describe the stage in one line, for `plan`."""
+
+    def prepare_resume(self, node: Node, directory: Path, cluster: Cluster, note: Callable[[str], None]) -> None:
+        """Make what earlier attempts left readable for the next one; `note` shows a line to the user.
+
+        Raises:
+            StageFailed: it can neither be read nor be left aside.
+        """
+        return
 
     def finalize(self, node: Node, directory: Path) -> None:
         """Check what the process left and move it where users of the stage look. Safe to call again.
@@ -52,65 +86,54 @@ class StageKind(Protocol):
         Raises:
             StageFailed: the result is incomplete.
         """
-
-    def finished_before(self, node: Node, directory: Path) -> bool:
-        """Whether an earlier attempt did all the work and only `finalize` and the manifest are missing."""
-
-    def clean(self, directory: Path) -> None:
-        """Delete what nobody needs once the manifest is written."""
-
-    def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
-        """What the stage consumed."""
-
-    def describe(self, node: Node) -> str:
-        """One line for `plan`."""
-
-    def total_steps(self, node: Node) -> int | None:
-        """Steps its metrics count to, None when it has none."""
-
-
-class SimpleKind:
-    """Common answers of the kinds that have no steps and need no Ray."""
-
-    semantics = 1
-    needs_ray = False
-    consumes: tuple[str, ...] = ()
-    required_files: tuple[str, ...] = ()
-
-    def finalize(self, node: Node, directory: Path) -> None:
         for name in self.required_files:
             if not (directory / name).is_file():
                 raise StageFailed(f"{node.name} ended without writing {name}.", log=directory / "log.txt")
 
     def finished_before(self, node: Node, directory: Path) -> bool:
+        """Report whether an earlier attempt did all the work, so that only `finalize` and the manifest are missing."""
         return False
 
     def clean(self, directory: Path) -> None:
-        return None
+        """Delete what nobody needs once the manifest is written."""
+        return
 
     def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
+        """Count what the stage consumed."""
         return empty_ledger(seconds)
 
     def total_steps(self, node: Node) -> int | None:
+        """Number of steps its metrics count to; None when it has none."""
         return None
+
+    def model_directory(self, directory: Path) -> Path:
+        """Locate the Hugging Face model below the stage's directory, for a stage that makes one."""
+        return directory / "model"
+
+    def makes_model(self, node: Node) -> bool:
+        """Report whether the result is a model."""
+        return self.trains
+
+    def ray_demand(self, node: Node, cluster: Cluster) -> Demand:
+        """Count the CPUs and accelerators that the stage holds on Ray."""
+        return Demand(cluster.nodes, cluster.gpus_per_node)
 
 
 def metrics_file(directory: Path, attempt: int) -> Path:
-    """Where attempt number `attempt` logs its metrics."""
+    """Locate the metrics of attempt number `attempt`."""
     return directory / "metrics" / f"attempt-{attempt}.jsonl"
 
 
 def model_location(node: Node, role: str, context: Context) -> str:
-    """Path or hub id of the model that `node` reads in `role`."""
+    """Locate the model that a node reads in a role: a path or a hub id."""
     if role in node.externals:
         return node.externals[role].location
     source = node.inputs[role]
-    directory = context.directory(source)
-    return str(directory if source.kind == "script" else directory / "model")
+    return str(source.stage.model_directory(context.directory(source)))
 
 
 def trusts_remote_code(node: Node, role: str) -> bool:
-    """Whether the recipe lets the model in `role` bring code of its own: what it was trained from decides."""
+    """Report whether the recipe lets the model in a role run code of its own: what it was trained from decides."""
     while role in node.inputs:
         node, role = node.inputs[role], "model"
     return (
@@ -121,19 +144,7 @@ def trusts_remote_code(node: Node, role: str) -> bool:
 
 
 def require_export(node: Node, model: Path) -> None:
-    """Raises StageFailed when `model` is not a complete Hugging Face directory."""
+    """Raise StageFailed unless `model` is a complete Hugging Face directory."""
     problem = export_problem(model)
     if problem:
         raise StageFailed(f"{node.name} left an incomplete model in {model}: {problem}.", log=model.parent / "log.txt")
-
-
-def verifier_argument(node: Node) -> str:
-    """`name`, or `/absolute/file.py:function`, as rewards and evaluation take it."""
-    name: str = node.settings["verifier"]
-    external = node.externals.get("verifier")
-    return f"{external.location}:{name}" if external else name
-
-
-def merged_verl(node: Node) -> dict[str, Any]:
-    """All verl overrides of a node that were not computed, decisive and operational."""
-    return {**node.settings["verl"], **node.operations["verl"]}

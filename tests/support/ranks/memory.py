@@ -24,9 +24,9 @@ from tests.support.ranks.group import work
 from tests.support.tiny import WORDS, write_tokenizer
 from verl_s2d.sizing.phases import training_phases
 from verl_s2d.sizing.shapes import ModelShape
+from verl_s2d.stages import stages
 from verl_s2d.stages.opd.config import read_opd_config
 from verl_s2d.stages.opd.worker import StudentTeacherWorker
-from verl_s2d.verl_settings.from_verl import read_training
 from verl_s2d.verl_settings.overrides import hydra_arguments, merge, overlay
 
 TOLERANCE = 0.25
@@ -87,7 +87,7 @@ def _check(name: str, case: Case, world: int) -> None:
     torch.distributed.barrier()
     config = compose_case(directory / name, case, world)
     kind = "grpo" if case.teacher is None else "opd"
-    training = read_training(kind, OmegaConf.to_container(config, resolve=True), case.longest)
+    training = stages()[kind].demand(OmegaConf.to_container(config, resolve=True), case.longest)
     phases = training_phases(training, case.student, case.teacher, None, process_bytes=0)
     estimate = next(phase for phase in phases if phase.name == "update")
     measured = _measure(config, case)

@@ -11,7 +11,7 @@ from tests.support.workflow.project import (
 from verl_s2d.checks import check_plan
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
-from verl_s2d.workflow.planning import make_plan
+from verl_s2d.stages.planning import make_plan
 from verl_s2d.workflow.progress import PlainProgress
 from verl_s2d.workflow.runner import run_plan
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.support.workflow.project import FakeStages, SimulatedStages, write_project
 from verl_s2d.checks import check_plan
 from verl_s2d.recipe.load import load_recipe
-from verl_s2d.workflow.planning import make_plan
+from verl_s2d.stages.planning import make_plan
 from verl_s2d.workflow.runner import run_plan
 from verl_s2d.workflow.store.manifest import MANIFEST
 

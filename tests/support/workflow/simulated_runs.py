@@ -9,9 +9,10 @@ from pathlib import Path
 from tests.support.workflow.project import Ended, SimulatedStages, write_project
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.report.inputs import finished_rows
+from verl_s2d.stages.planning import make_plan
 from verl_s2d.stages.prepare.stage import Slices
 from verl_s2d.workflow.graph import ancestors
-from verl_s2d.workflow.planning import Plan, make_plan
+from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.store.digests import damage
 from verl_s2d.workflow.store.manifest import is_built, read_manifest
 

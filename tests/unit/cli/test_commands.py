@@ -149,7 +149,7 @@ def test_planning_imports_nothing_heavy(tmp_path):
 def test_preflight_imports_no_torch(tmp_path):
     recipe = write_project(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from verl_s2d.workflow.planning import make_plan; "
+        "import sys; from pathlib import Path; from verl_s2d.stages.planning import make_plan; "
         "from verl_s2d.recipe.load import load_recipe; from verl_s2d.checks import check_plan; "
         "import verl_s2d.workflow.runner, verl_s2d.report.inputs, verl_s2d.checks.installation; "
         f"check_plan(make_plan(load_recipe({str(recipe)!r}))); "

@@ -24,7 +24,7 @@ from verl_s2d.checks.software import check_versions
 from verl_s2d.checks.verl_keys import verl_keys
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
-from verl_s2d.workflow.planning import make_plan
+from verl_s2d.stages.planning import make_plan
 from verl_s2d.workflow.progress import PlainProgress
 from verl_s2d.workflow.runner import run_plan
 
@@ -75,14 +75,14 @@ def test_a_warm_start_beside_an_accelerator(tmp_path):
 
 def test_a_device_that_only_the_ray_cluster_knows(tmp_path, monkeypatch):
     """A login node or a Ray head without GPUs says nothing about the nodes, and overlays differ by device."""
-    monkeypatch.setattr("verl_s2d.workflow.planning.ACCELERATORS", {})
-    monkeypatch.setattr("verl_s2d.workflow.planning.shutil.which", lambda name: None)
+    monkeypatch.setattr("verl_s2d.platforms.device.ACCELERATORS", {})
+    monkeypatch.setattr("verl_s2d.platforms.device.shutil.which", lambda name: None)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     refuse(tmp_path, "cluster.device", "auto", "Set it to cuda, or to cpu", cluster__device="auto")
     monkeypatch.delenv("RAY_ADDRESS")
     assert make_plan(load_recipe(tmp_path / "recipe.yaml")).context.device == "cpu"
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    monkeypatch.setattr("verl_s2d.workflow.planning.shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("verl_s2d.platforms.device.shutil.which", lambda name: f"/usr/bin/{name}")
     assert make_plan(load_recipe(tmp_path / "recipe.yaml")).context.device == "cuda"
 
 

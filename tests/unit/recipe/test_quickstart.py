@@ -13,8 +13,8 @@ from tests.support.paths import ROOT
 from verl_s2d.data.problems import check_disjoint, read_problems
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
+from verl_s2d.stages.planning import make_plan
 from verl_s2d.verifiers.registry import resolve
-from verl_s2d.workflow.planning import make_plan
 
 RECIPE = ROOT / "recipes/quickstart/quickstart.yaml"
 

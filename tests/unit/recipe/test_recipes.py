@@ -11,13 +11,13 @@ import pytest
 from tests.support.paths import ROOT
 from verl_s2d.checks import packages
 from verl_s2d.checks.batch_sizes import check_batches
-from verl_s2d.checks.composition import TRAINING_KINDS, CompositionProbe
+from verl_s2d.checks.composition import CompositionProbe
 from verl_s2d.checks.packages import check_packages
 from verl_s2d.checks.software import check_verifier
 from verl_s2d.checks.verl_keys import check_verl_keys
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
-from verl_s2d.workflow.planning import make_plan
+from verl_s2d.stages.planning import make_plan
 from verl_s2d.workflow.runner import stage_environment
 
 RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
@@ -33,7 +33,7 @@ def test_verl_accepts_every_stage_of_every_row(path, tmp_path, monkeypatch):
     check_batches(plan, plan.order)
     with CompositionProbe(plan, plan.order, stage_environment(plan.context.device)) as probe:
         settings = probe.check()
-    assert len(settings) == sum(node.kind in TRAINING_KINDS for node in plan.order) > 0
+    assert len(settings) == sum(node.stage.trains for node in plan.order) > 0
     # Nothing that a GPU needs is installed: every stage of a GPU's recipe is refused, none of a CPU's.
     monkeypatch.setattr(packages, "missing", lambda *modules: list(modules))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

@@ -10,9 +10,8 @@ from tests.support.workflow.project import FIXED_MICRO_BATCHES, settings, write_
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.recipe.row_checks import ROW_NAMES
-from verl_s2d.stages import kinds
+from verl_s2d.stages.planning import make_plan
 from verl_s2d.workflow.graph import ancestors, build_order
-from verl_s2d.workflow.planning import make_plan
 
 
 def plan_of(tmp_path, rows=("all",), seeds=None, **changes):
@@ -20,13 +19,13 @@ def plan_of(tmp_path, rows=("all",), seeds=None, **changes):
     return make_plan(recipe, run_dir=tmp_path / "run", rows=list(rows), seeds=seeds)
 
 
-def stages(plan, row):
+def stages_of(plan, row):
     target = next(r.target for r in plan.rows if r.name == row)
     return {n.digest: n for n in ancestors(target)}
 
 
 def trained(plan, row):
-    return [n.name for n in stages(plan, row).values() if n.kind not in ("evaluate", "slices", "script")]
+    return [n.name for n in stages_of(plan, row).values() if n.kind not in ("evaluate", "slices", "script")]
 
 
 def test_what_each_row_trains(tmp_path):
@@ -51,7 +50,7 @@ def test_what_each_row_trains(tmp_path):
 @pytest.mark.parametrize(("row", "dropped"), [("opd-only", "warmup"), ("warmup-only", "opd"), ("raw-teacher", "grpo")])
 def test_an_ablation_is_the_full_bridge_without_one_kind_of_stage(tmp_path, row, dropped):
     plan = plan_of(tmp_path, rows=["full-bridge", row])
-    full, ablated = ({n.kind: n for n in stages(plan, name).values()} for name in ("full-bridge", row))
+    full, ablated = ({n.kind: n for n in stages_of(plan, name).values()} for name in ("full-bridge", row))
     assert full.keys() - ablated.keys() >= {dropped}
     for kind in ablated:
         assert ablated[kind].settings == full[kind].settings
@@ -68,7 +67,7 @@ def test_the_replay_control_differs_from_half_split_by_the_labels_of_stage_3(tmp
 def test_the_labels_held_out_can_go_upstream_instead(tmp_path):
     """The same updates on the same labels: half-split's Stage 3 and this row's second half of Stage 1."""
     plan = plan_of(tmp_path, rows=["half-split", "held-out-upstream"])
-    upstream = {n.name: n for n in stages(plan, "held-out-upstream").values()}
+    upstream = {n.name: n for n in stages_of(plan, "held-out-upstream").values()}
     assert upstream["teacher-rl-2h"].inputs["model"].name == "teacher-rl-1h"
     assert upstream["opd-1h-upstream"].inputs["teacher"].name == "teacher-rl-2h"
     assert upstream["opd-1h-upstream"].settings == next(n for n in plan.order if n.name == "opd-1h").settings
@@ -89,7 +88,7 @@ def test_all_rows_are_those_with_a_teacher(tmp_path):
 
 def test_half_split_is_the_bridge_plus_stage_3_and_nothing_else(tmp_path):
     plan = plan_of(tmp_path)
-    bridge, full = stages(plan, "bridge-only-1h"), stages(plan, "half-split")
+    bridge, full = stages_of(plan, "bridge-only-1h"), stages_of(plan, "half-split")
     added = [n for d, n in full.items() if d not in bridge]
     assert [n.name for n in added] == ["student-rl-2h", "evaluate-half-split"]
     assert [n.kind for d, n in bridge.items() if d not in full] == ["evaluate"]
@@ -97,7 +96,7 @@ def test_half_split_is_the_bridge_plus_stage_3_and_nothing_else(tmp_path):
 
 def test_raw_teacher_is_the_full_bridge_without_stage_1(tmp_path):
     plan = plan_of(tmp_path)
-    full, raw = ({n.kind: n for n in stages(plan, r).values()} for r in ("full-bridge", "raw-teacher"))
+    full, raw = ({n.kind: n for n in stages_of(plan, r).values()} for r in ("full-bridge", "raw-teacher"))
     assert full.keys() - raw.keys() == {"grpo"}
     for kind in raw:
         assert raw[kind].settings == full[kind].settings
@@ -116,7 +115,7 @@ def test_rows_share_stages(tmp_path):
 
 def test_stage_3_never_reads_the_bridges_slice(tmp_path):
     plan = plan_of(tmp_path)
-    slices = {n.name: n.settings.get("slice") for n in stages(plan, "half-split").values()}
+    slices = {n.name: n.settings.get("slice") for n in stages_of(plan, "half-split").values()}
     assert slices["student-rl-2h"] == "2h" and slices["teacher-rl-1h"] == slices["opd-1h"] == "1h"
 
 
@@ -168,7 +167,7 @@ def test_operational_verl_keys_rebuild_nothing(tmp_path):
     }
     after = plan_of(tmp_path, rows=["direct-grpo"], stages__student_rl__verl=verl)
     assert after.order[-1].digest == before.order[-1].digest
-    argv = kinds()["grpo"].command(after.order[1], after.context, 1).argv
+    argv = after.order[1].stage.command(after.order[1], after.context, 1).argv
     assert "reward.num_workers=3" in argv and "trainer.logger=[console,wandb,file]" in argv
 
 
@@ -203,7 +202,7 @@ def test_micro_batches_rebuild_nothing_unless_the_loss_depends_on_them(tmp_path,
         opd(**FIXED_MICRO_BATCHES),
     )
     assert len({dynamic.digest, larger.digest, fixed.digest}) == (3 if rebuilds else 1)
-    argv = kinds()["opd"].command(fixed, plan.context, 1).argv
+    argv = fixed.stage.command(fixed, plan.context, 1).argv
     assert "actor_rollout_ref.actor.use_dynamic_bsz=false" in argv
 
 
@@ -266,7 +265,7 @@ def test_default_rows_and_all(tmp_path):
 
 def command(plan, name):
     node = next(n for n in plan.order if n.name == name)
-    return kinds()[node.kind].command(node, plan.context, 2)
+    return node.stage.command(node, plan.context, 2)
 
 
 def parsed(argv):

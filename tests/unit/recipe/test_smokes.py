@@ -8,8 +8,8 @@ import pytest
 
 from tests.support.paths import ROOT
 from verl_s2d.recipe.load import load_recipe
+from verl_s2d.stages.planning import make_plan
 from verl_s2d.workflow.graph import ancestors
-from verl_s2d.workflow.planning import make_plan
 
 RECIPES = ROOT / "recipes"
 SMOKES = sorted((RECIPES / "smoke").glob("*.yaml"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 
-from verl_s2d.report.curves import PANELS, curves_of, not_finite, thin
+from verl_s2d.report.curves import curves_of, not_finite, thin
+from verl_s2d.stages.shared.panels import PANELS
 from verl_s2d.workflow.watch.metric_logs import read_metrics
 
 

@@ -16,15 +16,17 @@ from verl_s2d.recipe.load import load_recipe
 from verl_s2d.sizing.disk import StageDisk, run_disk, sampling_disk, training_disk
 from verl_s2d.sizing.engine_memory import trained_parameters
 from verl_s2d.sizing.shapes import PUBLISHED
+from verl_s2d.stages import stages
+from verl_s2d.stages.grpo.stage import Grpo
+from verl_s2d.stages.planning import make_plan
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.planning import make_plan
 
 SMALL, QWEN = PUBLISHED["Qwen/Qwen3-1.7B"], PUBLISHED["Qwen/Qwen3-8B"]
 LARGER, LLAMA = PUBLISHED["Qwen/Qwen3-14B"], PUBLISHED["meta-llama/Llama-3.3-70B-Instruct"]
 
 
 def disk_of(shape, engine=FSDP, *, kind="grpo", steps=630, every=50, **keep) -> StageDisk | None:
-    node = Node(kind, "stage", {"steps": steps}, operations={"save_every": every})
+    node = Node(stages()[kind], "stage", {"steps": steps}, operations={"save_every": every})
     settings = {"trainer": {"max_actor_ckpt_to_keep": None, "max_ckpt_to_keep": None} | keep}
     return training_disk(node, settings, training(engine), shape)
 
@@ -60,7 +62,7 @@ def test_a_run_holds_earlier_results_beside_the_checkpoints_of_one_stage():
 
 @pytest.fixture
 def plan(tmp_path, monkeypatch):
-    monkeypatch.setattr(preflight, "read_training", lambda *_: training(FSDP))
+    monkeypatch.setattr(Grpo, "demand", lambda *_: training(FSDP))
     recipe = load_recipe(write_project(tmp_path))
     return make_plan(recipe, run_dir=tmp_path / "deep" / "run", rows=["direct-grpo"])
 

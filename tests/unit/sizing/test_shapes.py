@@ -11,7 +11,7 @@ from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.sizing.model_shapes import Models
 from verl_s2d.sizing.shapes import PUBLISHED, ModelShape, ShapeUnknown, shape_of
-from verl_s2d.workflow.planning import make_plan
+from verl_s2d.stages.planning import make_plan
 
 TOTALS = {
     # Elements of the published safetensors; of the 1.7B without the second copy of its tied embedding.

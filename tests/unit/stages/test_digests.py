@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.paths import ROOT
 from verl_s2d.recipe.load import load_recipe
-from verl_s2d.recipe.rows import build_rows
+from verl_s2d.stages.planning import build_rows
 from verl_s2d.workflow import identity
 from verl_s2d.workflow.graph import build_order
 

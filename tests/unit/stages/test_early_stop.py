@@ -14,10 +14,10 @@ from verl_s2d.report.command_text import status_text
 from verl_s2d.report.inputs import finished_rows
 from verl_s2d.report.views import status_view
 from verl_s2d.report.write import Facts, build_report
-from verl_s2d.stages import kinds
-from verl_s2d.stages.shared import early_stop
+from verl_s2d.stages import stages
 from verl_s2d.workflow.store.hf_export import export_problem
 from verl_s2d.workflow.store.manifest import is_built, read_manifest, write_manifest
+from verl_s2d.workflow.watch import early_stop
 from verl_s2d.workflow.watch.alarm_log import recorded
 
 
@@ -95,12 +95,12 @@ def test_stages_1_and_3_are_validated_on_problems_of_their_own(tmp_path, monkeyp
     write_problems(tmp_path / "validation.parquet", range(4), prefix="validation")
     plan = stopping(tmp_path, monkeypatch, {}, data__validation="validation.parquet")
     node = next(n for n in plan.order if n.name == NAME)
-    arguments = kinds()["grpo"].command(node, plan.context, 1).argv
+    arguments = stages()["grpo"].command(node, plan.context, 1).argv
     assert "trainer.test_freq=-1" in arguments
     more = {"data__validation": "validation.parquet", "stages__student_rl__validate_every": 3}
     plan = stopping(tmp_path, monkeypatch, {}, **more)
     validated = next(n for n in plan.order if n.name == NAME)
-    arguments = kinds()["grpo"].command(validated, plan.context, 1).argv
+    arguments = stages()["grpo"].command(validated, plan.context, 1).argv
     assert "trainer.test_freq=3" in arguments and f"data.val_files={tmp_path / 'validation.parquet'}" in arguments
     assert validated.digest != node.digest
     check_plan(plan)

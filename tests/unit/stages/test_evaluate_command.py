@@ -13,7 +13,7 @@ from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.report.inputs import finished_rows
 from verl_s2d.stages.evaluate.command import evaluation_plan
-from verl_s2d.workflow.planning import make_plan
+from verl_s2d.stages.planning import make_plan
 from verl_s2d.workflow.progress import PlainProgress
 from verl_s2d.workflow.runner import run_plan
 

@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.tiny import WORDS, write_model, write_tokenizer
 from verl_s2d.errors import UserError
+from verl_s2d.stages import stages
 from verl_s2d.stages.merge.merge_adapter import merge
-from verl_s2d.stages.shared import checkpoints
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.store import checkpoints
 
 IDS = torch.randint(3, len(WORDS), (3, 9), generator=torch.Generator().manual_seed(0))
 
@@ -80,7 +81,7 @@ def stage(tmp_path) -> tuple[Node, Path]:
     step = tmp_path / "checkpoints" / "global_step_3" / "actor"
     step.mkdir(parents=True)
     (tmp_path / "checkpoints" / checkpoints.TRACKER).write_text("3")
-    return Node(kind="opd", name="opd-all", settings={}, operations={}, inputs={}, externals={}, semantics=1), step
+    return Node(stages()["opd"], "opd-all", {}), step
 
 
 def test_a_stage_hands_over_the_merged_model_also_after_a_kill_in_between(stage, tmp_path):

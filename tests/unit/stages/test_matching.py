@@ -13,10 +13,10 @@ from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.report.inputs import finished_rows, found_rows, report_of
 from verl_s2d.report.write import Facts
-from verl_s2d.stages import kinds
+from verl_s2d.stages import stages
+from verl_s2d.stages.planning import make_plan
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import ancestors, lineage
-from verl_s2d.workflow.planning import make_plan
 from verl_s2d.workflow.progress import PlainProgress
 from verl_s2d.workflow.runner import run_plan
 
@@ -40,7 +40,7 @@ def last_stage(plan, row="m"):
 
 
 def value(plan, node, key):
-    argv = kinds()[node.kind].command(node, plan.context, 1).argv
+    argv = node.stage.command(node, plan.context, 1).argv
     (found,) = [a.partition("=")[2] for a in argv if a.lstrip("+").partition("=")[0] == key]
     return found
 
@@ -102,7 +102,7 @@ def test_what_has_to_be_measured_makes_the_other_row_an_input(tmp_path, by):
     changed = plan_of(tmp_path, by, rows=["m"], stages__opd__beta=0.5)
     assert last_stage(changed).digest != matched.digest, "its address has what it was matched to"
     assert value(plan, matched, "trainer.save_freq") == "2"
-    assert f"until the {by.replace('_', ' ')} of half-split" in kinds()["grpo"].describe(matched)
+    assert f"until the {by.replace('_', ' ')} of half-split" in stages()["grpo"].describe(matched)
 
 
 def build(plan):

@@ -8,11 +8,11 @@ from tests.support.workflow.project import write_project
 from verl_s2d.checks import check_plan
 from verl_s2d.checks.samplers import cache_warnings
 from verl_s2d.recipe.load import load_recipe
-from verl_s2d.sizing.cache import CacheUse, cache_use, cached_rows, waste_warning
+from verl_s2d.sizing.cache import CacheUse, cache_use, waste_warning
 from verl_s2d.sizing.estimate import Estimate
 from verl_s2d.sizing.model_shapes import Models
-from verl_s2d.stages import kinds
-from verl_s2d.workflow.planning import make_plan
+from verl_s2d.stages import stages
+from verl_s2d.stages.planning import make_plan
 
 AUTO = {"stages__rollouts": {}}
 
@@ -26,7 +26,7 @@ def of_kind(plan, kind):
 
 
 def arguments(plan, node):
-    return dict(a.split("=", 1) for a in kinds()[node.kind].command(node, plan.context, 1).argv[3:])
+    return dict(a.split("=", 1) for a in node.stage.command(node, plan.context, 1).argv[3:])
 
 
 def test_the_cache_is_what_the_warmup_reads(tmp_path):
@@ -36,7 +36,7 @@ def test_the_cache_is_what_the_warmup_reads(tmp_path):
     assert rollouts.settings["rows"] == 16 and "per_prompt" not in rollouts.settings
     told = arguments(plan, rollouts)
     assert told["rows"] == "16" and "n" not in told
-    assert kinds()["rollouts"].describe(rollouts).startswith("16 teacher rollouts of slice all")
+    assert stages()["rollouts"].describe(rollouts).startswith("16 teacher rollouts of slice all")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,8 @@ def test_a_matched_warmup_with_more_steps_has_a_cache_of_its_own(updates, own, t
 def test_rows_of_a_cache(settings, problems, rows):
     from verl_s2d.workflow.graph import Node
 
-    assert cached_rows(Node("rollouts", "rollouts", settings), problems) == rows
+    rollouts = Node(stages()["rollouts"], "rollouts", settings)
+    assert rollouts.stage.sequences(rollouts, problems) == rows
 
 
 def test_use_is_what_the_longest_warmup_reads(tmp_path):
@@ -123,6 +124,6 @@ def test_more_than_half_thrown_away_is_a_warning_of_check_run_and_plan(per_promp
 def test_just_half_is_no_warning():
     from verl_s2d.workflow.graph import Node
 
-    node = Node("rollouts", "rollouts-all", {})
+    node = Node(stages()["rollouts"], "rollouts-all", {})
     assert waste_warning(node, CacheUse(10, 5, 1)) is None
     assert "60% is thrown away" in waste_warning(node, CacheUse(10, 4, 1))

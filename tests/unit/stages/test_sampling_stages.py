@@ -13,9 +13,8 @@ from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.sizing.estimate import Estimate
 from verl_s2d.sizing.model_shapes import Models
-from verl_s2d.stages import kinds
+from verl_s2d.stages.planning import make_plan
 from verl_s2d.workflow.ledger import empty_ledger
-from verl_s2d.workflow.planning import make_plan
 from verl_s2d.workflow.store.manifest import write_manifest
 
 EIGHT = {"device": "cuda", "gpus_per_node": 8}
@@ -45,7 +44,7 @@ def plan_of(tmp_path, cluster, rollouts=1, evaluation=1, engine=None):
 
 def arguments(plan, kind):
     node = next(n for n in plan.order if n.kind == kind)
-    argv = kinds()[kind].command(node, plan.context, 1).argv
+    argv = node.stage.command(node, plan.context, 1).argv
     return dict(a.split("=", 1) for a in argv[3:])
 
 

@@ -13,7 +13,8 @@ from tests.support.workflow.project import write_project
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.alarm_settings import Alarms
 from verl_s2d.recipe.load import load_recipe
-from verl_s2d.workflow.planning import make_plan
+from verl_s2d.stages import stages
+from verl_s2d.stages.planning import make_plan
 from verl_s2d.workflow.watch.detectors import Detectors
 
 METRIC = {
@@ -33,7 +34,7 @@ def detectors(kind: str = "grpo", **changes) -> Detectors:
     for key, value in changes.items():
         alarm, _, name = key.partition("__")
         chosen[alarm][name] = value
-    return Detectors(kind, chosen)
+    return Detectors(stages()[kind].metrics, chosen)
 
 
 def raised(found: Detectors, values, metric: str, first: int = 1):

@@ -18,17 +18,17 @@ from tests.support.workflow.runs import Lines, checkpoint, manifests
 from verl_s2d import cli
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
-from verl_s2d.recipe.rows import Row
 from verl_s2d.recipe.schema import Data, Recipe
 from verl_s2d.report.command_text import gc_text, size_text
-from verl_s2d.stages.shared import checkpoints
+from verl_s2d.stages import stages
+from verl_s2d.stages.planning import make_plan, plan_to_keep
 from verl_s2d.workflow.graph import Node, ancestors
 from verl_s2d.workflow.ledger import empty_ledger
-from verl_s2d.workflow.planning import Plan, make_plan
+from verl_s2d.workflow.plan import Plan, Row
 from verl_s2d.workflow.runner import run_plan
 from verl_s2d.workflow.stage import Context
+from verl_s2d.workflow.store import checkpoints
 from verl_s2d.workflow.store.gc import collect, find_waste
-from verl_s2d.workflow.store.gc_scope import plan_to_keep
 from verl_s2d.workflow.store.manifest import MANIFEST, is_built, write_manifest
 from verl_s2d.workflow.store.run_directory import opened
 from verl_s2d.workflow.store.verify import verify_run
@@ -47,7 +47,7 @@ def run_trees(draw):
     for i in range(draw(st.integers(1, 8))):
         chosen = draw(st.lists(st.integers(0, i - 1), max_size=3, unique=True)) if i else []
         kind = draw(st.sampled_from(["script", "slices", "grpo", "opd", "evaluate"]))
-        nodes.append(Node(kind, f"n{i}", {"i": i}, {f"r{j}": nodes[j] for j in chosen}))
+        nodes.append(Node(stages()[kind], f"n{i}", {"i": i}, {f"r{j}": nodes[j] for j in chosen}))
     kept = draw(st.lists(st.sampled_from(nodes), unique_by=id, max_size=3))
     states = st.sampled_from(["missing", "finished", "unfinished", "resumable", "torn", "link", "leftovers"])
     return nodes, kept, [draw(states) for _ in nodes]
@@ -195,7 +195,7 @@ def test_processes_of_a_killed_run_count_as_use(tmp_path, monkeypatch):
 
 
 def test_the_fallback_of_a_damaged_checkpoint_is_kept(tmp_path):
-    node = Node("grpo", "n", {})
+    node = Node(stages()["grpo"], "n", {})
     with opened(tmp_path, "tiny"):
         pass
     saved = tmp_path / "stages" / node.label / "checkpoints"
@@ -206,7 +206,7 @@ def test_the_fallback_of_a_damaged_checkpoint_is_kept(tmp_path):
 
 
 def test_checkpoints_that_an_alarm_may_choose_are_kept(tmp_path):
-    node = Node("grpo", "n", {"stopped_by": {"alarms": {"loss": "stop"}, "save_every": 2}})
+    node = Node(stages()["grpo"], "n", {"stopped_by": {"alarms": {"loss": "stop"}, "save_every": 2}})
     with opened(tmp_path, "tiny"):
         pass
     saved = tmp_path / "stages" / node.label / "checkpoints"
@@ -216,7 +216,7 @@ def test_checkpoints_that_an_alarm_may_choose_are_kept(tmp_path):
 
 
 def test_an_interrupted_removal_is_finished_by_the_next(tmp_path, monkeypatch):
-    nodes = [Node("grpo", "n", {"i": i}) for i in range(3)]
+    nodes = [Node(stages()["grpo"], "n", {"i": i}) for i in range(3)]
     with opened(tmp_path, "tiny"):
         pass
     for node in nodes:
@@ -232,7 +232,7 @@ def test_an_interrupted_removal_is_finished_by_the_next(tmp_path, monkeypatch):
 
 
 def test_a_mount_is_left_alone(tmp_path, monkeypatch):
-    node = Node("grpo", "n", {})
+    node = Node(stages()["grpo"], "n", {})
     with opened(tmp_path, "tiny"):
         pass
     directory = tmp_path / "stages" / node.label

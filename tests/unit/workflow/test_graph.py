@@ -9,6 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from verl_s2d.stages import stages
+from verl_s2d.stages.grpo.stage import Grpo
+from verl_s2d.stages.opd.stage import Opd
+from verl_s2d.stages.prepare.stage import Script
 from verl_s2d.workflow.graph import Node, ancestors, build_order, canonical_json, stage_dir
 from verl_s2d.workflow.identity import External, directory_digest, file_digest
 
@@ -21,8 +25,18 @@ values = st.recursive(
 mappings = st.dictionaries(st.text(max_size=4), values, max_size=5)
 
 
+class Later(Grpo):
+    """The same kind with another meaning."""
+
+    semantics = 2
+
+
+class LaterScript(Script):
+    semantics = 2
+
+
 def node(settings=None, kind="grpo", inputs=None, **more) -> Node:
-    return Node(kind, more.pop("name", "n"), settings or {}, inputs or {}, **more)
+    return Node(stages()[kind], more.pop("name", "n"), settings or {}, inputs or {}, **more)
 
 
 @given(mappings, st.randoms())
@@ -42,11 +56,11 @@ def test_digest_depends_on_kind_semantics_inputs_and_externals(mapping):
     base = node(mapping)
     other = node({"x": 1}, kind="script")
     variants = [
-        replace(base, kind="opd"),
-        replace(base, semantics=2),
+        replace(base, stage=Opd()),
+        replace(base, stage=Later()),
         replace(base, inputs={"model": other}),
         replace(base, inputs={"teacher": other}),
-        replace(base, inputs={"model": replace(other, semantics=2)}),
+        replace(base, inputs={"model": replace(other, stage=LaterScript())}),
         replace(base, externals={"model": External("m", "a")}),
         replace(base, externals={"model": External("m", "b")}),
     ]

@@ -14,15 +14,16 @@ import pytest
 from tests.support.paths import ROOT
 from tests.support.workflow.project import write_model, write_safetensors
 from verl_s2d.logs import last_lines
-from verl_s2d.stages.shared import checkpoints
+from verl_s2d.stages import stages
 from verl_s2d.workflow import attempts
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.ledger import add_ledgers, empty_ledger, sum_over_steps, verifier_calls
+from verl_s2d.workflow.store import checkpoints
 from verl_s2d.workflow.store.hf_export import export_problem
 from verl_s2d.workflow.store.manifest import MANIFEST, is_built, read_manifest, write_atomically, write_manifest
 from verl_s2d.workflow.watch.metric_logs import last_step, read_metrics
 
-NODE = Node("opd", "opd", {"steps": 2})
+NODE = Node(stages()["opd"], "opd", {"steps": 2})
 
 
 def write(directory: Path, node: Node = NODE) -> dict:
@@ -37,7 +38,7 @@ def test_manifest_of_this_node_and_no_other(tmp_path):
     (tmp_path / "log.txt").write_text("noise")
     manifest = write(tmp_path)
     assert is_built(NODE, tmp_path)
-    assert not is_built(Node("opd", "opd", {"steps": 3}), tmp_path)
+    assert not is_built(Node(stages()["opd"], "opd", {"steps": 3}), tmp_path)
     assert [(o["name"], o["bytes"]) for o in manifest["outputs"]] == [("model/x.bin", 3)]
     assert len(manifest["outputs"][0]["sha256"]) == 64 and "verl" in manifest["versions"]
 
@@ -52,7 +53,7 @@ WRITER = """
 import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from verl_s2d.workflow.manifest import write_atomically
+from verl_s2d.workflow.store.manifest import write_atomically
 path = Path({path!r})
 print("go", flush=True)
 while True:

@@ -12,7 +12,7 @@ from tests.support.workflow.runs import Lines
 from verl_s2d import cli, redaction
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.redaction import HIDDEN, Redactor, secret_name, secrets_in
-from verl_s2d.workflow.planning import make_plan
+from verl_s2d.stages.planning import make_plan
 from verl_s2d.workflow.runner import run_plan
 from verl_s2d.workflow.store.manifest import read_manifest
 

@@ -14,8 +14,7 @@ from tests.support.workflow.project import SimulatedStages
 from tests.support.workflow.runs import Lines, checkpoint, directory, manifests, project, simulate
 from verl_s2d.errors import UserError
 from verl_s2d.report.inputs import finished_rows
-from verl_s2d.stages.shared import checkpoints
-from verl_s2d.workflow.store import digests
+from verl_s2d.workflow.store import checkpoints, digests
 from verl_s2d.workflow.store.archives import checkpoint_problems
 from verl_s2d.workflow.store.digests import damage, describe_outputs, full_digest
 from verl_s2d.workflow.store.manifest import MANIFEST, inspect_manifest, read_manifest

@@ -19,11 +19,11 @@ from tests.support.workflow.runs import Lines, build, directory, project
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.report.inputs import finished_rows
-from verl_s2d.stages.shared import checkpoints
+from verl_s2d.stages.planning import make_plan
 from verl_s2d.workflow import save_request
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.hosts.process import marked_processes
-from verl_s2d.workflow.planning import make_plan
+from verl_s2d.workflow.store import checkpoints
 from verl_s2d.workflow.store.manifest import MANIFEST, is_built, read_manifest
 from verl_s2d.workflow.store.run_directory import opened, read_record
 from verl_s2d.workflow.watch.metric_logs import read_metrics
@@ -209,7 +209,8 @@ sys.path.insert(0, {root!r})
 from tests.support.workflow.project import FakeStages
 from tests.support.workflow.runs import Lines
 from verl_s2d.workflow.failures import Interrupted
-from verl_s2d.workflow.planning import make_plan
+from verl_s2d.stages.planning import make_plan
+from verl_s2d.stages.planning import make_plan
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.workflow.runner import run_plan
 plan = make_plan(load_recipe({recipe!r}), run_dir=Path({run!r}), rows=["direct-grpo"])

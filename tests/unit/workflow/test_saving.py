@@ -7,8 +7,7 @@ from verl.utils.checkpoint.checkpoint_manager import BaseCheckpointManager
 
 from tests.support.workflow.runs import project
 from verl_s2d.errors import UserError
-from verl_s2d.stages import kinds
-from verl_s2d.stages.shared import checkpoints
+from verl_s2d.workflow.store import checkpoints
 
 STAGES = {"teacher_rl": "teacher-rl-1h", "warmup": "warmup-1h", "opd": "opd-1h", "student_rl": "student-rl-2h"}
 
@@ -18,7 +17,7 @@ def value(plan, stage: str, key: str) -> str:
     node = next(node for node in plan.order if node.name == STAGES[stage])
     (found,) = (
         word.partition("=")[2]
-        for word in kinds()[node.kind].command(node, plan.context, 1).argv
+        for word in node.stage.command(node, plan.context, 1).argv
         if word.lstrip("+").startswith(f"{key}=")
     )
     return found

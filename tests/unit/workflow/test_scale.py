@@ -13,11 +13,14 @@ from tests.support.workflow.project import write_project
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.report.command_text import plan_text, status_text
 from verl_s2d.report.views import plan_view, status_view
+from verl_s2d.stages import stages
+from verl_s2d.stages.planning import make_plan
 from verl_s2d.workflow.graph import Node, ancestors, build_order, users_of
-from verl_s2d.workflow.planning import make_plan
 
 ALLOWED_GROWTH = 1.35
 """Of the cost a node when the graph grows eightfold: a heap's logarithm stays below it, a square would be 8."""
+
+GRPO, SCRIPT, SLICES = (stages()[kind] for kind in ("grpo", "script", "slices"))
 
 
 def bytecodes(act: Callable[..., Any], *arguments: Any) -> int:
@@ -41,25 +44,30 @@ def bytecodes(act: Callable[..., Any], *arguments: Any) -> int:
 
 def chain(count: int) -> list[Node]:
     """Each node reads the one before; one target."""
-    node = Node("script", "n", {})
+    node = Node(SCRIPT, "n", {})
     for i in range(count):
-        node = Node("grpo", "n", {"i": i}, {"model": node})
+        node = Node(GRPO, "n", {"i": i}, {"model": node})
     return [node]
 
 
 def star(count: int) -> list[Node]:
     """All read the same node; all are targets."""
-    shared = Node("script", "n", {})
-    return [Node("grpo", "n", {"i": i}, {"model": shared}) for i in range(count)]
+    shared = Node(SCRIPT, "n", {})
+    return [Node(GRPO, "n", {"i": i}, {"model": shared}) for i in range(count)]
 
 
 def layers(count: int) -> list[Node]:
     """Layers of 20 nodes; each reads three of the layer before. The last layer's are targets."""
     randomness = random.Random(0)
-    layer = [Node("script", "n", {"i": i}) for i in range(20)]
+    layer = [Node(SCRIPT, "n", {"i": i}) for i in range(20)]
     for depth in range(count // 20):
         layer = [
-            Node("grpo", "n", {"i": i, "depth": depth}, {f"r{j}": n for j, n in enumerate(randomness.sample(layer, 3))})
+            Node(
+                GRPO,
+                "n",
+                {"i": i, "depth": depth},
+                {f"r{j}": n for j, n in enumerate(randomness.sample(layer, 3))},
+            )
             for i in range(20)
         ]
     return layer
@@ -94,7 +102,10 @@ def test_a_chain_of_ten_thousand_is_no_deeper_than_pythons_stack():
 
 
 def test_users_are_the_targets_that_are_built_from_a_node():
-    shared, other = Node("script", "n", {}), Node("slices", "n", {})
-    a, b = Node("grpo", "a", {"x": 1}, {"m": shared}), Node("grpo", "b", {"x": 2}, {"m": shared, "s": other})
+    shared, other = Node(SCRIPT, "n", {}), Node(SLICES, "n", {})
+    a, b = (
+        Node(GRPO, "a", {"x": 1}, {"m": shared}),
+        Node(GRPO, "b", {"x": 2}, {"m": shared, "s": other}),
+    )
     users = users_of([a, b, a])
     assert users == {shared.digest: [0, 1, 2], other.digest: [1], a.digest: [0, 2], b.digest: [1]}

@@ -20,7 +20,7 @@ from tests.support.workflow.runs import Lines
 from tests.support.workflow.simulated_runs import FAILED, Executor, check_ledgers, check_what_is_there, plan_of
 from verl_s2d.report.inputs import finished_rows
 from verl_s2d.workflow.graph import ancestors
-from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.runner import run_plan
 
 KILLED, CRASHED = 70, 72

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from verl_s2d.stages import stages
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.hosts.process import SubprocessLauncher
@@ -208,7 +209,7 @@ def attempt(tmp_path, code, environment=None, **limits):
     (directory).mkdir()
     (logs / "worker-aa-01000000-1.err").write_text(f"of an earlier stage\n{TRACEBACK}")
     environment = {"LOGS": str(logs), "PYTHONUNBUFFERED": "1"} | (environment or {})
-    node, progress = Node("grpo", "student-rl-all", {}), PlainProgress()
+    node, progress = Node(stages()["grpo"], "student-rl-all", {}), PlainProgress()
     progress.stage_started(node, 1, 1, None, 1)
     with pytest.raises(StageFailed) as failed:
         run_attempt(

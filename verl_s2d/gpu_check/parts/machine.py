@@ -13,8 +13,7 @@ from pathlib import Path
 
 from verl_s2d.gpu_check.figures import Recorder
 from verl_s2d.gpu_check.part_settings import Settings
-from verl_s2d.workflow.hosts.cluster_demand import default_storage_units
-from verl_s2d.workflow.hosts.ray_places import RL_CPUS_PER_WORKER, Demand
+from verl_s2d.workflow.hosts.ray_places import RL_CPUS_PER_WORKER, Demand, default_storage_units
 
 GIB = 2**30
 _SHM_GIB, _GPU_GIB, _SMI_SECONDS = 8, 16, 10

@@ -33,7 +33,7 @@ def _hours(settings: Settings, record: Recorder, parts: list[dict[str, Any]]) ->
     from verl_s2d.report.views import plan_view
     from verl_s2d.sizing.cost import PASS_MFU, SAMPLING_MFU
     from verl_s2d.sizing.estimate import sized
-    from verl_s2d.workflow.planning import make_plan
+    from verl_s2d.stages.planning import make_plan
 
     plan = make_plan(load_recipe(Path(settings.recipe)))
     total = sized(plan, plan_view(plan))["sizes"]["total"]

@@ -7,13 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from verl_s2d.errors import UserError
-from verl_s2d.recipe.rows import Row
-from verl_s2d.stages import kinds
 from verl_s2d.stages.builder import Builder
 from verl_s2d.validation import suggestion
-from verl_s2d.workflow.graph import PREPARATION_KINDS, Node, ancestors
+from verl_s2d.workflow.graph import Node, ancestors
 from verl_s2d.workflow.identity import External, model_external
-from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.plan import Plan, Row
 from verl_s2d.workflow.store.manifest import is_built
 
 
@@ -56,8 +54,8 @@ def _stages(plan: Plan, name: str) -> list[Node]:
 
 def _require_finished(plan: Plan, node: Node) -> None:
     directory = plan.context.directory(node)
-    if not _makes_model(node):
-        remedy = suggestion("", [n.name for n in plan.order if _makes_model(n)])
+    if not node.stage.makes_model(node):
+        remedy = suggestion("", [n.name for n in plan.order if n.stage.makes_model(n)])
         raise UserError(f"{node.name} makes no model.", key="model", value=node.label, remedy=remedy)
     if not is_built(node, directory):
         raise UserError(
@@ -66,9 +64,7 @@ def _require_finished(plan: Plan, node: Node) -> None:
             value=node.label,
             remedy="`verl-s2d run` builds it; `verl-s2d status` says how far it is.",
         )
-    gone = [
-        n for n in ancestors(node) if n.kind not in PREPARATION_KINDS and not is_built(n, plan.context.directory(n))
-    ]
+    gone = [n for n in ancestors(node) if not n.stage.prepares and not is_built(n, plan.context.directory(n))]
     if gone:
         # A stage is what it was made of: evaluating it as one would build that again.
         raise UserError(
@@ -77,10 +73,6 @@ def _require_finished(plan: Plan, node: Node) -> None:
             value=node.label,
             remedy=f"Give the model itself: {directory / 'model'}.",
         )
-
-
-def _makes_model(node: Node) -> bool:
-    return "updates" in kinds()[node.kind].consumes or node.settings.get("makes") == "model"
 
 
 def _model(plan: Plan, name: str) -> External:
@@ -92,7 +84,7 @@ def _model(plan: Plan, name: str) -> External:
         path = path / "model"
     exists = path.exists()
     if not exists and not name.startswith((".", "/", "~")) and "/" not in name:
-        near = suggestion(name, [node.name for node in plan.order if _makes_model(node)])
+        near = suggestion(name, [node.name for node in plan.order if node.stage.makes_model(node)])
         raise UserError(
             "No stage of these rows is called so, and there is no such model directory.",
             key="model",

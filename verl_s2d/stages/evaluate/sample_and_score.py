@@ -1,8 +1,9 @@
 """avg@k of one model on several sets.
 
     python -m verl_s2d.stages.evaluate.sample_and_score model=MODEL verifier=NAME out=DIR max_tokens=N
-        set.<name>=FILE ... [samples=16] [temperature=1] [top_p=1] [top_k=-1] [seed=0] [tensor_parallel_size=1] [trust_remote_code=false]
-        [replicas=1] [device=auto] [engine.<name>=<value> ...] [weights=DIGEST] [pass_at=1,4,16]
+        set.<name>=FILE ... [samples=16] [temperature=1] [top_p=1] [top_k=-1] [seed=0]
+        [tensor_parallel_size=1] [trust_remote_code=false] [replicas=1] [device=auto]
+        [engine.<name>=<value> ...] [weights=DIGEST] [pass_at=1,4,16]
         [chat_template.<name>=<value> ...]
 
 Writes generations.parquet (every sample, its text and score) and, last, result.json. Samples and their scores are kept

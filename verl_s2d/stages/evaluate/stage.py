@@ -1,4 +1,4 @@
-"""Evaluation of one model on every evaluation set (kind `evaluate`)."""
+"""Evaluation of one model on every evaluation set."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ import sys
 from pathlib import Path
 
 from verl_s2d.stages.prepare.stage import evaluation_files
-from verl_s2d.stages.shared.sampling_stage import SamplingKind
+from verl_s2d.stages.shared.node_settings import verifier_argument
+from verl_s2d.stages.shared.sampling_stage import SamplingStage
 from verl_s2d.verl_settings.overrides import plain_arguments
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.stage import Command, Context, metrics_file, verifier_argument
+from verl_s2d.workflow.stage import Command, Context, metrics_file
 
 
-class Evaluate(SamplingKind):
+class Evaluate(SamplingStage):
     """avg@k with its standard error. Evaluation answers are not labels: only its time enters the ledger."""
 
+    kind = "evaluate"
+    section = "evaluation"
+    scored = True
     required_files = ("generations.parquet", "result.json")
 
     def command(self, node: Node, context: Context, attempt: int) -> Command:
@@ -41,6 +45,12 @@ class Evaluate(SamplingKind):
             complete = False
         if not complete:
             raise StageFailed(f"{node.name} left no usable result.json.", log=directory / "log.txt")
+
+    def response_tokens(self, node: Node) -> int:
+        return node.settings["max_tokens"]
+
+    def sequences(self, node: Node, problems: int | None) -> int | None:
+        return None if problems is None else problems * node.settings["samples"]
 
     def describe(self, node: Node) -> str:
         return f"avg@{node.settings['samples']} with verifier {node.settings['verifier']}"

@@ -1,4 +1,4 @@
-"""What comes before training: a recipe's own scripts (kind `script`) and the slices of the labels (kind `slices`)."""
+"""Before training: a recipe's own scripts, and the slices of the labels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from verl_s2d.verl_settings.overrides import plain_arguments
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.stage import Command, Context, SimpleKind, require_export
+from verl_s2d.workflow.stage import Command, Context, Stage, require_export
 
 TRAIN_FILE = "train.parquet"
 SLICES = ("all", "1h", "2h")
@@ -33,8 +33,11 @@ def evaluation_files(node: Node, role: str, context: Context) -> dict[str, Path]
     return {p.stem: p for p in sorted(directory.glob("*.parquet")) if p.name != TRAIN_FILE}
 
 
-class Script(SimpleKind):
+class Script(Stage):
     """`python script --out DIR key=value ...`; writes a model, or train.parquet and evaluation parquets, into DIR."""
+
+    kind = "script"
+    prepares = True
 
     def command(self, node: Node, context: Context, attempt: int) -> Command:
         argv = [sys.executable, node.externals["script"].location, "--out", str(context.directory(node))]
@@ -50,13 +53,21 @@ class Script(SimpleKind):
         if not any(p.name != TRAIN_FILE for p in directory.glob("*.parquet")):
             raise StageFailed(f"{node.name} wrote no evaluation parquet beside {TRAIN_FILE}.", log=log)
 
+    def model_directory(self, directory: Path) -> Path:
+        return directory
+
+    def makes_model(self, node: Node) -> bool:
+        return node.settings["makes"] == "model"
+
     def describe(self, node: Node) -> str:
         return f"the recipe's script {Path(node.externals['script'].location).name} makes the {node.settings['makes']}"
 
 
-class Slices(SimpleKind):
+class Slices(Stage):
     """Labelled problems -> all, first half, second half, and the same without answers."""
 
+    kind = "slices"
+    prepares = True
     required_files = (*(f"{s}{suffix}.parquet" for s in SLICES for suffix in ("", "-prompts")), "slices.json")
 
     def command(self, node: Node, context: Context, attempt: int) -> Command:

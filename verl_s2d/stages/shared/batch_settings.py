@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from verl_s2d.errors import UserError
+from verl_s2d.stages.shared.node_settings import merged_verl
 from verl_s2d.verl_settings.overrides import value_of
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.stage import merged_verl
 
 TRAIN, MINI = "data.train_batch_size", "actor_rollout_ref.actor.ppo_mini_batch_size"
 N = "actor_rollout_ref.rollout.n"
@@ -40,13 +40,6 @@ def micro_batch_tokens(kind: str, longest: int) -> dict[str, int]:
     """
     key = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
     return {_TOKENS.get(kind, key): max(VERL_BATCH_DEFAULTS[key], 2 * longest)}
-
-
-def response_tokens(node: Node) -> int:
-    """Length of a response at most, in any stage that samples, scores or trains on responses."""
-    if node.kind == "warmup":
-        return response_tokens(node.inputs["rollouts"])
-    return node.settings["max_tokens" if node.kind == "evaluate" else "response_tokens"]
 
 
 def require_batch_sizes(node: Node) -> None:

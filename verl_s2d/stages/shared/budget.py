@@ -10,9 +10,9 @@ from typing import Any
 
 from verl_s2d.errors import UserError
 from verl_s2d.stages.shared.batch_settings import sequences_per_step
-from verl_s2d.stages.shared.checkpoints import completed_step
 from verl_s2d.workflow.graph import MATCHED, Node, lineage
 from verl_s2d.workflow.ledger import add_ledgers, amount
+from verl_s2d.workflow.store.checkpoints import completed_step
 from verl_s2d.workflow.store.manifest import is_built, read_manifest
 
 SAMPLED_TOKENS = "sampled_tokens.json"

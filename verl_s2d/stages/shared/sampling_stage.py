@@ -4,18 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from abc import abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from verl_s2d.sampling import PARTS
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node, canonical_json
-from verl_s2d.workflow.stage import Context, SimpleKind, model_location, trusts_remote_code
+from verl_s2d.workflow.stage import Context, Stage, model_location, trusts_remote_code
 from verl_s2d.workflow.store.manifest import read_manifest
 
 
-class SamplingKind(SimpleKind):
-    """A stage that goes on from the parts it has: its result is in place once its last file is."""
+class SamplingStage(Stage):
+    """A stage that resumes from the shards it has: its result is in place once its last file is.
+
+    Attributes:
+        section: of a recipe that has its settings.
+        scored: whether a verifier scores every sample.
+    """
+
+    section: ClassVar[str]
+    scored: ClassVar[bool] = False
+
+    @abstractmethod
+    def response_tokens(self, node: Node) -> int:
+        """Length of a response at most."""
+
+    @abstractmethod
+    def sequences(self, node: Node, problems: int | None) -> int | None:
+        """Count the responses it samples.
+
+        Args:
+            problems: that it samples from, None where not known.
+        """
 
     def arguments(self, node: Node, context: Context) -> dict[str, Any]:
         """Those that both modules take."""

@@ -5,8 +5,8 @@ Ray counts CPUs, it does not use them; but an actor that asks for one more than 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 ACCELERATOR = "GPU"
@@ -15,6 +15,8 @@ RL_CPUS_PER_WORKER = 3
 _QUEUE_CPUS = 2
 """One for TransferQueue's controller. One free: Ray places actors that hold none (verl's agent loops, reward workers
 and servers) on a node where one is free."""
+_UNITS_PER_NODE, _MOST_UNITS = 2, 8
+"""verl's default is eight processes, each of which imports torch and holds a CPU; a node's batches fit into two."""
 
 Node = Mapping[str, Any]
 """As `ray.nodes()` lists it: NodeID, NodeManagerAddress, Resources."""
@@ -40,6 +42,18 @@ class Demand:
     def cpus(self, units: int) -> int:
         """CPUs that a node with a group of workers and `units` storage units needs."""
         return self.per_node * self.cpus_per_worker + units + (_QUEUE_CPUS if self.storage_units else 0)
+
+
+def default_storage_units(nodes: int) -> int:
+    """Compute the default number of TransferQueue's storage units for so many nodes."""
+    return min(_MOST_UNITS, _UNITS_PER_NODE * nodes)
+
+
+def most_demanding(demands: Iterable[Demand]) -> Demand:
+    """Combine demands of stages that run one after the other: the largest of each number."""
+    found = list(demands)
+    largest = max(found, key=lambda demand: demand.storage_units)
+    return replace(largest, cpus_per_worker=max(demand.cpus_per_worker for demand in found))
 
 
 def fitting_groups(nodes: Sequence[Node], accelerator: str, demand: Demand) -> int:

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from verl_s2d.errors import UserError
-from verl_s2d.stages.shared import checkpoints
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.hosts.process import marked_processes
-from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.plan import Plan
+from verl_s2d.workflow.store import checkpoints
 from verl_s2d.workflow.store.archives import checkpoint_problems
 from verl_s2d.workflow.store.manifest import is_built, read_manifest
 from verl_s2d.workflow.store.repair import ASIDE, move_into

@@ -74,7 +74,7 @@ def write_manifest(
         "kind": node.kind,
         "name": node.name,
         "digest": node.digest,
-        "semantics": node.semantics,
+        "semantics": node.stage.semantics,
         "settings": node.settings,
         "operations": node.operations,
         "inputs": {role: {"kind": n.kind, "digest": n.digest} for role, n in node.inputs.items()},

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from pathlib import Path
 
-from verl_s2d.stages.shared import early_stop
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import MATCHED, Node
-from verl_s2d.workflow.planning import Plan
+from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.store.digests import damage, unread_bytes
 from verl_s2d.workflow.store.hf_export import export_problem
 from verl_s2d.workflow.store.manifest import MANIFEST, inspect_manifest, is_built, read_manifest
+from verl_s2d.workflow.watch import early_stop
 
 ASIDE = ".damaged"
 """Folder below `stages` for what was set aside; nothing reads it, `verl-s2d gc` empties it."""

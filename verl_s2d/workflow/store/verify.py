@@ -11,9 +11,8 @@ from typing import Any
 
 from verl_s2d.data.weights import safetensors_names
 from verl_s2d.errors import UserError
-from verl_s2d.stages import kinds
-from verl_s2d.stages.shared.checkpoints import completed_step
 from verl_s2d.workflow.store.archives import checkpoint_problems
+from verl_s2d.workflow.store.checkpoints import completed_step
 from verl_s2d.workflow.store.digests import damage, output_files
 from verl_s2d.workflow.store.manifest import MANIFEST, inspect_manifest
 from verl_s2d.workflow.store.run_directory import read_record
@@ -93,10 +92,9 @@ def verify_run(run_dir: Path) -> Verification:
 
 def stage_directories(run_dir: Path) -> list[Path]:
     """Every directory of a stage, by name."""
-    names = set(kinds())
     stages = run_dir / "stages"
     found = sorted(stages.iterdir()) if stages.is_dir() else []
-    return [p for p in found if p.is_dir() and (m := STAGE_NAME.fullmatch(p.name)) and m[1] in names]
+    return [p for p in found if p.is_dir() and STAGE_NAME.fullmatch(p.name)]
 
 
 def _stage(run_dir: Path, stage: Path, manifest: dict[str, Any] | None) -> Iterator[tuple[str, str, bool]]:

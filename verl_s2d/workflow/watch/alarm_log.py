@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from verl_s2d.stages.shared import checkpoints, early_stop
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.stage import metrics_file
+from verl_s2d.workflow.store import checkpoints
+from verl_s2d.workflow.watch import early_stop
 from verl_s2d.workflow.watch.detectors import Detectors, Raised
 from verl_s2d.workflow.watch.metric_logs import read_metrics
 
@@ -39,7 +40,7 @@ class AlarmWatch:
     def __init__(self, node: Node, directory: Path, attempt: int):
         self._directory, self._attempt = directory, attempt
         self._metrics, self._read = metrics_file(directory, attempt), 0
-        self._detectors = Detectors(node.kind, node.operations["alarms"])
+        self._detectors = Detectors(node.stage.metrics, node.operations["alarms"])
         self._known = {(entry["alarm"], entry.get("metric"), entry["step"]) for entry in recorded(directory)}
         resumed = checkpoints.completed_step(directory / "checkpoints") or 0
         self._earlier = [(step, data) for step, data in read_metrics(directory).items() if step <= resumed]
@@ -52,7 +53,7 @@ class AlarmWatch:
         self._known |= {(alarm.alarm, alarm.metric, alarm.step) for alarm in raised}
         for alarm in raised:
             if alarm.action == "stop" and not self.stopping:
-                early_stop.record(self._directory, alarm.data())
+                early_stop.record(self._directory, {"alarm": alarm.data()})
         if raised:
             with (self._directory / ALARMS).open("a") as stream:
                 for alarm in raised:

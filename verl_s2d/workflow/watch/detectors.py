@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, median
 from typing import Any
 
+from verl_s2d.workflow.metrics import Metric
+
 Settings = Mapping[str, Mapping[str, Any]]
 """Name of an alarm -> its settings, as `alarm_settings` has them."""
 
-_METRICS: dict[str, dict[str, tuple[str, ...]]] = {
-    "loss_spike": {"grpo": ("actor/loss",), "opd": ("actor/loss",), "warmup": ("train/loss",)},
-    "length_explosion": {"grpo": ("response_length/mean",), "opd": ("response_length/mean",)},
-    "entropy_collapse": {
-        "grpo": ("actor/entropy",),
-        "opd": ("s2d/student_entropy",),
-        "warmup": ("train/student_entropy",),
-    },
-    # Nothing scores the rollouts of 2b; verl logs zeros for them.
-    "score_collapse": {"grpo": ("critic/score/mean",)},
-    "kl_blow_up": {
-        "grpo": ("actor/kl_loss", "actor/ppo_kl"),
-        "opd": ("s2d/reverse_kl",),
-        "warmup": ("train/forward_kl",),
-    },
-}
-"""Name of an alarm -> kind of stage -> what it watches."""
 _FALLING = ("entropy_collapse", "score_collapse")
 _NOT_WATCHED = ("perf/", "timing", "actor/perf/", "train/mfu", "rollout_corr/", "training/")
 """Beginnings of what says nothing about the update."""
@@ -77,11 +62,11 @@ class Detectors:
     """All alarms of one stage that are not ignored.
 
     Args:
-        kind: of the stage.
+        metrics: the stage's table: which metric an alarm watches.
     """
 
-    def __init__(self, kind: str, settings: Settings):
-        self._kind = kind
+    def __init__(self, metrics: Sequence[Metric], settings: Settings):
+        self._metrics = metrics
         self._settings = {name: s for name, s in settings.items() if s["action"] != "ignore"}
         self._series: dict[tuple[str, str], _Series] = {}
         self._not_finite: set[str] = set()
@@ -112,7 +97,7 @@ class Detectors:
                     yield Raised(name, step, found[0], metric, value, found[1], found[2], settings["action"])
 
     def _values(self, name: str, data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        metrics = _METRICS.get(name, {}).get(self._kind, ())
+        metrics = [metric.key for metric in self._metrics if metric.alarm == name]
         score = validation_score(data) if name == "score_collapse" else None
         if score is not None:
             yield _VALIDATION, score
@@ -149,11 +134,6 @@ class _Series:
         self._outside = 0
         window.append(value)
         return None
-
-
-def watched(kind: str) -> set[str]:
-    """Names of the metrics that the alarms of a kind of stage look at, besides those that are not finite."""
-    return {metric for kinds in _METRICS.values() for metric in kinds.get(kind, ())}
 
 
 def validation_score(data: Mapping[str, Any]) -> float | None:

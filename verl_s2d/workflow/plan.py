@@ -1,25 +1,32 @@
-"""Recipe and choices -> plan: which rows, in what order their stages are built, and where."""
+"""A plan: rows of a comparison, the order in which their stages are built, and the run directory."""
 
 from __future__ import annotations
 
-import os
 import shlex
-import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from verl_s2d import redaction
-from verl_s2d.errors import UserError
-from verl_s2d.platforms.environment import ACCELERATORS
-from verl_s2d.recipe.row_checks import check_rows
-from verl_s2d.recipe.rows import Row, build_rows
 from verl_s2d.recipe.schema import Recipe, Source
-from verl_s2d.verl_settings.reserved_keys import check_reserved_keys
 from verl_s2d.workflow.graph import Node, build_order, users_of
+from verl_s2d.workflow.hosts.ray_places import Demand, most_demanding
 from verl_s2d.workflow.stage import Context
 from verl_s2d.workflow.store.manifest import is_built
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the report.
+
+    Attributes:
+        target: its evaluation node; everything else follows from it.
+    """
+
+    name: str
+    seed: int
+    target: Node
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,11 @@ class Plan:
     def _users(self) -> dict[str, list[int]]:
         return users_of([row.target for row in self.rows])
 
+    @property
+    def ray_demand(self) -> Demand:
+        """CPUs and accelerators that its most demanding stage holds on Ray."""
+        return most_demanding(node.stage.ray_demand(node, self.context.cluster) for node in self.order)
+
     def facts(self) -> dict[str, Any]:
         """What a report says of the run besides its numbers: keywords of evaluation.report.Facts but the name."""
         recipe = self.recipe
@@ -67,36 +79,12 @@ class Plan:
         rows, seeds = (list(dict.fromkeys(getattr(row, key) for row in self.rows)) for key in ("name", "seed"))
         words += [] if rows == recipe.rows else ["--rows", ",".join(rows)]
         words += [] if seeds == recipe.seeds else ["--seeds", ",".join(map(str, seeds))]
-        words += [] if run_dir == _default_run_dir(recipe) else ["--run-dir", _near(run_dir)]
+        words += [] if run_dir == default_run_dir(recipe) else ["--run-dir", _near(run_dir)]
         return shlex.join(words)
 
 
-def make_plan(
-    recipe: Recipe, *, run_dir: Path | None = None, rows: list[str] | None = None, seeds: list[int] | None = None
-) -> Plan:
-    """Resolve rows and seeds (the recipe's own unless given) and build the graphs.
-
-    `["all"]` is every row for which the recipe has a teacher.
-
-    Raises:
-        UserError: unknown rows, unreadable inputs, missing stage settings.
-    """
-    names = _possible(recipe) if rows == ["all"] else list(dict.fromkeys(rows or recipe.rows))
-    check_rows(names, "--rows", recipe.row_names)
-    check_reserved_keys(recipe)
-    device = resolve_device(recipe.cluster.device)
-    if recipe.cluster.warm_start is True and device != "cpu":
-        raise UserError(
-            "A warm start forks processes that have imported torch and vLLM, and CUDA does not work in a fork.",
-            key="cluster.warm_start",
-            value=True,
-            remedy="Remove it, or set it to false.",
-        )
-    context = Context(run_dir.resolve() if run_dir else _default_run_dir(recipe), recipe.cluster.on(device), device)
-    return Plan(recipe, build_rows(recipe, names, seeds or recipe.seeds, device), context)
-
-
-def _default_run_dir(recipe: Recipe) -> Path:
+def default_run_dir(recipe: Recipe) -> Path:
+    """Locate the run directory of a recipe for which none was named."""
     return (Path("runs") / recipe.name).resolve()
 
 
@@ -109,37 +97,3 @@ def _near(path: Path) -> str:
 def _described(source: Source) -> str:
     """A model in a few words."""
     return source.script or f"{source.model}{f' at {source.revision}' if source.revision else ''}"
-
-
-def _possible(recipe: Recipe) -> list[str]:
-    def possible(name: str) -> bool:
-        if name in recipe.matched:
-            return possible(recipe.matched[name].row) and possible(recipe.matched[name].to)
-        return recipe.sft_teacher is not None or name != "sft-teacher"
-
-    return [name for name in recipe.row_names if possible(name)]
-
-
-def resolve_device(choice: str) -> str:
-    """Resolve to `cpu` or `cuda` (verl's word for any accelerator). Driver files decide: torch would take seconds.
-
-    Raises:
-        UserError: `auto` with RAY_ADDRESS on a host without an accelerator, whose cluster may have some.
-    """
-    if choice != "auto":
-        return choice
-    if accelerator_here():
-        return "cuda"
-    if os.environ.get("RAY_ADDRESS"):
-        raise UserError(
-            "This host has no accelerator, which says nothing about the nodes of the Ray cluster at RAY_ADDRESS.",
-            key="cluster.device",
-            value=choice,
-            remedy="Set it to cuda, or to cpu for a cluster without accelerators.",
-        )
-    return "cpu"
-
-
-def accelerator_here() -> bool:
-    """Report whether this host has an accelerator's driver file, or nvidia-smi on PATH."""
-    return any(Path(file).exists() for file in ACCELERATORS) or shutil.which("nvidia-smi") is not None

@@ -1,0 +1,77 @@
+"""Stages 1 and 3: GRPO against the verifier, on the teacher or on the student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from verl_s2d.stages.shared import panels
+from verl_s2d.stages.shared.batch_settings import sequences_per_step
+from verl_s2d.stages.shared.budget import last_step, length
+from verl_s2d.stages.shared.node_settings import verifier_argument
+from verl_s2d.stages.shared.verl_trainer import VerlTrainerStage
+from verl_s2d.verl_settings.from_verl import read_rl
+from verl_s2d.verl_settings.stage_sizes import Training
+from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.ledger import Ledger, sum_over_steps
+from verl_s2d.workflow.metrics import Metric
+from verl_s2d.workflow.stage import Context
+from verl_s2d.workflow.watch import early_stop
+from verl_s2d.workflow.watch.metric_logs import read_metrics
+
+_VERIFIER = "Set `verifier:` of the recipe."
+
+
+class Grpo(VerlTrainerStage):
+    """GRPO on labelled problems. Every verifier call is entered in the ledger."""
+
+    kind = "grpo"
+    consumes = ("labels", "verifier_calls", "sampled_tokens", "updates")
+    metrics = (
+        Metric("critic/score/mean", panels.SCORE, alarm="score_collapse"),
+        Metric("actor/kl_loss", panels.POLICY_KL, alarm="kl_blow_up"),
+        Metric("actor/ppo_kl", alarm="kl_blow_up"),
+        Metric("actor/loss", panels.RL_LOSS, alarm="loss_spike"),
+        Metric("actor/entropy", panels.RL_ENTROPY, alarm="entropy_collapse"),
+        Metric("response_length/mean", panels.LENGTH, alarm="length_explosion"),
+        Metric(panels.TRUNCATED.name, panels.TRUNCATED),
+        Metric("actor/grad_norm", panels.GRAD_NORM),
+    )
+    reserved = VerlTrainerStage.reserved | {
+        "reward.custom_reward_function.path": _VERIFIER,
+        "reward.custom_reward_function.name": _VERIFIER,
+        "custom_reward_function.path": _VERIFIER,
+    }
+
+    def own_overrides(self, node: Node, context: Context) -> Mapping[str, Any]:
+        validation: dict[str, Any] = {}
+        if "validate_every" in node.settings:
+            validation["data.val_files"] = node.externals["validation"].location
+            validation["trainer.test_freq"] = node.settings["validate_every"]
+        return {
+            "trainer.v1.trainer_mode": "s2d_grpo",
+            **validation,
+            "reward.custom_reward_function.path": "pkg://verl_s2d.verifiers.ledgered",
+            "reward.custom_reward_function.name": "compute_score",
+            "+reward.custom_reward_function.reward_kwargs.verifier": verifier_argument(node),
+            "+reward.custom_reward_function.reward_kwargs.ledger_dir": str(context.directory(node) / "verifier"),
+        }
+
+    def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
+        """Count as every stage that trains does; verl logs the mean length of a response in place of their sum."""
+        sequences, steps = sequences_per_step(node), early_stop.steps_done(directory) or last_step(node, directory)
+
+        def sampled(data: Mapping[str, Any]) -> float | None:
+            mean = data.get("response_length/mean")
+            return None if mean is None else round(mean * sequences)
+
+        tokens = sum_over_steps(read_metrics(directory), steps, sampled)
+        return super().ledger(node, directory, seconds) | {"sampled_tokens": tokens}
+
+    def demand(self, settings: Mapping[str, Any], longest: int) -> Training:
+        return read_rl(settings, longest)
+
+    def describe(self, node: Node) -> str:
+        s = node.settings
+        return f"GRPO on slice {s['slice']} with verifier {s['verifier']}, {length(node)}"

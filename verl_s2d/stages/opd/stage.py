@@ -1,0 +1,66 @@
+"""Stage 2b: on-policy distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from verl_s2d.stages.shared import panels
+from verl_s2d.stages.shared.budget import length
+from verl_s2d.stages.shared.training_stage import MODEL, TRUST
+from verl_s2d.stages.shared.verl_trainer import VerlTrainerStage
+from verl_s2d.verl_settings.from_verl import read_rl
+from verl_s2d.verl_settings.stage_sizes import Training
+from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.metrics import Metric
+from verl_s2d.workflow.stage import Context, model_location, trusts_remote_code
+
+_OBJECTIVE = "Set `objective:` and `beta:` of stages.opd."
+
+
+class Opd(VerlTrainerStage):
+    """The student on its own rollouts, with the teacher for a reward: prompts without answers, and no verifier."""
+
+    kind = "opd"
+    parquet_suffix = "-prompts"
+    consumes = ("sampled_tokens", "updates")
+    metrics = (
+        Metric("s2d/reverse_kl", panels.REVERSE_KL, alarm="kl_blow_up"),
+        Metric("s2d/jsd", panels.JSD),
+        Metric("s2d/top1_agreement", panels.AGREEMENT, "same likeliest token"),
+        Metric("s2d/overlap_ratio", panels.AGREEMENT, "overlap of the top k"),
+        Metric("s2d/teacher_mass_on_student_top", panels.MASS, "the teacher's"),
+        Metric("s2d/student_mass_on_teacher_top", panels.MASS, "the student's"),
+        Metric("actor/loss", panels.DISTILLATION_LOSS, alarm="loss_spike"),
+        Metric("s2d/student_entropy", panels.DISTILLATION_ENTROPY, "student", alarm="entropy_collapse"),
+        Metric("s2d/teacher_entropy", panels.DISTILLATION_ENTROPY, "teacher"),
+        Metric("response_length/mean", panels.LENGTH, alarm="length_explosion"),
+        Metric(panels.TRUNCATED.name, panels.TRUNCATED),
+        Metric("actor/grad_norm", panels.GRAD_NORM),
+        Metric("s2d/sampled_tokens", ledger="sampled_tokens"),
+        Metric("s2d/teacher_scored_tokens", ledger="teacher_scored_tokens"),
+    )
+    reserved = VerlTrainerStage.reserved | {
+        "s2d.teacher.path": MODEL,
+        "s2d.teacher.trust_remote_code": TRUST,
+        "s2d.beta": _OBJECTIVE,
+        "s2d.objective": _OBJECTIVE,
+    }
+
+    def own_overrides(self, node: Node, context: Context) -> Mapping[str, Any]:
+        return {
+            "trainer.v1.trainer_mode": "s2d_opd",
+            "algorithm.adv_estimator": "s2d_opd",
+            "+s2d.teacher.path": model_location(node, "teacher", context),
+            "+s2d.teacher.trust_remote_code": trusts_remote_code(node, "teacher"),
+            "+s2d.beta": node.settings["beta"],
+            "+s2d.objective": node.settings["objective"],
+        }
+
+    def demand(self, settings: Mapping[str, Any], longest: int) -> Training:
+        exact = settings.get("s2d", {}).get("objective", "advantage") != "advantage"
+        return read_rl(settings, longest, teacher=True, exact=exact)
+
+    def describe(self, node: Node) -> str:
+        s = node.settings
+        return f"on-policy distillation on prompts of slice {s['slice']}, beta {s['beta']:g}, {length(node)}"

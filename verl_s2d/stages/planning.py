@@ -1,0 +1,108 @@
+"""Recipe and choices -> plan: which rows and seeds, on which device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from verl_s2d.errors import UserError
+from verl_s2d.platforms.device import resolve_device
+from verl_s2d.recipe.load import load_recipe
+from verl_s2d.recipe.row_checks import check_rows
+from verl_s2d.recipe.rows import ROWS
+from verl_s2d.recipe.schema import Recipe
+from verl_s2d.stages.builder import Builder, Model
+from verl_s2d.stages.matching import matched_model
+from verl_s2d.stages.reserved_keys import check_reserved_keys
+from verl_s2d.workflow.identity import External
+from verl_s2d.workflow.plan import Plan, Row, default_run_dir
+from verl_s2d.workflow.stage import Context
+from verl_s2d.workflow.store.run_directory import read_record
+
+
+def make_plan(
+    recipe: Recipe, *, run_dir: Path | None = None, rows: list[str] | None = None, seeds: list[int] | None = None
+) -> Plan:
+    """Resolve rows and seeds (the recipe's own unless given) and build the graphs.
+
+    `["all"]` is every row for which the recipe has a teacher.
+
+    Raises:
+        UserError: unknown rows, unreadable inputs, missing stage settings.
+    """
+    names = _possible(recipe) if rows == ["all"] else list(dict.fromkeys(rows or recipe.rows))
+    check_rows(names, "--rows", recipe.row_names)
+    check_reserved_keys(recipe)
+    device = resolve_device(recipe.cluster.device)
+    if recipe.cluster.warm_start is True and device != "cpu":
+        raise UserError(
+            "A warm start forks processes that have imported torch and vLLM, and CUDA does not work in a fork.",
+            key="cluster.warm_start",
+            value=True,
+            remedy="Remove it, or set it to false.",
+        )
+    context = Context(run_dir.resolve() if run_dir else default_run_dir(recipe), recipe.cluster.on(device), device)
+    return Plan(recipe, build_rows(recipe, names, seeds or recipe.seeds, device), context)
+
+
+def plan_to_keep(run: Path, run_dir: Path | None, rows: list[str] | None, seeds: list[int] | None) -> Plan:
+    """Plan everything worth keeping: the rows and seeds of the recipe as it is now, and all that `run` was ever
+    asked for in this directory; or exactly those that are given.
+
+    Args:
+        run: a recipe, or the directory of a run, which knows its recipe.
+
+    Raises:
+        UserError: the directory does not say which recipe it belongs to, or the recipe cannot be planned.
+    """
+    if run.is_dir():
+        run_dir, run = run, Path((read_record(run) or {}).get("file", ""))
+        if not run.is_file():
+            raise UserError(
+                "The directory does not name a recipe that is still there.",
+                key="run",
+                value=str(run_dir),
+                remedy="Give the recipe: `verl-s2d gc recipe.yaml --run-dir <directory>`.",
+            )
+    recipe = load_recipe(run)
+    asked = read_record(run_dir or default_run_dir(recipe)) or {}
+    known = [name for name in asked.get("rows", ()) if name in recipe.row_names]
+    return make_plan(
+        recipe,
+        run_dir=run_dir,
+        rows=rows or list(dict.fromkeys([*recipe.rows, *known])),
+        seeds=seeds or sorted({*recipe.seeds, *asked.get("seeds", ())}),
+    )
+
+
+def build_rows(recipe: Recipe, names: list[str], seeds: list[int], device: str) -> list[Row]:
+    """Build the graphs of the chosen rows, for every seed.
+
+    Raises:
+        UserError: a file or model of the recipe cannot be read, or a stage that a row needs has no settings.
+    """
+    externals: dict[Any, External] = {}
+    rows = []
+    for seed in seeds:
+        for name in names:
+            builder = Builder(recipe, name, seed, device, externals, several_seeds=len(seeds) > 1)
+            rows.append(Row(name, seed, builder.evaluate(_model(builder, name))))
+    return rows
+
+
+def _model(builder: Builder, name: str) -> Model:
+    """Build the model that a row ends with; of a matched one, the other row's last stage with a budget."""
+    chosen = builder.recipe.matched.get(name)
+    if chosen is None:
+        return ROWS[name](builder)
+    model, target = _model(builder, chosen.row), _model(builder, chosen.to)
+    return matched_model(name, chosen, model, target, builder.slice_sizes)
+
+
+def _possible(recipe: Recipe) -> list[str]:
+    def possible(name: str) -> bool:
+        if name in recipe.matched:
+            return possible(recipe.matched[name].row) and possible(recipe.matched[name].to)
+        return recipe.sft_teacher is not None or name != "sft-teacher"
+
+    return [name for name in recipe.row_names if possible(name)]

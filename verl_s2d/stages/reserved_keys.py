@@ -1,0 +1,24 @@
+"""Refusal of verl keys that a stage sets itself."""
+
+from __future__ import annotations
+
+from verl_s2d.errors import UserError
+from verl_s2d.recipe.schema import Recipe
+from verl_s2d.stages.grpo.stage import Grpo
+from verl_s2d.stages.opd.stage import Opd
+from verl_s2d.stages.warmup.stage import Warmup
+from verl_s2d.verl_settings.overrides import bare_key
+
+STAGE_OF_SECTION = {"teacher_rl": Grpo, "student_rl": Grpo, "warmup": Warmup, "opd": Opd}
+"""Section below `stages:` that has verl keys -> the stage that it configures."""
+
+
+def check_reserved_keys(recipe: Recipe) -> None:
+    """Raise UserError for a key below `verl:` of a stage that the stage sets itself."""
+    for name, stage in STAGE_OF_SECTION.items():
+        section = getattr(recipe.stages, name)
+        for key, value in section.verl.items() if section else ():
+            if remedy := stage.reserved.get(bare_key(key)):
+                raise UserError(
+                    "The stage sets this key itself.", key=f"stages.{name}.verl.{key}", value=value, remedy=remedy
+                )

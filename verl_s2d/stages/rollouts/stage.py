@@ -1,0 +1,70 @@
+"""The cache of teacher rollouts that stage 2a trains on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from verl_s2d.stages.shared.sampling_stage import SamplingStage
+from verl_s2d.verl_settings.overrides import plain_arguments
+from verl_s2d.workflow.failures import StageFailed
+from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.ledger import Ledger, empty_ledger
+from verl_s2d.workflow.stage import Command, Context, metrics_file
+
+
+class Rollouts(SamplingStage):
+    """Responses of the teacher, through vLLM: as many as the warmup reads, or a number for each prompt."""
+
+    kind = "rollouts"
+    section = "stages.rollouts"
+    required_files = ("rollouts.parquet", "rollouts.json")
+    consumes = ("sampled_tokens",)
+
+    def command(self, node: Node, context: Context, attempt: int) -> Command:
+        s = node.settings
+        arguments = {
+            **self.arguments(node, context),
+            "data": str(context.directory(node.inputs["slices"]) / f"{s['slice']}-prompts.parquet"),
+            "n": s.get("per_prompt"),
+            "rows": s.get("rows"),
+            "top_k": s["top_k"],
+            "max_tokens": s["response_tokens"],
+        }
+        env = {"VERL_FILE_LOGGER_PATH": str(metrics_file(context.directory(node), attempt))}
+        argv = [sys.executable, "-m", "verl_s2d.stages.rollouts.rollout_cache", *plain_arguments(arguments)]
+        return Command(argv, env)
+
+    def finalize(self, node: Node, directory: Path) -> None:
+        super().finalize(node, directory)
+        self._sampled_tokens(directory)
+
+    def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
+        return empty_ledger(seconds) | {"sampled_tokens": self._sampled_tokens(directory)}
+
+    def _sampled_tokens(self, directory: Path) -> int:
+        path = directory / "rollouts.json"
+        try:
+            return int(json.loads(path.read_text())["counts"]["sampled_tokens"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StageFailed(
+                f"{path} does not say how many tokens were sampled.", log=directory / "log.txt"
+            ) from error
+
+    def response_tokens(self, node: Node) -> int:
+        return node.settings["response_tokens"]
+
+    def sequences(self, node: Node, problems: int | None) -> int | None:
+        s = node.settings
+        if "rows" not in s:
+            return None if problems is None else problems * s["per_prompt"]
+        if s["temperature"] > 0:
+            return s["rows"]
+        # Greedy rollouts of one prompt are equal, so each is sampled once.
+        return None if problems is None else min(s["rows"], problems)
+
+    def describe(self, node: Node) -> str:
+        s = node.settings
+        sampled = f"{s['rows']:,} teacher rollouts" if "rows" in s else f"{s['per_prompt']} teacher rollouts a prompt"
+        return f"{sampled} of slice {s['slice']}, temperature {s['temperature']:g}"

@@ -1,0 +1,147 @@
+"""A stage that trains: checkpoints, resume, budget and hand-off, which stages 1, 2a, 2b and 3 have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from verl_s2d.recipe.schema import Cluster
+from verl_s2d.stages.shared.best_checkpoint import hand_off_best
+from verl_s2d.stages.shared.budget import last_step
+from verl_s2d.stages.shared.hand_off import finished, hand_off, kept
+from verl_s2d.stages.shared.node_settings import merged_verl
+from verl_s2d.verl_settings.overrides import value_of
+from verl_s2d.verl_settings.stage_sizes import Training
+from verl_s2d.workflow.failures import StageFailed
+from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.ledger import Ledger, empty_ledger, sum_over_steps, verifier_calls
+from verl_s2d.workflow.stage import Context, Stage, model_location, trusts_remote_code
+from verl_s2d.workflow.store import checkpoints
+from verl_s2d.workflow.watch import early_stop
+from verl_s2d.workflow.watch.metric_logs import read_metrics
+
+SLICE = "Choose the data under `data:`; which slice a stage reads follows from the row."
+MODEL = "Set `student:` or `teacher:`; which model a stage starts from follows from the row."
+STEPS = "Set `steps:` of the stage."
+STAGE = "Leave it out: every stage keeps its checkpoints in its own directory, and resumes from them."
+SEED = "Set `seeds:` of the recipe."
+CLUSTER = "Set it under `cluster:`."
+TRUST = "Set `trust_remote_code: true` under `student:` or `teacher:`, whose code it is."
+_RESERVED = {
+    "trainer.total_training_steps": STEPS,
+    "trainer.default_local_dir": STAGE,
+    "trainer.resume_mode": STAGE,
+    "trainer.save_freq": "Set `save_every:` of the stage.",
+    "s2d.save_minutes": "Set `save_minutes:` of the stage.",
+    "trainer.n_gpus_per_node": CLUSTER,
+    "trainer.nnodes": CLUSTER,
+    "hydra.run.dir": STAGE,
+}
+
+
+class TrainingStage(Stage):
+    """Common parts of the stages that train.
+
+    Attributes:
+        keep_key: verl's name of the number of checkpoints to keep.
+        model_section: verl's section of the model that is trained.
+    """
+
+    trains = True
+    needs_ray = True
+    keep_key: ClassVar[str]
+    model_section: ClassVar[str]
+    reserved = _RESERVED
+
+    @abstractmethod
+    def demand(self, settings: Mapping[str, Any], longest: int) -> Training:
+        """Read engines, batches and frozen models from the composed configuration.
+
+        Args:
+            settings: verl's configuration, resolved.
+            longest: tokens of a sequence at most, prompt and response.
+        """
+
+    @abstractmethod
+    def updates_per_step(self, node: Node) -> float:
+        """Count the optimizer's updates of one step."""
+
+    @abstractmethod
+    def response_tokens(self, node: Node) -> int:
+        """Length of a response at most."""
+
+    def common_overrides(self, node: Node, context: Context, steps: int | None) -> dict[str, Any]:
+        """Set what every trainer is told: model, steps, checkpoints, machine.
+
+        Args:
+            steps: to train for; None where a budget decides.
+        """
+        directory = context.directory(node)
+        return {
+            f"{self.model_section}.path": model_location(node, "model", context),
+            f"{self.model_section}.trust_remote_code": trusts_remote_code(node, "model"),
+            "trainer.total_training_steps": steps,
+            "trainer.default_local_dir": str(directory / "checkpoints"),
+            "trainer.resume_mode": "auto",
+            "trainer.save_freq": node.operations["save_every"],
+            "trainer.n_gpus_per_node": context.cluster.gpus_per_node,
+            "trainer.nnodes": context.cluster.nodes,
+            "hydra.run.dir": str(directory / "hydra"),
+        }
+
+    def adjusted_overrides(self, node: Node) -> dict[str, Any]:
+        """Complete what a recipe may set: loggers, with the two that the workflow reads, and checkpoints to keep."""
+        chosen = value_of(merged_verl(node), "trainer.logger")
+        backends = [chosen] if isinstance(chosen, str) else list(chosen or [])
+        backends += [name for name in ("console", "file") if name not in backends]
+        return {"trainer.logger": backends, self.keep_key: kept(node, self.keep_key)}
+
+    def prepare_resume(self, node: Node, directory: Path, cluster: Cluster, note: Callable[[str], None]) -> None:
+        saved = directory / "checkpoints"
+        checkpoints.repair(saved)
+        for problem in checkpoints.set_aside_damaged(saved):
+            note(f"{node.name} goes on from an older checkpoint: {problem}")
+        checkpoints.thin_out(saved, kept(node, self.keep_key))
+        wrote = checkpoints.world_size(saved)
+        if wrote is not None and wrote != cluster.nodes * cluster.gpus_per_node:
+            raise StageFailed(
+                f"{node.name} was interrupted with checkpoints of {wrote} processes, and only as many can read them; "
+                f"set cluster.nodes x cluster.gpus_per_node to {wrote}, or delete {saved} to start the stage again.",
+                log=directory / "log.txt",
+            )
+
+    def finalize(self, node: Node, directory: Path) -> None:
+        if hand_off_best(node, directory):
+            return
+        steps = last_step(node, directory)
+        if steps is None:
+            raise StageFailed(f"{node.name} ended before it had spent its budget.", log=directory / "log.txt")
+        hand_off(node, directory, steps)
+
+    def finished_before(self, node: Node, directory: Path) -> bool:
+        steps = last_step(node, directory)
+        return steps is not None and finished(node, directory, steps)
+
+    def clean(self, directory: Path) -> None:
+        checkpoints.delete(directory)
+
+    def total_steps(self, node: Node) -> int | None:
+        return node.settings["steps"]
+
+    def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
+        """Count labels, verifier calls, updates, and the metrics that say which item of the ledger they add to.
+
+        Steps that an alarm discarded count: they were paid for. Verifier calls are read in every stage, because one
+        that was made by mistake must show.
+        """
+        steps, metrics = early_stop.steps_done(directory) or last_step(node, directory), read_metrics(directory)
+        labels, calls = verifier_calls(directory)
+        summed = {
+            metric.ledger: sum_over_steps(metrics, steps, lambda data, key=metric.key: data.get(key))
+            for metric in self.metrics
+            if metric.ledger is not None
+        }
+        updates = round(steps * self.updates_per_step(node))
+        return empty_ledger(seconds) | summed | {"labels_read": labels, "verifier_calls": calls, "updates": updates}

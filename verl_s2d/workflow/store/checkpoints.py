@@ -1,0 +1,102 @@
+"""verl's checkpoint directories: the complete steps, repair after a kill, what to delete."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from verl_s2d.workflow.store.archives import checkpoint_problems
+
+TRACKER = "latest_checkpointed_iteration.txt"
+DAMAGED = "damaged_"
+"""Before the name of a step that cannot be read."""
+
+
+def completed_step(checkpoints: Path) -> int | None:
+    """The step verl would resume from: its tracker file is written last. None when there is none."""
+    try:
+        step = int((checkpoints / TRACKER).read_text())
+    except (OSError, ValueError):
+        return None
+    return step if (checkpoints / f"global_step_{step}").is_dir() else None
+
+
+def _complete(checkpoints: Path) -> list[int]:
+    """List the steps whose checkpoint was written to its end and has not been thinned out by verl."""
+    return [
+        int(m[1])
+        for p in checkpoints.iterdir()
+        if (m := re.fullmatch(r"global_step_(\d+)", p.name))
+        and any(p.glob("data*.pt"))
+        and any(file.is_file() for file in p.glob("*/**/*"))
+    ]
+
+
+def thin_out(checkpoints: Path, keep: int | None) -> None:
+    """Delete what earlier attempts left but the newest `keep` complete checkpoints; None deletes nothing.
+
+    verl's trainer counts only the checkpoints that its own process has saved. A step newer than the one to resume from
+    is what a kill left of a checkpoint.
+    """
+    newest = completed_step(checkpoints)
+    if newest is None or keep is None:
+        return
+    complete = sorted((step for step in _complete(checkpoints) if step <= newest), reverse=True)
+    for path in checkpoints.glob("global_step_*"):
+        if path.name not in {f"global_step_{step}" for step in complete[:keep]}:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def repair(checkpoints: Path) -> None:
+    """Make a directory that a kill left behind resumable again.
+
+    verl's RL trainer rewrites its tracker in place: a kill at the wrong moment leaves it empty, and verl then fails on
+    every resume. The dataloader state is written just before the tracker, so the newest step that has one is complete;
+    of steps that verl has thinned out (trainer.max_actor_ckpt_to_keep) it is all that is left.
+    """
+    tracker = checkpoints / TRACKER
+    if not tracker.exists() or completed_step(checkpoints) is not None:
+        return
+    complete = _complete(checkpoints)
+    if not complete:
+        tracker.unlink()
+        return
+    temporary = tracker.with_suffix(".repair")
+    temporary.write_text(str(max(complete)))
+    os.replace(temporary, tracker)
+
+
+def set_aside_damaged(checkpoints: Path) -> list[str]:
+    """Make the newest whole step the one to resume from; returns what was wrong with newer ones, one line a file.
+
+    Damaged steps are renamed, so that verl does not find them. Without a whole step the stage begins again.
+    """
+    told = []
+    while (step := completed_step(checkpoints)) is not None:
+        directory = checkpoints / f"global_step_{step}"
+        problems = checkpoint_problems(directory)
+        if not problems:
+            break
+        told += [f"{directory}/{problem}" for problem in problems]
+        aside = checkpoints / f"{DAMAGED}{directory.name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(directory, aside)
+        repair(checkpoints)
+    return told
+
+
+def world_size(checkpoints: Path) -> int | None:
+    """Number of processes that wrote the resumable FSDP checkpoint; only so many can read it. None when unknown."""
+    step = completed_step(checkpoints)
+    if step is None:
+        return None
+    for path in (checkpoints / f"global_step_{step}").rglob("model_world_size_*_rank_0.pt"):
+        return int(path.name.split("_")[3])
+    return None
+
+
+def delete(directory: Path) -> None:
+    """Free the space of the checkpoints of a finished stage."""
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
