@@ -8,7 +8,7 @@ from typing import Any
 
 from verl_s2d.stages import stages
 from verl_s2d.stages.shared.panels import TRUNCATED
-from verl_s2d.workflow.metrics import Metric
+from verl_s2d.workflow.metric_table import Metric
 
 Metrics = Mapping[int, Mapping[str, Any]]
 """Step -> what was logged at it."""

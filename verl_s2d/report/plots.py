@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from verl_s2d.report.curves import thin
-from verl_s2d.workflow.metrics import Panel
+from verl_s2d.workflow.metric_table import Panel
 
 WIDTH, LINE = 4.4, 0.19
 """Inches: width of a plot; height of a line of its legend."""

@@ -16,7 +16,7 @@ from verl_s2d.workflow.ledger import Ledger, empty_ledger
 from verl_s2d.workflow.store.hf_export import export_problem
 
 if TYPE_CHECKING:
-    from verl_s2d.workflow.metrics import Metric
+    from verl_s2d.workflow.metric_table import Metric
 
 
 @dataclass(frozen=True)

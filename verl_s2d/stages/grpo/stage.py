@@ -15,7 +15,7 @@ from verl_s2d.verl_settings.from_verl import read_rl
 from verl_s2d.verl_settings.stage_sizes import Training
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.ledger import Ledger, sum_over_steps
-from verl_s2d.workflow.metrics import Metric
+from verl_s2d.workflow.metric_table import Metric
 from verl_s2d.workflow.stage import Context
 from verl_s2d.workflow.watch import early_stop
 from verl_s2d.workflow.watch.metric_logs import read_metrics

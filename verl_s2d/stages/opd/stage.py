@@ -12,7 +12,7 @@ from verl_s2d.stages.shared.verl_trainer import VerlTrainerStage
 from verl_s2d.verl_settings.from_verl import read_rl
 from verl_s2d.verl_settings.stage_sizes import Training
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.metrics import Metric
+from verl_s2d.workflow.metric_table import Metric
 from verl_s2d.workflow.stage import Context, model_location, trusts_remote_code
 
 _OBJECTIVE = "Set `objective:` and `beta:` of stages.opd."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from verl_s2d.workflow.metrics import Panel
+from verl_s2d.workflow.metric_table import Panel
 
 _RL, _DISTILLATION, _REST = (
     "Reinforcement learning (stages 1 and 3)",

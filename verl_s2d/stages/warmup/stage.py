@@ -14,7 +14,7 @@ from verl_s2d.verl_settings.from_verl import read_warmup
 from verl_s2d.verl_settings.overrides import hydra_arguments, merge
 from verl_s2d.verl_settings.stage_sizes import Training
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.metrics import Metric
+from verl_s2d.workflow.metric_table import Metric
 from verl_s2d.workflow.stage import Command, Context, metrics_file, model_location, trusts_remote_code
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, median
 from typing import Any
 
-from verl_s2d.workflow.metrics import Metric
+from verl_s2d.workflow.metric_table import Metric
 
 Settings = Mapping[str, Mapping[str, Any]]
 """Name of an alarm -> its settings, as `alarm_settings` has them."""
