@@ -162,9 +162,9 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from verl_s2d.checks.sized_plan import sized
     from verl_s2d.report.command_text import plan_text
     from verl_s2d.report.views import plan_view
-    from verl_s2d.sizing.estimate import sized
 
     plan = _load(options)
     view = sized(plan, plan_view(plan))

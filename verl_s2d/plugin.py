@@ -9,27 +9,10 @@ from __future__ import annotations
 import importlib
 import logging
 import traceback
-from dataclasses import dataclass, field
 
 from wrapt import when_imported
 
-
-@dataclass
-class PluginStatus:
-    """Outcome of loading this plugin.
-
-    Attributes:
-        done: what was registered, in order.
-        shims: shim name -> "shim" (active), "upstream" (not needed) or "absent".
-        error: formatted traceback of the first failure, None if all went well.
-    """
-
-    done: list[str] = field(default_factory=list)
-    shims: dict[str, str] = field(default_factory=dict)
-    error: str | None = None
-
-
-STATUS = PluginStatus()
+from verl_s2d.platforms.plugin_status import STATUS
 
 
 def _import_after(trigger: str, module: str, what: str) -> None:

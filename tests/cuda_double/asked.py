@@ -26,8 +26,8 @@ def verl(commands: list[dict[str, Any]]) -> dict[str, Any]:
     from verl.trainer.main_ppo import auto_set_device
     from verl.utils.device import get_device_name, get_nccl_backend
 
-    from verl_s2d.plugin import STATUS
-    from verl_s2d.verl_settings.composition_process import examine
+    from verl_s2d.platforms.plugin_status import STATUS
+    from verl_s2d.stages.composition_process import examine
 
     platform = get_platform()
     process = {

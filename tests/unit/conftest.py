@@ -17,7 +17,7 @@ _SERVER = """
 import json, os, sys
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # verl prints to standard output
-from verl_s2d.verl_settings.composition_process import examine
+from verl_s2d.stages.composition_process import examine
 for line in sys.stdin:
     found = {command["name"]: examine(command["argv"]) for command in json.loads(line)}
     print(json.dumps(found), file=answers, flush=True)

@@ -33,10 +33,7 @@ ORDER = (
 """Rooms of the package. A module imports from its own room and from those before it."""
 
 KNOWN = {
-    ("platforms", "plugin"): "the shim of the reward loop records that it is active",
     ("data", "recipe"): "slices are made from arguments that recipe/arguments.py parses",
-    ("sizing", "checks"): "`plan` asks verl about every stage through checks/composition.py",
-    ("verl_settings", "stages"): "its process runs each trainer's own checks on the composed configuration",
     ("recipe", "stages"): "the type of the builder that rows are functions of",
 }
 """Imports that point up, with their reasons. An entry that is no longer needed has to go."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from verl_s2d.checks.data_slices import slice_size
 from verl_s2d.errors import UserError
 from verl_s2d.sizing import rank_batches as division
 from verl_s2d.sizing.layouts import check_parallel_sizes
+from verl_s2d.stages.prepare.slice_sizes import slice_size
 from verl_s2d.stages.shared.batch_settings import MINI, TRAIN, N, batch_setting, require_batch_sizes
 from verl_s2d.stages.shared.node_settings import merged_verl
 from verl_s2d.stages.shared.verl_trainer import VerlTrainerStage

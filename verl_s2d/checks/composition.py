@@ -29,7 +29,7 @@ class CompositionProbe(Probe):
             attempt = attempts.count(plan.context.directory(node)) + 1
             argv = node.stage.command(node, plan.context, attempt).argv
             question.append({"name": label, "argv": list(argv)})
-        super().__init__(["-m", "verl_s2d.verl_settings.composition_process"], environment, question)
+        super().__init__(["-m", "verl_s2d.stages.composition_process"], environment, question)
 
     def check(self, models: Models | None = None) -> dict[str, Mapping[str, Any]]:
         """The resolved configuration of every stage by its label, all of which verl accepts.

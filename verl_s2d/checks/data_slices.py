@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from verl_s2d.errors import UserError
-from verl_s2d.stages.prepare.stage import TRAIN_FILE, Slices, evaluation_files, slice_sizes
+from verl_s2d.stages.prepare.slice_sizes import train_file
+from verl_s2d.stages.prepare.stage import Slices, evaluation_files
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.store.manifest import is_built
@@ -45,7 +45,7 @@ def check_data(plan: Plan) -> dict[Path, tuple[str, list[Problem]]]:
             if "source" not in target.inputs or built(target.inputs["source"])
         }
         for slices in _slices_of_seed(plan, target):
-            train = _train_file(plan, slices)
+            train = train_file(plan, slices)
             if train is not None:
                 trained_on, labels = problems(train, "data.train"), plan.recipe.data.labels
                 if len(trained_on) < 2:
@@ -117,34 +117,3 @@ def check_slices(directory: Path) -> None:
                 value=answered[0].id,
                 remedy=f"Delete {directory} and run again.",
             )
-
-
-def slice_size(plan: Plan, node: Node, *, expected: int | None = None) -> int | None:
-    """Number of problems in the slice that a stage reads; as long as it cannot be known, that of `expected` in all."""
-    slices, name = node.inputs["slices"], node.settings["slice"]
-    if _built(plan, slices):
-        summary = json.loads((plan.context.directory(slices) / "slices.json").read_text())
-        return len(summary["slices"][name])
-    count = plan.recipe.data.labels
-    if count is None:
-        train = _train_file(plan, slices)
-        if train is not None:
-            import pyarrow.parquet
-
-            count = pyarrow.parquet.read_metadata(train).num_rows
-        elif expected is not None:
-            count = expected
-        else:
-            return None
-    return slice_sizes(count)[name]
-
-
-def _train_file(plan: Plan, slices: Node) -> Path | None:
-    if "train" in slices.externals:
-        return Path(slices.externals["train"].location)
-    source = slices.inputs["source"]
-    return plan.context.directory(source) / TRAIN_FILE if _built(plan, source) else None
-
-
-def _built(plan: Plan, node: Node) -> bool:
-    return is_built(node, plan.context.directory(node))

@@ -8,12 +8,12 @@ import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 
-from verl_s2d.checks.data_slices import slice_size
 from verl_s2d.errors import UserError
 from verl_s2d.platforms.device import accelerator_here
 from verl_s2d.sizing.cache import cache_use, waste_warning
 from verl_s2d.sizing.layouts import check_sampler
 from verl_s2d.sizing.model_shapes import Models
+from verl_s2d.stages.prepare.slice_sizes import slice_size
 from verl_s2d.stages.rollouts.stage import Rollouts
 from verl_s2d.stages.shared.sampling_stage import SamplingStage, engine
 from verl_s2d.validation import suggestion

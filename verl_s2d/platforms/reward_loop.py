@@ -12,7 +12,7 @@ from typing import Any
 
 from verl.experimental.reward_loop import reward_loop
 
-from verl_s2d.plugin import STATUS
+from verl_s2d.platforms.plugin_status import STATUS
 
 
 def _load(trusted: bool, original: Any, path: str, *args: Any, **kwargs: Any) -> Any:

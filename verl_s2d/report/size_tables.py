@@ -10,7 +10,7 @@ _PHASES = ("loading", "rollout", "log-probs", "reference", "update", "weight syn
 
 
 def size_parts(view: dict[str, Any]) -> list[str | Table]:
-    """Describe memory, cost and disk of the stages of `sizing.estimate.sized`, and what does not fit."""
+    """Describe memory, cost and disk of the stages of `checks.sized_plan.sized`, and what does not fit."""
     stages, sizes = [stage for stage in view["stages"] if "cost" in stage], view["sizes"]
     parts: list[str | Table] = [""]
     if measured := [stage for stage in stages if stage["memory"] is not None]:

@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from verl_s2d.checks.composition import CompositionProbe
-from verl_s2d.checks.data_slices import slice_size
 from verl_s2d.sizing import cost
 from verl_s2d.sizing.cache import CacheUse, cache_use, waste_warning
 from verl_s2d.sizing.cost import Cost, sampling_cost, training_cost
@@ -19,34 +17,19 @@ from verl_s2d.sizing.model_shapes import Models
 from verl_s2d.sizing.phases import Phase, fullest, training_phases
 from verl_s2d.sizing.remedies import cache_remedy, remedy_for
 from verl_s2d.sizing.shapes import ModelShape
+from verl_s2d.stages.prepare.slice_sizes import slice_size
 from verl_s2d.stages.prepare.stage import evaluation_files
 from verl_s2d.stages.rollouts.stage import Rollouts
 from verl_s2d.stages.shared.sampling_stage import SamplingStage, engine
 from verl_s2d.verl_settings.stage_sizes import Rollout, Training
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.plan import Plan
-from verl_s2d.workflow.runner import stage_environment
 
 GIB = 2**30
 _TIGHT = 0.85
 """Beyond this share of the GPU the estimate's own error may decide."""
 _SAMPLER_UTILIZATION = 0.92
 """vLLM's default, which verl_s2d.sampling keeps."""
-
-
-def sized(plan: Plan, view: dict[str, Any]) -> dict[str, Any]:
-    """A plan's view with memory and cost of every stage, once verl has accepted each configuration.
-
-    Raises:
-        UserError: the first stage that would not start.
-    """
-    models = Models(plan)
-    with CompositionProbe(plan, plan.order, stage_environment(plan.context.device)) as probe:
-        estimate = Estimate(plan, probe.check(models), models).view()
-    of_stages = estimate.pop("stages")
-    labels = [node.label for node in plan.order]
-    stages = [stage | of_stages.get(label, {}) for stage, label in zip(view["stages"], labels, strict=True)]
-    return view | {"stages": stages, "sizes": estimate}
 
 
 class Estimate:

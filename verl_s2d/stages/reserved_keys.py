@@ -20,5 +20,8 @@ def check_reserved_keys(recipe: Recipe) -> None:
         for key, value in section.verl.items() if section else ():
             if remedy := stage.reserved.get(bare_key(key)):
                 raise UserError(
-                    "The stage sets this key itself.", key=f"stages.{name}.verl.{key}", value=value, remedy=remedy
+                    "This key is computed by the workflow: the stage sets it itself.",
+                    key=f"stages.{name}.verl.{key}",
+                    value=value,
+                    remedy=remedy,
                 )

@@ -29,10 +29,10 @@ def run(settings: Settings, record: Recorder) -> None:
 
 def _hours(settings: Settings, record: Recorder, parts: list[dict[str, Any]]) -> None:
     """GPU-hours at most, with every response as long as it may be: the plan's FLOPs at this machine's speeds."""
+    from verl_s2d.checks.sized_plan import sized
     from verl_s2d.recipe.load import load_recipe
     from verl_s2d.report.views import plan_view
     from verl_s2d.sizing.cost import PASS_MFU, SAMPLING_MFU
-    from verl_s2d.sizing.estimate import sized
     from verl_s2d.stages.planning import make_plan
 
     plan = make_plan(load_recipe(Path(settings.recipe)))

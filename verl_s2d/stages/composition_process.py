@@ -1,6 +1,6 @@
 """Would verl accept these commands? Composes the configuration of each and runs verl's own checks, and ours, on it.
 
-    python -m verl_s2d.verl_settings.composition_process < commands.json
+    python -m verl_s2d.stages.composition_process < commands.json
 
 Reads a list of {name, argv}, argv as `workflow` starts it, from standard input. Writes one line, `S2D ` and a JSON
 object {name: {refused: null, or {problem, key, value, remedy}; settings: the resolved configuration, or null where it
