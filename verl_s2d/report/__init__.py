@@ -1,1 +1,1 @@
-"""avg@k with its standard error, paired comparison, and the report over rows and seeds."""
+"""The report over rows and seeds, and the text output of the commands."""

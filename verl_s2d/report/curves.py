@@ -1,4 +1,4 @@
-"""Curves of what the stages logged over their steps, in the panels that their tables of metrics name."""
+"""Curves of the metrics that stages log, in the panels that the stages' tables of metrics name."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from verl_s2d.stages.shared.panels import TRUNCATED
 from verl_s2d.workflow.metric_table import Metric
 
 Metrics = Mapping[int, Mapping[str, Any]]
-"""Step -> what was logged at it."""
+"""Step -> metrics logged at it."""
 
 MOST_POINTS = 200
-"""Of a curve that is kept; see `thin`."""
+"""Points of a curve in report.json."""
 
 
 def curves_of(kind: str, response_tokens: int | None, metrics: Metrics) -> dict[str, dict[str, dict[str, list]]]:
-    """Collect panel -> series -> {"steps": [...], "values": [...]} of one stage, without what it did not log.
+    """Collect the curves of a stage: panel -> series -> {"steps": [...], "values": [...]}. Values that are not finite
+    and metrics that were not logged are absent.
 
     Args:
-        kind: of the stage; one that is none of this package's has no curves.
-        response_tokens: the stage's limit to a response; without it nothing can be said of truncation.
+        kind: kind of the stage; an unknown one has no curves.
+        response_tokens: length at which the stage cuts responses; None: no curve of truncated responses.
     """
     curves: dict[str, dict[str, dict[str, list]]] = {}
     for metric in _shown(kind):
@@ -36,23 +37,13 @@ def curves_of(kind: str, response_tokens: int | None, metrics: Metrics) -> dict[
     return curves
 
 
-def not_finite(kind: str, metrics: Metrics) -> dict[str, list[int]]:
-    """Collect logged name -> steps at which it was NaN or infinite, of the metrics that this kind's panels show."""
-    found = {}
-    for key in {metric.key for metric in _shown(kind)}:
-        steps = [step for step, data in metrics.items() if key in data and not _is_finite(data[key])]
-        if steps:
-            found[key] = steps
-    return dict(sorted(found.items()))
-
-
 def _shown(kind: str) -> list[Metric]:
     stage = stages().get(kind)
     return [metric for metric in stage.metrics if metric.panel is not None] if stage else []
 
 
 def thin(steps: Sequence[int], values: Sequence[float], most: int = MOST_POINTS) -> tuple[list[int], list[float]]:
-    """At most so many points: of every stretch its lowest and its highest, so that no spike is lost; and the ends."""
+    """Reduce a curve to `most` points: its ends, and the lowest and highest of every stretch, so that spikes remain."""
     if len(steps) <= most:
         return list(steps), list(values)
     stretches = (most - 2) // 2
@@ -67,16 +58,11 @@ def thin(steps: Sequence[int], values: Sequence[float], most: int = MOST_POINTS)
 def _value(key: str, data: Mapping[str, Any], response_tokens: int | None) -> float | None:
     if key != TRUNCATED.name:
         return _number(data.get(key))
-    # verl's clip ratio is the share of a batch that is as long as its longest, which may be short of the limit.
+    # verl's clip ratio is the share of responses as long as the longest of the batch, which may be below the limit.
     share, longest = _number(data.get("response_length/clip_ratio")), _number(data.get("response_length/max"))
     if share is None or longest is None or response_tokens is None:
         return None
     return share if longest >= response_tokens else 0.0
-
-
-def _is_finite(value: Any) -> bool:
-    # verl's logger writes null for what JSON has no number for.
-    return math.isfinite(value) if isinstance(value, int | float) else value is not None
 
 
 def _number(value: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""What was built, as the report wants it. Read from the manifests, so that a run directory is enough."""
+"""Inputs of the report, read from manifests and logs: a run directory suffices, without its recipe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from verl_s2d.recipe.pass_at_k import mean_pass_at
 from verl_s2d.recipe.row_checks import ROW_NAMES
 from verl_s2d.report.curves import curves_of
 from verl_s2d.report.row_results import Match, RowResult
-from verl_s2d.report.warnings import alarms_of
 from verl_s2d.report.write import Facts, Report, build_report
 from verl_s2d.workflow import attempts
 from verl_s2d.workflow.graph import MATCHED, stage_label
@@ -30,7 +29,7 @@ _EVALUATION = re.compile(r"evaluate-(.+?)(?: \(seed -?\d+\))?")
 
 
 def finished_rows(plan: Plan) -> list[RowResult]:
-    """The rows whose evaluation is there, in the order of the plan.
+    """Read the rows whose evaluation is finished, in the order of the plan.
 
     Raises:
         UserError: a manifest or a result is damaged.
@@ -46,11 +45,11 @@ def finished_rows(plan: Plan) -> list[RowResult]:
 
 
 def found_rows(run_dir: Path, names: list[str] | None = None, seeds: list[int] | None = None) -> list[RowResult]:
-    """The finished rows of a run directory, without its recipe; of a row evaluated more than once under a seed, because
-    settings changed, the newest.
+    """Read the finished rows of a run directory; for each row and seed its newest evaluation, since settings may have
+    changed.
 
     Args:
-        names, seeds: only these.
+        names, seeds: rows and seeds to read; None for all.
 
     Raises:
         UserError: not a run directory, or a manifest or a result is damaged.
@@ -83,14 +82,14 @@ def found_rows(run_dir: Path, names: list[str] | None = None, seeds: list[int] |
 
 
 def recorded_facts(run_dir: Path) -> Facts:
-    """What the last `run` in a directory has noted about itself."""
+    """Read the facts that the last `run` recorded in a directory."""
     record = read_record(run_dir) or {}
     return Facts(record.get("recipe", run_dir.name), **record.get("facts", {}))
 
 
 def report_of(rows: list[RowResult], run_dir: Path, facts: Facts) -> Report:
-    """The report; its files are written unless they say the same already (drawing the plots takes longer than all
-    the rest of a run that has nothing to build).
+    """Build the report and write its files, unless they exist with equal content: drawing the plots takes longer than
+    the rest of a run that has nothing to build.
 
     Raises:
         UserError: the directory cannot be written.
@@ -109,16 +108,16 @@ def report_of(rows: list[RowResult], run_dir: Path, facts: Facts) -> Report:
             f"The report cannot be written: {error.strerror or error}.",
             key="--run-dir",
             value=str(run_dir),
-            remedy="Make room or give write access; or copy the directory and report on the copy.",
+            remedy="Free disk space or grant write access; or report on a copy of the directory.",
         ) from error
     return report
 
 
 class _Stages:
-    """The finished stages of a run directory; each is read once.
+    """Finished stages of a run directory; each is read once.
 
     Args:
-        names: digest -> name, for messages about a stage whose manifest cannot say it.
+        names: digest -> name, for messages about a stage with a damaged manifest.
     """
 
     def __init__(self, run_dir: Path, names: Mapping[str, str]):
@@ -127,7 +126,7 @@ class _Stages:
         self._entries: dict[str, dict[str, Any]] = {}
 
     def row(self, name: str, seed: int, evaluation: str) -> RowResult:
-        """The row that ends with this evaluation (its digest)."""
+        """Read the row that ends with an evaluation, given by its digest."""
         target = self._manifest("evaluate", evaluation)
         behind = self._lineage(target)
         ledger = _spent(behind)
@@ -136,7 +135,7 @@ class _Stages:
         )
 
     def _lineage(self, target: Manifest) -> list[Manifest]:
-        """The stage and all it was built from, each once, inputs before users; without what only said when to stop."""
+        """List a stage and its ancestors, inputs before users, without those that only set its stopping budget."""
         found: dict[str, Manifest] = {}
         waiting = [(target, False)]
         while waiting:
@@ -157,7 +156,7 @@ class _Stages:
             manifest, problem = inspect_manifest(directory)
             if problem is not None:
                 raise _damaged(self._names.get(digest, directory.name), directory, problem)
-            # A stage may be missing when its directory was deleted after the row was finished.
+            # The directory of an ancestor may have been deleted after the row was finished.
             self._manifests[digest] = manifest or {
                 **{"kind": kind, "name": kind, "digest": digest, "settings": {}, "inputs": {}, "outputs": []},
                 **{"ledger": empty_ledger(), "seconds": 0.0, "attempts": 0, "versions": {}},
@@ -175,10 +174,9 @@ class _Stages:
         raise _damaged(target["name"], directory, wrong[0])
 
     def _entry(self, manifest: Manifest) -> dict[str, Any]:
-        """A stage as a row of the report has it."""
+        """Describe a stage as `row_results.RowResult.stages` wants it."""
         digest, kind, directory = manifest["digest"], manifest["kind"], self._directory(manifest)
         if digest not in self._entries:
-            metrics = read_metrics(directory)
             began, ended = attempts.span(directory)
             self._entries[digest] = {
                 **{key: manifest[key] for key in ("kind", "name", "digest", "seconds", "attempts", "versions")},
@@ -186,13 +184,13 @@ class _Stages:
                 "updates": manifest["ledger"]["updates"],
                 "began": began,
                 "ended": ended,
-                "curves": curves_of(kind, manifest["settings"].get("response_tokens"), metrics),
-                "alarms": _alarms(manifest, directory, alarms_of(kind, metrics)),
+                "curves": curves_of(kind, manifest["settings"].get("response_tokens"), read_metrics(directory)),
+                "alarms": _alarms(manifest, directory),
             }
         return self._entries[digest]
 
     def _match(self, target: Manifest, ledger: Ledger) -> Match | None:
-        """Of a row whose last stage stops at another's ledger."""
+        """Compare budget and consumption of a row whose last stage stops at the ledger of another row."""
         source = target["inputs"].get("model")
         model = self._manifest(**source) if source else {"settings": {}}
         matched = model["settings"].get("matched")
@@ -210,21 +208,17 @@ class _Stages:
         return self._stages / stage_label(manifest["kind"], manifest["digest"])
 
 
-def _alarms(manifest: Manifest, directory: Path, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What was raised while the stage ran, with what became of it; `found` in what it logged counts for stages that
-    were not watched then."""
-    raised = [
-        {"step": a.get("since", a["step"]), **{k: a[k] for k in ("text", "alarm", "action")}}
-        for a in recorded(directory)
+def _alarms(manifest: Manifest, directory: Path) -> list[dict[str, Any]]:
+    """List the alarms raised while the stage ran, and the early stop that one of them caused."""
+    alarms = [
+        {"step": alarm.get("since", alarm["step"]), **{key: alarm[key] for key in ("text", "alarm", "action")}}
+        for alarm in recorded(directory)
     ]
-    alarms = raised if any(alarm["alarm"] == "not_finite" for alarm in raised) else found + raised
     if stopped := manifest.get("stopped"):
-        score = f", validation score {stopped['score']:.4g}" if stopped["score"] is not None else ""
-        text = f"ended by {stopped['alarm']['alarm']}; its result is the checkpoint of step {stopped['kept']}{score}"
-        alarms = [
-            *alarms,
-            {"step": stopped["steps"], "text": text, "alarm": stopped["alarm"]["alarm"], "action": "stop"},
-        ]
+        name, score = stopped["alarm"]["alarm"], stopped["score"]
+        scored = "" if score is None else f", validation score {score:.4g}"
+        text = f"ended by {name}; its result is the checkpoint of step {stopped['kept']}{scored}"
+        alarms.append({"step": stopped["steps"], "text": text, "alarm": name, "action": "stop"})
     return alarms
 
 
@@ -233,10 +227,10 @@ def _damaged(name: str, directory: Path, problem: str) -> UserError:
         f"{name} is damaged: {problem}.",
         key="stage",
         value=str(directory),
-        remedy="`verl-s2d run` builds it again; or put back a copy of the file.",
+        remedy="`verl-s2d run` builds it again; or restore the file from a copy.",
     )
 
 
 def _spent(stages: Iterable[Manifest]) -> Ledger:
-    """What stages consumed; evaluating is not training."""
+    """Add the ledgers of stages; evaluations do not count."""
     return add_ledgers(stage["ledger"] for stage in stages if stage["kind"] != "evaluate")

@@ -1,4 +1,4 @@
-"""A row over its seeds, and the paired difference of two rows."""
+"""Statistics of a row over its seeds, and the paired difference of two rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEDGER_NUMBERS = ("verifier_calls", "sampled_tokens", "teacher_scored_tokens", "
 
 @dataclass(frozen=True)
 class Match:
-    """Where a matched row was to stop, and where it did: `reached` of the `wanted` items `by` of the row `to`."""
+    """Budget of a matched row, `wanted` items of kind `by` that row `to` consumed, and the `reached` consumption."""
 
     to: str
     by: str
@@ -24,15 +24,15 @@ class Match:
 
 @dataclass(frozen=True)
 class RowResult:
-    """One row under one seed.
+    """Result of a row under one seed.
 
     Attributes:
-        result: result.json of its evaluation.
+        result: content of its evaluation's result.json.
         ledger: labels_read (problem ids), verifier_calls, sampled_tokens, teacher_scored_tokens, updates, seconds.
-        stages: the stages behind it, inputs before users, each with kind, name (which may end in "(seed N)"), digest,
-            seconds and updates, and as far as known attempts, began and ended (epoch seconds), versions (package ->
-            version), curves (`curves.curves_of`) and alarms (`alarms.alarms_of`).
-        matched: of a row that stops where another one ended.
+        stages: the stages it is built from, inputs before users, each with kind, name (which may end in "(seed N)"),
+            digest, seconds and updates; if known attempts, began and ended (epoch seconds), versions (package ->
+            version), curves (`curves.curves_of`) and alarms (step, text).
+        matched: budget of a row that stops at the consumption of another one.
     """
 
     name: str
@@ -44,13 +44,13 @@ class RowResult:
 
 
 def summarise_row(name: str, members: Sequence[RowResult], sets: Sequence[str]) -> dict[str, Any]:
-    """A row over its seeds: accuracy on every set (None where it has none) and its ledger."""
+    """Average a row over its seeds: accuracy on every set (None without results) and ledger."""
     ledger: dict[str, Any] = {key: fmean(row.ledger[key] for row in members) for key in LEDGER_NUMBERS}
     return {
         "name": name,
         "seeds": [row.seed for row in members],
         "sets": {s: _accuracy([row for row in members if s in row.result["sets"]], s) for s in sets},
-        # Means over seeds. Labels are a set in each seed, so here only their number.
+        # Means over seeds; of the labels, which are a set per seed, the number.
         "ledger": {"labels_read": fmean(len(row.ledger["labels_read"]) for row in members), **ledger},
         "per_seed": [
             {
@@ -65,7 +65,7 @@ def summarise_row(name: str, members: Sequence[RowResult], sets: Sequence[str]) 
 
 
 def _accuracy(members: Sequence[RowResult], set_name: str) -> dict[str, Any] | None:
-    """avg with a standard error: over problems for a single seed, over seeds for several."""
+    """Average the accuracy; the standard error is over problems for one seed, over seeds for several."""
     if not members:
         return None
     results = [row.result["sets"][set_name] for row in members]
@@ -99,14 +99,14 @@ def _accuracy(members: Sequence[RowResult], set_name: str) -> dict[str, Any] | N
 
 
 def _level(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One level of a set in every seed: avg with its standard error, as for the whole set."""
+    """Average one level of a set over seeds, with its standard error as for the whole set."""
     averages = [result["avg"] for result in results]
     stderr = mean_and_stderr(averages).stderr if len(averages) > 1 else results[0]["stderr"]
     return {"n_problems": results[0]["n_problems"], "avg": fmean(averages), "stderr": stderr}
 
 
 def _interval_over_seeds(values: Sequence[float]) -> list[float] | None:
-    """95 % t interval; None for two seeds, where its width is mostly luck."""
+    """Compute the 95 % t interval; None for two seeds, whose spread says little about its width."""
     if len(values) < 3:
         return None
     interval = t_interval(values)
@@ -114,7 +114,7 @@ def _interval_over_seeds(values: Sequence[float]) -> list[float] | None:
 
 
 def compare(a: Sequence[RowResult], b: Sequence[RowResult], set_name: str) -> dict[str, Any] | None:
-    """b minus a, paired by problem within a seed; None if no seed has both on the same problems."""
+    """Subtract a from b, paired by problem within a seed; None if no seed has both on the same problems."""
     others = {row.seed: row for row in a}
     per_seed = []
     for row in b:

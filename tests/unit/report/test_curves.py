@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 
-from verl_s2d.report.curves import curves_of, not_finite, thin
+from verl_s2d.report.curves import curves_of, thin
 from verl_s2d.stages.shared.panels import PANELS
 from verl_s2d.workflow.watch.metric_logs import read_metrics
 
@@ -31,14 +31,15 @@ def test_truncated_is_what_reached_the_limit():
 
 
 def test_values_that_are_no_numbers_are_left_out():
-    metrics = {1: {"actor/loss": math.nan}, 2: {"actor/loss": 1.0}, 3: {"actor/loss": "x"}, 4: {"actor/loss": math.inf}}
+    metrics = {
+        1: {"actor/loss": math.nan},
+        2: {"actor/loss": 1.0},
+        3: {"actor/loss": "x"},
+        4: {"actor/loss": None},
+        5: {"actor/loss": math.inf},
+    }
     assert curves_of("grpo", 8, metrics) == {"rl-loss": {"": {"steps": [2], "values": [1.0]}}}
     assert curves_of("slices", None, metrics) == {} == curves_of("grpo", 8, {})
-
-
-def test_null_is_what_the_logger_makes_of_nan():
-    metrics = {1: {"actor/loss": None}, 2: {"actor/loss": 0.0}, 3: {"actor/loss": "x"}, 4: {"actor/entropy": math.inf}}
-    assert not_finite("grpo", metrics) == {"actor/entropy": [4], "actor/loss": [1]}
 
 
 def test_thinned_curves_keep_their_spikes_and_ends():
