@@ -1,4 +1,4 @@
-"""Digests of files and directories by what is in them, wherever they lie."""
+"""Digest files and directories by their content, independent of their location."""
 
 from __future__ import annotations
 
@@ -10,27 +10,35 @@ _BLOCK_BYTES = 2**20
 _BLOCKS = 16
 
 
+def full_digest(path: Path) -> str:
+    """Compute the sha256 of all of a file, in hexadecimal.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def file_digest(path: Path) -> str:
-    """sha256 of a file: all of it up to 64 MB; beyond that its size, head, tail and evenly spaced blocks of 1 MB.
+    """Compute the identity of a file: its sha256 up to 64 MB; beyond that a sha256 over its size, head, tail and evenly
+    spaced blocks of 1 MB.
 
     A shard of weights that changed at all has changed everywhere, so sampling finds it without reading terabytes.
     """
-    sha = hashlib.sha256()
     size = path.stat().st_size
+    if size <= FULL_READ_BYTES:
+        return full_digest(path)
+    sha = hashlib.sha256(f"sampled {size}".encode())
     with path.open("rb") as stream:
-        if size <= FULL_READ_BYTES:
-            while chunk := stream.read(_BLOCK_BYTES):
-                sha.update(chunk)
-        else:
-            sha.update(f"sampled {size}".encode())
-            for i in range(_BLOCKS):
-                stream.seek((size - _BLOCK_BYTES) * i // (_BLOCKS - 1))
-                sha.update(stream.read(_BLOCK_BYTES))
+        for i in range(_BLOCKS):
+            stream.seek((size - _BLOCK_BYTES) * i // (_BLOCKS - 1))
+            sha.update(stream.read(_BLOCK_BYTES))
     return sha.hexdigest()
 
 
 def directory_digest(path: Path) -> str:
-    """sha256 over the names and digests of all files below `path`, hidden ones excepted."""
+    """Compute a sha256 over the names and identities of all files below `path`, hidden ones excepted."""
     sha = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
         name = file.relative_to(path)

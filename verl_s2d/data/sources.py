@@ -6,7 +6,6 @@ itself writes: each field is looked for under the names it is published with.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import pyarrow as pa
 
 from verl_s2d.data import ground_truths, templates
 from verl_s2d.data.columns import Layout, distinct_rows, parquet_batches, table_batches
+from verl_s2d.data.content import full_digest
 from verl_s2d.data.normalised_text import canonical
 from verl_s2d.errors import UserError
 
@@ -114,7 +114,7 @@ def load(source: Source, location: str | None = None) -> Loaded:
     hub = _HUB_ID.fullmatch(location or source.hub)
     if path is not None and (path.exists() or hub is None or path.suffix == ".parquet"):
         rows = distinct_rows(parquet_batches(path, source.layout, key), source.layout, key, str(path))
-        identity = {"file": path.name, "sha256": _sha256(path)}
+        identity = {"file": path.name, "sha256": full_digest(path)}
     else:
         dataset, identity = _from_hub(hub.group(1), hub.group(2), source.split, key)
         rows = distinct_rows(table_batches(dataset, source.layout, key), source.layout, key, hub.group())
@@ -194,8 +194,3 @@ def _subject(problem_id: str) -> str | None:
     if len(parts) != 3 or not parts[2].endswith(".json"):
         return None
     return parts[1].replace("_and_", "_&_").replace("_", " ").title()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -14,7 +14,7 @@ from verl_s2d.gpu_check.part_runner import run_parts
 from verl_s2d.gpu_check.part_settings import Settings
 from verl_s2d.platforms.device import accelerator_here
 from verl_s2d.workflow.interruption import Interruption
-from verl_s2d.workflow.store.hf_export import export_problem
+from verl_s2d.workflow.store.saved_weights import export_problem
 
 
 def gpu_check(

@@ -5,14 +5,13 @@ python -P -m verl_s2d.gpu_check.sampling_process SETTINGS MODEL OUT
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from verl_s2d.data.files import write_json
 from verl_s2d.gpu_check import part_settings as settings_file
 from verl_s2d.gpu_check.part_settings import Settings
 
@@ -23,9 +22,7 @@ def main(settings_path: str, model: str, out: str) -> None:
     """Load, sample three times, write, wait."""
     settings = settings_file.read(Path(settings_path))
     answer = sample(settings, model)
-    temporary = Path(f"{out}.tmp")
-    temporary.write_text(json.dumps(answer))
-    os.replace(temporary, out)
+    write_json(answer, out)
     time.sleep(_WAIT_SECONDS)
 
 

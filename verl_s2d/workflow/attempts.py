@@ -1,4 +1,4 @@
-"""Attempts at a stage, one small file each, so that time spent before a kill is not forgotten."""
+"""Record the attempts at a stage, one small file each, so that time spent before a kill counts."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import re
 import time
 from pathlib import Path
 
-from verl_s2d.workflow.store.manifest import write_atomically
+from verl_s2d.data.files import write_json
 
 _NAME = re.compile(r"attempt-(\d+)\.json")
 
 
 def begin(directory: Path) -> int:
-    """Number (from 1) of a new attempt, entered as started now.
+    """Enter a new attempt as started now and return its number, from 1.
 
-    Attempts that a kill left open are closed with the time of the last sign of life in the directory.
+    Attempts that a kill left open are closed with the time of the newest file in the directory.
     """
     folder = directory / "attempts"
     folder.mkdir(exist_ok=True)
@@ -24,11 +24,9 @@ def begin(directory: Path) -> int:
         entry = _read(path)
         if entry and entry["ended"] is None:
             entry["ended"] = max(entry["started"], alive)
-            write_atomically(path, json.dumps(entry))
+            write_json(entry, path)
     number = 1 + max((int(_NAME.fullmatch(p.name)[1]) for p in _files(directory)), default=0)
-    write_atomically(
-        folder / f"attempt-{number}.json", json.dumps({"started": time.time(), "ended": None, "exit": None})
-    )
+    write_json({"started": time.time(), "ended": None, "exit": None}, folder / f"attempt-{number}.json")
     return number
 
 
@@ -36,28 +34,28 @@ def end(directory: Path, number: int, exit_code: int | None, seconds: float) -> 
     """Enter the end of an attempt.
 
     Args:
-        seconds: that it took, by a clock that nobody sets.
+        seconds: its duration by a monotonic clock.
     """
     path = directory / "attempts" / f"attempt-{number}.json"
     entry = _read(path) or {"started": time.time()}
-    write_atomically(path, json.dumps({**entry, "ended": time.time(), "exit": exit_code, "seconds": seconds}))
+    write_json({**entry, "ended": time.time(), "exit": exit_code, "seconds": seconds}, path)
 
 
 def count(directory: Path) -> int:
-    """How many attempts there were."""
+    """Count the attempts."""
     return len(_files(directory))
 
 
 def is_open(directory: Path) -> bool:
-    """Whether the newest attempt has not ended (or was killed before it could say so)."""
+    """Report whether the newest attempt has no recorded end: it is running, or was killed."""
     newest = max(_files(directory), key=lambda p: int(_NAME.fullmatch(p.name)[1]), default=None)
     entry = _read(newest) if newest else None
     return entry is not None and entry["ended"] is None
 
 
 def seconds_spent(directory: Path, now: float | None = None) -> float:
-    """Seconds over all attempts; an open one, or one that was killed, by the times of its files and its last sign of
-    life: until `now` if it may still be alive."""
+    """Sum the seconds of all attempts. One without a recorded end counts up to the newest file, or up to `now` if it is
+    still running."""
     total = 0.0
     for path in _files(directory):
         if entry := _read(path):
@@ -67,14 +65,14 @@ def seconds_spent(directory: Path, now: float | None = None) -> float:
 
 
 def span(directory: Path) -> tuple[float | None, float | None]:
-    """When the first attempt began and the last one ended (epoch seconds), None where that is not known."""
+    """Return the start of the first attempt and the end of the last one (epoch seconds), None where unknown."""
     entries = [entry for path in _files(directory) if (entry := _read(path))]
     ended = [entry["ended"] for entry in entries if entry["ended"] is not None]
     return min((entry["started"] for entry in entries), default=None), max(ended, default=None)
 
 
 def last_change(directory: Path) -> float:
-    """Newest modification time (epoch seconds) of anything in the stage's directory."""
+    """Return the newest modification time (epoch seconds) below the stage's directory."""
     newest = 0.0
     for path in directory.rglob("*"):
         try:

@@ -13,7 +13,7 @@ from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node, stage_dir
 from verl_s2d.workflow.hosts.ray_places import Demand
 from verl_s2d.workflow.ledger import Ledger, empty_ledger
-from verl_s2d.workflow.store.hf_export import export_problem
+from verl_s2d.workflow.store.saved_weights import export_problem
 
 if TYPE_CHECKING:
     from verl_s2d.workflow.metric_table import Metric

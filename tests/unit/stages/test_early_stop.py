@@ -15,8 +15,8 @@ from verl_s2d.report.inputs import finished_rows
 from verl_s2d.report.views import status_view
 from verl_s2d.report.write import Facts, build_report
 from verl_s2d.stages import stages
-from verl_s2d.workflow.store.hf_export import export_problem
 from verl_s2d.workflow.store.manifest import is_built, read_manifest, write_manifest
+from verl_s2d.workflow.store.saved_weights import export_problem
 from verl_s2d.workflow.watch import early_stop
 from verl_s2d.workflow.watch.alarm_log import recorded
 

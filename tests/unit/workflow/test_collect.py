@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.workflow.damage import flip
+from tests.support.workflow.damage import truncate
 from tests.support.workflow.project import SimulatedStages, write_project
 from tests.support.workflow.runs import Lines, checkpoint, manifests
 from verl_s2d import cli
@@ -200,7 +200,7 @@ def test_the_fallback_of_a_damaged_checkpoint_is_kept(tmp_path):
         pass
     saved = tmp_path / "stages" / node.label / "checkpoints"
     make(saved.parent, node, "resumable", tmp_path)
-    flip(saved / "global_step_4" / "data.pt")
+    truncate(saved / "global_step_4" / "data.pt")
     collect(plan_of(tmp_path, [node]), delete=True)
     assert {p.name for p in saved.glob("global_step_*")} == {"global_step_2", "global_step_4", "global_step_6"}
 

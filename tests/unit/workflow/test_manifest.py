@@ -13,14 +13,15 @@ import pytest
 
 from tests.support.paths import ROOT
 from tests.support.workflow.project import write_model, write_safetensors
+from verl_s2d.data.files import write_json
 from verl_s2d.logs import last_lines
 from verl_s2d.stages import stages
 from verl_s2d.workflow import attempts
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.ledger import add_ledgers, empty_ledger, sum_over_steps, verifier_calls
 from verl_s2d.workflow.store import checkpoints
-from verl_s2d.workflow.store.hf_export import export_problem
-from verl_s2d.workflow.store.manifest import MANIFEST, is_built, read_manifest, write_atomically, write_manifest
+from verl_s2d.workflow.store.manifest import MANIFEST, is_built, read_manifest, write_manifest
+from verl_s2d.workflow.store.saved_weights import export_problem
 from verl_s2d.workflow.watch.metric_logs import last_step, read_metrics
 
 NODE = Node(stages()["opd"], "opd", {"steps": 2})
@@ -43,7 +44,7 @@ def test_manifest_of_this_node_and_no_other(tmp_path):
     assert len(manifest["outputs"][0]["sha256"]) == 64 and "verl" in manifest["versions"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"digest": null}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"digest": "a"}'])
 def test_a_damaged_manifest_is_no_manifest(tmp_path, text):
     (tmp_path / MANIFEST).write_text(text)
     assert not is_built(NODE, tmp_path)
@@ -52,13 +53,11 @@ def test_a_damaged_manifest_is_no_manifest(tmp_path, text):
 WRITER = """
 import sys
 sys.path.insert(0, {root!r})
-from pathlib import Path
-from verl_s2d.workflow.store.manifest import write_atomically
-path = Path({path!r})
+from verl_s2d.data.files import write_json
 print("go", flush=True)
 while True:
     for letter in "ab":
-        write_atomically(path, '"' + letter * 200000 + '"')
+        write_json(letter * 200000, {path!r})
 """
 
 
@@ -67,13 +66,14 @@ def test_a_writer_that_is_killed_leaves_a_whole_file(tmp_path):
     for delay in (0.01, 0.05, 0.2):
         code = WRITER.format(root=root, path=str(path))
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-        process.stdout.readline()
+        assert process.stdout.readline() == b"go\n"
         time.sleep(delay)
         process.kill()
         process.wait()
         process.stdout.close()
         if path.exists():
             assert len(json.loads(path.read_text())) == 200000
+    assert path.exists()
 
 
 def test_a_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
@@ -81,8 +81,8 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
     before = (tmp_path / MANIFEST).read_text()
     monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError("killed between")))
     with pytest.raises(OSError, match="killed"):
-        write_atomically(tmp_path / MANIFEST, "new")
-    assert (tmp_path / MANIFEST).read_text() == before
+        write_json("new", tmp_path / MANIFEST)
+    assert (tmp_path / MANIFEST).read_text() == before and os.listdir(tmp_path) == [MANIFEST]
 
 
 def test_whole_export_passes(tmp_path):

@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 
 from tests.support.workflow.damage import DAMAGES, flip, remove, truncate
-from tests.support.workflow.project import SimulatedStages
+from tests.support.workflow.project import SimulatedStages, write_safetensors
 from tests.support.workflow.runs import Lines, checkpoint, directory, manifests, project, simulate
+from verl_s2d.data.content import full_digest
 from verl_s2d.errors import UserError
 from verl_s2d.report.inputs import finished_rows
 from verl_s2d.workflow.store import checkpoints, digests
-from verl_s2d.workflow.store.archives import checkpoint_problems
-from verl_s2d.workflow.store.digests import damage, describe_outputs, full_digest
+from verl_s2d.workflow.store.digests import damage, describe_outputs, known_digest
 from verl_s2d.workflow.store.manifest import MANIFEST, inspect_manifest, read_manifest
 from verl_s2d.workflow.store.run_directory import read_record
+from verl_s2d.workflow.store.saved_weights import checkpoint_problems
 
 
 @pytest.fixture(autouse=True)
@@ -60,13 +61,21 @@ def test_a_damaged_output_is_built_again_before_it_is_read(tmp_path, harm, stage
     assert len(finished_rows(plan)) == 1 and not plan.missing()
 
 
-@pytest.mark.parametrize("position", [0.01, 0.2, 0.5, 0.8, 0.99])
-def test_any_bit_of_a_manifest_counts(tmp_path, position):
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def without_outputs(path: Path) -> None:
+    path.write_text(path.read_text().replace('"outputs"', '"outpuds"'))
+
+
+@pytest.mark.parametrize("harm", [truncate, cut, without_outputs])
+def test_a_damaged_manifest_is_written_again_without_the_work(tmp_path, harm):
     plan = project(tmp_path, rows=["direct-grpo"])
     simulate(plan)
     stage = directory(plan, "student-rl-all")
     ledger = read_manifest(stage)["ledger"]
-    flip(stage / MANIFEST, position)
+    harm(stage / MANIFEST)
     assert read_manifest(stage) is None and inspect_manifest(stage)[1]
     with pytest.raises(UserError, match="student-rl-all is damaged"):
         finished_rows(plan)
@@ -76,13 +85,13 @@ def test_any_bit_of_a_manifest_counts(tmp_path, position):
     assert {**read_manifest(stage)["ledger"], "seconds": 0} == {**ledger, "seconds": 0}
 
 
-def test_a_manifest_from_before_there_were_seals_is_taken_as_it_is(tmp_path):
+def test_stages_that_version_0_1_has_finished_are_finished(tmp_path):
     plan = project(tmp_path, rows=["direct-grpo"])
     simulate(plan)
     path = directory(plan, "student-rl-all") / MANIFEST
-    old = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("seal", "format")}
-    path.write_text(json.dumps(old, indent=1) + "\n")
-    assert not plan.missing()
+    path.write_text(json.dumps({"format": 2, **json.loads(path.read_text()), "seal": "0" * 64}, indent=1) + "\n")
+    launcher = SimulatedStages()
+    assert not plan.missing() and simulate(plan, launcher) == [] and launcher.started == []
 
 
 def test_a_model_that_lost_its_manifest_and_is_damaged_is_trained_again(tmp_path):
@@ -130,13 +139,12 @@ def test_a_kill_while_the_directory_is_made_does_not_lock_it_for_good(tmp_path, 
     assert simulate(plan) == []
 
 
-@pytest.mark.parametrize("harm", [flip, truncate])
-def test_a_damaged_step_checkpoint_is_not_resumed_from(tmp_path, monkeypatch, harm):
+def test_a_step_checkpoint_that_was_cut_short_is_not_resumed_from(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE", json.dumps({"grpo": "crash@4"}))
     plan = project(tmp_path, rows=["direct-grpo"], stages__student_rl__save_every=1)
     simulate(plan)
     saved = directory(plan, "student-rl-all") / "checkpoints"
-    harm(checkpoint(saved / "global_step_3" / "actor" / "model_world_size_1_rank_0.pt"))
+    truncate(checkpoint(saved / "global_step_3" / "actor" / "model_world_size_1_rank_0.pt"))
     progress = Lines()
     assert simulate(plan, progress=progress) == []
     assert any("global_step_3/actor/model_world_size_1_rank_0.pt" in note for note in progress.notes)
@@ -147,46 +155,46 @@ def test_a_damaged_step_checkpoint_is_not_resumed_from(tmp_path, monkeypatch, ha
 def test_without_a_whole_checkpoint_the_stage_begins_again(tmp_path):
     for step in (1, 2):
         checkpoint(tmp_path / f"global_step_{step}" / "data.pt")
-        flip(checkpoint(tmp_path / f"global_step_{step}" / "actor" / "optim_world_size_1_rank_0.pt"))
+        truncate(checkpoint(tmp_path / f"global_step_{step}" / "actor" / "optim_world_size_1_rank_0.pt"))
     (tmp_path / checkpoints.TRACKER).write_text("2")
     assert len(checkpoints.set_aside_damaged(tmp_path)) == 2
     assert checkpoints.completed_step(tmp_path) is None and not (tmp_path / checkpoints.TRACKER).exists()
 
 
-def test_what_torch_writes_is_checked_without_being_unpickled(tmp_path):
+def test_checkpoint_files_that_were_cut_short_are_named(tmp_path):
     torch = pytest.importorskip("torch")
-    path = tmp_path / "model.pt"
-    torch.save({"weight": torch.arange(4096.0)}, path)
+    torch.save({"weight": torch.arange(4096.0)}, tmp_path / "model.pt")
+    write_safetensors(tmp_path / "model.safetensors", {"weight": bytes(4096)})
+    (tmp_path / "config.json").write_text('{"hidden_size": 8}')
     assert checkpoint_problems(tmp_path) == []
-    flip(path)
-    (problem,) = checkpoint_problems(tmp_path)
-    assert problem.startswith("model.pt") and "CRC" in problem
-    truncate(path)
-    assert "not a whole archive" in checkpoint_problems(tmp_path)[0]
+    for path in tmp_path.iterdir():
+        truncate(path)
+    found = checkpoint_problems(tmp_path)
+    assert [problem.partition(":")[0] for problem in found] == ["config.json", "model.pt", "model.safetensors"]
+    assert all("cut short or overwritten" in problem for problem in found)
 
 
 def test_a_file_is_read_once_as_long_as_it_stays(tmp_path, monkeypatch):
     path, reads = tmp_path / "model.safetensors", []
     path.write_bytes(b"a" * 1000)
     os.utime(path, (1e9, 1e9))
-    real = digests.hashlib.file_digest
-    monkeypatch.setattr(digests.hashlib, "file_digest", lambda *a: reads.append(1) or real(*a))
+    monkeypatch.setattr(digests, "full_digest", lambda path: reads.append(1) or full_digest(path))
     monkeypatch.setattr(digests, "_SETTLED_SECONDS", 0.0)
-    first = full_digest(path)
-    assert full_digest(path) == first and len(reads) == 1
+    first = known_digest(path)
+    assert known_digest(path) == first and len(reads) == 1
     path.write_bytes(b"b" * 1000)
     os.utime(path, (1e9, 1e9))
-    assert full_digest(path) != first and len(reads) == 2, "the change time tells, even when the other was put back"
+    assert known_digest(path) != first and len(reads) == 2, "the change time tells, even when the other was put back"
     copy = tmp_path / "copy"
     shutil.copy(path, copy)
     os.replace(copy, path)
-    assert full_digest(path) and len(reads) == 3
+    assert known_digest(path) and len(reads) == 3
 
 
 def test_a_file_that_changed_a_moment_ago_is_not_remembered(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"a")
-    full_digest(path)
+    known_digest(path)
     assert str(path) not in digests._known
 
 
@@ -199,5 +207,3 @@ def test_damage_is_named_by_file(tmp_path):
     found = damage(tmp_path, recorded)
     assert [line.partition(":")[0] for line in found] == ["a", "b", "c"]
     assert "sha256" in found[0] and "500 bytes" in found[1] and "missing" in found[2]
-    old = [{k: v for k, v in entry.items() if k != "sha256"} for entry in recorded]
-    assert len(damage(tmp_path, old)) == 2, "without a recorded digest only sizes tell"

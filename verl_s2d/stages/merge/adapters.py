@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from verl_s2d.data.weights import safetensors_names
 from verl_s2d.verl_settings.overrides import plain_arguments
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.store.hf_export import safetensors_names
 
 _MERGE_SECONDS = 7200
 """To read a model of a hundred gigabytes from a slow disk and write it again."""

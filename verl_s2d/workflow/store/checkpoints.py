@@ -7,11 +7,12 @@ import re
 import shutil
 from pathlib import Path
 
-from verl_s2d.workflow.store.archives import checkpoint_problems
+from verl_s2d.data.files import written_whole
+from verl_s2d.workflow.store.saved_weights import checkpoint_problems
 
 TRACKER = "latest_checkpointed_iteration.txt"
 DAMAGED = "damaged_"
-"""Before the name of a step that cannot be read."""
+"""Prefix of the directory of a damaged checkpoint."""
 
 
 def completed_step(checkpoints: Path) -> int | None:
@@ -63,15 +64,14 @@ def repair(checkpoints: Path) -> None:
     if not complete:
         tracker.unlink()
         return
-    temporary = tracker.with_suffix(".repair")
-    temporary.write_text(str(max(complete)))
-    os.replace(temporary, tracker)
+    with written_whole(tracker) as temporary:
+        temporary.write_text(str(max(complete)))
 
 
 def set_aside_damaged(checkpoints: Path) -> list[str]:
-    """Make the newest whole step the one to resume from; returns what was wrong with newer ones, one line a file.
+    """Make the newest intact checkpoint the one to resume from; returns the damaged files of newer ones, one line each.
 
-    Damaged steps are renamed, so that verl does not find them. Without a whole step the stage begins again.
+    Damaged checkpoints are renamed, so that verl does not find them. Without an intact one the stage begins again.
     """
     told = []
     while (step := completed_step(checkpoints)) is not None:

@@ -1,14 +1,15 @@
-"""sha256 of what stages leave behind, and whether it is still what they left."""
+"""Record the sha256 of stage outputs, and compare outputs with the record."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from verl_s2d.data.content import full_digest
 
 NOT_OUTPUT = (
     "metrics",
@@ -22,7 +23,7 @@ NOT_OUTPUT = (
     "alarms.jsonl",
     "stopped.json",
 )
-"""What lies in a stage's directory beside its result."""
+"""Names in a stage's directory that are not part of its result."""
 _THREADS = 8
 _SETTLED_SECONDS = 2.0
 
@@ -30,11 +31,10 @@ _Fingerprint = tuple[int, int, int, int, int]
 _known: dict[str, tuple[_Fingerprint, str]] = {}
 
 
-def full_digest(path: Path) -> str:
-    """sha256 of all of a file; read once a process as long as device, inode, size and both times stay.
+def known_digest(path: Path) -> str:
+    """Compute the sha256 of a file, read once a process as long as device, inode, size and both times stay.
 
-    Not even once remembered for a file changed within the last two seconds: another change in the same tick of the
-    clock would leave the times as they are.
+    Files modified in the last two seconds are not cached: a second write may leave the times unchanged.
 
     Raises:
         OSError: the file cannot be read.
@@ -44,15 +44,14 @@ def full_digest(path: Path) -> str:
     if known is not None and known[0] == fingerprint:
         return known[1]
     settled = time.time() - _SETTLED_SECONDS > max(fingerprint[3:]) / 1e9
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = full_digest(path)
     if settled and _fingerprint(path) == fingerprint:
         _known[str(path)] = fingerprint, digest
     return digest
 
 
 def output_files(directory: Path) -> list[Path]:
-    """The files of a stage's result, sorted; hidden ones are not part of it."""
+    """List the files of a stage's result, sorted; hidden files are not part of it."""
     files = []
     for path in sorted(p for p in directory.rglob("*") if p.is_file()):
         parts = path.relative_to(directory).parts
@@ -62,12 +61,12 @@ def output_files(directory: Path) -> list[Path]:
 
 
 def describe_outputs(directory: Path) -> list[dict[str, Any]]:
-    """Name, size and sha256 of every output file, after they have reached the disk: a manifest must not outlive a power
-    cut that its files do not."""
+    """List name, size and sha256 of every output file, after flushing the files to disk: a manifest must not survive a
+    power cut that its files do not."""
     files = output_files(directory)
     with ThreadPoolExecutor(_THREADS) as threads:
         list(threads.map(_flush, files))
-        digests = list(threads.map(full_digest, files))
+        digests = list(threads.map(known_digest, files))
     return [
         {"name": path.relative_to(directory).as_posix(), "bytes": path.stat().st_size, "sha256": digest}
         for path, digest in zip(files, digests, strict=True)
@@ -75,9 +74,9 @@ def describe_outputs(directory: Path) -> list[dict[str, Any]]:
 
 
 def damage(directory: Path, outputs: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What is wrong with the outputs that a manifest records: `name: what`, one a file; empty when nothing is.
+    """Compare outputs with what a manifest records: `name: what is wrong` for each damaged file.
 
-    Sizes are compared first; of files with the right size the digest, where one was recorded.
+    Sizes are compared first, then the digests of files with the right size.
     """
     outputs = list(outputs)
     with ThreadPoolExecutor(_THREADS) as threads:
@@ -86,7 +85,7 @@ def damage(directory: Path, outputs: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def unread_bytes(directory: Path, outputs: Sequence[Mapping[str, Any]]) -> int:
-    """How many bytes `damage` would have to read that this process has not read before."""
+    """Sum the bytes that `damage` would read and this process has not read before."""
     return sum(output["bytes"] for output in outputs if str(directory / output["name"]) not in _known)
 
 
@@ -95,7 +94,7 @@ def _problem(path: Path, output: Mapping[str, Any]) -> str | None:
         size = path.stat().st_size
         if size != output["bytes"]:
             return f"{size} bytes long, {output['bytes']} when it was written"
-        if "sha256" in output and full_digest(path) != output["sha256"]:
+        if known_digest(path) != output.get("sha256"):
             return "its content is not what was written (sha256 differs)"
     except FileNotFoundError:
         return "missing"

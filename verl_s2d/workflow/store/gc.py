@@ -1,8 +1,8 @@
-"""`verl-s2d gc`: what no kept row needs, found and removed.
+"""Find and remove what no kept row needs: `verl-s2d gc`.
 
-Kept is everything that the rows of a plan are built from, finished or not, and finished stages named besides. A thing
-is removed by a rename into `stages/.removed` first, so that a kill in between leaves no half stage behind. Nothing
-outside of `stages` is touched, and no link below it is followed.
+Kept are all stages that the rows of a plan are built from, finished or not, and the finished stages named besides.
+Removal begins with a rename into `stages/.removed`, so that a kill leaves no half stage behind. Nothing outside of
+`stages` is touched, and no link below it is followed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.hosts.process import marked_processes
 from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.store import checkpoints
-from verl_s2d.workflow.store.archives import checkpoint_problems
 from verl_s2d.workflow.store.manifest import is_built, read_manifest
 from verl_s2d.workflow.store.repair import ASIDE, move_into
 from verl_s2d.workflow.store.run_directory import is_locked, opened, read_record
+from verl_s2d.workflow.store.saved_weights import checkpoint_problems
 from verl_s2d.workflow.store.verify import stage_directories
 
 REMOVED = ".removed"
@@ -32,11 +32,11 @@ _STEP = re.compile(r"global_step_(\d+)")
 
 @dataclass(frozen=True)
 class Waste:
-    """Something that can go.
+    """A file or directory that can be removed.
 
     Attributes:
-        bytes: of all files below it; 0 of a link, whose target stays.
-        blocked: why it is left alone nevertheless; empty when it can be removed.
+        bytes: size of all files below it; 0 for a link, whose target stays.
+        blocked: reason to leave it in place nevertheless; empty when it can be removed.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class Waste:
 
 @dataclass(frozen=True)
 class Collection:
-    """What was found in a run directory, and whether it was removed."""
+    """The waste in a run directory, removed or not."""
 
     plan: Plan
     waste: list[Waste]
@@ -82,14 +82,14 @@ class Collection:
 
 
 def collect(plan: Plan, *, delete: bool, results: Container[str] = ()) -> Collection:
-    """Find what the plan's rows do not need; with `delete` remove it, holding the run directory meanwhile.
+    """Find what the plan's rows do not need; with `delete` remove it, holding the lock of the run directory.
 
     Args:
-        results: labels of stages to keep besides, once they are finished; what they were made from may go.
+        results: labels of stages to keep besides, if they are finished; their inputs may go.
 
     Raises:
-        UserError: not the directory of a run of this recipe, or (with `delete`) a run is working in it, or processes of
-            one that was killed still are.
+        UserError: not the directory of a run of this recipe; with `delete` also while a run works in it, or processes
+            of a killed run do.
     """
     run_dir = plan.context.run_dir
     if read_record(run_dir) is None:
@@ -120,7 +120,7 @@ def collect(plan: Plan, *, delete: bool, results: Container[str] = ()) -> Collec
 
 
 def find_waste(plan: Plan, results: Container[str] = ()) -> list[Waste]:
-    """Everything that can go, by name; of `results` only what is not finished."""
+    """List everything that can be removed, by path; unfinished stages in `results` included."""
     stages = plan.context.run_dir / "stages"
     needed = {node.label: node for node in plan.order}
     found = [
@@ -143,7 +143,7 @@ _FOLDERS = {ASIDE: "was damaged and has been set aside", REMOVED: "left over fro
 
 
 def _inside(node: Node, directory: Path) -> Iterator[Waste]:
-    """Of a stage that is kept: checkpoints that nothing will resume from, and files that were never finished."""
+    """List waste inside a kept stage: checkpoints that nothing will resume from, and unfinished files."""
     for path in directory.glob(".*.tmp"):
         yield _waste(path, "was never finished")
     saved = directory / "checkpoints"
@@ -164,7 +164,7 @@ def _inside(node: Node, directory: Path) -> Iterator[Waste]:
         and newest is not None
         and (int(m[1]) > newest or (int(m[1]) < newest and not all_count))
     ]
-    # The others are what a damaged newest one falls back on, so it is read first.
+    # A damaged newest checkpoint falls back on the others, so it is checked first.
     if others and not checkpoint_problems(saved / f"global_step_{newest}"):
         for path in others:
             yield _waste(path, f"{node.name}: would go on from step {newest}")

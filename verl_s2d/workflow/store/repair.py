@@ -11,8 +11,8 @@ from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import MATCHED, Node
 from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.store.digests import damage, unread_bytes
-from verl_s2d.workflow.store.hf_export import export_problem
 from verl_s2d.workflow.store.manifest import MANIFEST, inspect_manifest, is_built, read_manifest
+from verl_s2d.workflow.store.saved_weights import export_problem
 from verl_s2d.workflow.watch import early_stop
 
 ASIDE = ".damaged"

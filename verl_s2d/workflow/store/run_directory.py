@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from verl_s2d.data.files import write_json
 from verl_s2d.errors import UserError
-from verl_s2d.workflow.store.manifest import write_atomically
 
 _RECORD = "run.json"
 _LOCK = "lock"
-_HARMLESS = {_LOCK, f".{_RECORD}.tmp", ".gitkeep", ".gitignore", "lost+found"}
+_HARMLESS = re.compile(rf"{_LOCK}|\.{re.escape(_RECORD)}\..*tmp|\.gitkeep|\.gitignore|lost\+found")
 _STAGE = re.compile(r"[a-z_]+-[0-9a-f]{12}|\..*")
 
 
@@ -38,7 +38,12 @@ def check_run_directory(run_dir: Path, recipe_name: str) -> None:
             value=str(run_dir),
             remedy=f"Choose another directory for {recipe_name}.",
         )
-    if record is None and run_dir.is_dir() and not _has_stages(run_dir) and set(os.listdir(run_dir)) - _HARMLESS:
+    if (
+        record is None
+        and run_dir.is_dir()
+        and not _has_stages(run_dir)
+        and not all(map(_HARMLESS.fullmatch, os.listdir(run_dir)))
+    ):
         raise UserError(
             "The run directory is not empty and was not made by verl-s2d.",
             key="--run-dir",
@@ -91,7 +96,7 @@ def evaluations(run_dir: Path) -> list[str]:
 def _enter(run_dir: Path, **entry: Any) -> None:
     record = read_record(run_dir)
     if record != (record := record | entry):
-        write_atomically(run_dir / _RECORD, json.dumps(record) + "\n")
+        write_json(record, run_dir / _RECORD)
 
 
 @contextlib.contextmanager
@@ -130,7 +135,7 @@ def opened(run_dir: Path, recipe_name: str) -> Iterator[str]:
         record = read_record(run_dir)
         if record is None:
             record = {"recipe": recipe_name, "id": uuid.uuid4().hex}
-            write_atomically(run_dir / _RECORD, json.dumps(record) + "\n")
+            write_json(record, run_dir / _RECORD)
         (run_dir / "stages").mkdir(exist_ok=True)
         yield record["id"]
 

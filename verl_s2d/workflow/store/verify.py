@@ -1,4 +1,4 @@
-"""`verl-s2d verify`: is everything in a run's directory what it was when it was written?"""
+"""Compare everything in a run's directory with what was written: `verl-s2d verify`."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verl_s2d.data.weights import safetensors_names
 from verl_s2d.errors import UserError
-from verl_s2d.workflow.store.archives import checkpoint_problems
 from verl_s2d.workflow.store.checkpoints import completed_step
 from verl_s2d.workflow.store.digests import damage, output_files
 from verl_s2d.workflow.store.manifest import MANIFEST, inspect_manifest
 from verl_s2d.workflow.store.run_directory import read_record
+from verl_s2d.workflow.store.saved_weights import checkpoint_problems
 
 STAGE_NAME = re.compile(r"([a-z_]+)-([0-9a-f]{12})")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing worth saying.
+    """A finding about one file.
 
     Attributes:
-        path: of what it is about, relative to the run directory.
-        bad: whether something is damaged; otherwise it is for information.
+        path: relative to the run directory.
+        bad: damage; otherwise information.
     """
 
     path: str
@@ -36,7 +35,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was looked at and what was found."""
+    """Counts of what was read, and the findings."""
 
     run_dir: Path
     finished: int
@@ -61,8 +60,8 @@ class Verification:
 
 
 def verify_run(run_dir: Path) -> Verification:
-    """Read every output of every stage and compare it with its manifest; of unfinished stages the checkpoint to resume
-    from.
+    """Read every output of every stage and compare it with its manifest. Of unfinished stages the checkpoint to resume
+    from is checked for completeness, not read.
 
     Raises:
         UserError: not the directory of a run.
@@ -91,49 +90,35 @@ def verify_run(run_dir: Path) -> Verification:
 
 
 def stage_directories(run_dir: Path) -> list[Path]:
-    """Every directory of a stage, by name."""
+    """List the directories of stages, by name."""
     stages = run_dir / "stages"
     found = sorted(stages.iterdir()) if stages.is_dir() else []
     return [p for p in found if p.is_dir() and STAGE_NAME.fullmatch(p.name)]
 
 
 def _stage(run_dir: Path, stage: Path, manifest: dict[str, Any] | None) -> Iterator[tuple[str, str, bool]]:
-    """(file, what, whether it is damage) of one stage."""
+    """Yield (file, finding, whether it is damage) for one stage."""
     if manifest is None:
         problem = inspect_manifest(stage)[1]
         if problem is not None:
             yield MANIFEST, problem, True
         yield from _unfinished(stage)
         return
-    if stage.name != f"{manifest.get('kind')}-{manifest['digest'][:12]}":
-        yield MANIFEST, f"belongs to {manifest.get('kind')}-{manifest['digest'][:12]}", True
+    if stage.name != f"{manifest['kind']}-{manifest['digest'][:12]}":
+        yield MANIFEST, f"belongs to {manifest['kind']}-{manifest['digest'][:12]}", True
         return
     for problem in damage(stage, manifest["outputs"]):
         name, _, what = problem.partition(": ")
         yield name, what, True
     recorded = {output["name"] for output in manifest["outputs"]}
-    for output in manifest["outputs"]:
-        if "sha256" not in output and (stage / output["name"]).is_file():
-            yield from _without_digest(stage, output["name"])
     for path in output_files(stage):
         name = path.relative_to(stage).as_posix()
         if name not in recorded:
             yield name, "not written by the stage", False
-    for role, source in manifest.get("inputs", {}).items():
+    for role, source in manifest["inputs"].items():
         label = f"{source['kind']}-{source['digest'][:12]}"
         if not (run_dir / "stages" / label).is_dir():
             yield MANIFEST, f"was built from {label} ({role}), which is gone", False
-
-
-def _without_digest(stage: Path, name: str) -> Iterator[tuple[str, str, bool]]:
-    """Outputs of versions that recorded no digest of large files: what their format tells."""
-    if name.endswith(".safetensors"):
-        try:
-            safetensors_names(stage / name)
-        except (OSError, ValueError) as error:
-            yield name, str(error), True
-            return
-    yield name, "no digest was recorded: only its size was compared", False
 
 
 def _unfinished(stage: Path) -> Iterator[tuple[str, str, bool]]:

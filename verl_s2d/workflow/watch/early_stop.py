@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from verl_s2d.workflow.store.manifest import write_atomically
+from verl_s2d.data.files import write_json
 
 STOPPED = "stopped.json"
 """{"alarm": its record, "steps": done until the end, "kept": step of the result, "score": its validation score}. As
@@ -16,7 +16,7 @@ long as the file exists the stage is not started again."""
 
 def record(directory: Path, stopped: Mapping[str, Any]) -> None:
     """Write the record: first the alarm, then also the checkpoint that is kept."""
-    write_atomically(directory / STOPPED, json.dumps(stopped, indent=1, allow_nan=False) + "\n")
+    write_json(stopped, directory / STOPPED)
 
 
 def read(directory: Path) -> dict[str, Any] | None:

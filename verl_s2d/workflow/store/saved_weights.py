@@ -1,8 +1,10 @@
-"""Open and verify a Hugging Face model directory without torch: what a finished stage hands to the next one."""
+"""Check the structure of saved weights without torch: model directories that stages hand over, and step checkpoints."""
 
 from __future__ import annotations
 
 import json
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 from verl_s2d.data.weights import safetensors_names
@@ -11,10 +13,10 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def export_problem(directory: Path) -> str | None:
-    """Why the directory is not a complete model, None when it is.
+    """Name what keeps the directory from being a complete Hugging Face model; None when it is complete.
 
-    Complete: config.json parses, a tokenizer is there, every safetensors file is exactly as long as its header says,
-    and every tensor of the index is in the file that the index names.
+    Complete: config.json parses, a tokenizer exists, every safetensors file has the length that its header says, and
+    every tensor of the index is in the file that the index names.
     """
     try:
         config = json.loads((directory / "config.json").read_text())
@@ -47,3 +49,34 @@ def export_problem(directory: Path) -> str | None:
     if not any(tensors.values()):
         return "the safetensors files hold no tensor"
     return None
+
+
+def checkpoint_problems(directory: Path) -> list[str]:
+    """List `name: what is wrong` for the damaged files of a step checkpoint, from the ends and headers of the files.
+
+    Finds files that a full disk or a kill cut short. A changed byte inside a tensor is not found.
+    """
+    files = [p for p in sorted(directory.rglob("*")) if p.is_file() and p.suffix in _CHECKS]
+    return [f"{p.relative_to(directory)}: {what}" for p in files if (what := _problem(p))]
+
+
+def _problem(path: Path) -> str | None:
+    try:
+        _CHECKS[path.suffix](path)
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+        return f"cut short or overwritten ({error})"
+    return None
+
+
+def _open_archive(path: Path) -> None:
+    """Read the directory of the zip archive that torch.save writes: it is at the end of the file."""
+    zipfile.ZipFile(path).close()
+
+
+_CHECKS: dict[str, Callable[[Path], object]] = {
+    ".pt": _open_archive,
+    ".safetensors": safetensors_names,
+    ".json": lambda path: json.loads(path.read_bytes()),
+}
