@@ -2,7 +2,7 @@
 # Build or update .venv, then run tests.
 #
 #   bash tests/run.sh              what every change has to pass: unit, contract, one short run of each kind of stage
-#   bash tests/run.sh --all        every test there is, before a release: also all e2e, faults, rows and smokes
+#   bash tests/run.sh --all        every test there is, before a release: also all e2e, faults, rows and shrunk recipes
 #   bash tests/run.sh tests/unit   `python -m pytest` with these arguments
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from verl_s2d import __version__, redaction
 from verl_s2d.errors import UserError
+from verl_s2d.platforms.device import accelerator_here
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.stages.planning import make_plan
 from verl_s2d.workflow.failures import Interrupted
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--rows", type=_names, help="rows, comma separated, or `all` (default: the recipe's)")
         sub.add_argument("--seeds", type=_numbers, help="seeds, comma separated (default: the recipe's)")
         sub.add_argument("--run-dir", type=Path, help="where stages are kept (default: runs/<recipe name>)")
+        sub.add_argument("--shrink", action="store_true", help="the same recipe at tiny size on this machine: minutes")
         sub.add_argument("--json", action="store_true", help="print JSON on standard output")
         return sub
 
@@ -134,7 +136,9 @@ def _numbers(text: str) -> list[int]:
 
 
 def _load(options: argparse.Namespace) -> Plan:
-    return make_plan(load_recipe(options.recipe), run_dir=options.run_dir, rows=options.rows, seeds=options.seeds)
+    shrink = ("cuda" if accelerator_here() else "cpu") if options.shrink else None
+    recipe = load_recipe(options.recipe, shrink=shrink)
+    return make_plan(recipe, run_dir=options.run_dir, rows=options.rows, seeds=options.seeds)
 
 
 def _print_json(value: object) -> None:

@@ -10,6 +10,7 @@ import yaml
 from verl_s2d import redaction
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.schema import Recipe
+from verl_s2d.recipe.shrink import shrunk
 from verl_s2d.validation import validated
 
 
@@ -47,8 +48,11 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_recipe(path: str | Path) -> Recipe:
+def load_recipe(path: str | Path, *, shrink: str | None = None) -> Recipe:
     """Read and check a recipe.
+
+    Args:
+        shrink: `cpu` or `cuda`: return the recipe at tiny size for this device (recipe/shrink); None: as it is.
 
     Raises:
         UserError: the file cannot be read, a key is unknown or missing, or a value has the wrong type or range.
@@ -73,4 +77,7 @@ def load_recipe(path: str | Path) -> Recipe:
             remedy="Correct the line named above.",
         ) from error
     redaction.remember(redaction.secrets_in(data))
-    return validated(Recipe, data, context=path.resolve())
+    recipe = validated(Recipe, data, context=path.resolve())
+    if shrink is None:
+        return recipe
+    return validated(Recipe, shrunk(data, recipe.directory, shrink), context=recipe.path)

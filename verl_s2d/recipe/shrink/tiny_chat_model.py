@@ -1,6 +1,6 @@
-"""The smokes' models: a tiny Qwen3 or Llama that has learned to put some digit in a box, and nothing else.
+"""Make a tiny Qwen3 or Llama that has learned to put some digit in a box, and nothing else.
 
-    python model.py --out DIR family=qwen3|llama layers=N [hidden=64] [steps=60] [seed=0]
+    python tiny_chat_model.py --out DIR family=qwen3|llama layers=N [hidden=64] [steps=60] [seed=0]
 
 So a tenth of its answers is right, and reinforcement learning has something to compare. Tokens are bytes and what
 byte-pair encoding makes of the problems; the chat templates have the marks of the real ones.
@@ -14,7 +14,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from problems import problems
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GenerationConfig,
@@ -29,6 +28,7 @@ from transformers import (
 from verl_s2d.data.templates import TEMPLATES
 from verl_s2d.errors import UserError
 from verl_s2d.recipe import arguments
+from verl_s2d.recipe.shrink.digit_sums import problems
 
 PAD = "<pad>"
 BATCH, LEARNING_RATE = 32, 3e-3
@@ -108,7 +108,7 @@ def build_model(family: Family, options: Options, tokenizer: PreTrainedTokenizer
             num_attention_heads=2,
             num_key_value_heads=1,
             head_dim=32,
-            max_position_embeddings=512,
+            max_position_embeddings=1024,
             tie_word_embeddings=False,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,

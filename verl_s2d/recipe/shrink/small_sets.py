@@ -1,0 +1,80 @@
+"""Write the shortest problems of files, or of those that a recipe's data script writes.
+
+    python small_sets.py --out DIR train=FILE eval.NAME=FILE ...
+    python small_sets.py --out DIR script=FILE [args.KEY=VALUE ...]
+
+A script whose arguments name sets that `verl-s2d prepare` publishes gets tiny files in their place, so nothing is
+downloaded: their rows have the columns, repeated rows and an overlap with an evaluation set of the published ones.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+TRAIN_PROBLEMS, EVALUATION_PROBLEMS = 24, 4
+
+
+@dataclass(frozen=True)
+class Options:
+    """Command line of this script."""
+
+    out: str
+    train: str | None = None
+    eval: dict[str, str] = field(default_factory=dict)
+    script: str | None = None
+    args: dict[str, str] = field(default_factory=dict)
+
+
+def main(options: Options) -> None:
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    if options.script is None:
+        for name, file in {"train": options.train, **options.eval}.items():
+            cut(Path(file), out / f"{name}.parquet")
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        whole = Path(scratch) / "whole"
+        arguments = dict(options.args) | published(options.args, Path(scratch))
+        command = [sys.executable, options.script, "--out", str(whole), *(f"{k}={v}" for k, v in arguments.items())]
+        if code := subprocess.run(command).returncode:
+            sys.exit(code)
+        for file in sorted(whole.iterdir()):
+            if file.suffix == ".parquet":
+                cut(file, out / file.name)
+            elif file.is_file():
+                shutil.copy(file, out)
+
+
+def published(args: Mapping[str, str], directory: Path) -> dict[str, str]:
+    """Return `sources.NAME` -> tiny file for the published sets that the arguments of `verl-s2d prepare` name."""
+    from verl_s2d.data.sources import SOURCES
+    from verl_s2d.recipe.shrink.digit_sums import write_sets
+
+    names = [args.get("train", ""), *(name.strip() for name in args.get("eval", "").split(","))]
+    if not set(names) <= SOURCES.keys():
+        return {}
+    files = write_sets(names[0], names[1:], directory, TRAIN_PROBLEMS, EVALUATION_PROBLEMS)
+    return {key: str(file) for name, file in files.items() if (key := f"sources.{name}") not in args}
+
+
+def cut(file: Path, to: Path) -> None:
+    """Write the shortest problems of a parquet in verl's columns, in their order."""
+    from verl_s2d.data.files import write_parquet
+    from verl_s2d.data.problems import read_table
+
+    table = read_table(file)
+    lengths = [sum(len(str(m["content"]).encode()) for m in messages) for messages in table["prompt"].to_pylist()]
+    most = TRAIN_PROBLEMS if to.stem == "train" else EVALUATION_PROBLEMS
+    write_parquet(table.take(sorted(sorted(range(len(lengths)), key=lengths.__getitem__)[:most])), to)
+
+
+if __name__ == "__main__":
+    from verl_s2d.recipe import arguments
+
+    arguments.run(main, Options)
