@@ -1,4 +1,4 @@
-"""What can go wrong while building, as opposed to bad input (`verl_s2d.errors.UserError`)."""
+"""Failures of a build, as opposed to bad input (`verl_s2d.errors.UserError`)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ class StageFailed(Exception):
     """A stage's process ended badly, stalled, or left an incomplete result.
 
     Args:
-        problem: what happened, one sentence.
-        log: the stage's log file.
-        lines: the last lines of it worth reading.
-        others: logs that may be worth a look too.
+        problem: one sentence.
+        log: the log that explains it.
+        lines: its lines to show.
+        others: further logs to name.
     """
 
     def __init__(
         self, problem: str, *, log: Path | None = None, lines: list[str] | None = None, others: Iterable[Path] = ()
     ):
-        # Whatever is shown of a log may be shown anywhere.
+        # A message may be shown anywhere, and logs hold what processes print.
         redactor = redaction.current()
         self.problem, self.log, self.lines = redactor.text(problem), log, list(map(redactor.text, lines or ()))
         text = [self.problem]
@@ -35,10 +35,10 @@ class StageFailed(Exception):
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM. Like KeyboardInterrupt no Exception, so that nothing swallows it on the way up.
+    """Ctrl-C or SIGTERM. Not an Exception, like KeyboardInterrupt, so that no handler swallows it.
 
     Args:
-        number: of the signal.
+        number: the signal's number.
     """
 
     def __init__(self, number: int):

@@ -1,4 +1,4 @@
-"""What Ctrl-C, SIGTERM and SIGHUP do to a run."""
+"""Handle Ctrl-C, SIGTERM and SIGHUP during a run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interruption:
-    """The signal handlers of a run, while it is entered.
+    """Install the signal handlers of a run; use it as a context manager.
 
-    SIGTERM is how schedulers take a machine back, with notice: a stage that trains is asked to save at the end of its
-    step and to stop (and further SIGTERMs are ignored: some senders send two). Everything else stops at once:
-    `Interrupted` is raised in the main thread, once; then signals are ignored, because stopping is under way.
+    Schedulers announce with SIGTERM that they take a machine back: a training stage is asked to save at the end of its
+    step and to stop. Further SIGTERMs are ignored, as some senders send two. Every other signal stops the run at once:
+    `Interrupted` is raised in the main thread, and later signals are ignored during the stop.
 
     Args:
-        grace_seconds: how long a stage may take to save and stop; 0: SIGTERM stops at once.
+        grace_seconds: time for a stage to save and stop; 0: SIGTERM stops at once.
     """
 
     def __init__(self, grace_seconds: float, note: Callable[[str], None]):
@@ -47,10 +47,10 @@ class Interruption:
 
     @contextlib.contextmanager
     def may_save(self, checkpoints: Path | None) -> Iterator[None]:
-        """While a stage runs that can be asked to save into `checkpoints` (None: one that cannot).
+        """Enter this while a stage runs that can save into `checkpoints` on request (None: one that cannot).
 
         Raises:
-            Interrupted: on leaving, however that happens, when it was asked to: the run is to stop.
+            Interrupted: on every exit after a request: the run stops.
         """
         if checkpoints is not None:
             save_request.withdraw(checkpoints)
@@ -63,10 +63,10 @@ class Interruption:
                 raise Interrupted(signal.SIGTERM)
 
     def check(self) -> None:
-        """To be called while a stage runs.
+        """Check the deadline of a request; call this regularly while a stage runs.
 
         Raises:
-            Interrupted: the stage was asked to stop, and its time is over.
+            Interrupted: the stage was asked to stop and did not in time.
         """
         if self._deadline is None:
             return
@@ -74,15 +74,15 @@ class Interruption:
             self._told = True
             self._note(f"SIGTERM: the stage may end its step and save (cluster.grace_seconds = {self._grace:g})")
         if time.monotonic() > self._deadline:
-            self._note("it has not, so it is stopped; it will go on from its last checkpoint")
+            self._note("it has not, so it is stopped; it resumes from its last checkpoint")
             raise Interrupted(signal.SIGTERM)
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
-        # Nothing is printed here: the signal may have come in the middle of printing.
+        # Nothing is printed here: the signal may interrupt a print.
         if number == signal.SIGTERM and self._deadline is not None:
             return
         if number == signal.SIGTERM and self._grace > 0 and self._checkpoints is not None:
-            with contextlib.suppress(OSError):  # of a full disk; then there would be no checkpoint either
+            with contextlib.suppress(OSError):  # on a full disk no checkpoint would be written either
                 save_request.ask(self._checkpoints)
                 self._deadline = time.monotonic() + self._grace
                 return

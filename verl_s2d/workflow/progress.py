@@ -1,4 +1,4 @@
-"""What the user sees while stages are built: a progress bar on a terminal, plain lines with times elsewhere."""
+"""Show the progress of a build: a progress bar on a terminal, plain lines with times elsewhere."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from verl_s2d.workflow.graph import Node
 
 
 class Progress(Protocol):
-    """Receives what happens; one stage at a time."""
+    """A receiver of events; one stage runs at a time."""
 
     def note(self, text: str) -> None:
-        """Something worth a line."""
+        """Show a line of text."""
 
     def stage_started(self, node: Node, index: int, count: int, total_steps: int | None, attempt: int) -> None:
-        """A stage begins: the index-th of count that are missing."""
+        """Show the start of a stage, the index-th (from 1) of `count` missing ones."""
 
     def stage_step(self, step: int) -> None:
-        """The running stage has logged this step."""
+        """Show that the running stage has logged this step."""
 
     def stage_ended(self, node: Node, seconds: float, ok: bool) -> None:
-        """The running stage has ended."""
+        """Show the end of the running stage."""
 
 
 class PlainProgress:
-    """Lines with a time; steps at most every `interval` seconds."""
+    """Print lines with a time; steps at most every `interval` seconds."""
 
     def __init__(self, stream: TextIO | None = None, interval: float = 30.0):
         self._stream, self._interval = stream or sys.stderr, interval
@@ -51,7 +51,7 @@ class PlainProgress:
 
 
 class BarProgress:
-    """One bar a stage, from rich."""
+    """Show a bar of rich for each stage."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -86,12 +86,12 @@ class BarProgress:
 
 
 def choose_progress() -> Progress:
-    """Bars when standard error is a terminal."""
+    """Choose bars when standard error is a terminal, otherwise lines."""
     return BarProgress() if sys.stderr.isatty() else PlainProgress()
 
 
 def duration(seconds: float) -> str:
-    """`42 s`, `3 min 05 s`, `2 h 07 min`."""
+    """Format a duration: `42 s`, `3 min 05 s`, `2 h 07 min`."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"

@@ -1,4 +1,4 @@
-"""How a stage that trains is asked to save and stop: by a file beside its checkpoints.
+"""Ask a training stage to save and stop, by a file beside its checkpoints.
 
 A file, because the trainer may be an actor on another machine; run directories are on storage that all of them share.
 """
@@ -11,16 +11,16 @@ _FILE = "save_and_stop"
 
 
 def ask(checkpoints: Path) -> None:
-    """Ask whoever trains into this directory to save at the end of the step that it is in, and to stop there."""
+    """Ask the trainer that writes into this directory to save at the end of its current step and to stop."""
     checkpoints.mkdir(parents=True, exist_ok=True)
     (checkpoints / _FILE).touch()
 
 
 def asked(checkpoints: str | Path) -> bool:
-    """Whether somebody has."""
+    """Report whether a request exists."""
     return (Path(checkpoints) / _FILE).exists()
 
 
 def withdraw(checkpoints: Path) -> None:
-    """Nobody has, any more."""
+    """Delete the request."""
     (checkpoints / _FILE).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""verl's checkpoint directories: the complete steps, repair after a kill, what to delete."""
+"""Read, repair and thin out verl's checkpoint directories."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DAMAGED = "damaged_"
 
 
 def completed_step(checkpoints: Path) -> int | None:
-    """The step verl would resume from: its tracker file is written last. None when there is none."""
+    """Read the step that verl would resume from: verl writes its tracker file last. None when there is none."""
     try:
         step = int((checkpoints / TRACKER).read_text())
     except (OSError, ValueError):
@@ -36,10 +36,10 @@ def _complete(checkpoints: Path) -> list[int]:
 
 
 def thin_out(checkpoints: Path, keep: int | None) -> None:
-    """Delete what earlier attempts left but the newest `keep` complete checkpoints; None deletes nothing.
+    """Delete all checkpoints except the newest `keep` complete ones; None deletes nothing.
 
     verl's trainer counts only the checkpoints that its own process has saved. A step newer than the one to resume from
-    is what a kill left of a checkpoint.
+    is the rest of a write that a kill interrupted.
     """
     newest = completed_step(checkpoints)
     if newest is None or keep is None:
@@ -51,11 +51,11 @@ def thin_out(checkpoints: Path, keep: int | None) -> None:
 
 
 def repair(checkpoints: Path) -> None:
-    """Make a directory that a kill left behind resumable again.
+    """Make the checkpoints of a killed stage resumable.
 
     verl's RL trainer rewrites its tracker in place: a kill at the wrong moment leaves it empty, and verl then fails on
-    every resume. The dataloader state is written just before the tracker, so the newest step that has one is complete;
-    of steps that verl has thinned out (trainer.max_actor_ckpt_to_keep) it is all that is left.
+    every resume. The dataloader state is written just before the tracker, so the newest step that has one is complete.
+    Steps that verl has thinned out (trainer.max_actor_ckpt_to_keep) keep nothing but that state.
     """
     tracker = checkpoints / TRACKER
     if not tracker.exists() or completed_step(checkpoints) is not None:
@@ -88,7 +88,7 @@ def set_aside_damaged(checkpoints: Path) -> list[str]:
 
 
 def world_size(checkpoints: Path) -> int | None:
-    """Number of processes that wrote the resumable FSDP checkpoint; only so many can read it. None when unknown."""
+    """Count the processes that wrote the resumable FSDP checkpoint: only as many can read it. None when unknown."""
     step = completed_step(checkpoints)
     if step is None:
         return None

@@ -1,4 +1,4 @@
-"""What is damaged is found before anything reads it, set aside, and built again."""
+"""Find damaged stages before anything reads them, and set them aside to be built again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from verl_s2d.workflow.store.saved_weights import export_problem
 from verl_s2d.workflow.watch import early_stop
 
 ASIDE = ".damaged"
-"""Folder below `stages` for what was set aside; nothing reads it, `verl-s2d gc` empties it."""
+"""Folder below `stages` for damaged stages; nothing reads it, `verl-s2d gc` empties it."""
 _WORTH_TELLING = 2**30
 _REPORTED = "result.json"
 """The one output that no stage reads and the report does."""
@@ -27,17 +27,17 @@ Files = tuple[str, ...] | None
 
 
 def verified_missing(plan: Plan, note: Note) -> list[Node]:
-    """The stages to build, after every finished stage that one of them (or the report) reads has been verified.
+    """List the stages to build, after verifying every finished stage that one of them, or the report, reads.
 
-    A stage that is damaged is set aside and is then among those to build: its directory is addressed by all that
-    determines its content, so what was built from the undamaged one stays valid.
+    A damaged stage is set aside and built again: its digest covers all that determines its content, so stages that were
+    built from the intact one stay valid.
     """
     while True:
         missing = plan.missing()
         damaged = False
         for node, files in _read_next(plan, missing):
             directory = plan.context.directory(node)
-            # Gone: set aside a moment ago, for another file.
+            # It may have been set aside a moment ago, for another file.
             problems = _problems(node, directory, note, files) if directory.is_dir() else []
             if problems:
                 damaged = True
@@ -51,8 +51,11 @@ def verified_missing(plan: Plan, note: Note) -> list[Node]:
 
 
 def require_whole(node: Node, plan: Plan, note: Note) -> None:
-    """Raises StageFailed naming the damaged file if a stage would read one. Files verified before are not read again
-    unless they have been touched since."""
+    """Verify the inputs of a stage. Files that were verified before are read again only if they have been touched.
+
+    Raises:
+        StageFailed: naming the damaged file.
+    """
     for role, source in node.inputs.items():
         directory = plan.context.directory(source)
         problems = _problems(source, directory, note, _read_by(role))
@@ -80,8 +83,8 @@ def move_into(name: str, path: Path) -> Path:
 
 
 def discard_broken_remains(directory: Path, note: Note) -> None:
-    """Before a stage without a valid manifest goes on: a damaged manifest is told and removed, and a model directory
-    that is not a whole model is set aside, because it would be taken for the stage's export."""
+    """Clear a stage without a valid manifest before it resumes: remove a damaged manifest, and set an incomplete model
+    directory aside, which would be taken for the stage's export."""
     problem = inspect_manifest(directory)[1]
     if problem is not None:
         note(f"{directory / MANIFEST} {problem}; the stage is verified again and the manifest written anew")
@@ -91,13 +94,13 @@ def discard_broken_remains(directory: Path, note: Note) -> None:
     if model.is_dir() and (problem := export_problem(model)) is not None:
         note(f"{model} is damaged ({problem}) and was moved to {set_aside(model)}")
         if not (directory / "checkpoints").is_dir():
-            # The checkpoint that an alarm chose is gone with it: the stage begins again.
+            # The checkpoint that an alarm chose is lost with the model: the stage begins again.
             (directory / early_stop.STOPPED).unlink(missing_ok=True)
 
 
 def _read_next(plan: Plan, missing: Iterable[Node]) -> Iterator[tuple[Node, Files]]:
-    """Finished stages that missing ones read, and those whose result.json the report will read; each once with the same
-    files."""
+    """Yield the finished stages that missing ones read, and those whose result.json the report reads; each stage once
+    with the same files."""
     read = [(source, _read_by(role)) for node in missing for role, source in node.inputs.items()]
     read += [(row.target, (_REPORTED,)) for row in plan.rows]
     seen = {(node.digest, files) for node in missing for files in (None, (), (_REPORTED,))}
@@ -108,8 +111,8 @@ def _read_next(plan: Plan, missing: Iterable[Node]) -> Iterator[tuple[Node, File
 
 
 def _read_by(role: str) -> Files:
-    """What a stage reads of an input: all its outputs, or for the one that says when to stop only the ledger in its
-    manifest."""
+    """Choose the outputs of an input that a stage reads: all, but none of the row it is matched to, whose ledger is in
+    the manifest."""
     return () if role == MATCHED else None
 
 

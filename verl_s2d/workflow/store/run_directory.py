@@ -1,4 +1,4 @@
-"""The directory of a run: which recipe it belongs to, and the lock that keeps a second `run` out."""
+"""Hold the directory of a run: its record, and the lock that keeps a second `run` out."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def check_run_directory(run_dir: Path, recipe_name: str) -> None:
 
 
 def _has_stages(run_dir: Path) -> bool:
-    """Whether it is a run whose record was lost: the directory of the stages has nothing else in it."""
+    """Report whether it is a run whose record was lost: its `stages` holds directories of stages and nothing else."""
     stages = run_dir / "stages"
     return stages.is_dir() and all(map(_STAGE.fullmatch, os.listdir(stages)))
 
 
 def read_record(run_dir: Path) -> dict | None:
-    """{"recipe": name, "id": id of the run, and what was entered below}, None when there is none."""
+    """Read {"recipe": name, "id": id of the run, and what `remember` enters}; None when there is none."""
     try:
         record = json.loads((run_dir / _RECORD).read_text())
         return record if {"recipe", "id"} <= record.keys() else None
@@ -70,9 +70,8 @@ def read_record(run_dir: Path) -> dict | None:
 def remember(
     run_dir: Path, recipe_file: Path, rows: Iterable[str], seeds: Iterable[int], facts: Mapping[str, Any]
 ) -> None:
-    """Enter the recipe's file, and the rows and seeds in addition to those that were ever asked for here, into the
-    record: what `gc` keeps; and for a report without the recipe the facts about this run (keywords of the report's
-    `Facts`). Only for whoever holds the directory."""
+    """Enter the recipe's file into the record, and add rows and seeds to those that were ever asked for here, which `gc`
+    keeps. `facts` (keywords of the report's `Facts`) are for a report without the recipe. Requires the lock."""
     record = read_record(run_dir)
     _enter(
         run_dir,
@@ -84,12 +83,12 @@ def remember(
 
 
 def remember_evaluations(run_dir: Path, labels: Iterable[str]) -> None:
-    """Enter the stages that `evaluate` was asked for, which no row names. Only for whoever holds the directory."""
+    """Enter the stages that `evaluate` was asked for, which no row names. Requires the lock."""
     _enter(run_dir, evaluations=list(dict.fromkeys([*evaluations(run_dir), *labels])))
 
 
 def evaluations(run_dir: Path) -> list[str]:
-    """Labels of all stages that `evaluate` was ever asked for here."""
+    """List the labels of all stages that `evaluate` was ever asked for here."""
     return (read_record(run_dir) or {}).get("evaluations", [])
 
 
@@ -101,9 +100,9 @@ def _enter(run_dir: Path, **entry: Any) -> None:
 
 @contextlib.contextmanager
 def opened(run_dir: Path, recipe_name: str) -> Iterator[str]:
-    """Hold the run directory for this process; gives the id of the run.
+    """Hold the run directory for this process and give the id of the run.
 
-    The lock is the kernel's: it is gone with the process that held it, however that ended.
+    The operating system frees the lock when the process ends, however it ends.
 
     Raises:
         UserError: it belongs to something else, or another `run` is working in it.
@@ -141,7 +140,7 @@ def opened(run_dir: Path, recipe_name: str) -> Iterator[str]:
 
 
 def is_locked(run_dir: Path) -> bool:
-    """Whether a `run` is working in the directory now."""
+    """Report whether a `run` is working in the directory now."""
     try:
         with (run_dir / _LOCK).open("r+") as stream:
             return not _lock(stream)

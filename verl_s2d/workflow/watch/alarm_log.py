@@ -1,4 +1,4 @@
-"""Reads a stage's metrics while they are written, records alarms, and says when one of them is to stop the stage."""
+"""Read a stage's metrics while they are written, record alarms, and report when one of them stops the stage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALARMS = "alarms.jsonl"
 
 
 def recorded(directory: Path) -> list[dict[str, Any]]:
-    """The alarms of a stage over all its attempts, in the order in which they were raised."""
+    """Read the alarms of a stage over all its attempts, in the order in which they were raised."""
     try:
         lines = (directory / ALARMS).read_bytes().splitlines()
     except OSError:
@@ -34,8 +34,8 @@ def recorded(directory: Path) -> list[dict[str, Any]]:
 
 
 class AlarmWatch:
-    """The alarms of one attempt. What earlier attempts have logged, up to the checkpoint that this one goes on from, is
-    looked at first: it fills the windows, and a kill may have been faster than an alarm."""
+    """The alarms of one attempt. Steps of earlier attempts, up to the checkpoint to resume from, are fed first: they
+    fill the windows, and a kill may have come before an alarm was recorded."""
 
     def __init__(self, node: Node, directory: Path, attempt: int):
         self._directory, self._attempt = directory, attempt
@@ -46,7 +46,7 @@ class AlarmWatch:
         self._earlier = [(step, data) for step, data in read_metrics(directory).items() if step <= resumed]
 
     def look(self) -> list[Raised]:
-        """The alarms raised by what was logged since the last look, now recorded."""
+        """Record and return the alarms raised by the steps logged since the last call."""
         logged, self._earlier = [*self._earlier, *self._new()], []
         raised = [alarm for step, data in logged for alarm in self._detectors.feed(step, data)]
         raised = [alarm for alarm in raised if (alarm.alarm, alarm.metric, alarm.step) not in self._known]
@@ -62,7 +62,7 @@ class AlarmWatch:
 
     @property
     def stopping(self) -> bool:
-        """Whether an alarm has been raised that stops the stage."""
+        """Report whether an alarm has been raised that stops the stage."""
         return early_stop.read(self._directory) is not None
 
     def _new(self) -> Iterator[tuple[int, dict[str, Any]]]:

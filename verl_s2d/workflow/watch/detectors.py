@@ -1,4 +1,5 @@
-"""Detectors over what a stage logs: fed step by step, each says when an episode begins that somebody should know of."""
+"""Detect training failures in logged metrics: fed steps in order, each detector reports the step at which a problem
+starts."""
 
 from __future__ import annotations
 
@@ -12,24 +13,24 @@ from typing import Any
 from verl_s2d.workflow.metric_table import Metric
 
 Settings = Mapping[str, Mapping[str, Any]]
-"""Name of an alarm -> its settings, as `alarm_settings` has them."""
+"""Name of an alarm -> its settings (recipe.alarm_settings)."""
 
 _FALLING = ("entropy_collapse", "score_collapse")
 _NOT_WATCHED = ("perf/", "timing", "actor/perf/", "train/mfu", "rollout_corr/", "training/")
-"""Beginnings of what says nothing about the update."""
+"""Prefixes of metrics that do not depend on the update."""
 _VALIDATION = "validation score"
 
 
 @dataclass(frozen=True)
 class Raised:
-    """An episode has begun.
+    """The start of a problem.
 
     Attributes:
-        step: when that was certain.
-        since: when it began; the last good checkpoint is from before.
-        value: at `step`; None when it is not finite.
-        reference: the median it is compared with, None for `not_finite`.
-        limit: what it passed, None for `not_finite`.
+        step: step at which the detector was certain.
+        since: first step of the problem; the last good checkpoint is older.
+        value: metric at `step`; None when it is not finite.
+        reference: median of the metric before, None for `not_finite`.
+        limit: the bound that was crossed, None for `not_finite`.
     """
 
     alarm: str
@@ -43,7 +44,7 @@ class Raised:
 
     @property
     def text(self) -> str:
-        """One line."""
+        """Describe it in one line."""
         what = self.alarm.replace("_", " ")
         if self.limit is None:
             return f"{what}: {self.metric} at step {self.step}"
@@ -54,15 +55,15 @@ class Raised:
         )
 
     def data(self) -> dict[str, Any]:
-        """As a line of alarms.jsonl."""
+        """Return the entry of alarms.jsonl."""
         return {**asdict(self), "text": self.text}
 
 
 class Detectors:
-    """All alarms of one stage that are not ignored.
+    """The alarms of one stage that are not ignored.
 
     Args:
-        metrics: the stage's table: which metric an alarm watches.
+        metrics: the stage's table, which names the metrics of each alarm.
     """
 
     def __init__(self, metrics: Sequence[Metric], settings: Settings):
@@ -72,7 +73,7 @@ class Detectors:
         self._not_finite: set[str] = set()
 
     def feed(self, step: int, data: Mapping[str, Any]) -> list[Raised]:
-        """What begins with this step."""
+        """Return the problems that start with this step."""
         return [*self._finite(step, data), *self._moved(step, data)]
 
     def _finite(self, step: int, data: Mapping[str, Any]) -> Iterator[Raised]:
@@ -107,8 +108,8 @@ class Detectors:
 
 
 class _Series:
-    """One metric under one alarm. Values that are out of bounds do not enter the median, so that it stays what it was
-    before; the episode ends with the first value within bounds."""
+    """One metric under one alarm. Values out of bounds do not enter the median, which stays that of the time before; a
+    problem ends with the first value within bounds."""
 
     def __init__(self, settings: Mapping[str, Any], *, falling: bool):
         self._settings, self._falling = settings, falling
@@ -117,7 +118,7 @@ class _Series:
         self._outside, self._since = 0, 0
 
     def feed(self, step: int, value: float) -> tuple[int, float, float] | None:
-        """(since, reference, limit) when an episode becomes certain."""
+        """Return (since, reference, limit) at the step at which a problem is certain."""
         window, s = self._window, self._settings
         if len(window) == s["window"]:
             middle = median(window)
@@ -137,7 +138,7 @@ class _Series:
 
 
 def validation_score(data: Mapping[str, Any]) -> float | None:
-    """Mean over data sources of the accuracy (or reward) that verl's validation logged at a step; None without one."""
+    """Average the accuracy (or reward) of verl's validation at a step over data sources; None without a validation."""
     found = [v for k, v in data.items() if k.startswith("val-core/") and "/mean@" in k and _is_finite(v)]
     return fmean(found) if found else None
 

@@ -1,4 +1,4 @@
-"""Metrics of a stage: verl's "file" logger truncates on open, so every attempt has a file, merged here."""
+"""Read and merge the metrics of a stage: verl's "file" logger truncates on open, so every attempt has a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ATTEMPT = re.compile(r"attempt-(\d+)\.jsonl")
 
 
 def attempt_files(directory: Path) -> list[Path]:
-    """<stage>/metrics/attempt-K.jsonl in the order of the attempts."""
+    """List <stage>/metrics/attempt-K.jsonl in the order of the attempts."""
     found = [
         (int(m[1]), p) for p in (directory / "metrics").glob("attempt-*.jsonl") if (m := _ATTEMPT.fullmatch(p.name))
     ]
@@ -19,7 +19,7 @@ def attempt_files(directory: Path) -> list[Path]:
 
 
 def read_metrics(directory: Path) -> dict[int, dict[str, Any]]:
-    """Step -> metrics over all attempts, ascending; a step done again replaces what was logged before.
+    """Map step -> metrics over all attempts, ascending; a repeated step replaces the earlier one.
 
     A last line that a kill cut short is left out.
     """
@@ -37,7 +37,7 @@ def read_metrics(directory: Path) -> dict[int, dict[str, Any]]:
 
 
 def last_step(path: Path) -> int | None:
-    """The newest step in one metrics file, from its tail; None if there is none yet."""
+    """Read the newest step from the tail of a metrics file; None if there is none yet."""
     try:
         with path.open("rb") as stream:
             stream.seek(0, 2)

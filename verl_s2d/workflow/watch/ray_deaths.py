@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 from verl_s2d.workflow.hosts.process import MARKER, Launcher, marked_processes, stop
 
 _POLL_SECONDS = 10
-_MESSAGE_LENGTH = 400
+_MESSAGE_LENGTH = 300
 
 
 class DeathWatch:
@@ -71,7 +72,7 @@ def unexpected(actor: Mapping[str, Any]) -> str | None:
         return None
     name = actor["ActorClassName"].rpartition(".")[2]
     where = f"process {actor['Pid']} on {actor['Address']['IPAddress']}"
-    return f"{name} ({where}): {' '.join(why.split())[:_MESSAGE_LENGTH]}"
+    return f"{name} ({where}): {textwrap.shorten(why, _MESSAGE_LENGTH, placeholder=' ...')}"
 
 
 def _own_jobs(state: Any, run_id: str) -> set[str]:
