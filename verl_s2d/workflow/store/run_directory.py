@@ -70,8 +70,8 @@ def read_record(run_dir: Path) -> dict | None:
 def remember(
     run_dir: Path, recipe_file: Path, rows: Iterable[str], seeds: Iterable[int], facts: Mapping[str, Any]
 ) -> None:
-    """Enter the recipe's file into the record, and add rows and seeds to those that were ever asked for here, which `gc`
-    keeps. `facts` (keywords of the report's `Facts`) are for a report without the recipe. Requires the lock."""
+    """Enter the recipe's file into the record, and add rows and seeds to those ever asked for here, which `gc` keeps.
+    `facts` (keywords of the report's `Facts`) are for a report without the recipe. Requires the lock."""
     record = read_record(run_dir)
     _enter(
         run_dir,
