@@ -32,14 +32,19 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
+    @classmethod
+    def known_keys(cls) -> list[str]:
+        """Return the keys a user may write in this section."""
+        return list(cls.model_fields)
+
     @model_validator(mode="before")
     @classmethod
-    def _known_keys(cls, data: Any) -> Any:
+    def _no_unknown_keys(cls, data: Any) -> Any:
         # Ahead of pydantic's own refusal, which does not name the nearest key.
         for name in data if isinstance(data, Mapping) else ():
             if name not in cls.model_fields:
                 raise Refused(
-                    "Unknown key.", key=str(name), value=data[name], remedy=suggestion(name, cls.model_fields)
+                    "Unknown key.", key=str(name), value=data[name], remedy=suggestion(name, cls.known_keys())
                 )
         return data
 

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from verl_s2d.recipe.load import load_recipe
-from verl_s2d.recipe.row_checks import ROW_NAMES
+from verl_s2d.recipe.rows import ROWS
 from verl_s2d.stages.planning import make_plan
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -49,7 +49,7 @@ def write_recipe(directory: Path) -> Path:
 @pytest.mark.timeout(7200)
 def test_all_rows_by_one_command(tmp_path):
     recipe, run_dir = write_recipe(tmp_path), tmp_path / "run"
-    rows = [*ROW_NAMES, *MATCHED]
+    rows = [*ROWS, *MATCHED]
     command = [sys.executable, "-m", "verl_s2d.cli", "run", str(recipe), "--run-dir", str(run_dir)]
     command += ["--rows", ",".join(rows)]
     began = time.monotonic()

@@ -52,7 +52,6 @@ SAME_CLASSES = frozenset(
         "Sampler",
         "Section",
         "Settings",
-        "Source",
         "Warmup",
     ]
 )

@@ -107,8 +107,7 @@ def _models(plan: Plan) -> list[Finding]:
         findings = [Finding(role, True, _describe(model)) for role, model in of_seeds[0].items()]
     except UserError as error:
         return [Finding("models", False, str(error))]
-    wanted = {"student", *(key for key in ("teacher", "sft_teacher") if getattr(plan.recipe, key))}
-    for role in sorted(wanted - of_seeds[0].keys()):
+    for role in sorted(plan.recipe.models.keys() - of_seeds[0].keys()):
         findings.append(
             Finding(role, True, "not made yet (checked when its script has run), or not used by these rows")
         )

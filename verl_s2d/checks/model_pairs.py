@@ -1,4 +1,4 @@
-"""Teacher and student fit together and fit the lengths asked for."""
+"""Check that the models of a distillation fit together, and fit the lengths asked for."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 from verl_s2d.data.model_files import ModelFacts, check_pair, differences, hub_files, read_model
 from verl_s2d.data.weights import check_weights
 from verl_s2d.errors import UserError
+from verl_s2d.sizing.model_shapes import origin
 from verl_s2d.workflow.graph import Node, ancestors
 from verl_s2d.workflow.identity import External
 from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.store.manifest import is_built
 
-_TEACHERS = ("teacher", "sft_teacher")
-_ROLES = ("student", *_TEACHERS)
+Pairs = set[tuple[str, str]]
+"""Roles of a student and of the teacher whose log-probabilities it is trained on."""
 
 
 def check_models(plan: Plan) -> list[str]:
@@ -27,36 +28,44 @@ def check_models(plan: Plan) -> list[str]:
     for model in _externals(plan):
         check_weights(model.location, model.key, revision=model.revision)
     warnings: list[str] = []
-    for models, bridged in models_of_rows(plan):
+    for models, pairs in models_of_rows(plan):
         for model in models.values():
             _check_context(plan, model)
-        for role in _TEACHERS if bridged and "student" in models else ():
-            if role in models:
-                check_pair(models["student"], models[role])
-                warnings += differences(models["student"], models[role])
+        for student, teacher in sorted(pairs):
+            if student in models and teacher in models:
+                check_pair(models[student], models[teacher])
+                warnings += differences(models[student], models[teacher])
     return list(dict.fromkeys(warnings))
 
 
 def _externals(plan: Plan) -> list[External]:
-    """Models that missing stages read and that no stage makes, each once."""
-    found = {e.location: e for node in plan.missing() for e in node.externals.values() if e.key in _ROLES}
+    """Return the models that missing stages read and that no stage makes, each once."""
+    roles = plan.recipe.models
+    found = {e.location: e for node in plan.missing() for e in node.externals.values() if e.key in roles}
     return list(found.values())
 
 
-def models_of_rows(plan: Plan) -> list[tuple[dict[str, ModelFacts], bool]]:
-    """For every seed: (facts of the student and teachers that its rows start from and that exist, by their key; whether
-    one of its rows distils). Hub models are represented by their small files, which are fetched."""
+def models_of_rows(plan: Plan) -> list[tuple[dict[str, ModelFacts], Pairs]]:
+    """Read the models that exist already, for every seed: (facts by role, pairs that its rows distil).
+
+    Hub models are represented by their small files, which are fetched.
+    """
     facts: dict[tuple[str, Path], ModelFacts] = {}
-    found: dict[int, tuple[dict[str, ModelFacts], bool]] = {}
+    found: dict[int, tuple[dict[str, ModelFacts], Pairs]] = {}
     for row in plan.rows:
-        models, bridged = found.get(row.seed, ({}, False))
+        models, pairs = found.setdefault(row.seed, ({}, set()))
         nodes = ancestors(row.target)
         for role, directory in _directories(plan, nodes).items():
             if (role, directory) not in facts:
                 facts[role, directory] = read_model(directory, role)
             models[role] = facts[role, directory]
-        found[row.seed] = (models, bridged or any("teacher" in node.sources for node in nodes))
-    return list(found.values())
+        bridges = [node for node in nodes if "teacher" in node.sources]
+        pairs |= {(_role(origin(node, "model")), _role(origin(node, "teacher"))) for node in bridges}
+    return [(models, {(a, b) for a, b in pairs if a != b}) for models, pairs in found.values()]
+
+
+def _role(model: External | Node) -> str:
+    return model.key if isinstance(model, External) else model.name.partition(" ")[0]
 
 
 def _directories(plan: Plan, nodes: Iterable[Node]) -> dict[str, Path]:
@@ -64,12 +73,12 @@ def _directories(plan: Plan, nodes: Iterable[Node]) -> dict[str, Path]:
     for node in nodes:
         for source in (*node.externals.values(), *node.inputs.values()):
             if isinstance(source, External):
-                if source.key in _ROLES and source.key not in directories:
+                if source.key in plan.recipe.models and source.key not in directories:
                     directories[source.key] = _directory(source)
             elif source.stage.prepares and source.stage.makes_model(source):
                 directory = plan.context.directory(source)
                 if is_built(source, directory):
-                    directories[source.name.partition(" ")[0]] = directory
+                    directories[_role(source)] = directory
     return directories
 
 

@@ -54,7 +54,7 @@ def _plan(plan: Plan) -> Plan:
     opd = recipe.stages.opd.model_copy(update={"steps": 1, "save_every": 1, "verl": verl, "alarms": {}})
     recipe = recipe.model_copy(update={"stages": recipe.stages.model_copy(update={"opd": opd})})
     builder = Builder(recipe, "self-test", seed, plan.context.device, {})
-    target = builder.opd(builder.student(), builder.student(), "1h", of="self-test")
+    target = builder.opd(builder.model("student"), builder.model("student"), "1h", of="self-test")
     return Plan(recipe, [Row("self-test", seed, target)], plan.context)
 
 

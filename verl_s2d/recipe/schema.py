@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from verl_s2d.recipe.alarm_settings import Alarms
+from verl_s2d.recipe.matched import Matched, check_matched
 from verl_s2d.recipe.pass_at_k import check_pass_at
-from verl_s2d.recipe.row_checks import DEFAULT_ROWS, FILE_NAME, ROW_NAMES, Matched, check_matched, check_rows
-from verl_s2d.recipe.source import Source
+from verl_s2d.recipe.rows import DEFAULT_ROWS, FILE_NAME, ROWS, Row, check_rows, own_rows, roles_of, row_name
+from verl_s2d.recipe.source import DataScript, ModelSource
 from verl_s2d.recipe.stage_settings import NonNegative, Positive, Sampler, Stages
 from verl_s2d.validation import Refused, Section, validated
 
@@ -20,7 +22,7 @@ class Data(Section):
 
     prompt_tokens: Positive
     response_tokens: Positive
-    source: Source | None = None
+    source: DataScript | None = None
     train: str | None = None
     eval: dict[str, str] = {}
     validation: str | None = None
@@ -43,18 +45,7 @@ class Data(Section):
             )
         if self.source is None and not self.eval:
             raise Refused("There is nothing to evaluate on.", key="eval", value={}, remedy="Give {name: file.parquet}.")
-        if self.source is None:
-            return self
-        if self.source.script is None:
-            raise Refused("A data source is a script.", key="source.script", value=None, remedy="Name the script file.")
-        if self.source.trust_remote_code:
-            raise Refused(
-                "A data source is a script of yours; there is no model to trust.",
-                key="source.trust_remote_code",
-                value=True,
-                remedy="Remove it, or set it under `student:` or `teacher:`.",
-            )
-        if self.eval:
+        if self.source is not None and self.eval:
             raise Refused(
                 "A data script writes its own evaluation sets.",
                 key="eval",
@@ -115,21 +106,24 @@ class Cluster(Section):
         )
 
 
+_SHORT_FORMS = tuple(dict.fromkeys(role for row in ROWS.values() for role in roles_of(row)))
+"""Roles that may stand at the top level of a recipe."""
+
+
 class Recipe(Section):
     """One experiment: models, data, the rows to compare and the settings of their stages."""
 
     name: str
-    student: Source
+    models: dict[str, ModelSource] = {}
+    """Models by role. A role that rows read may stand at the top level: `student:` for `models: {student: ...}`."""
     data: Data
     verifier: str | dict[str, Any]
     """A verifier of verl_s2d.verifiers, alone or with options ({name: math, form: boxed}), or file.py:function beside
     the recipe."""
     stages: Stages = Stages()
-    teacher: Source | None = None
-    sft_teacher: Source | None = None
-    """For the row sft-teacher: a teacher trained on demonstrations instead of by Stage 1."""
     seeds: list[int] = [0]
     rows: list[str] = list(DEFAULT_ROWS)
+    """Names of rows; [name=]file.py:function adds a row of yours (rows.py)."""
     matched: dict[str, Matched] = {}
     """More rows, by a name of yours: {direct-grpo-same-calls: {row: direct-grpo, to: half-split, by: verifier_calls}}.
     """
@@ -150,10 +144,27 @@ class Recipe(Section):
     def directory(self) -> Path:
         return self._path.parent
 
+    @cached_property
+    def plain_rows(self) -> dict[str, Row]:
+        """Name -> function of all rows that are not matched: the paper's, then the recipe's own."""
+        return {**ROWS, **own_rows(self.rows, self.directory)}
+
     @property
     def row_names(self) -> tuple[str, ...]:
         """Names of all rows to choose from."""
-        return (*ROW_NAMES, *self.matched)
+        return (*self.plain_rows, *self.matched)
+
+    @property
+    def chosen_rows(self) -> list[str]:
+        """Names of the rows that the recipe compares."""
+        return [row_name(entry) for entry in self.rows]
+
+    def roles_of(self, name: str) -> set[str]:
+        """Return the roles of the models that a row reads, those of the row it is matched to included."""
+        matched = self.matched.get(name)
+        if matched is not None:
+            return self.roles_of(matched.row) | self.roles_of(matched.to)
+        return set(roles_of(self.plain_rows[name], name))
 
     def stage_alarms(self, stage: str) -> Alarms:
         """Return the recipe's alarms with the changes of one stage.
@@ -170,6 +181,32 @@ class Recipe(Section):
     def model_post_init(self, context: Any) -> None:
         """Keep the recipe's path, which the loader hands over as the context of the validation."""
         self._path = context or Path()
+
+    @classmethod
+    def known_keys(cls) -> list[str]:
+        return [*cls.model_fields, *_SHORT_FORMS]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, data: Any) -> Any:
+        """Move the models at the top level under `models`."""
+        given = {role: data[role] for role in _SHORT_FORMS if role in data} if isinstance(data, dict) else {}
+        if not given:
+            return data
+        rest = {key: value for key, value in data.items() if key not in given}
+        models = rest.get("models", {})
+        if not isinstance(models, dict):
+            return rest
+        for role in given.keys() & models.keys():
+            raise Refused(
+                "This model is given twice.",
+                key=role,
+                value=given[role],
+                remedy=f"Keep one of `{role}:` and `models.{role}`.",
+            )
+        return rest | {
+            "models": {role: validated(ModelSource, source, key=role) for role, source in given.items()} | models
+        }
 
     @field_validator("name")
     @classmethod
@@ -189,21 +226,29 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _rows_exist(self) -> Recipe:
-        check_matched(self.matched)
-        check_rows(self.rows, "rows", self.row_names)
+        check_matched(self.matched, self.plain_rows)
+        check_rows(self.chosen_rows, "rows", self.row_names)
         if self.published:
             check_rows(self.published, "published", self.row_names)
         return self
 
     @model_validator(mode="after")
-    def _models_have_one_origin(self) -> Recipe:
-        for role in ("student", "teacher"):
-            source = getattr(self, role)
-            if source is not None and (source.model is None) == (source.script is None):
+    def _models_are_read(self) -> Recipe:
+        read = set().union(*map(self.roles_of, self.plain_rows))
+        for role, source in self.models.items():
+            if role not in read:
                 raise Refused(
-                    "A model is either a hub id or directory, or made by a script.",
-                    key=role,
-                    remedy=f"Write `{role}: <hub id or directory>` or `{role}: {{script: file.py, args: {{...}}}}`.",
+                    "No row reads a model of this role.",
+                    key=f"models.{role}",
+                    value=source.model_dump(exclude_unset=True),
+                    remedy=f"Remove it, or name it as the rows do: {', '.join(sorted(read))}.",
+                )
+            if source.config is not None and (self.directory / Path(source.model).expanduser()).is_dir():
+                raise Refused(
+                    "A local model has a config.json of its own.",
+                    key=f"models.{role}.config",
+                    value=source.config,
+                    remedy="Remove it.",
                 )
         return self
 

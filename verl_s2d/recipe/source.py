@@ -1,4 +1,4 @@
-"""Sources of models and data sets: a script of the recipe, a hub id or a directory."""
+"""Sources of data sets and models: a script of the recipe, a hub id or a directory."""
 
 from __future__ import annotations
 
@@ -6,11 +6,21 @@ from typing import Any
 
 from pydantic import model_validator
 
-from verl_s2d.validation import Section
+from verl_s2d.validation import Refused, Section
 
 
-class Source(Section):
-    """Name the origin of a model or a data set: a script of the recipe, or (models only) a hub id or directory.
+class DataScript(Section):
+    """A Python file beside the recipe, run as `script --out DIR key=value ...`."""
+
+    script: str
+    args: dict[str, Any] = {}
+    """The script's key=value arguments. The value "{seed}" stands for the seed of the row being built."""
+    uses: list[str] = []
+    """Other files the script reads or imports: a change in them rebuilds its output."""
+
+
+class ModelSource(Section):
+    """A model: a hub id, a local directory, or the output of a script.
 
     A recipe may write `student: <hub id or directory>` for `student: {model: <hub id or directory>}`.
     """
@@ -22,16 +32,32 @@ class Source(Section):
     config: str | None = None
     """A config.json with the shape of a hub model, for `plan` where the hub cannot be reached."""
     script: str | None = None
-    """Python file beside the recipe, run as `script --out DIR key=value ...`."""
     args: dict[str, Any] = {}
-    """The script's key=value arguments. The value "{seed}" stands for the seed of the row being built."""
-    trust_remote_code: bool = False
-    """Models only: run the Python code that comes with the checkpoint, wherever the model or what is trained from it is
-    loaded."""
     uses: list[str] = []
-    """Other files the script reads or imports: a change in them rebuilds its output."""
+    """script, args, uses: as of a DataScript."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with the checkpoint, wherever the model or one trained from it is loaded."""
 
     @model_validator(mode="before")
     @classmethod
     def _model_alone(cls, data: Any) -> Any:
         return {"model": data} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelSource:
+        if (self.model is None) == (self.script is None):
+            raise Refused(
+                "A model is either a hub id or directory, or made by a script.",
+                value=self.model_dump(exclude_unset=True),
+                remedy="Write <hub id or directory>, or {script: file.py, args: {...}}.",
+            )
+        owner, idle = ("model", ("revision", "config")) if self.model is None else ("script", ("args", "uses"))
+        for key in idle:
+            if key in self.model_fields_set:
+                raise Refused(
+                    f"This key has no effect without `{owner}:`.",
+                    key=key,
+                    value=getattr(self, key),
+                    remedy=f"Remove it, or name a {owner}.",
+                )
+        return self

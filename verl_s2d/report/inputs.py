@@ -10,7 +10,7 @@ from typing import Any
 
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.pass_at_k import mean_pass_at
-from verl_s2d.recipe.row_checks import ROW_NAMES
+from verl_s2d.recipe.rows import ROWS
 from verl_s2d.report.curves import curves_of
 from verl_s2d.report.row_results import Match, RowResult
 from verl_s2d.report.write import Facts, Report, build_report
@@ -72,7 +72,7 @@ def found_rows(run_dir: Path, names: list[str] | None = None, seeds: list[int] |
         row, ended = (name[1], manifest["settings"]["seed"]), attempts.span(directory)[1] or 0.0
         if row not in newest or newest[row][0] < ended:
             newest[row] = (ended, manifest["digest"])
-    places = {name: place for place, name in enumerate(ROW_NAMES)}
+    places = {name: place for place, name in enumerate(ROWS)}
     stages = _Stages(run_dir, {})
     return [
         stages.row(name, seed, newest[name, seed][1])

@@ -26,7 +26,7 @@ class Models:
 
     def shape(self, node: Node, role: str = "model") -> ModelShape | None:
         """The shape of what a stage reads in a role, followed through the stages that trained it; None when unknown."""
-        source = _origin(node, role)
+        source = origin(node, role)
         name = source.location if isinstance(source, External) else source.label
         if name not in self._found:
             try:
@@ -53,7 +53,7 @@ class Models:
             return _described(_read(directory / "config.json"), source.name)
         if not source.is_hub:
             return _described(_read(Path(source.location) / "config.json"), f"{source.key}: {source.location}")
-        given = getattr(self._plan.recipe, source.key).config
+        given = self._plan.recipe.models[source.key].config
         if given is not None:
             return _described(self._given(given, source.key), f"{source.key}.config: {given}")
         return _of_hub(source)
@@ -71,12 +71,12 @@ class Models:
             ) from None
 
 
-def _origin(node: Node, role: str) -> External | Node:
-    """What was there before any training: a model from outside, or the script that makes one."""
+def origin(node: Node, role: str) -> External | Node:
+    """Follow a model back to before any training: a model from outside, or the script that makes one."""
     if role in node.externals:
         return node.externals[role]
     source = node.inputs[role]
-    return _origin(source, "model") if "model" in source.sources else source
+    return origin(source, "model") if "model" in source.sources else source
 
 
 def _described(config: Mapping[str, Any], name: str) -> ModelShape:

@@ -8,7 +8,8 @@ from typing import Any
 
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.engine_settings import split_engine
-from verl_s2d.recipe.schema import Recipe, Source
+from verl_s2d.recipe.schema import Recipe
+from verl_s2d.recipe.source import DataScript, ModelSource
 from verl_s2d.stages.evaluate.stage import Evaluate
 from verl_s2d.stages.grpo.stage import Grpo
 from verl_s2d.stages.opd.stage import Opd
@@ -40,22 +41,17 @@ class Builder:
         self.recipe, self.row, self.seed, self.device = recipe, row, seed, device
         self._externals, self._several_seeds = externals, several_seeds
 
-    def student(self) -> Model:
-        return self._model(self.recipe.student, "student")
+    def model(self, role: str) -> Model:
+        """Return the recipe's model of a role, or the stage whose script makes it.
 
-    def teacher(self) -> Model:
-        return self._teacher("teacher")
-
-    def sft_teacher(self) -> Model:
-        return self._teacher("sft_teacher")
-
-    def bridge(self, teacher: Model, slice_name: str, *, of: str = "") -> Model:
-        """Stages 2a and 2b from the cold student. `of` tells the stages' names from those of other teachers."""
-        return self.opd(self.warmed(teacher, slice_name, of=of), teacher, slice_name, of=of)
-
-    def warmed(self, teacher: Model, slice_name: str, *, of: str = "") -> Node:
-        """The cold student after Stage 2a."""
-        return self.warmup(self.student(), teacher, self.rollouts(teacher, slice_name, of=of), of=of)
+        Raises:
+            UserError: the recipe has none, or it cannot be read.
+        """
+        source = self.recipe.models.get(role)
+        if source is None:
+            remedy = f"Add `{role}:` under `models:`, or leave the row out."
+            raise UserError(f"A model required by row {self.row} is missing.", key=f"models.{role}", remedy=remedy)
+        return self._model(source, role)
 
     def teacher_rl(self, model: Model, slice_name: str, *, of: str = "") -> Node:
         return self._grpo("teacher_rl", "teacher-rl", model, slice_name, of=of)
@@ -155,12 +151,6 @@ class Builder:
 
         return slice_sizes(read_table(self.recipe.directory / data.train, key="data.train").num_rows)
 
-    def _teacher(self, key: str) -> Model:
-        source = getattr(self.recipe, key)
-        if source is None:
-            raise UserError(f"Row {self.row} needs it.", key=key, remedy=f"Add `{key}:`, or leave the row out.")
-        return self._model(source, key)
-
     def _grpo(self, key: str, name: str, model: Model, slice_name: str, *, of: str = "") -> Node:
         stage = self._stage(key)
         verl, operations = self._verl("grpo", stage.verl, self.recipe.data.response_tokens)
@@ -235,9 +225,9 @@ class Builder:
     def _source(self) -> Node:
         return self._script(self.recipe.data.source, "data", "data.source")
 
-    def _model(self, source: Source, role: str) -> Model:
+    def _model(self, source: ModelSource, role: str) -> Model:
         if source.script is not None:
-            return self._script(source, "model", role)
+            return self._script(source, "model", role, trust_remote_code=source.trust_remote_code)
         directory = self.recipe.directory
         trusted = source.trust_remote_code
         return self._once(
@@ -245,13 +235,15 @@ class Builder:
             lambda: model_external(source.model, source.revision, directory, role, trust_remote_code=trusted),
         )
 
-    def _script(self, source: Source, makes: str, key: str) -> Node:
+    def _script(
+        self, source: DataScript | ModelSource, makes: str, key: str, *, trust_remote_code: bool = False
+    ) -> Node:
         args = {name: self.seed if value == "{seed}" else value for name, value in source.args.items()}
         files = [self.recipe.directory / name for name in (source.script, *source.uses)]
         external = self._once((key, "script"), lambda: files_external(files, f"{key}.script", source.script))
         name = key.partition(".")[0]
         settings: dict[str, Any] = {"args": args, "makes": makes}
-        if source.trust_remote_code:
+        if trust_remote_code:
             settings["trust_remote_code"] = True
         return self._node(Script(), name, settings, seeded=args != source.args, script=external)
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from verl_s2d.errors import UserError
-from verl_s2d.recipe.row_checks import Matched
+from verl_s2d.recipe.matched import Matched
 from verl_s2d.stages.shared.batch_settings import (
     TRAIN,
     batch_setting,

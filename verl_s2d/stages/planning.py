@@ -8,8 +8,7 @@ from typing import Any
 from verl_s2d.errors import UserError
 from verl_s2d.platforms.device import resolve_device
 from verl_s2d.recipe.load import load_recipe
-from verl_s2d.recipe.row_checks import check_rows
-from verl_s2d.recipe.rows import ROWS
+from verl_s2d.recipe.rows import check_rows
 from verl_s2d.recipe.schema import Recipe
 from verl_s2d.stages.builder import Builder, Model
 from verl_s2d.stages.matching import matched_model
@@ -25,12 +24,15 @@ def make_plan(
 ) -> Plan:
     """Resolve rows and seeds (the recipe's own unless given) and build the graphs.
 
-    `["all"]` is every row for which the recipe has a teacher.
+    `["all"]` is every row whose models the recipe has.
 
     Raises:
         UserError: unknown rows, unreadable inputs, missing stage settings.
     """
-    names = _possible(recipe) if rows == ["all"] else list(dict.fromkeys(rows or recipe.rows))
+    if rows == ["all"]:
+        names = [name for name in recipe.row_names if recipe.roles_of(name) <= recipe.models.keys()]
+    else:
+        names = list(dict.fromkeys(rows or recipe.chosen_rows))
     check_rows(names, "--rows", recipe.row_names)
     check_reserved_keys(recipe)
     device = resolve_device(recipe.cluster.device)
@@ -70,7 +72,7 @@ def plan_to_keep(run: Path, run_dir: Path | None, rows: list[str] | None, seeds:
     return make_plan(
         recipe,
         run_dir=run_dir,
-        rows=rows or list(dict.fromkeys([*recipe.rows, *known])),
+        rows=rows or list(dict.fromkeys([*recipe.chosen_rows, *known])),
         seeds=seeds or sorted({*recipe.seeds, *asked.get("seeds", ())}),
     )
 
@@ -94,15 +96,6 @@ def _model(builder: Builder, name: str) -> Model:
     """Build the model that a row ends with; of a matched one, the other row's last stage with a budget."""
     chosen = builder.recipe.matched.get(name)
     if chosen is None:
-        return ROWS[name](builder)
+        return builder.recipe.plain_rows[name](builder)
     model, target = _model(builder, chosen.row), _model(builder, chosen.to)
     return matched_model(name, chosen, model, target, builder.slice_sizes)
-
-
-def _possible(recipe: Recipe) -> list[str]:
-    def possible(name: str) -> bool:
-        if name in recipe.matched:
-            return possible(recipe.matched[name].row) and possible(recipe.matched[name].to)
-        return recipe.sft_teacher is not None or name != "sft-teacher"
-
-    return [name for name in recipe.row_names if possible(name)]

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from verl_s2d import redaction
-from verl_s2d.recipe.schema import Recipe, Source
+from verl_s2d.recipe.schema import Recipe
+from verl_s2d.recipe.source import ModelSource
 from verl_s2d.workflow.graph import Node, build_order, users_of
 from verl_s2d.workflow.hosts.ray_places import Demand, most_demanding
 from verl_s2d.workflow.stage import Context
@@ -62,8 +63,7 @@ class Plan:
     def facts(self) -> dict[str, Any]:
         """What a report says of the run besides its numbers: keywords of evaluation.report.Facts but the name."""
         recipe = self.recipe
-        models = {role: getattr(recipe, role) for role in ("student", "teacher", "sft_teacher")}
-        about = {role.replace("_", " "): _described(source) for role, source in models.items() if source is not None}
+        about = {role.replace("_", " "): _described(source) for role, source in recipe.models.items()}
         verifier = recipe.verifier if isinstance(recipe.verifier, str) else recipe.verifier.get("name", "")
         about |= {
             "labels": "all" if recipe.data.labels is None else f"{recipe.data.labels:,}",
@@ -77,7 +77,7 @@ class Plan:
         recipe, run_dir = self.recipe, self.context.run_dir
         words = ["verl-s2d", "run", _near(recipe.path)]
         rows, seeds = (list(dict.fromkeys(getattr(row, key) for row in self.rows)) for key in ("name", "seed"))
-        words += [] if rows == recipe.rows else ["--rows", ",".join(rows)]
+        words += [] if rows == recipe.chosen_rows else ["--rows", ",".join(rows)]
         words += [] if seeds == recipe.seeds else ["--seeds", ",".join(map(str, seeds))]
         words += [] if run_dir == default_run_dir(recipe) else ["--run-dir", _near(run_dir)]
         return shlex.join(words)
@@ -94,6 +94,6 @@ def _near(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def _described(source: Source) -> str:
+def _described(source: ModelSource) -> str:
     """A model in a few words."""
     return source.script or f"{source.model}{f' at {source.revision}' if source.revision else ''}"

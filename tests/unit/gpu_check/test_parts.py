@@ -90,7 +90,7 @@ def test_the_recipe_of_the_stages_is_one_that_a_run_accepts(device, tmp_path):
     model = tmp_path / "model"
     recipe = load_recipe(stage_recipe.write_recipe(Settings(device, str(tmp_path), model=str(model))))
     assert recipe.cluster.device == device and recipe.rows == ["full-bridge"]
-    assert recipe.student.model == recipe.teacher.model == str(model)
+    assert recipe.models["student"].model == recipe.models["teacher"].model == str(model)
     assert recipe.stages.opd.objective == "reverse_kl" and recipe.stages.opd.steps == 3
     for section in (recipe.evaluation, recipe.stages.rollouts):
         assert section.engine == ({"gpu_memory_utilization": 0.5} if device == "cuda" else {})

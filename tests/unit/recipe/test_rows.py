@@ -9,7 +9,7 @@ import pytest
 from tests.support.workflow.project import FIXED_MICRO_BATCHES, settings, write_project, write_scripts
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
-from verl_s2d.recipe.row_checks import ROW_NAMES
+from verl_s2d.recipe.rows import ROWS
 from verl_s2d.stages.planning import make_plan
 from verl_s2d.workflow.graph import ancestors, build_order
 
@@ -258,7 +258,7 @@ def test_stage_that_a_row_needs_must_have_settings(tmp_path):
 
 
 def test_default_rows_and_all(tmp_path):
-    assert [r.name for r in plan_of(tmp_path).rows] == list(ROW_NAMES)
+    assert [r.name for r in plan_of(tmp_path).rows] == list(ROWS)
     with pytest.raises(UserError, match="Did you mean half-split"):
         plan_of(tmp_path, rows=["half-splt"])
 
