@@ -54,7 +54,7 @@ ACTION
 time.sleep(600)
 """
 ACTIONS = {
-    "parent = Actor.remote(); called(parent.adopt.remote()); os.kill(called(parent.pid.remote()), 9)": "unexpectedly exits",
+    "own = Actor.remote(); called(own.adopt.remote()); os.kill(called(own.pid.remote()), 9)": "unexpectedly exits",
     "broken = Actor.remote(True)": "its __init__ raised ValueError: no such model",
 }
 
