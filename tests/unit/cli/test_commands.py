@@ -29,7 +29,7 @@ def _environment(monkeypatch):
     # Importing verl takes ten seconds; what the answer means is tested below.
     monkeypatch.setattr("verl_s2d.checks.registration._PROBE", f"print('S2D ' + {json.dumps(GOOD)!r})")
     # So does asking it about the stages; tests/unit/sizing/test_plan.py does.
-    monkeypatch.setattr("verl_s2d.sizing.estimate.CompositionProbe", NoSettings)
+    monkeypatch.setattr("verl_s2d.checks.sized_plan.CompositionProbe", NoSettings)
 
 
 class NoSettings:
@@ -194,5 +194,5 @@ def test_run_trains_nothing_when_the_plugin_is_not_registered(tmp_path, capsys, 
     recipe = write_project(tmp_path)
     code, _, err = call(capsys, "run", recipe, "--run-dir", tmp_path / "run")
     assert code == 2 and "trainer s2d_opd" in err and "teacher-rl" not in err
-    code, _, err = call(capsys, "run", recipe, "--run-dir", tmp_path / "run", "--rows", "direct-grpo")
-    assert code == 0, "rows without Stage 2b need no trainer of ours"
+    code, _, err = call(capsys, "run", recipe, "--run-dir", tmp_path / "run", "--rows", "cold-student")
+    assert code == 0, "rows without training need no trainer of ours"

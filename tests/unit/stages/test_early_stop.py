@@ -149,7 +149,7 @@ def test_an_alarm_that_a_kill_was_faster_than_stops_the_next_attempt(tmp_path, m
     plan = stopping(tmp_path, monkeypatch, {"3": {"actor/loss": None}})
     monkeypatch.setattr("verl_s2d.workflow.stage_process._alarmed", lambda *_: False)
     monkeypatch.setattr("verl_s2d.workflow.runner.write_manifest", killed_before_the_manifest)
-    monkeypatch.setattr("verl_s2d.stages.shared.verl_trainer._VerlTrainer.finalize", lambda *_: None)
+    monkeypatch.setattr("verl_s2d.stages.shared.training_stage.TrainingStage.finalize", lambda *_: None)
     with pytest.raises(KeyboardInterrupt):
         build(plan, SimulatedStages())
     monkeypatch.undo()
