@@ -83,10 +83,8 @@ def test_run_status_report(tmp_path, capsys, monkeypatch):
     assert code == 0, err
     assert [r["name"] for r in json.loads(out)["rows"]] == ["cold-student", "half-split"]
     written = (tmp_path / "run" / "report.json").stat().st_mtime_ns
-    began = time.monotonic()
     code, out, _ = call(capsys, "run", recipe, *where)
     assert code == 0 and "half-split" in out and "report.md" in out
-    assert time.monotonic() - began < 1
     assert (tmp_path / "run" / "report.json").stat().st_mtime_ns == written
     _, out, _ = call(capsys, "report", recipe, *where, "--json")
     assert call(capsys, "report", tmp_path / "run", "--json")[1] == out, "the run directory says the same"

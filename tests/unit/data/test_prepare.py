@@ -1,4 +1,4 @@
-"""`verl-s2d prepare` on ../shared/data: digests, counts, halves, contamination, and verl's own dataset class."""
+"""`verl-s2d prepare` on parts of the published sets: digests, counts, contamination, and verl's own dataset class."""
 
 from __future__ import annotations
 
@@ -8,86 +8,75 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.paths import ROOT
+from tests.support import published
+from tests.support.published import EVALUATION, SETS
 from tests.support.tiny import write_tokenizer
 from verl_s2d.data import slices, templates
 from verl_s2d.data.prepare import Options, prepare
 from verl_s2d.data.problems import check_disjoint, read_problems
 
-SHARED = ROOT.parent / "shared" / "data"
-EVALUATION = ("aime24", "aime25", "math500")
-SETS = ("dapo-math-17k", *EVALUATION)
-
 DIGESTS = {
-    "dapo-math-17k": "21bd5e6434474cb7",
-    "aime24": "dc1f68f844d41722",
-    "aime25": "1b965d1cd676982b",
-    "math500": "dda356f169ec27c8",
+    "dapo-math-17k": "27e22d6b07608834",
+    "aime24": "f389289204edcfa0",
+    "aime25": "7122a19b27fe1ca2",
+    "math500": "680cd014ad328716",
 }
 HALVES = {
     "seed": 0,
-    "1h": 8_086,
-    "2h": 8_086,
-    "digest": "2483e2719da4dcc3439ba3ac2fd881a518fc5bba0b594a1c71117362117a1a82",
+    "1h": 19,
+    "2h": 19,
+    "digest": "b389aa71efcd44943ab71bdc5ab2eb1860bc993668cfa0f5a5755b6f0d0688c7",
 }
-
-needs_shared = pytest.mark.skipif(
-    not all((SHARED / f"{name}.parquet").is_file() for name in SETS),
-    reason="the published sets are not beside the repository, in ../shared/data",
-)
-
-
-def options(out, **changes) -> Options:
-    return Options(out=str(out), sources={n: str(SHARED / f"{n}.parquet") for n in SETS}, **changes)
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory) -> tuple[Path, dict]:
+def sources(tmp_path_factory) -> dict[str, str]:
+    return published.write_sets(tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture(scope="module")
+def prepared(sources, tmp_path_factory) -> tuple[Path, dict]:
     out = tmp_path_factory.mktemp("prepared")
-    return out, prepare(options(out))
+    return out, prepare(Options(out=str(out), sources=sources))
 
 
-@needs_shared
 def test_digests_are_the_same_for_ever(prepared):
     _, manifest = prepared
     assert {name: one["digest"][:16] for name, one in manifest["sets"].items()} == DIGESTS
     assert manifest["halves"] == HALVES
 
 
-@needs_shared
 def test_counts(prepared):
     _, manifest = prepared
     train = manifest["sets"]["dapo-math-17k"]
     counted = train["duplicates"]
-    assert (train["rows"], train["problems"], train["templates"]) == (17_917, 16_172, {"dapo": 17_917})
-    assert (counted["identical"], counted["same_text"], counted["unresolved"]) == (0, 1_699, 46)
+    assert (train["rows"], train["problems"], train["templates"]) == (49, 38, {"dapo": 49})
+    assert (counted["identical"], counted["same_text"], counted["unresolved"]) == (0, 7, 4)
     assert train["rows"] == train["problems"] + sum(counted[k] for k in ("identical", "same_text", "unresolved"))
-    assert len(counted["contradictions"]) == 25
-    for name, count in (("math500", 500), ("aime24", 30), ("aime25", 30)):
+    assert [c["answers"] for c in counted["contradictions"]] == [["6", "64"], ["12", "6"], ["108", "180"]]
+    assert [c["kept"] is None for c in counted["contradictions"]] == [True, True, False], "three of four copies say 108"
+    for name, count in (("math500", 25), ("aime24", 30), ("aime25", 30)):
         one = manifest["sets"][name]
         assert (one["rows"], one["problems"], one["templates"]) == (count, count, {"boxed": count})
 
 
-@needs_shared
 def test_contamination_of_the_published_sets(prepared):
     _, manifest = prepared
     overlaps = manifest["overlaps"]
-    assert {o["eval_set"] for o in overlaps} == {"math500"}, "DAPO-Math-17k has no problem of AIME 2024 or 2025"
-    assert [o["how"] for o in overlaps].count("exact") == 8 and len(overlaps) == 30
-    assert manifest["sets"]["math500"]["overlapping"] == 25
-    assert manifest["sets"]["dapo-math-17k"]["overlapping"] == len({o["train_id"] for o in overlaps}) == 30
+    assert {o["eval_set"] for o in overlaps} == {"math500"}
+    assert [o["how"] for o in overlaps].count("exact") == 2 and len(overlaps) == 6
+    assert manifest["sets"]["math500"]["overlapping"] == 4
+    assert manifest["sets"]["dapo-math-17k"]["overlapping"] == len({o["train_id"] for o in overlaps}) == 6
 
 
-@needs_shared
-def test_preparing_again_gives_the_same_bytes(prepared, tmp_path):
+def test_preparing_again_gives_the_same_bytes(prepared, sources, tmp_path):
     out, manifest = prepared
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     assert set(before) == {"train.parquet", "prepared.json", "slices.json", *(f"{n}.parquet" for n in EVALUATION)}
-    assert prepare(options(tmp_path, eval="math500, aime25,aime24")) == manifest
+    assert prepare(Options(out=str(tmp_path), eval="math500, aime25,aime24", sources=sources)) == manifest
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
-@needs_shared
 def test_halves_are_those_of_the_workflow(prepared, tmp_path):
     out, manifest = prepared
     slices.write_slices(slices.Options(train=str(out / "train.parquet"), out=str(tmp_path), seed=0))
@@ -98,16 +87,14 @@ def test_halves_are_those_of_the_workflow(prepared, tmp_path):
     assert not first & second and len(first) + len(second) == manifest["sets"]["dapo-math-17k"]["problems"]
 
 
-@needs_shared
 def test_a_recipe_accepts_what_remove_leaves(prepared):
     out, manifest = prepared
     overlapping = {o["train_id"] for o in manifest["overlaps"]}
     left = [p for p in read_problems(out / "train.parquet") if p.id not in overlapping]
-    assert len(left) == 16_172 - 30
+    assert len(left) == 38 - 6
     check_disjoint(left, {n: read_problems(out / f"{n}.parquet") for n in EVALUATION})
 
 
-@needs_shared
 def test_the_other_template_and_thinking_change_prompts_and_nothing_else(prepared, tmp_path):
     boxed, manifest = prepared
     # Prepared files are sources, too.
@@ -125,7 +112,6 @@ def test_the_other_template_and_thinking_change_prompts_and_nothing_else(prepare
             assert before == after
 
 
-@needs_shared
 def test_rows(prepared):
     out, _ = prepared
     math = pq.read_table(out / "math500.parquet").to_pylist()
@@ -157,7 +143,6 @@ def _rows(out: Path, name: str) -> list[dict]:
     return pq.read_table(out / f"{name}.parquet").to_pylist()
 
 
-@needs_shared
 def test_round_trip_through_verls_dataset(prepared, tmp_path, monkeypatch):
     import datasets
     from omegaconf import OmegaConf
@@ -181,7 +166,7 @@ def test_round_trip_through_verls_dataset(prepared, tmp_path, monkeypatch):
         data = RLHFDataset([str(out / f"{n}.parquet") for n in names], tokenizer, config)
         written = [row for n in names for row in _rows(out, n)]
         assert len(data) == len(written)
-        for i in range(0, len(data), 101 if names == ("train",) else 1):
+        for i in range(len(data)):
             row = data[i]
             assert row["raw_prompt"] == written[i]["prompt"] and row["index"] == written[i]["extra_info"]["index"]
             assert all(row[column] == written[i][column] for column in written[i])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -57,9 +56,8 @@ def test_a_part_that_fails_gives_exit_code_1_and_the_next_still_runs(check, beha
 
 
 def test_a_part_that_hangs_is_killed_with_all_that_it_started(check, tmp_path):
-    began = time.monotonic()
     code, text, report = check(hangs=5, passes=60)
-    assert code == 1 and time.monotonic() - began < 120
+    assert code == 1
     assert [part["state"] for part in report["parts"]] == ["killed", "ok"]
     assert "ok   hangs: began" in text, "what it found before is kept"
     assert "FAIL hangs: limit  killed after" in text and "(<= 5 s)" in text

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tests.support import published
 from tests.support.paths import ROOT
 from verl_s2d.checks import packages
 from verl_s2d.checks.batch_sizes import check_batches
@@ -21,8 +22,6 @@ from verl_s2d.stages.planning import make_plan
 from verl_s2d.workflow.runner import stage_environment
 
 RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
-SHARED = ROOT.parent / "shared" / "data"
-SETS = ("dapo-math-17k", "math500", "aime24", "aime25")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -45,19 +44,15 @@ def test_verl_accepts_every_stage_of_every_row(path, tmp_path, monkeypatch):
             check_packages({label: settings[label]}, "cuda")
 
 
-@pytest.mark.skipif(
-    not all((SHARED / f"{name}.parquet").is_file() for name in SETS),
-    reason="the published sets are not beside the repository, in ../shared/data",
-)
 def test_the_data_of_the_qwen3_recipes(tmp_path):
     recipe = load_recipe(ROOT / "recipes" / "qwen3" / "qwen3-1.7b-from-8b.yaml")
     args = [f"{k}={json.dumps(v) if isinstance(v, bool) else v}" for k, v in recipe.data.source.args.items()]
-    sources = [f"sources.{name}={SHARED / name}.parquet" for name in SETS]
+    sources = [f"sources.{name}={file}" for name, file in published.write_sets(tmp_path / "published").items()]
     script = recipe.directory / recipe.data.source.script
-    subprocess.run([sys.executable, str(script), "--out", str(tmp_path), *args, *sources], check=True)
-    assert {p.stem for p in tmp_path.glob("*.parquet")} == {"train", "math500", "aime24", "aime25"}
-    manifest = json.loads((tmp_path / "prepared.json").read_text())
-    assert manifest["sets"]["dapo-math-17k"]["problems"] == 16_142
+    subprocess.run([sys.executable, str(script), "--out", str(tmp_path / "out"), *args, *sources], check=True)
+    assert {p.stem for p in (tmp_path / "out").glob("*.parquet")} == {"train", "math500", "aime24", "aime25"}
+    manifest = json.loads((tmp_path / "out" / "prepared.json").read_text())
+    assert manifest["sets"]["dapo-math-17k"]["problems"] == 38 - 6
     assert manifest["chat_template"] == recipe.data.chat_template
     wrong = subprocess.run(
         [sys.executable, str(script), "--out", str(tmp_path), "template=plain"], capture_output=True, text=True

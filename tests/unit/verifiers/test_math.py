@@ -9,9 +9,8 @@ from itertools import pairwise
 
 import pytest
 
-from tests.support.paths import ROOT
-
 pytest.importorskip("math_verify")
+from tests.support.published import math500_answers, rows
 from tests.support.verifiers.math_answers import DIFFERENT, SAME
 from verl_s2d.errors import UserError
 from verl_s2d.verifiers import ledgered, process_pool
@@ -21,24 +20,13 @@ from verl_s2d.verifiers.math.mathematics import Options, judge
 from verl_s2d.verifiers.math.normal_form import normal_form
 from verl_s2d.verifiers.registry import check, resolve
 
-DATA = ROOT.parent / "shared" / "data"
-
-
-def ground_truths(name: str) -> list[str]:
-    parquet = pytest.importorskip("pyarrow.parquet")
-    path = DATA / f"{name}.parquet"
-    if not path.is_file():
-        pytest.skip(f"needs the published {name}.parquet in shared/data")
-    table = parquet.read_table(path, columns=["reward_model"])
-    return [row["ground_truth"] for row in table["reward_model"].to_pylist()]
-
 
 def score(response: str, truth: str, **options) -> float:
     return mathematics.compute_score("math", response, truth, {"index": "p"}, **options)
 
 
 def test_math_500():
-    truths = ground_truths("math500")
+    truths = math500_answers()
     assert len(truths) == 500
     assert [t for t in truths if score(rf"Hence \boxed{{{t}}}.", t) != 1.0] == []
     assert [t for t in truths if score(f"Answer: ${t}$", t, form="answer") != 1.0] == []
@@ -46,7 +34,7 @@ def test_math_500():
 
 def test_math_500_by_algebra():
     """Past the comparison of text: math-verify has to read all of them, and to tell them from their neighbours."""
-    forms = [normal_form(t) for t in ground_truths("math500")]
+    forms = [normal_form(t) for t in math500_answers()]
     forms = [form for form in forms if not form.is_text and not form.base]
     compare = process_pool.shared().compare
     assert [f.text for f in forms if compare(f.text, f.text, 20.0) != "equal"] == []
@@ -101,9 +89,10 @@ def test_what_counts_as_the_answer(response, boxed, answer, either):
 
 
 def test_dapo_integers():
-    truths = ground_truths("dapo-math-17k")
+    published = [row["reward_model"]["ground_truth"] for row in rows("dapo-math-17k")]
+    truths = [*published, *map(str, [*range(-20, 1000), 10**6, 20202020, 2**61 - 1, -(10**9)])]
     wrong = [t for t in truths if score(f"so\n\nAnswer: ${t}$", t, convention="dapo", form="answer") != 1.0]
-    assert len(truths) == 17_917 and wrong == []
+    assert len(published) == 49 and wrong == []
     assert [t for t in truths[:500] if score(rf"\boxed{{{t}}}", t) != 1.0] == []
 
 

