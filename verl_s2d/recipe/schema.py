@@ -106,7 +106,7 @@ class Cluster(Section):
         )
 
 
-_SHORT_FORMS = tuple(dict.fromkeys(role for row in ROWS.values() for role in roles_of(row)))
+SHORT_FORMS = tuple(dict.fromkeys(role for row in ROWS.values() for role in roles_of(row)))
 """Roles that may stand at the top level of a recipe."""
 
 
@@ -184,13 +184,13 @@ class Recipe(Section):
 
     @classmethod
     def known_keys(cls) -> list[str]:
-        return [*cls.model_fields, *_SHORT_FORMS]
+        return [*cls.model_fields, *SHORT_FORMS]
 
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, data: Any) -> Any:
         """Move the models at the top level under `models`."""
-        given = {role: data[role] for role in _SHORT_FORMS if role in data} if isinstance(data, dict) else {}
+        given = {role: data[role] for role in SHORT_FORMS if role in data} if isinstance(data, dict) else {}
         if not given:
             return data
         rest = {key: value for key, value in data.items() if key not in given}

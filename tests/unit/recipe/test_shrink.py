@@ -81,8 +81,8 @@ def test_the_graph_is_that_of_the_recipe(path, tmp_path):
 
 def test_models_are_of_the_same_architecture_and_shared_alike():
     llama = load_recipe(ROOT / "recipes/llama/llama3.1-8b-from-70b.yaml", shrink="cpu")
-    assert {model.args["family"] for model in (llama.student, llama.teacher)} == {"llama"}
-    assert llama.student.args != llama.teacher.args
+    assert {model.args["family"] for model in llama.models.values()} == {"llama"}
+    assert llama.models["student"].args != llama.models["teacher"].args
 
 
 def test_a_recipe_of_ones_own_shrinks_with_its_files(tmp_path):
@@ -94,7 +94,7 @@ def test_a_recipe_of_ones_own_shrinks_with_its_files(tmp_path):
     for role in ("student", "teacher", "sft"):
         (tmp_path / role / "config.json").write_text(json.dumps({"model_type": "qwen3"}))
     small = load_recipe(recipe, shrink="cpu")
-    assert small.student == small.sft_teacher != small.teacher
+    assert small.models["student"] == small.models["sft_teacher"] != small.models["teacher"]
     assert set(small.data.source.args) == {"train", *(f"eval.{name}" for name in load_recipe(recipe).data.eval)}
     out = run_script(small.data.source, tmp_path / "out")
     assert pq.read_table(out / "train.parquet").num_rows == 20 and pq.read_table(out / "held.parquet").num_rows == 4
@@ -103,7 +103,7 @@ def test_a_recipe_of_ones_own_shrinks_with_its_files(tmp_path):
 def test_models_that_a_script_makes_stay(tmp_path):
     path = ROOT / "recipes/quickstart/quickstart.yaml"
     small, large = load_recipe(path, shrink="cpu"), load_recipe(path)
-    assert (small.student, small.teacher) == (large.student, large.teacher)
+    assert small.models == large.models
 
 
 def test_a_recipe_is_checked_before_it_shrinks(tmp_path):

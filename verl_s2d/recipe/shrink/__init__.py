@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from verl_s2d.recipe.schema import SHORT_FORMS
 from verl_s2d.recipe.shrink.small_data import small_data
 from verl_s2d.recipe.shrink.small_models import tiny_models
 from verl_s2d.recipe.shrink.small_verl import small_verl
@@ -31,7 +32,9 @@ def shrunk(recipe: Mapping[str, Any], directory: Path, device: str) -> dict[str,
     Raises:
         UserError: a model of an architecture without a tiny one.
     """
-    small = dict(recipe) | tiny_models(recipe, directory)
+    short = {role: recipe[role] for role in SHORT_FORMS if role in recipe}
+    small = {key: value for key, value in recipe.items() if key not in (*short, "published")}
+    small["models"] = tiny_models(short | recipe.get("models", {}), directory)
     small["name"] = f"{recipe['name']}-shrunk"
     small["seeds"] = list(recipe.get("seeds", [0]))[:1]
     small["data"] = small_data(recipe["data"], directory)
@@ -43,7 +46,6 @@ def shrunk(recipe: Mapping[str, Any], directory: Path, device: str) -> dict[str,
     }
     cluster = {k: v for k, v in recipe.get("cluster", {}).items() if k not in ("gpu_memory_gb", "grace_seconds")}
     small["cluster"] = cluster | {"nodes": 1, "gpus_per_node": 1, "device": device, "retries": 0}
-    small.pop("published", None)
     return small
 
 

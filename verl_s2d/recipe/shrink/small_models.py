@@ -9,7 +9,6 @@ from typing import Any
 
 from verl_s2d.errors import UserError
 
-ROLES = ("student", "teacher", "sft_teacher")
 FAMILIES = ("qwen3", "llama")
 """Architectures of which there is a tiny one: tiny_chat_model.FAMILIES."""
 
@@ -17,19 +16,22 @@ _SCRIPT = Path(__file__).with_name("tiny_chat_model.py")
 _SIZES = ({"layers": 2, "hidden": 64}, {"layers": 3, "hidden": 96})
 
 
-def tiny_models(recipe: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+def tiny_models(models: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     """Return role -> source. A model that a script makes stays; roles that share a model share its tiny one.
 
     The student's is the smallest: 0.14 million parameters, the others' 0.37 million.
+
+    Args:
+        models: role -> source, or the hub id or directory alone.
+        directory: of the recipe, from which relative paths count.
+
+    Raises:
+        UserError: a model of an architecture without a tiny one.
     """
     made: dict[str, Mapping[str, Any]] = {}
     small = {}
-    for role in ROLES:
-        source = recipe.get(role)
-        if source is None:
-            continue
-        if isinstance(source, str):
-            source = {"model": source}
+    for role in sorted(models, key=lambda role: role != "student"):
+        source = {"model": models[role]} if isinstance(models[role], str) else models[role]
         if source.get("script") is not None:
             small[role] = source
             continue
