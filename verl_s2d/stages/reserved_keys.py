@@ -8,6 +8,7 @@ from verl_s2d.stages.grpo.stage import Grpo
 from verl_s2d.stages.opd.stage import Opd
 from verl_s2d.stages.warmup.stage import Warmup
 from verl_s2d.verl_settings.overrides import bare_key
+from verl_s2d.workflow.stage import Stage
 
 STAGE_OF_SECTION = {"teacher_rl": Grpo, "student_rl": Grpo, "warmup": Warmup, "opd": Opd}
 """Section below `stages:` that has verl keys -> the stage that it configures."""
@@ -18,10 +19,15 @@ def check_reserved_keys(recipe: Recipe) -> None:
     for name, stage in STAGE_OF_SECTION.items():
         section = getattr(recipe.stages, name)
         for key, value in section.verl.items() if section else ():
-            if remedy := stage.reserved.get(bare_key(key)):
+            if remedy := _remedy(stage, bare_key(key)):
                 raise UserError(
                     "This key is computed by the workflow: the stage sets it itself.",
                     key=f"stages.{name}.verl.{key}",
                     value=value,
                     remedy=remedy,
                 )
+
+
+def _remedy(stage: type[Stage], key: str) -> str | None:
+    """Say what to write instead of a key that is reserved, or lies below one that is; None for any other."""
+    return next((stage.reserved[k] for k in stage.reserved if key == k or key.startswith(f"{k}.")), None)

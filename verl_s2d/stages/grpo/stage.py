@@ -41,6 +41,7 @@ class Grpo(VerlTrainerStage):
     reserved = VerlTrainerStage.reserved | {
         "reward.custom_reward_function.path": _VERIFIER,
         "reward.custom_reward_function.name": _VERIFIER,
+        "reward.custom_reward_function.reward_kwargs": _VERIFIER,
         "custom_reward_function.path": _VERIFIER,
     }
 

@@ -41,6 +41,7 @@ class Opd(VerlTrainerStage):
         Metric("s2d/teacher_scored_tokens", ledger="teacher_scored_tokens"),
     )
     reserved = VerlTrainerStage.reserved | {
+        "algorithm.adv_estimator": "Leave it out: the signal of stage 2b is chosen by stages.opd.",
         "s2d.teacher.path": MODEL,
         "s2d.teacher.trust_remote_code": TRUST,
         "s2d.beta": _OBJECTIVE,
