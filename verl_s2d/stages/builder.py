@@ -73,7 +73,7 @@ class Builder:
         }
         name = _name("rollouts", slice_name, of)
         operations = _sampler(stage, settings)
-        return self._node(Rollouts(), name, settings, operations, model=teacher, slices=self.slices())
+        return self.node(Rollouts(), name, settings, operations, model=teacher, slices=self.slices())
 
     def _rows_of_warmup(self) -> int:
         warmup = self._stage("warmup")
@@ -85,7 +85,7 @@ class Builder:
         verl, operations = self._verl("warmup", stage.verl, self.recipe.data.response_tokens)
         settings = {"objective": stage.objective, "steps": stage.steps, "seed": self.seed, "verl": verl}
         operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched("warmup", settings)}
-        return self._node(
+        return self.node(
             Warmup(),
             _name("warmup", rollouts.settings["slice"], of),
             settings,
@@ -105,7 +105,7 @@ class Builder:
         settings["response_tokens"] = response
         operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched("opd", settings)}
         inputs = {"model": student, "teacher": teacher, "slices": self.slices()}
-        return self._node(Opd(), _name("opd", slice_name, of), settings, operations, **inputs)
+        return self.node(Opd(), _name("opd", slice_name, of), settings, operations, **inputs)
 
     def evaluate(self, model: Model) -> Node:
         chosen = self.recipe.evaluation
@@ -124,12 +124,12 @@ class Builder:
             inputs[f"eval.{name}"] = self._file(f"data.eval.{name}", file)
         inputs |= self._verifier(settings)
         operations = _sampler(chosen, settings)
-        return self._node(Evaluate(), f"evaluate-{self.row}", settings, operations, **inputs)
+        return self.node(Evaluate(), f"evaluate-{self.row}", settings, operations, **inputs)
 
     def slices(self) -> Node:
         data = self.recipe.data
         inputs = {"train": self._file("data.train", data.train)} if data.source is None else {"source": self._source()}
-        return self._node(Slices(), "slices", {"labels": data.labels, "seed": self.seed}, **inputs)
+        return self.node(Slices(), "slices", {"labels": data.labels, "seed": self.seed}, **inputs)
 
     def slice_sizes(self) -> dict[str, int]:
         """Slice name -> its number of problems, from the recipe and its files alone.
@@ -160,7 +160,7 @@ class Builder:
         if stage.validate_every is not None:
             settings["validate_every"] = stage.validate_every
             inputs["validation"] = self._file("data.validation", self.recipe.data.validation)
-        return self._node(Grpo(), _name(name, slice_name, of), settings, operations, **inputs)
+        return self.node(Grpo(), _name(name, slice_name, of), settings, operations, **inputs)
 
     def _training(self, stage: Any, slice_name: str, verl: dict[str, Any]) -> dict[str, Any]:
         data = self.recipe.data
@@ -245,7 +245,7 @@ class Builder:
         settings: dict[str, Any] = {"args": args, "makes": makes}
         if trust_remote_code:
             settings["trust_remote_code"] = True
-        return self._node(Script(), name, settings, seeded=args != source.args, script=external)
+        return self.node(Script(), name, settings, seeded=args != source.args, script=external)
 
     def _file(self, key: str, name: str) -> External:
         return self._once((key, name), lambda: file_external(self.recipe.directory / name, key, name))
@@ -255,7 +255,7 @@ class Builder:
             self._externals[key] = make()
         return self._externals[key]
 
-    def _node(
+    def node(
         self,
         stage: Stage,
         name: str,
@@ -265,6 +265,14 @@ class Builder:
         seeded: bool = True,
         **inputs: Any,
     ) -> Node:
+        """Make the node of a stage, which may be one of a recipe's own.
+
+        Args:
+            name: for humans, unique within the row.
+            settings, operations: as of Node.
+            seeded: whether the seed of the row decides its result.
+            inputs: role -> node, or what is read from outside.
+        """
         several = self._several_seeds and seeded
         return Node(
             stage=stage,
