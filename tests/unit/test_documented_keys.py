@@ -1,0 +1,89 @@
+"""Keys and defaults as documents, docstrings and comments give them are those of the code."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.paths import ROOT
+from verl_s2d.recipe import schema, stage_settings
+from verl_s2d.stages.opd.config import OpdConfig
+
+DOCUMENTS = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*/README.md")]
+PACKAGE = ROOT / "verl_s2d"
+COMMANDS = sorted(path for path in PACKAGE.rglob("*.py") if re.search(r"^class Options\b", path.read_text(), re.M))
+UNDOCUMENTED = {"poll_interval"}
+"""Keys of `s2d` that nobody has to set."""
+
+
+def defaults(kind: type) -> dict[str, Any]:
+    if dataclasses.is_dataclass(kind):
+        return {field.name: field.default for field in dataclasses.fields(kind)}
+    return {name: field.get_default(call_default_factory=True) for name, field in kind.model_fields.items()}
+
+
+def test_keys_of_an_opd_command():
+    rows = re.findall(r"^\| `\+s2d\.(\w+)` \| (.+?) \|", (ROOT / "README.md").read_text(), re.M)
+    documented = {key: yaml.safe_load(value.strip("`")) for key, value in rows}
+    plain = {k: v for k, v in defaults(OpdConfig).items() if v is None or isinstance(v, str | int | float)}
+    assert documented == {key: value for key, value in plain.items() if key in documented}
+    teacher = {"trust_remote_code"}
+    assert not plain.keys() - documented.keys() - UNDOCUMENTED - teacher
+
+
+def test_keys_that_opd_and_warmup_share_have_the_same_default():
+    warmup = yaml.safe_load((PACKAGE / "stages" / "warmup" / "s2d_warmup.yaml").read_text())["s2d"]
+    opd = defaults(OpdConfig)
+    shared = warmup.keys() & opd.keys() - {"objective", "signal", "teacher", "models"}
+    assert {"chunk_tokens", "skip_limit", "save_minutes"} <= shared
+    assert {key: warmup[key] for key in shared} == {key: opd[key] for key in shared}
+
+
+def test_times_of_a_recipe():
+    """Documents write `cluster.name` (N) or (N on GPUs, M on a CPU)."""
+    cuda, cpu = (schema.Cluster().on(device) for device in ("cuda", "cpu"))
+    saves = stage_settings.Trained(steps=1)
+    found = set()
+    for text in (path.read_text() for path in DOCUMENTS):
+        for key, one, other in re.findall(r"`([\w.]+)` \(([\d,.]+)(?: on GPUs, ([\d,.]+) on a CPU)?\)", text):
+            name = key.removeprefix("cluster.")
+            if not hasattr(cuda, name) and not hasattr(saves, name):
+                continue
+            found.add(name)
+            owners = (saves, saves) if hasattr(saves, name) else (cuda, cpu)
+            assert [getattr(owner, name) for owner in owners] == [
+                float(n.replace(",", "")) for n in (one, other or one)
+            ]
+    assert found == {"save_minutes", "step_minutes", "stall_minutes", "grace_seconds", "wait_minutes"}
+    source = (PACKAGE / "recipe" / "schema.py").read_text()
+    told = re.findall(r'    (\w+): [^\n]+\n    """[^"]*Null: (\d+) on cuda, (\d+) on cpu', source)
+    assert {name for name, *_ in told} == {"stall_minutes", "step_minutes", "grace_seconds"}
+    assert all([getattr(cuda, name), getattr(cpu, name)] == [float(a), float(b)] for name, a, b in told)
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
+def test_a_command_line_is_as_its_docstring_shows_it(path):
+    """Docstrings show optional arguments as [key=default], required ones without brackets."""
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    known = defaults(module.Options)
+    shown = dict(re.findall(r"\[(?:args\.)?(\w+)=([^\]\s]+)\]", module.__doc__))
+    for key, value in shown.items():
+        if key.isupper() or value.isupper():
+            continue
+        assert key in known, f"[{key}=...] is no argument"
+        if known[key] is not None and "|" not in value:
+            assert known[key] == yaml.safe_load(value), key
+
+
+def test_no_text_gives_a_default_of_chunk_tokens():
+    """It is in objectives/chunk_sizes.py; unit/sizing/test_memory.py holds `plan` to it."""
+    files = [*DOCUMENTS, *PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.yaml")]
+    lines = [(path, line) for path in files for line in Path(path).read_text().splitlines() if "chunk_tokens" in line]
+    told = [f"{path}: {line}" for path, line in lines if re.search(r"default\D{0,12}\d|\b1,?024\b", line)]
+    assert lines and not told
