@@ -10,7 +10,7 @@ from verl_s2d.workflow.progress import PlainProgress
 from verl_s2d.workflow.runner import run_plan
 from verl_s2d.workflow.store.manifest import read_manifest
 
-FILE = '''
+FILE = """
 import sys
 
 from verl_s2d.workflow.stage import Command, Stage, model_location, require_export
@@ -39,7 +39,7 @@ class Copied(Stage):
 
 def copied_student(b):
     return b.node(Copied(), "copied", {"updates": 7}, model=b.model("student"))
-'''
+"""
 
 
 def test_a_row_with_a_stage_of_its_own_is_planned_run_and_reported(tmp_path):
