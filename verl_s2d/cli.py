@@ -12,9 +12,9 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from verl_s2d import __version__, redaction
+from verl_s2d import redaction
+from verl_s2d.command_line import parse
 from verl_s2d.errors import UserError
 from verl_s2d.platforms.device import accelerator_here
 from verl_s2d.recipe.load import load_recipe
@@ -28,8 +28,8 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    options = _parser().parse_args(argv)
-    return guarded(lambda: options.command(options), sys.argv[1:] if argv is None else argv)
+    options = parse(argv)
+    return guarded(lambda: _COMMANDS[options.command](options), sys.argv[1:] if argv is None else argv)
 
 
 def guarded(command: Callable[[], int], words: Sequence[str] = ()) -> int:
@@ -64,81 +64,21 @@ def guarded(command: Callable[[], int], words: Sequence[str] = ()) -> int:
         return FAILED
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="verl-s2d", description="Teacher RL, forward-KL warmup, OPD, student RL on verl."
-    )
-    parser.add_argument("--version", action="version", version=f"verl-s2d {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="command")
-
-    def command(name: str, function, text: str, *, recipe_optional: bool = False) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=function)
-        sub.add_argument("recipe", type=Path, nargs="?" if recipe_optional else None, help="recipe yaml")
-        sub.add_argument("--rows", type=_names, help="rows, comma separated, or `all` (default: the recipe's)")
-        sub.add_argument("--seeds", type=_numbers, help="seeds, comma separated (default: the recipe's)")
-        sub.add_argument("--run-dir", type=Path, help="where stages are kept (default: runs/<recipe name>)")
-        sub.add_argument("--shrink", action="store_true", help="the same recipe at tiny size on this machine: minutes")
-        sub.add_argument("--json", action="store_true", help="print JSON on standard output")
-        return sub
-
-    check = command("check", _check, "is everything in place, before anything starts", recipe_optional=True)
-    text = "also one step of stage 2b with the student as its own teacher: do the engines agree (takes minutes)"
-    check.add_argument("--self-test", action="store_true", help=text)
-    plan = command("plan", _plan, "show the graph: what is cached, what each stage will do, need and cost")
-    plan.add_argument("--overrides", action="store_true", help="with the exact command of every stage")
-    run = command("run", _run, "build what is missing, then report; running again resumes")
-    run.add_argument("--keep-going", action="store_true", help="after a failure go on with independent stages")
-    command("status", _status, "what is done, running, missing")
-    evaluate = command("evaluate", _evaluate, "avg@k of models or finished stages, compared on the recipe's sets")
-    model = "name or directory of a stage of the rows, model directory, or hub id"
-    evaluate.add_argument("models", nargs="+", metavar="model", help=model)
-    command("report", _report, "accuracy and ledger of the finished rows; a run directory will do for the recipe")
-    gc = command("gc", _gc, "what no kept row needs: a dry run unless --delete; takes a run directory, too")
-    choice = gc.add_mutually_exclusive_group()
-    choice.add_argument("--delete", action="store_true", help="remove it")
-    choice.add_argument("--dry-run", action="store_true", help="only say what would be removed (default)")
-    verify = commands.add_parser("verify", help="read every output of a run and compare it with its digest")
-    verify.set_defaults(command=_verify)
-    verify.add_argument("run", type=Path, help="run directory, or the recipe whose default run directory it is")
-    verify.add_argument("--json", action="store_true", help="print JSON on standard output")
-    text = "does all that a recipe needs work on this machine's GPU, and how fast (about ten minutes); run it first"
-    gpu = commands.add_parser("gpu-check", help=text, description=text)
-    gpu.set_defaults(command=_gpu_check)
-    gpu.add_argument("--parts", type=_names, help="names, comma separated (default: all)")
-    gpu.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a tiny run that needs no GPU")
-    gpu.add_argument("--out", type=Path, default=Path("gpu-check.json"), help="the report (default: gpu-check.json)")
-    gpu.add_argument("--model", type=Path, help="directory of real weights for the parts that load a model")
-    gpu.add_argument("--recipe", type=Path, help="recipe whose hours are estimated from the speed of this machine")
-    gpu.add_argument("--keep", type=Path, metavar="DIR", help="keep logs and models here (default: deleted)")
-    text = "DAPO-Math-17k, MATH-500 and AIME in verl's columns: deduplicated, checked for contamination, halved"
-    settings = (
-        "train, eval (comma separated), template=boxed|dapo, thinking, seed, contamination=report|remove, ngram, "
-        "overlap, sources.<set>=<parquet or hub id>; described in verl_s2d/data/prepare.py"
-    )
-    prepare = commands.add_parser("prepare", help=text, description=text)
-    prepare.set_defaults(command=_prepare)
-    prepare.add_argument("out", type=Path, help="directory to write")
-    prepare.add_argument("settings", nargs="*", metavar="key=value", help=settings)
-    prepare.add_argument("--json", action="store_true", help="print the manifest as JSON on standard output")
-    return parser
-
-
-def _names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(number) for number in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"not integers: {text!r}") from None
-
-
 def _load(options: argparse.Namespace) -> Plan:
-    shrink = ("cuda" if accelerator_here() else "cpu") if options.shrink else None
-    recipe = load_recipe(options.recipe, shrink=shrink)
+    recipe = load_recipe(options.recipe, options.changes, shrink=_shrink(options))
     return make_plan(recipe, run_dir=options.run_dir, rows=options.rows, seeds=options.seeds)
+
+
+def _shrink(options: argparse.Namespace) -> str | None:
+    """Return the device for which the recipe is to be shrunk; None: it stays as it is."""
+    return ("cuda" if accelerator_here() else "cpu") if options.shrink else None
+
+
+def _refuse_overrides(options: argparse.Namespace) -> None:
+    """Refuse overrides beside a run directory, whose record names those of its last run."""
+    if options.changes:
+        remedy = "Give the recipe with its overrides, or the run directory alone."
+        raise UserError("A run directory takes no overrides.", key="run", value=options.changes, remedy=remedy)
 
 
 def _print_json(value: object) -> None:
@@ -230,6 +170,7 @@ def _report(options: argparse.Namespace) -> int:
     if options.run_dir:
         remedy = "Give a recipe with its run directory, or the run directory alone."
         raise UserError("Two directories are given.", key="--run-dir", value=str(options.run_dir), remedy=remedy)
+    _refuse_overrides(options)
     return _write_report(None, options)
 
 
@@ -239,7 +180,10 @@ def _gc(options: argparse.Namespace) -> int:
     from verl_s2d.workflow.store.gc import collect
     from verl_s2d.workflow.store.run_directory import evaluations
 
-    plan = plan_to_keep(options.recipe, options.run_dir, options.rows, options.seeds)
+    if options.recipe.is_dir():
+        _refuse_overrides(options)
+    given = {"overrides": options.changes, "shrink": _shrink(options)}
+    plan = plan_to_keep(options.recipe, options.run_dir, options.rows, options.seeds, **given)
     # Rows that are named are all that is kept; otherwise also what `evaluate` was asked for.
     results = [] if options.rows else evaluations(plan.context.run_dir)
     collection = collect(plan, delete=options.delete, results=results)
@@ -307,6 +251,19 @@ def _write_report(plan: Plan | None, options: argparse.Namespace) -> int:
     print(f"report with plots: {run_dir / 'report.html'} (also report.md, report.json)")
     return OK
 
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "check": _check,
+    "plan": _plan,
+    "run": _run,
+    "status": _status,
+    "evaluate": _evaluate,
+    "report": _report,
+    "verify": _verify,
+    "gc": _gc,
+    "gpu-check": _gpu_check,
+    "prepare": _prepare,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from verl_s2d import redaction
 from verl_s2d.errors import UserError
-from verl_s2d.recipe.schema import Recipe
+from verl_s2d.recipe.cli_overrides import overridden
+from verl_s2d.recipe.schema import Origin, Recipe
 from verl_s2d.recipe.shrink import shrunk
 from verl_s2d.validation import validated
 
@@ -48,10 +51,11 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_recipe(path: str | Path, *, shrink: str | None = None) -> Recipe:
+def load_recipe(path: str | Path, overrides: Iterable[str] = (), *, shrink: str | None = None) -> Recipe:
     """Read and check a recipe.
 
     Args:
+        overrides: `dotted.key=value` in the place of what the file says.
         shrink: `cpu` or `cuda`: return the recipe at tiny size for this device (recipe/shrink); None: as it is.
 
     Raises:
@@ -67,17 +71,20 @@ def load_recipe(path: str | Path, *, shrink: str | None = None) -> Recipe:
             value=str(path),
             remedy="Check the path.",
         ) from error
-    try:
-        data = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UserError(
-            f"The recipe is not valid yaml: {error}",
-            key="recipe",
-            value=str(path),
-            remedy="Correct the line named above.",
-        ) from error
+    origin = Origin(path.resolve(), tuple(overrides), shrink)
+    data = overridden(_read(text, "recipe", str(path)), origin.overrides, lambda key, value: _read(value, key, value))
     redaction.remember(redaction.secrets_in(data))
-    recipe = validated(Recipe, data, context=path.resolve())
+    recipe = validated(Recipe, data, context=origin)
     if shrink is None:
         return recipe
-    return validated(Recipe, shrunk(data, recipe.directory, shrink), context=recipe.path)
+    return validated(Recipe, shrunk(data, recipe.directory, shrink), context=origin)
+
+
+def _read(text: str, key: str, value: str) -> Any:
+    """Read yaml; key and value are named when it is wrong."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"This is not valid yaml: {error}", key=key, value=value, remedy="Correct the line named above."
+        ) from error

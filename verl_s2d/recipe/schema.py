@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -106,6 +107,17 @@ class Cluster(Section):
         )
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The file of a recipe and what else was said when it was loaded: enough to load it again."""
+
+    path: Path
+    overrides: tuple[str, ...] = ()
+    """`key=value` from the command line."""
+    shrink: str | None = None
+    """Device for which the recipe was shrunk."""
+
+
 SHORT_FORMS = tuple(dict.fromkeys(role for row in ROWS.values() for role in roles_of(row)))
 """Roles that may stand at the top level of a recipe."""
 
@@ -133,16 +145,21 @@ class Recipe(Section):
     """Responses to failures of training; described in alarm_settings.py."""
     published: dict[str, dict[str, float]] = {}
     """Published avg@k to show beside the rows, in percent: row -> evaluation set -> value."""
-    _path: Path = PrivateAttr(default=Path())
+    _origin: Origin = PrivateAttr(default=Origin(Path()))
+
+    @property
+    def origin(self) -> Origin:
+        return self._origin
 
     @property
     def path(self) -> Path:
         """The recipe's file."""
-        return self._path
+        return self._origin.path
 
     @property
     def directory(self) -> Path:
-        return self._path.parent
+        """The directory of the recipe's file, from which relative paths count."""
+        return self._origin.path.parent
 
     @cached_property
     def plain_rows(self) -> dict[str, Row]:
@@ -179,8 +196,9 @@ class Recipe(Section):
         return validated(Alarms, alarms, key=f"stages.{stage}.alarms")
 
     def model_post_init(self, context: Any) -> None:
-        """Keep the recipe's path, which the loader hands over as the context of the validation."""
-        self._path = context or Path()
+        """Keep the recipe's origin, which the loader hands over as the context of the validation."""
+        if context is not None:
+            self._origin = context
 
     @classmethod
     def known_keys(cls) -> list[str]:

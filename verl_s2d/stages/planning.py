@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from verl_s2d import redaction
 from verl_s2d.errors import UserError
 from verl_s2d.platforms.device import resolve_device
 from verl_s2d.recipe.load import load_recipe
@@ -16,7 +18,7 @@ from verl_s2d.stages.reserved_keys import check_reserved_keys
 from verl_s2d.workflow.identity import External
 from verl_s2d.workflow.plan import Plan, Row, default_run_dir
 from verl_s2d.workflow.stage import Context
-from verl_s2d.workflow.store.run_directory import read_record
+from verl_s2d.workflow.store.run_directory import read_record, recorded_overrides
 
 
 def make_plan(
@@ -47,18 +49,31 @@ def make_plan(
     return Plan(recipe, build_rows(recipe, names, seeds or recipe.seeds, device), context)
 
 
-def plan_to_keep(run: Path, run_dir: Path | None, rows: list[str] | None, seeds: list[int] | None) -> Plan:
+def plan_to_keep(
+    run: Path,
+    run_dir: Path | None,
+    rows: list[str] | None,
+    seeds: list[int] | None,
+    *,
+    overrides: Sequence[str] = (),
+    shrink: str | None = None,
+) -> Plan:
     """Plan everything worth keeping: the rows and seeds of the recipe as it is now, and all that `run` was ever
     asked for in this directory; or exactly those that are given.
 
     Args:
-        run: a recipe, or the directory of a run, which knows its recipe.
+        run: a recipe, or the directory of a run, which knows its recipe, the overrides of its last run, and whether it
+            was shrunk.
+        overrides, shrink: of a recipe, as for `load_recipe`.
 
     Raises:
-        UserError: the directory does not say which recipe it belongs to, or the recipe cannot be planned.
+        UserError: the directory does not say which recipe it belongs to, or the recipe cannot be planned, or its last
+            run had other overrides: their stages would count as needed by nobody.
     """
     if run.is_dir():
-        run_dir, run = run, Path((read_record(run) or {}).get("file", ""))
+        record = read_record(run) or {}
+        run_dir, run = run, Path(record.get("file", ""))
+        overrides, shrink = record.get("overrides", ()), record.get("shrink")
         if not run.is_file():
             raise UserError(
                 "The directory does not name a recipe that is still there.",
@@ -66,8 +81,22 @@ def plan_to_keep(run: Path, run_dir: Path | None, rows: list[str] | None, seeds:
                 value=str(run_dir),
                 remedy="Give the recipe: `verl-s2d gc recipe.yaml --run-dir <directory>`.",
             )
-    recipe = load_recipe(run)
+        if any(redaction.HIDDEN in override for override in overrides):
+            raise UserError(
+                "An override of the last run is a secret, which the directory does not keep.",
+                key="run",
+                value=overrides,
+                remedy=f"Give the recipe and all overrides: `verl-s2d gc {run} key=value ... --run-dir <directory>`.",
+            )
+    recipe = load_recipe(run, overrides, shrink=shrink)
     asked = read_record(run_dir or default_run_dir(recipe)) or {}
+    if "overrides" in asked and asked["overrides"] != recorded_overrides(overrides):
+        raise UserError(
+            "The last run in this directory had other overrides, whose stages would go.",
+            key="run",
+            value=list(overrides),
+            remedy=f"Repeat them ({' '.join(asked['overrides']) or 'none'}), or give the run directory.",
+        )
     known = [name for name in asked.get("rows", ()) if name in recipe.row_names]
     return make_plan(
         recipe,

@@ -75,7 +75,8 @@ class Plan:
     def _command(self) -> str:
         """What runs this plan again."""
         recipe, run_dir = self.recipe, self.context.run_dir
-        words = ["verl-s2d", "run", _near(recipe.path)]
+        words = ["verl-s2d", "run", _near(recipe.path), *recipe.origin.overrides]
+        words += ["--shrink"] if recipe.origin.shrink else []
         rows, seeds = (list(dict.fromkeys(getattr(row, key) for row in self.rows)) for key in ("name", "seed"))
         words += [] if rows == recipe.chosen_rows else ["--rows", ",".join(rows)]
         words += [] if seeds == recipe.seeds else ["--seeds", ",".join(map(str, seeds))]

@@ -57,7 +57,7 @@ def run_plan(
     with opened(plan.context.run_dir, plan.recipe.name) as run_id:
         if all(row.name in plan.recipe.row_names for row in plan.rows):
             chosen = zip(*((row.name, row.seed) for row in plan.rows), strict=True)
-            remember(plan.context.run_dir, plan.recipe.path, *chosen, plan.facts())
+            remember(plan.context.run_dir, plan.recipe.origin, *chosen, plan.facts())
         else:
             # Of single models, which is no comparison to come back to, but a result to keep.
             remember_evaluations(plan.context.run_dir, (row.target.label for row in plan.rows))

@@ -12,8 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from verl_s2d import redaction
 from verl_s2d.data.files import write_json
 from verl_s2d.errors import UserError
+from verl_s2d.recipe.schema import Origin
 
 _RECORD = "run.json"
 _LOCK = "lock"
@@ -68,18 +70,25 @@ def read_record(run_dir: Path) -> dict | None:
 
 
 def remember(
-    run_dir: Path, recipe_file: Path, rows: Iterable[str], seeds: Iterable[int], facts: Mapping[str, Any]
+    run_dir: Path, origin: Origin, rows: Iterable[str], seeds: Iterable[int], facts: Mapping[str, Any]
 ) -> None:
-    """Enter the recipe's file into the record, and add rows and seeds to those ever asked for here, which `gc` keeps.
+    """Enter the recipe's origin into the record, and add rows and seeds to those ever asked for here, which `gc` keeps.
     `facts` (keywords of the report's `Facts`) are for a report without the recipe. Requires the lock."""
     record = read_record(run_dir)
     _enter(
         run_dir,
-        file=str(recipe_file),
+        file=str(origin.path),
+        overrides=recorded_overrides(origin.overrides),
+        shrink=origin.shrink,
         rows=list(dict.fromkeys([*record.get("rows", ()), *rows])),
         seeds=sorted({*record.get("seeds", ()), *seeds}),
         facts=dict(facts),
     )
+
+
+def recorded_overrides(overrides: Iterable[str]) -> list[str]:
+    """Return overrides as the record keeps them: secrets are hidden."""
+    return redaction.current().data(list(overrides))
 
 
 def remember_evaluations(run_dir: Path, labels: Iterable[str]) -> None:

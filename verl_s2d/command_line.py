@@ -1,0 +1,107 @@
+"""Options of the command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from verl_s2d import __version__
+from verl_s2d.recipe.cli_overrides import is_override
+
+_OVERRIDES = "instead of what the recipe says, as in hydra: stages.opd.steps=50 seeds=[0,1]"
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line; `command` is the name of the command, `changes` the overrides of its recipe.
+
+    Overrides may stand anywhere after the recipe: argparse gives those behind options back.
+    """
+    parser = _parser()
+    options, rest = parser.parse_known_args(argv)
+    words = getattr(options, "models", [])
+    takes_overrides = hasattr(options, "changes")
+    if takes_overrides:
+        options.changes = [*options.changes, *filter(is_override, [*words, *rest])]
+    if words:
+        options.models = [word for word in words if not is_override(word)]
+        if not options.models:
+            parser.error("name a model")
+    unknown = [word for word in rest if not (takes_overrides and is_override(word))]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="verl-s2d", description="Teacher RL, forward-KL warmup, OPD, student RL on verl."
+    )
+    parser.add_argument("--version", action="version", version=f"verl-s2d {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, text: str, *, recipe_optional: bool = False) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=name)
+        sub.add_argument("recipe", type=Path, nargs="?" if recipe_optional else None, help="recipe yaml")
+        if name != "evaluate":
+            sub.add_argument("changes", nargs="*", metavar="key=value", help=_OVERRIDES)
+        sub.add_argument("--rows", type=_names, help="rows, comma separated, or `all` (default: the recipe's)")
+        sub.add_argument("--seeds", type=_numbers, help="seeds, comma separated (default: the recipe's)")
+        sub.add_argument("--run-dir", type=Path, help="where stages are kept (default: runs/<recipe name>)")
+        sub.add_argument("--shrink", action="store_true", help="the same recipe at tiny size on this machine: minutes")
+        sub.add_argument("--json", action="store_true", help="print JSON on standard output")
+        return sub
+
+    check = command("check", "is everything in place, before anything starts", recipe_optional=True)
+    text = "also one step of stage 2b with the student as its own teacher: do the engines agree (takes minutes)"
+    check.add_argument("--self-test", action="store_true", help=text)
+    plan = command("plan", "show the graph: what is cached, what each stage will do, need and cost")
+    plan.add_argument("--overrides", action="store_true", help="with the exact command of every stage")
+    run = command("run", "build what is missing, then report; running again resumes")
+    run.add_argument("--keep-going", action="store_true", help="after a failure go on with independent stages")
+    command("status", "what is done, running, missing")
+    evaluate = command("evaluate", "avg@k of models or finished stages, compared on the recipe's sets")
+    model = "name or directory of a stage of the rows, model directory, or hub id"
+    evaluate.add_argument("models", nargs="+", metavar="model", help=f"{model}; or key=value as for run")
+    evaluate.set_defaults(changes=[])
+    command("report", "accuracy and ledger of the finished rows; a run directory will do for the recipe")
+    gc = command("gc", "what no kept row needs: a dry run unless --delete; takes a run directory, too")
+    choice = gc.add_mutually_exclusive_group()
+    choice.add_argument("--delete", action="store_true", help="remove it")
+    choice.add_argument("--dry-run", action="store_true", help="only say what would be removed (default)")
+    verify = commands.add_parser("verify", help="read every output of a run and compare it with its digest")
+    verify.set_defaults(command="verify")
+    verify.add_argument("run", type=Path, help="run directory, or the recipe whose default run directory it is")
+    verify.add_argument("--json", action="store_true", help="print JSON on standard output")
+    text = "does all that a recipe needs work on this machine's GPU, and how fast (about ten minutes); run it first"
+    gpu = commands.add_parser("gpu-check", help=text, description=text)
+    gpu.set_defaults(command="gpu-check")
+    gpu.add_argument("--parts", type=_names, help="names, comma separated (default: all)")
+    gpu.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a tiny run that needs no GPU")
+    gpu.add_argument("--out", type=Path, default=Path("gpu-check.json"), help="the report (default: gpu-check.json)")
+    gpu.add_argument("--model", type=Path, help="directory of real weights for the parts that load a model")
+    gpu.add_argument("--recipe", type=Path, help="recipe whose hours are estimated from the speed of this machine")
+    gpu.add_argument("--keep", type=Path, metavar="DIR", help="keep logs and models here (default: deleted)")
+    text = "DAPO-Math-17k, MATH-500 and AIME in verl's columns: deduplicated, checked for contamination, halved"
+    settings = (
+        "train, eval (comma separated), template=boxed|dapo, thinking, seed, contamination=report|remove, ngram, "
+        "overlap, sources.<set>=<parquet or hub id>; described in verl_s2d/data/prepare.py"
+    )
+    prepare = commands.add_parser("prepare", help=text, description=text)
+    prepare.set_defaults(command="prepare")
+    prepare.add_argument("out", type=Path, help="directory to write")
+    prepare.add_argument("settings", nargs="*", metavar="key=value", help=settings)
+    prepare.add_argument("--json", action="store_true", help="print the manifest as JSON on standard output")
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"not integers: {text!r}") from None
