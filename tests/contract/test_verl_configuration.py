@@ -9,7 +9,6 @@ from omegaconf import OmegaConf
 from tests.support.paths import ROOT
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.stages.planning import make_plan
-from verl_s2d.stages.shared.batch_settings import VERL_BATCH_DEFAULTS
 
 QUICKSTART = ROOT / "recipes" / "quickstart" / "quickstart.yaml"
 CONFIGS = {
@@ -25,9 +24,13 @@ def composed(module: str, overrides: list[str]):
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory) -> dict[str, list[str]]:
+def plan(tmp_path_factory):
+    return make_plan(load_recipe(QUICKSTART), run_dir=tmp_path_factory.mktemp("run"), rows=None, seeds=None)
+
+
+@pytest.fixture(scope="module")
+def commands(plan) -> dict[str, list[str]]:
     """Kind -> the command of one quickstart stage of that kind."""
-    plan = make_plan(load_recipe(QUICKSTART), run_dir=tmp_path_factory.mktemp("run"), rows=None, seeds=None)
     return {node.kind: list(node.stage.command(node, plan.context, 1).argv) for node in plan.order}
 
 
@@ -54,10 +57,12 @@ def test_nothing_in_a_stages_configuration_trusts_remote_code(commands, kind):
     assert len(found) >= 2 and not any(found.values()), found
 
 
-@pytest.mark.parametrize("key", VERL_BATCH_DEFAULTS)
-def test_repeated_default_is_verls(key):
-    config = composed("verl.trainer.main_ppo", [])
-    assert OmegaConf.select(config, key, throw_on_missing=True) == VERL_BATCH_DEFAULTS[key]
+@pytest.mark.parametrize("kind", ["grpo", "opd", "warmup"])
+def test_composing_without_verl_gives_what_verl_composes(plan, kind):
+    node = next(node for node in plan.order if node.kind == kind)
+    _, _, module, *overrides = node.stage.command(node, plan.context, 1).argv
+    expected = OmegaConf.to_container(composed(module, overrides), resolve=True)
+    assert node.stage.composed_settings(node, plan.context) == expected
 
 
 def test_gradients_are_clipped_as_published():

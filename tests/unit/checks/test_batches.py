@@ -36,7 +36,7 @@ SCORES = {f"actor_rollout_ref.{s}.log_prob_micro_batch_size_per_gpu": 2 for s in
     ],
 )
 def test_batches_divide_among_data_parallel_ranks_not_gpus(tmp_path, verl):
-    recipe = write_project(tmp_path, stages__opd__verl={**GOOD, **verl}, cluster__gpus_per_node=4)
+    recipe = write_project(tmp_path, stages__opd__verl={**GOOD, **verl}, cluster__gpus_per_node=4, cluster__device="cuda")
     plan = make_plan(load_recipe(recipe), run_dir=tmp_path / "run", rows=["half-split"])
     check_batches(plan, [node for node in plan.order if node.kind == "opd"])
 
@@ -81,7 +81,7 @@ def test_batches_divide_among_data_parallel_ranks_not_gpus(tmp_path, verl):
 )
 def test_batches_that_workers_with_parallel_models_would_reject(tmp_path, verl, key, words):
     chosen = {**GOOD, **SCORES, **verl}
-    recipe = write_project(tmp_path, stages__opd__verl=chosen, cluster__gpus_per_node=4)
+    recipe = write_project(tmp_path, stages__opd__verl=chosen, cluster__gpus_per_node=4, cluster__device="cuda")
     plan = make_plan(load_recipe(recipe), run_dir=tmp_path / "run", rows=["half-split"])
     with pytest.raises(UserError) as refused:
         check_batches(plan, [node for node in plan.order if node.kind == "opd"])

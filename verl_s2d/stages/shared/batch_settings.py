@@ -7,26 +7,19 @@ from typing import Any
 
 from verl_s2d.errors import UserError
 from verl_s2d.stages.shared.node_settings import merged_verl
+from verl_s2d.verl_settings.composed import verl_default
 from verl_s2d.verl_settings.overrides import value_of
 from verl_s2d.workflow.graph import Node
 
 TRAIN, MINI = "data.train_batch_size", "actor_rollout_ref.actor.ppo_mini_batch_size"
 N = "actor_rollout_ref.rollout.n"
-VERL_BATCH_DEFAULTS = {
-    TRAIN: 1024,
-    MINI: 256,
-    "actor_rollout_ref.actor.ppo_epochs": 1,
-    N: 1,
-    "actor_rollout_ref.actor.use_dynamic_bsz": False,
-    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": 16_384,
-}
-"""Values of verl 0.9's yaml where neither overlay nor recipe gives one (a contract test compares them)."""
 _TOKENS = {"warmup": "data.max_token_len_per_gpu"}
 
 
 def batch_setting(node: Node, key: str) -> Any:
-    """The value of one of VERL_BATCH_DEFAULTS' keys for this node."""
-    return value_of(merged_verl(node), key, VERL_BATCH_DEFAULTS[key])
+    """Look up a key of verl's RL configuration for a node: the recipe's value, or verl's."""
+    chosen = value_of(merged_verl(node), key, verl_default)
+    return verl_default(key) if chosen is verl_default else chosen
 
 
 def micro_batch_tokens(kind: str, longest: int) -> dict[str, int]:
@@ -39,7 +32,7 @@ def micro_batch_tokens(kind: str, longest: int) -> dict[str, int]:
         longest: tokens of a sequence at most, prompt and response.
     """
     key = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
-    return {_TOKENS.get(kind, key): max(VERL_BATCH_DEFAULTS[key], 2 * longest)}
+    return {_TOKENS.get(kind, key): max(verl_default(key), 2 * longest)}
 
 
 def require_batch_sizes(node: Node) -> None:

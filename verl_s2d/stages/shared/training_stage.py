@@ -12,6 +12,7 @@ from verl_s2d.stages.shared.best_checkpoint import hand_off_best
 from verl_s2d.stages.shared.budget import last_step
 from verl_s2d.stages.shared.hand_off import finished, hand_off, kept
 from verl_s2d.stages.shared.node_settings import merged_verl
+from verl_s2d.verl_settings.composed import Configuration, composed
 from verl_s2d.verl_settings.overrides import value_of
 from verl_s2d.verl_settings.stage_sizes import Training
 from verl_s2d.workflow.failures import StageFailed
@@ -45,15 +46,25 @@ class TrainingStage(Stage):
     """Common parts of the stages that train.
 
     Attributes:
+        configuration: that its trainer composes.
         keep_key: verl's name of the number of checkpoints to keep.
         model_section: verl's section of the model that is trained.
     """
 
     trains = True
     needs_ray = True
+    configuration: ClassVar[Configuration]
     keep_key: ClassVar[str]
     model_section: ClassVar[str]
     reserved = _RESERVED
+
+    def composed_settings(self, node: Node, context: Context) -> Mapping[str, Any]:
+        """Compose the configuration that its trainer will run with.
+
+        Raises:
+            UserError: hydra does not accept an override.
+        """
+        return composed(self.configuration, self.command(node, context, 1).argv[3:])
 
     @abstractmethod
     def demand(self, settings: Mapping[str, Any], longest: int) -> Training:

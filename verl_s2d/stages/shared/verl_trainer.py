@@ -12,6 +12,7 @@ from verl_s2d.stages.shared.batch_settings import batch_setting
 from verl_s2d.stages.shared.budget import left, steps_to_ask_for
 from verl_s2d.stages.shared.node_settings import merged_verl
 from verl_s2d.stages.shared.training_stage import MODEL, SEED, SLICE, STAGE, STEPS, TRUST, TrainingStage
+from verl_s2d.verl_settings.composed import RL
 from verl_s2d.verl_settings.overrides import hydra_arguments, merge, value_of
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.hosts.ray_places import RL_CPUS_PER_WORKER, Demand, default_storage_units
@@ -42,6 +43,7 @@ _RESERVED = TrainingStage.reserved | {
 class VerlTrainerStage(TrainingStage):
     """Common parts of the stages whose trainer is one of verl's."""
 
+    configuration = RL
     keep_key = "trainer.max_actor_ckpt_to_keep"
     model_section = "actor_rollout_ref.model"
     reserved = _RESERVED

@@ -10,6 +10,7 @@ from verl_s2d.stages.shared import panels
 from verl_s2d.stages.shared.budget import length
 from verl_s2d.stages.shared.node_settings import merged_verl
 from verl_s2d.stages.shared.training_stage import MODEL, SEED, SLICE, TRUST, TrainingStage
+from verl_s2d.verl_settings.composed import WARMUP
 from verl_s2d.verl_settings.from_verl import read_warmup
 from verl_s2d.verl_settings.overrides import hydra_arguments, merge
 from verl_s2d.verl_settings.stage_sizes import Training
@@ -23,6 +24,7 @@ class Warmup(TrainingStage):
     verifier, no answers."""
 
     kind = "warmup"
+    configuration = WARMUP
     keep_key = "trainer.max_ckpt_to_keep"
     model_section = "model"
     consumes = ("updates",)

@@ -1,0 +1,67 @@
+"""The configuration that a trainer would compose, read without importing verl or torch."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from verl_s2d.errors import UserError
+
+RL, WARMUP = ("verl", "trainer/config", "ppo_trainer"), ("verl_s2d", "stages/warmup", "s2d_warmup")
+"""Package, folder in it, and name of the configurations of verl's RL trainer and of stage 2a's trainer."""
+
+Configuration = tuple[str, str, str]
+
+
+def composed(configuration: Configuration, overrides: Iterable[str] = ()) -> Mapping[str, Any]:
+    """Compose a configuration with overrides, `key=value` each, and resolve it.
+
+    Raises:
+        UserError: hydra does not accept an override, or verl is not installed.
+    """
+    # Where hydra itself writes is no setting of verl's, and only its command line knows it.
+    return _composed(configuration, tuple(text for text in overrides if not text.startswith("hydra.")))
+
+
+@functools.lru_cache(maxsize=256)
+def _composed(configuration: Configuration, overrides: tuple[str, ...]) -> Mapping[str, Any]:
+    package, folder, name = configuration
+    # Its own searchpath names verl as a package, which hydra would import.
+    verl = f"hydra.searchpath=[file://{_folder(*RL[:2])}]"
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(_folder(package, folder)), version_base=None):
+            return OmegaConf.to_container(compose(name, [verl, *overrides]), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        # Of hydra's messages the first line says what, and of its cause's why.
+        lines = [str(e).strip().partition("\n")[0] for e in (error, error.__cause__) if e is not None]
+        raise UserError(
+            f"verl's configuration cannot be composed: {'; '.join(dict.fromkeys(lines))}",
+            key="verl",
+            remedy="Change the key that the message names; `verl-s2d plan --overrides` shows all of a stage's.",
+        ) from error
+
+
+@functools.cache
+def verl_default(key: str) -> Any:
+    """Look up the value of a dotted key in verl's RL configuration without overrides."""
+    value: Any = composed(RL)
+    for name in key.split("."):
+        value = value[name]
+    return value
+
+
+def _folder(package: str, folder: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"The package {package} is not installed.", key=package, remedy="See Install in the README.")
+    return Path(next(iter(spec.submodule_search_locations))) / folder
