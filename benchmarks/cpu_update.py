@@ -23,7 +23,7 @@ from pathlib import Path
 from verl.utils import tensordict_utils as tu
 
 from tests.support.ranks.cpu_updates import PACKS, Sizes, batch, configuration, worker
-from verl_s2d.recipe import arguments
+from verl_s2d import arguments
 
 QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart"
 RECOMPUTES = "actor_rollout_ref.model.enable_gradient_checkpointing"

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.support.verifiers.hostile_latex import KINDS
 from tests.support.verifiers.math_answers import DIFFERENT, SAME
-from verl_s2d.recipe import arguments
+from verl_s2d import arguments
 from verl_s2d.verifiers.math.mathematics import Options, judge
 
 

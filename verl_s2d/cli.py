@@ -217,8 +217,8 @@ def _gpu_check(options: argparse.Namespace) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> int:
+    from verl_s2d import arguments
     from verl_s2d.data.prepare import Options, prepare
-    from verl_s2d.recipe import arguments
     from verl_s2d.report.command_text import prepare_text
 
     manifest = prepare(arguments.parse([f"out={options.out}", *options.settings], Options))

@@ -90,7 +90,7 @@ def _refused(error: ValidationError, data: Any, section: str) -> Refused:
         return own.below(key)
     if faults[0]["type"] == "missing":
         parent, _, name = key.rpartition(".")
-        return Refused("A required key is missing.", key=key, remedy=f"Add `{name}:` to {parent or 'the recipe'}.")
+        return Refused("A required key is missing.", key=key, remedy=f"Add `{name}`{parent and f' below {parent}'}.")
     # A value that may be of several types has a fault for each.
     told = [_told(fault) for fault in faults if _key(fault, data, section) == key]
     remedy = " Or: ".join(dict.fromkeys(remedy for _, remedy in told))

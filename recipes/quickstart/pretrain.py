@@ -27,8 +27,8 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
+from verl_s2d import arguments
 from verl_s2d.errors import UserError
-from verl_s2d.recipe import arguments
 
 PAD, END = "<pad>", "<|im_end|>"
 # verl's rollout picks its Qwen rules by the model type; they need END and a line break to be one token each.

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import pyarrow as pa
 from reasoning_gym import create_dataset
 
+from verl_s2d import arguments
 from verl_s2d.data.files import write_parquet
-from verl_s2d.recipe import arguments
 
 TERMS = 4
 LOWEST, HIGHEST = -45, 50

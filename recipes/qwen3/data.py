@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
+from verl_s2d import arguments
 from verl_s2d.data.prepare import Options, prepare
 from verl_s2d.errors import UserError
-from verl_s2d.recipe import arguments
 from verl_s2d.report.command_text import prepare_text
 
 if __name__ == "__main__":

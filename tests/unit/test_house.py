@@ -20,6 +20,7 @@ ORDER = (
         "logs",
         "redaction",
         "validation",
+        "arguments",
         "objectives",
         "data",
         "platforms",
@@ -33,7 +34,6 @@ ORDER = (
 """Rooms of the package. A module imports from its own room and from those before it."""
 
 KNOWN = {
-    ("data", "recipe"): "slices are made from arguments that recipe/arguments.py parses",
     ("recipe", "stages"): "the type of the builder that rows are functions of",
 }
 """Imports that point up, with their reasons. An entry that is no longer needed has to go."""

@@ -17,10 +17,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from verl_s2d import arguments
 from verl_s2d.data.files import write_json, write_parquet
 from verl_s2d.data.problems import COLUMNS, check_disjoint, problems_of, read_problems, read_table
 from verl_s2d.errors import UserError
-from verl_s2d.recipe import arguments
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.support.verifiers.hostile_latex import KINDS, TRUTHS
-from verl_s2d.recipe import arguments
+from verl_s2d import arguments
 from verl_s2d.verifiers.math.mathematics import Options, judge
 from verl_s2d.verifiers.process_pool import shared
 

@@ -14,8 +14,8 @@ import yaml
 
 from tests.support.paths import ROOT
 from tests.support.workflow.stage import play
+from verl_s2d import arguments
 from verl_s2d.data import slices
-from verl_s2d.recipe import arguments
 from verl_s2d.workflow.hosts.process import SubprocessLauncher
 
 STAGE = Path(__file__).with_name("stage.py")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from verl_s2d import arguments
 from verl_s2d.data.files import write_json, written_whole
 from verl_s2d.errors import UserError
-from verl_s2d.recipe import arguments
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
@@ -90,4 +90,4 @@ def test_a_user_error_ends_the_process_without_a_traceback(monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
         arguments.run(print, Options)
     assert caught.value.code == 2
-    assert capsys.readouterr().err.startswith("error: A required argument is missing.\n  key:    out\n")
+    assert capsys.readouterr().err.startswith("error: A required key is missing.\n  key:    out\n")

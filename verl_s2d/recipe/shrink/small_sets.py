@@ -75,6 +75,6 @@ def cut(file: Path, to: Path) -> None:
 
 
 if __name__ == "__main__":
-    from verl_s2d.recipe import arguments
+    from verl_s2d import arguments
 
     arguments.run(main, Options)

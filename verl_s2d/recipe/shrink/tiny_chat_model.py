@@ -25,9 +25,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from verl_s2d import arguments
 from verl_s2d.data.templates import TEMPLATES
 from verl_s2d.errors import UserError
-from verl_s2d.recipe import arguments
 from verl_s2d.recipe.shrink.digit_sums import problems
 
 PAD = "<pad>"

@@ -22,11 +22,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from verl_s2d import arguments
 from verl_s2d.data.files import discard_unfinished, write_json, write_parquet
 from verl_s2d.data.problems import Problem, read_problems
 from verl_s2d.errors import UserError
 from verl_s2d.platforms.environment import prepare_for_vllm
-from verl_s2d.recipe import arguments
 from verl_s2d.recipe.pass_at_k import check_pass_at, mean_pass_at, usual_ks
 from verl_s2d.sampling.complete import complete
 from verl_s2d.sampling.engine import on_cpu

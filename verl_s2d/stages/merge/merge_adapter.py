@@ -22,8 +22,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from verl_s2d import arguments
 from verl_s2d.errors import UserError
-from verl_s2d.recipe import arguments
 
 _INDEX = "model.safetensors.index.json"
 _PREFIX, _BASE, _A, _B = "base_model.model.", ".base_layer.weight", ".lora_A.default.weight", ".lora_B.default.weight"

@@ -30,11 +30,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from verl_s2d import arguments
 from verl_s2d.data.files import discard_unfinished, write_json, written_whole
 from verl_s2d.data.problems import read_problems
 from verl_s2d.errors import UserError
 from verl_s2d.platforms.environment import prepare_for_vllm
-from verl_s2d.recipe import arguments
 from verl_s2d.sampling.complete import complete
 from verl_s2d.sampling.engine import on_cpu
 from verl_s2d.sampling.prompts import load_tokenizer, render_prompt
