@@ -107,6 +107,8 @@ def found(root, words) -> list[str]:
     """`file: word` for every word in any file below root that is no output of a started process."""
     hits = []
     for folder, _, files in os.walk(root):
+        if os.path.basename(folder) == "worker-logs":
+            continue
         for file in set(files) - WRITTEN_BY_PROCESSES:
             with open(os.path.join(folder, file), "rb") as stream:
                 content = stream.read()
