@@ -27,7 +27,7 @@ from verl_s2d import arguments
 
 QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart"
 RECOMPUTES = "actor_rollout_ref.model.enable_gradient_checkpointing"
-OBJECTIVE = {"+s2d.objective": "reverse_kl"}
+OBJECTIVE = {"+s2d.signal.type": "reverse_kl"}
 VARIANTS = {
     "packed, recomputing": {PACKS: True, RECOMPUTES: True},
     "padded, recomputing": {PACKS: False, RECOMPUTES: True},

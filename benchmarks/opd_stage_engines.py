@@ -156,10 +156,10 @@ class Updates:
             self.ask_teacher(self.batch(TEACHER))
 
     def _with_teacher(self) -> StudentTeacherWorker:
-        teacher = {"+s2d.teacher.path": str(self._models / "teacher"), "+s2d.objective": "reverse_kl"}
+        teacher = {"+s2d.teacher.path": str(self._models / "teacher"), "+s2d.signal.type": "reverse_kl"}
         config = verl_config(self._models, self._case, teacher)
         with open_dict(config):
-            config.actor_rollout_ref.s2d = read_opd_config(config).for_workers()
+            config.actor_rollout_ref.s2d = read_opd_config(config).written()
         worker = StudentTeacherWorker(config.actor_rollout_ref, "actor")
         worker.role = "actor_ref"  # what to build: the two models, and no rollout engine beside them
         worker.init_model()

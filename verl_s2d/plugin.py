@@ -34,7 +34,9 @@ def _register() -> None:
     from verl_s2d.platforms.environment import cpu_requested
 
     STATUS.done.append("platform cpu")
-    _import_after("verl.trainer.ppo.core_algos", "verl_s2d.signals.advantage_estimator", "advantage estimator s2d_opd")
+    _import_after(
+        "verl.trainer.ppo.core_algos", "verl_s2d.signals.in_verl.advantage_estimator", "advantage estimator s2d_opd"
+    )
     _import_after("verl.trainer.ppo.v1.trainer_sync", "verl_s2d.stages.opd.trainer", "trainer s2d_opd")
     _import_after("verl.trainer.ppo.v1.trainer_sync", "verl_s2d.stages.grpo.trainer", "trainer s2d_grpo")
     _import_after(

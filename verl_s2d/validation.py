@@ -35,14 +35,15 @@ class Section(BaseModel):
     @classmethod
     def known_keys(cls) -> list[str]:
         """Return the keys a user may write in this section."""
-        return list(cls.model_fields)
+        return _keys(cls)
 
     @model_validator(mode="before")
     @classmethod
     def _no_unknown_keys(cls, data: Any) -> Any:
         # Ahead of pydantic's own refusal, which does not name the nearest key.
+        keys = _keys(cls)
         for name in data if isinstance(data, Mapping) else ():
-            if name not in cls.model_fields:
+            if name not in keys:
                 raise Refused(
                     "Unknown key.", key=str(name), value=data[name], remedy=suggestion(name, cls.known_keys())
                 )
@@ -80,6 +81,10 @@ def suggestion(word: Any, known: Iterable[str]) -> str:
 def join(section: str, name: str) -> str:
     """Join two dotted keys, either of which may be empty; the index of a list is written `[i]`."""
     return f"{section}{name}" if not (section and name) or name.startswith("[") else f"{section}.{name}"
+
+
+def _keys(section: type[Section]) -> list[str]:
+    return [field.alias or name for name, field in section.model_fields.items()]
 
 
 def _refused(error: ValidationError, data: Any, section: str) -> Refused:

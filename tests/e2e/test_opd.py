@@ -32,7 +32,7 @@ def trained(verl, teacher, student, prompts, tmp_path_factory):
         overrides=BATCH
         | {
             "+s2d.teacher.path": str(teacher),
-            "+s2d.beta": 0.5,
+            "+s2d.signal.beta": 0.5,
         }
         | dumping(out / "batch.pt"),
     )
@@ -118,7 +118,7 @@ def test_two_ranks_start_from_the_same_divergence_and_train(verl, trained, teach
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("objective", "more"), [("reverse_kl", {"+s2d.health_top_k": 4}), ("jsd", {"+s2d.keep_tokens": 0.5})]
+    ("objective", "more"), [("reverse_kl", {"+s2d.health_top_k": 4}), ("jsd", {"+s2d.signal.keep_tokens": 0.5})]
 )
 def test_an_exact_divergence_falls_and_starts_where_the_sampled_one_does(
     verl, trained, teacher, student, prompts, tmp_path, objective, more
@@ -129,7 +129,7 @@ def test_an_exact_divergence_falls_and_starts_where_the_sampled_one_does(
         data=prompts,
         out=tmp_path,
         steps=10,
-        overrides=BATCH | {"+s2d.teacher.path": str(teacher), "+s2d.objective": objective} | more,
+        overrides=BATCH | {"+s2d.teacher.path": str(teacher), "+s2d.signal.type": objective} | more,
     )
     assert metrics[1]["s2d/reverse_kl"] == pytest.approx(trained[1][1]["s2d/reverse_kl"], rel=0.4)
     assert "both logits are made" not in (tmp_path / "log.txt").read_text()

@@ -35,7 +35,7 @@ def _register(opd) -> None:
         def _compute_advantage(self, batch, metrics):
             result = super()._compute_advantage(batch, metrics)
             if self.global_steps == 1:
-                fields = [*FIELDS, *(SAMPLED if self.s2d.objective == "advantage" else ())]
+                fields = [*FIELDS, *(SAMPLED if not self.s2d.exact else ())]
                 data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
                 rows = {name: [row.clone() for row in data[name].unbind()] for name in fields}
                 torch.save(rows, os.environ["S2D_BATCH_DUMP"])

@@ -19,6 +19,7 @@ ORDER = (
         "errors",
         "logs",
         "redaction",
+        "user_code",
         "validation",
         "arguments",
         "objectives",

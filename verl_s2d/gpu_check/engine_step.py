@@ -16,13 +16,12 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.dataset.dataset_utils import SFTTensorCollator
 from verl.workers.engine_workers import TrainingWorkerConfig
 
-from verl_s2d.signals.aggregation import ResponseMean
-from verl_s2d.signals.full_vocabulary import FullVocabularyLoss, Objective
-from verl_s2d.stages.opd.worker import TeacherWorker
+from verl_s2d.signals.in_verl.aggregation import ResponseMean
 from verl_s2d.stages.shared.distilled_worker import DistilledWorker
-from verl_s2d.stages.warmup.config_checks import check_cache, warmup_objective
+from verl_s2d.stages.warmup.config_checks import check_cache, read_warmup_settings
 from verl_s2d.stages.warmup.rollout_dataset import CachedRollouts
 from verl_s2d.stages.warmup.worker import WarmupWorker
+from verl_s2d.teachers.frozen_engines import FrozenWorker, distinct, frozen_workers
 from verl_s2d.verl_settings.overrides import overlay
 
 
@@ -61,33 +60,31 @@ def warmup_worker(config: DictConfig, rollouts: CachedRollouts) -> WarmupWorker:
     worker_config = _worker_config(config)
     worker = WarmupWorker(
         worker_config,
-        teacher_path=config.s2d.teacher.path,
-        trust_remote_code=False,
-        objective=warmup_objective(config, check_cache(config, worker_config.model_config, rollouts)),
-        skip_limit=config.s2d.skip_limit,
+        settings=read_warmup_settings(config.s2d).written(),
+        vocab_size=check_cache(config, worker_config.model_config, rollouts),
     )
     worker.reset()
     return worker
 
 
 def opd_workers(
-    config: DictConfig, objective: Objective, *, loss_agg_mode: str = "token-mean"
-) -> tuple[DistilledWorker, TeacherWorker]:
-    """Build student and teacher as StudentTeacherWorker joins them in stage 2b, without its rollout engine."""
-    worker_config = _worker_config(config)
-    frozen = dataclasses.replace(
+    config: DictConfig, vocab_size: int, *, loss_agg_mode: str = "token-mean"
+) -> tuple[DistilledWorker, dict[str, FrozenWorker]]:
+    """Build student and frozen models as StudentTeacherWorker joins them in stage 2b, without its rollout engine.
+
+    Args:
+        config: the warmup's, whose `s2d` is read as stage 2b's, with a signal over the whole vocabulary.
+    """
+    worker_config, settings = _worker_config(config), read_warmup_settings(config.s2d)
+    frozen_config = dataclasses.replace(
         worker_config, engine_config=dataclasses.replace(worker_config.engine_config, forward_only=True)
     )
-    student = DistilledWorker(worker_config, skip_limit=config.s2d.skip_limit)
-    teacher = TeacherWorker(frozen, teacher_path=config.s2d.teacher.path)
-    for worker in (teacher, student):
+    student = DistilledWorker(worker_config, skip_limit=settings.skip_limit)
+    frozen = frozen_workers(frozen_config, settings.models)
+    for worker in (*distinct(frozen), student):
         worker.reset()
-    aggregate = ResponseMean(loss_agg_mode)
-    loss = FullVocabularyLoss(
-        objective, student=student.engine, teacher=teacher.engine, aggregate=aggregate, prefix="actor/"
-    )
-    student.learn_from(teacher.engine, loss, objective.keep_tokens)
-    return student, teacher
+    student.learn_from(frozen, settings, vocab_size=vocab_size, aggregate=ResponseMean(loss_agg_mode), prefix="actor/")
+    return student, frozen
 
 
 def _worker_config(config: DictConfig) -> TrainingWorkerConfig:

@@ -14,7 +14,7 @@ from verl_s2d.objectives.chunked_pass import Settings
 from verl_s2d.objectives.chunks import as_logits, shared_size, tokens_at_a_time, wanted_rows
 from verl_s2d.objectives.differentiable import GivenDivergence, LinearDivergence
 from verl_s2d.objectives.divergence_kernel import OBJECTIVES
-from verl_s2d.objectives.logits import LinearLogits
+from verl_s2d.objectives.logits import ComposedLogits, GivenLogits, LinearLogits
 from verl_s2d.objectives.vocabulary import VocabularyShard, WholeVocabulary
 
 
@@ -41,8 +41,8 @@ class Divergence(NamedTuple):
 
 @torch.compiler.disable
 def divergence(
-    student: torch.Tensor | LinearLogits,
-    teacher: torch.Tensor | LinearLogits,
+    student: torch.Tensor | LinearLogits | GivenLogits,
+    teacher: torch.Tensor | LinearLogits | GivenLogits | ComposedLogits,
     *,
     objective: str = "forward_kl",
     beta: float = 0.5,
@@ -69,7 +69,7 @@ def divergence(
     Args:
         student: logits (tokens, V_s), or LinearLogits, whose hidden states, head and bias get gradients where they
             ask for them (a frozen head costs nothing). Batches of sequences are to be flattened to (tokens, ...).
-        teacher: logits (tokens, V_t), or LinearLogits; constant.
+        teacher: logits (tokens, V_t), LinearLogits, or several of these as ComposedLogits; constant.
         objective: forward_kl, reverse_kl or jsd.
         beta: of jsd, between 0 and 1: 0 tends to beta * forward KL, 1 to (1 - beta) * reverse KL.
         mask: (tokens,), nonzero on tokens wanted. The others are left out of every product; their results and
@@ -126,6 +126,8 @@ def _check(student, teacher, objective, beta, vocab_size, shard) -> None:
         raise ValueError(f"objective {objective!r} is none of {OBJECTIVES}")
     if objective == "jsd" and not 0 < beta < 1:
         raise ValueError(f"beta {beta} of jsd is not between 0 and 1; at the ends use reverse_kl or forward_kl")
+    if isinstance(student, ComposedLogits):
+        raise ValueError("composed logits have no gradient, so they are a teacher's only")
     if student.tokens != teacher.tokens:
         raise ValueError(f"student has {student.tokens} tokens, teacher {teacher.tokens}")
     if shard is not None and vocab_size is None:

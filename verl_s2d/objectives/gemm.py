@@ -45,6 +45,21 @@ def logits_of(hidden: torch.Tensor, head: torch.Tensor, out: torch.Tensor) -> to
     return out
 
 
+def add_logits_of(hidden: torch.Tensor, head: torch.Tensor, out: torch.Tensor, factor: float) -> None:
+    """out += factor * hidden @ head.T; shapes and dtypes as in `logits_of`."""
+    if takes_low_precision(head, out.dtype):
+        torch.addmm(out, hidden.to(head.dtype), head.T, out_dtype=out.dtype, alpha=factor, out=out)
+        return
+    hidden = hidden.to(out.dtype)
+    fast = _goes_to_onednn(hidden, head, out.dtype)
+    for part in _parts(len(head)):
+        rows = head[part].to(out.dtype)
+        if fast:
+            out[:, part].add_(_linear(hidden, rows), alpha=factor)
+        else:
+            out[:, part].addmm_(hidden, rows.T, alpha=factor)
+
+
 def operand(gradient: torch.Tensor, head: torch.Tensor, spare: torch.Tensor | None = None) -> torch.Tensor:
     """Gradient in the dtype of the head's products; (tokens, V).
 

@@ -1,14 +1,16 @@
-"""Where logits come from: a tensor that exists, or hidden states and a head whose product never exists as a whole."""
+"""Give logits chunk by chunk: from a tensor, from hidden states and a head, or from a weighted sum of these."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
+from itertools import islice
 
 import torch
 
-from verl_s2d.objectives.gemm import logits_of, wide
+from verl_s2d.objectives.gemm import add_logits_of, logits_of, wide
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,16 @@ class LinearLogits:
             out.div_(self.softcap).tanh_().mul_(self.softcap)
         return out if self.temperature == 1 else out.div_(self.temperature)
 
+    def add(self, rows: torch.Tensor | slice, out: torch.Tensor, factor: float) -> None:
+        """Add factor times the logits of these tokens and of the first out.shape[1] ids to out, (len(rows), ids)."""
+        if self.softcap is not None:
+            out.add_(self.write(rows, torch.empty_like(out)), alpha=factor)
+            return
+        factor, vocab_size = factor / self.temperature, out.shape[1]
+        add_logits_of(self.hidden[rows], self.head[:vocab_size], out, factor)
+        if self.bias is not None:
+            out.add_(self.bias[:vocab_size], alpha=factor)
+
     def slope(self, logits: torch.Tensor) -> torch.Tensor:
         """d logits / d (hidden @ head.T + bias) times temperature, of logits that `write` gave."""
         return 1 - (logits * (self.temperature / self.softcap)).square_()
@@ -139,3 +151,83 @@ class GivenLogits:
     def write(self, rows: torch.Tensor | slice, out: torch.Tensor) -> torch.Tensor:
         """Write the logits of these tokens and of the first out.shape[1] ids into out, (len(rows), ids)."""
         return out.copy_(self.logits[rows, : out.shape[1]])
+
+    def add(self, rows: torch.Tensor | slice, out: torch.Tensor, factor: float) -> None:
+        """Add factor times the logits of these tokens and of the first out.shape[1] ids to out, (len(rows), ids)."""
+        out.add_(self.logits[rows, : out.shape[1]], alpha=factor)
+
+
+@dataclass(frozen=True)
+class ComposedLogits:
+    """z = sum_i c_i z_i with sum_i c_i = 1: log q = sum_i c_i log p_i - log Z, the composed teacher. Never a student.
+
+    The parts are added in the buffer of a chunk, so composing takes no memory of its own.
+
+    Attributes:
+        parts: logits of as many tokens each.
+        factors: the c_i. A part of factor 0 is not computed. An id that a part with a negative factor rules out, with a
+            logit of -inf, has no q: it gives NaN.
+
+    Raises:
+        ValueError: other numbers of parts, factors or tokens, or factors that do not sum to 1.
+    """
+
+    parts: tuple[LinearLogits | GivenLogits, ...]
+    factors: tuple[float, ...]
+
+    softcap = None
+    temperature = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.parts or len(self.parts) != len(self.factors):
+            raise ValueError(f"{len(self.parts)} parts and {len(self.factors)} factors")
+        if not math.isclose(math.fsum(self.factors), 1, abs_tol=1e-9):
+            raise ValueError(f"factors {self.factors} do not sum to 1")
+        if len({part.tokens for part in self.parts}) > 1:
+            raise ValueError(f"parts of {[part.tokens for part in self.parts]} tokens")
+
+    @property
+    def tokens(self) -> int:
+        return self.parts[0].tokens
+
+    @property
+    def vocab_size(self) -> int:
+        return min(part.vocab_size for part in self.parts)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return reduce(torch.promote_types, (part.dtype for part in self.parts))
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts[0].device
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor | None, ...]:
+        return tuple(tensor for part in self.parts for tensor in part.tensors)
+
+    @property
+    def masks_ids(self) -> bool:
+        return any(part.masks_ids for part in self.parts)
+
+    @property
+    def rebuild(self) -> Callable[..., ComposedLogits]:
+        """tensors -> the same on them; holds none of this one's."""
+        return partial(_compose, [(part.rebuild, len(part.tensors)) for part in self.parts], self.factors)
+
+    def write(self, rows: torch.Tensor | slice, out: torch.Tensor) -> torch.Tensor:
+        """Write the logits of these tokens and of the first out.shape[1] ids into out, (len(rows), ids)."""
+        (first, factor), *others = zip(self.parts, self.factors, strict=True)
+        first.write(rows, out)
+        if factor != 1:
+            out.mul_(factor)
+        for part, factor in others:
+            if factor != 0:
+                part.add(rows, out, factor)
+        return out
+
+
+def _compose(parts: list[tuple[Callable, int]], factors: tuple[float, ...], *tensors) -> ComposedLogits:
+    """Build ComposedLogits of parts, each from as many of the tensors as it has."""
+    remaining = iter(tensors)
+    return ComposedLogits(tuple(build(*islice(remaining, count)) for build, count in parts), factors)

@@ -1,8 +1,8 @@
-"""A teacher in a forward-only engine, asked about one micro-batch at a time."""
+"""Ask frozen models in forward-only engines for their logits, one micro-batch at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, TypeVar
 
@@ -10,7 +10,8 @@ import torch
 from tensordict import TensorDict
 from verl.workers.engine import BaseEngine
 
-from verl_s2d.objectives.logits import LinearLogits
+from verl_s2d.objectives.chunks import as_logits
+from verl_s2d.objectives.logits import GivenLogits, LinearLogits
 from verl_s2d.teachers.lm_head_hook import HeadSeam
 from verl_s2d.teachers.megatron import forward, is_megatron, is_pipelined
 from verl_s2d.teachers.token_layout import uniform_temperature
@@ -77,3 +78,37 @@ class FrozenTeacher:
             else:
                 self._engine.forward_step(micro_batch, loss_function=processor, forward_only=True)
         return answers[0]
+
+
+class FrozenTeachers:
+    """Hands the logits of several frozen models to one function, inside the forward passes of all of them.
+
+    A sharded engine has its whole output embedding in its own forward pass only, so each pass runs inside the one
+    before it. Roles with the same engine share a pass.
+
+    Args:
+        engines: role -> forward-only engine, initialised.
+        linear: hand over hidden states and heads, and never make the logits.
+    """
+
+    def __init__(self, engines: Mapping[str, BaseEngine], *, linear: bool):
+        self._of_role = {role: id(engine) for role, engine in engines.items()}
+        self._teachers = {id(engine): FrozenTeacher(engine, linear=linear) for engine in engines.values()}
+
+    def precede(self, student: BaseEngine, loss: Callable[..., Any]) -> None:
+        """See FrozenTeacher.precede."""
+        for teacher in self._teachers.values():
+            teacher.precede(student, loss)
+
+    def consult(self, micro_batch: TensorDict, use: Callable[[Mapping[str, GivenLogits | LinearLogits]], T]) -> T:
+        """use(role -> logits) of a micro-batch; see FrozenTeacher.consult."""
+
+        def ask(waiting: list[int], found: dict[int, GivenLogits | LinearLogits]) -> T:
+            if not waiting:
+                return use({role: found[engine] for role, engine in self._of_role.items()})
+            engine, *others = waiting
+            return self._teachers[engine].consult(
+                micro_batch, lambda logits: ask(others, found | {engine: as_logits(logits)})
+            )
+
+        return ask(list(self._teachers), {})

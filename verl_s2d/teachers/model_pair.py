@@ -1,4 +1,4 @@
-"""Do a teacher and a student of a verl command share their tokens? Asked before any worker starts."""
+"""Compare the tokens of a frozen model and the student of a verl command, before any worker starts."""
 
 from __future__ import annotations
 
@@ -9,25 +9,29 @@ from verl_s2d.data.model_files import check_pair, differences, hub_files, read_m
 from verl_s2d.data.weights import check_weights
 
 
-def check_tokens(student: str, teacher: str, *, student_key: str, teacher_key: str) -> list[str]:
+def check_tokens(
+    student: str, teacher: str, *, student_key: str, teacher_key: str, revision: str | None = None
+) -> list[str]:
     """Compare the tokenizers id by id and the vocabularies with them; returns what differs without being wrong.
 
     Args:
         student, teacher: checkpoint directories or hub ids. Nothing is compared where one is on remote storage
             (`hdfs://` and the like), which only verl can read.
         student_key, teacher_key: the settings that name them, for messages.
+        revision: of a teacher on the hub; null for its main branch.
 
     Raises:
         UserError: a model that cannot be read, tokenizers that differ, or a vocabulary smaller than the ids in use.
     """
     if "://" in student or "://" in teacher:
         return []
-    for path, key in ((student, student_key), (teacher, teacher_key)):
-        check_weights(os.path.expanduser(path), key)
-    facts = [
-        read_model(_directory(path, key), role, key)
-        for path, role, key in ((student, "student", student_key), (teacher, "teacher", teacher_key))
-    ]
+    facts = []
+    for path, version, role, key in (
+        (student, None, "student", student_key),
+        (teacher, revision, "teacher", teacher_key),
+    ):
+        check_weights(os.path.expanduser(path), key, revision=version)
+        facts.append(read_model(_directory(path, version, key), role, key))
     check_pair(*facts)
     return differences(*facts)
 
@@ -43,6 +47,6 @@ def real_vocabulary(tokenizer, *configurations) -> int:
     return min(max(tokenizer.get_vocab().values()) + 1, *(text.vocab_size for text in texts))
 
 
-def _directory(path: str, key: str) -> Path:
+def _directory(path: str, revision: str | None, key: str) -> Path:
     local = Path(os.path.expanduser(path))
-    return local if local.is_dir() or local.is_absolute() else hub_files(path, None, key)
+    return local if local.is_dir() or local.is_absolute() else hub_files(path, revision, key)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import hashlib
 import importlib
-import importlib.util
 import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
+from verl_s2d import user_code
 from verl_s2d.errors import UserError
 
 Score = float | Mapping[str, Any]
@@ -112,42 +110,14 @@ def _by_name(name: str) -> Verifier:
                 value=name,
                 remedy=f"Install it: pip install {str(error.name).replace('_', '-')}.",
             ) from error
-    file, colon, function = name.rpartition(":")
-    if not colon:
+    if ":" not in name:
         raise UserError(
             "Unknown verifier.",
             key="verifier",
             value=name,
             remedy=f"Use one of {', '.join(sorted(VERIFIERS))}, or file.py:function.",
         )
-    return _from_file(Path(file), function, name)
-
-
-def _from_file(path: Path, function: str, name: str) -> Verifier:
-    if not path.is_file():
-        raise UserError("The verifier's file does not exist.", key="verifier", value=name, remedy="Check the path.")
-    # Under a name of its own: two recipes may both have a verifier.py.
-    module_name = f"verl_s2d_verifier_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise UserError("The verifier's file is not Python.", key="verifier", value=name, remedy="Give a .py file.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[module_name]
-        raise UserError(
-            f"The verifier's file cannot be imported: {type(error).__name__}: {error}",
-            key="verifier",
-            value=name,
-            remedy="Import it by hand to see where it fails.",
-        ) from error
-    found = getattr(module, function, None)
-    if not callable(found):
-        raise UserError(
-            f"The file has no function {function!r}.", key="verifier", value=name, remedy="Name a function of the file."
-        )
+    found = user_code.load(name, what="verifier", key="verifier")
     return _blocking(found) if inspect.iscoroutinefunction(found) else found
 
 

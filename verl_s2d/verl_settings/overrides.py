@@ -98,9 +98,9 @@ def micro_batches_matter(overrides: Mapping[str, Any]) -> bool:
     """Report whether the loss depends on which sequences share a micro-batch.
 
     A sum over tokens or sequences, divided by numbers of the global batch, does not: verl's vanilla policy loss and the
-    exact divergences are of this kind. Four settings take a number from the micro-batch instead: TIP's ranges, a policy
-    loss that selects tokens (every mode but verl's vanilla counts), weights of rollout correction made inside the loss,
-    and a norm by the padded width of the responses.
+    exact divergences are of this kind. Three settings take a number from the micro-batch instead: a policy loss that
+    selects tokens (every mode but verl's vanilla counts), weights of rollout correction made inside the loss, and a
+    norm by the padded width of the responses.
     """
 
     def chosen(key: str, default: Any = None) -> Any:
@@ -108,8 +108,7 @@ def micro_batches_matter(overrides: Mapping[str, Any]) -> bool:
 
     width = chosen("actor_rollout_ref.actor.loss_agg_mode") == "seq-mean-token-sum-norm"
     return (
-        chosen("s2d.keep_tokens") is not None
-        or chosen("actor_rollout_ref.actor.policy_loss.loss_mode", "vanilla") != "vanilla"
+        chosen("actor_rollout_ref.actor.policy_loss.loss_mode", "vanilla") != "vanilla"
         or bool(chosen("algorithm.rollout_correction.bypass_mode"))
         or (width and chosen("actor_rollout_ref.actor.loss_scale_factor") is None)
     )

@@ -32,7 +32,7 @@ _LORA = {
     "actor_rollout_ref.model.target_modules": "all-linear",
     "actor_rollout_ref.model.lora.merge": True,
 }
-_REVERSE = {"+s2d.objective": "reverse_kl"}
+_REVERSE = {"+s2d.signal.type": "reverse_kl"}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "grpo, entropy, temperature": (
         "grpo",
@@ -40,8 +40,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "grpo, LoRA": ("grpo", _LORA),
     "opd": ("opd", _REVERSE),
-    "opd, jsd, from logits": ("opd", {"+s2d.objective": "jsd", "+s2d.materialise_logits": True}),
-    "opd, some tokens": ("opd", _REVERSE | {"+s2d.keep_tokens": 0.5}),
+    "opd, jsd, from logits": ("opd", {"+s2d.signal.type": "jsd", "+s2d.materialise_logits": True}),
+    "opd, some tokens": ("opd", _REVERSE | {"+s2d.signal.keep_tokens": 0.5}),
     "opd, LoRA": ("opd", _REVERSE | _LORA),
 }
 
@@ -79,7 +79,7 @@ def configuration(kind: str, models: Path, sizes: Sizes, overrides: Mapping[str,
     OmegaConf.resolve(config)
     if kind == "opd":
         with open_dict(config):
-            config.actor_rollout_ref.s2d = read_opd_config(config).for_workers()
+            config.actor_rollout_ref.s2d = read_opd_config(config).written()
     return config
 
 

@@ -20,8 +20,8 @@ from verl.utils.metric import Metric
 from tests.support.ranks.group import work
 from tests.support.ranks.megatron_cases import CASES, Case
 from tests.support.ranks.megatron_engine import adopt, engine, gpt, name_in_whole, own, use_cpu
-from verl_s2d.signals.aggregation import ResponseMean
-from verl_s2d.signals.full_vocabulary import FullVocabularyLoss, Objective
+from verl_s2d.signals.in_verl.aggregation import ResponseMean
+from verl_s2d.stages.shared.distillation import Distillation, read_distillation
 from verl_s2d.stages.shared.distilled_worker import DistilledWorker
 from verl_s2d.stages.warmup.worker import WarmupWorker
 
@@ -145,14 +145,15 @@ def worker(case: Case, weights: tuple[Weights, Weights]) -> DistilledWorker:
     teacher = engine(teacher, **engines, forward_only=True)
     made.engine_config, made.model_config, made.device_name = made.engine.engine_config, {}, "cpu"
     made._skip_limit, made._skipped_in_a_row, made.flops_counter = 1, 0, None
-    objective = Objective(case.objective, vocab_size=REAL, beta=BETA, chunk_tokens=3)
+    signal = {"type": case.objective} | ({"beta": BETA} if case.objective == "jsd" else {})
+    section = {"signal": signal, "teacher": {"path": "teacher"}, "chunk_tokens": 3}
+    settings = read_distillation(Distillation, section, signal="forward_kl")
+    frozen = {"teacher": SimpleNamespace(engine=teacher, reset=lambda: None)}
     if case.rollouts is None:
-        made._objective, made.teacher = objective, SimpleNamespace(engine=teacher, reset=lambda: None)
+        made._settings, made._vocab_size, made.frozen = settings, REAL, frozen
         made.reset()
     else:
-        aggregate = ResponseMean(case.rollouts)
-        loss = FullVocabularyLoss(objective, student=made.engine, teacher=teacher, aggregate=aggregate, prefix="actor/")
-        made.learn_from(teacher, loss)
+        made.learn_from(frozen, settings, vocab_size=REAL, aggregate=ResponseMean(case.rollouts), prefix="actor/")
     return made
 
 

@@ -116,14 +116,14 @@ def compose_case(models: Path, case: Case, world: int) -> DictConfig:
         "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": case.micro,
     }
     if case.teacher is not None:
-        chosen |= {"+s2d.teacher.path": str(models / "teacher"), "+s2d.objective": "reverse_kl"}
+        chosen |= {"+s2d.teacher.path": str(models / "teacher"), "+s2d.signal.type": "reverse_kl"}
     kind = "grpo" if case.teacher is None else "opd"
     with initialize_config_module("verl.trainer.config", version_base=None):
         config = compose("ppo_trainer", hydra_arguments(merge(overlay(kind), overlay("cpu"), chosen, case.verl)))
     OmegaConf.resolve(config)
     if case.teacher is not None:
         with open_dict(config):
-            config.actor_rollout_ref.s2d = read_opd_config(config).for_workers()
+            config.actor_rollout_ref.s2d = read_opd_config(config).written()
     return config
 
 

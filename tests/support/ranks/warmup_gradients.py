@@ -26,7 +26,7 @@ def main(student: str, teacher: str, cache: str, out: str, *overrides: str) -> N
     fill_adapters(worker.engine.module)
     wanted = recorded_wants()
     widths: set[int] = set()
-    for engine in (worker.engine, worker.teacher.engine):
+    for engine in (worker.engine, worker.frozen["teacher"].engine):
         engine.module.get_output_embeddings().register_forward_hook(lambda *call: widths.add(call[-1].shape[-1]))
     step = record_steps(worker)
     rank = int(os.environ["RANK"])

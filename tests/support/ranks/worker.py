@@ -34,7 +34,6 @@ from verl_s2d.gpu_check.engine_step import (
 )
 from verl_s2d.gpu_check.plain_step import relative_difference
 from verl_s2d.objectives.token_weights import soft_or_weights
-from verl_s2d.signals.full_vocabulary import Objective
 from verl_s2d.stages.warmup.rollout_dataset import CachedRollouts
 
 BATCH, KEEP = 8, 0.4  # of the shortest rollout, two tokens, nothing is kept
@@ -45,6 +44,18 @@ ULYSSES = [
     "engine.ulysses_sequence_parallel_size=2",
     f"model.override_config.attn_implementation={flash_on_cpu.NAME}",
 ]
+CUTS = {
+    "one rollout": ["data.micro_batch_size_per_gpu=1"],
+    "two rollouts": ["data.micro_batch_size_per_gpu=2"],
+    "four rollouts": ["data.micro_batch_size_per_gpu=4"],
+    "by tokens": ["data.use_dynamic_bsz=true", "data.max_token_len_per_gpu=24"],
+    "by tokens, padded": [
+        "data.use_dynamic_bsz=true",
+        "data.max_token_len_per_gpu=24",
+        "model.use_remove_padding=false",
+    ],
+    "from logits": ["data.micro_batch_size_per_gpu=2", *LOGITS],
+}
 MODES = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-sum-norm", "seq-mean-token-mean")
 Gradients = dict[str, torch.Tensor]
 
@@ -57,11 +68,11 @@ def engine_step(
     overrides: list[str],
     *,
     student: str = "student",
-    objective: Objective | None = None,
+    signal: str | None = None,
     mode: str = "token-mean",
     temperature: float = 1.0,
 ) -> tuple[dict, Gradients, Gradients]:
-    """Metrics, gradients and adapters of a step of stage 2a, or with an objective of 2b."""
+    """Metrics, gradients and adapters of a step of stage 2a, or with a signal of 2b."""
     torch.manual_seed(0)  # of adapters
     cached = directory() / "rollouts.parquet"
     config = step_configuration(
@@ -69,13 +80,18 @@ def engine_step(
         directory() / "teacher",
         cached,
         on_cpu=True,
-        overrides=["s2d.chunk_tokens=3", "model.use_remove_padding=true", *overrides],
+        overrides=[
+            "s2d.chunk_tokens=3",
+            "model.use_remove_padding=true",
+            *([] if signal is None else [f"+s2d.signal.type={signal}"]),
+            *overrides,
+        ],
     )
     rollouts = CachedRollouts(str(cached))
-    if objective is None:
+    if signal is None:
         worker = warmup_worker(config, rollouts)
     else:
-        worker, _ = opd_workers(config, objective, loss_agg_mode=mode)
+        worker, _ = opd_workers(config, len(WORDS), loss_agg_mode=mode)
     fill_adapters(worker.engine.module)
     step = record_steps(worker)
     part = BATCH // worker.engine.get_data_parallel_size()
@@ -107,14 +123,12 @@ def plain_step(
     mode: str = "token-mean",
     temperature: float = 1.0,
     keep: float | None = None,
-    parts: int = 1,
     adapters: Gradients | None = None,
 ) -> tuple[float, Gradients]:
     """Loss and gradients over the whole batch, one sequence at a time.
 
     Args:
         keep: share of tokens that TIP keeps.
-        parts: data-parallel ranks, over each of which TIP's scores are scaled.
         adapters: values of LoRA's parameters, which alone are then trained.
     """
     model = network(student)
@@ -134,12 +148,9 @@ def plain_step(
         reverse.append(definition(log_s, log_t, "reverse_kl").detach())
     kept = [torch.ones_like(row).detach() for row in losses]
     if keep is not None:
-        kept, size = [], BATCH // parts
-        for begin in range(0, BATCH, size):
-            part = slice(begin, begin + size)
-            ends = torch.tensor([0, *(len(row) for row in losses[part])]).cumsum(0)
-            chosen = soft_or_weights(torch.cat(entropies[part]), torch.cat(reverse[part]), ends, keep=keep).double()
-            kept += chosen.split([len(row) for row in losses[part]])
+        lengths = [len(row) for row in losses]
+        ends = torch.tensor([0, *lengths]).cumsum(0)
+        kept = soft_or_weights(torch.cat(entropies), torch.cat(reverse), ends, keep=keep).double().split(lengths)
         assert kept[0].sum() == 0 < sum(row.sum() for row in kept) < sum(len(row) for row in kept)
     sums, counts = ([(a * b).sum() for a, b in zip(kept, rows, strict=True)] for rows in (losses, kept))
     loss = {
@@ -157,9 +168,9 @@ def ulysses_with_a_temperature(rank: int, world: int, stage: str, overrides: lis
     """Packed micro-batches of odd and of even length, whose padding verl gives a temperature of 1."""
     lengths = {len(row["input_ids"]) % 2 for row in CachedRollouts(str(directory() / "rollouts.parquet"))}
     assert lengths == {0, 1}
-    objective = None if stage == "2a" else Objective("reverse_kl", len(WORDS), chunk_tokens=3)
+    signal = None if stage == "2a" else "reverse_kl"
     metrics, found, _ = engine_step(
-        ["data.micro_batch_size_per_gpu=1", *ULYSSES, *overrides], objective=objective, temperature=0.7
+        ["data.micro_batch_size_per_gpu=1", *ULYSSES, *overrides], signal=signal, temperature=0.7
     )
     loss, expected = plain_step("forward_kl" if stage == "2a" else "reverse_kl", temperature=0.7)
     close(metrics["loss"], loss)
@@ -181,18 +192,20 @@ def bfloat16(rank: int, world: int, student: str, overrides: list[str]) -> None:
     assert ours < 2e-2 and ours < 1.2 * engines, errors
 
 
-def kept_tokens(rank: int, world: int, name: str, mode: str) -> None:
-    """TIP: verl's mode over the kept tokens alone; the score is of the reverse KL whatever is minimised."""
-    objective = Objective(name, len(WORDS), chunk_tokens=3, keep_tokens=KEEP)
-    whole_part = [f"data.micro_batch_size_per_gpu={BATCH // world}"]  # TIP's ranges are a micro-batch's
-    metrics, found, _ = engine_step(whole_part, objective=objective, mode=mode)
-    loss, expected = plain_step(name, mode=mode, keep=KEEP, parts=world)
+def kept_tokens(rank: int, world: int, name: str, mode: str = "token-mean", cut: str | None = None) -> None:
+    """TIP: verl's mode over the kept tokens alone; the score is of the reverse KL whatever is minimised.
+
+    Its ranges are the batch's, so the tokens kept are the same however ranks and micro-batches divide it.
+    """
+    # A norm by the longest rollout takes that of the micro-batch.
+    cuts = [f"data.micro_batch_size_per_gpu={BATCH // world}"] if cut is None else CUTS[cut]
+    metrics, found, _ = engine_step([f"+s2d.signal.keep_tokens={KEEP}", *cuts], signal=name, mode=mode)
+    loss, expected = plain_step(name, mode=mode, keep=KEEP)
     difference = relative_difference(found, expected)
     assert difference < 1e-5, difference
-    if world == 1:
-        close(metrics["loss"], loss)
-        close(mean(metrics["actor/reverse_kl"]), plain_step("reverse_kl")[0])
-    if world == 1 and name == "jsd":
+    close(metrics["loss"], loss)
+    close(mean(metrics["actor/reverse_kl"]), plain_step("reverse_kl")[0])
+    if name == "jsd":
         close(mean(metrics["actor/jsd"]), loss)
 
 
@@ -213,7 +226,9 @@ def cases(world: int) -> dict[str, Callable[[int, int], None]]:
     }
     for mode in MODES if world == 1 else (MODES[0], MODES[-1]):
         found[f"kept tokens: {mode}"] = partial(kept_tokens, name="reverse_kl", mode=mode)
-    found["kept tokens: jsd"] = partial(kept_tokens, name="jsd", mode="token-mean")
+    found["kept tokens: jsd"] = partial(kept_tokens, name="jsd")
+    for cut in CUTS:
+        found[f"kept tokens: micro-batches of {cut}"] = partial(kept_tokens, name="reverse_kl", cut=cut)
     if world == 2:
         for stage, more in (("2a", []), ("2b", []), ("2a", LOGITS)):
             name = f"Ulysses with a temperature: {stage}{', from logits' if more else ''}"

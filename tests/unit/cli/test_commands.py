@@ -63,7 +63,7 @@ def test_plan_json_says_what_would_be_done(tmp_path, capsys):
     assert opd["steps"] == 4 and opd["rows"] == ["half-split"] and "trainer.v1.trainer_mode=s2d_opd" in opd["argv"]
     assert not (tmp_path / "run").exists(), "planning writes nothing"
     code, out, _ = call(capsys, "plan", recipe, "--run-dir", tmp_path / "run", "--overrides")
-    assert code == 0 and "+s2d.beta=1.0" in out and "8 to build (16 training steps)" in out
+    assert code == 0 and "+s2d.signal.beta=1.0" in out and "8 to build (16 training steps)" in out
 
 
 def test_run_status_report(tmp_path, capsys, monkeypatch):

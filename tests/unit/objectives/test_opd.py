@@ -13,7 +13,8 @@ from hypothesis.extra.numpy import arrays
 
 from verl_s2d.errors import UserError
 from verl_s2d.objectives.opd import sampled_token_advantage
-from verl_s2d.signals.advantage_estimator import s2d_opd
+from verl_s2d.signals.in_verl.advantage_estimator import s2d_opd
+from verl_s2d.signals.sampled import Sampled
 from verl_s2d.stages.opd.metrics import advantage_metrics, sampled_reverse_kl_metrics
 
 SHAPE = (3, 5)
@@ -114,7 +115,9 @@ def test_no_gradient_flows_and_any_float_type_goes():
 
 def test_the_registered_estimator_is_the_same_number_twice():
     teacher, old, mask = torch.randn(2, 3), torch.randn(2, 3), torch.tensor([[1, 1, 0], [1, 0, 0]])
-    advantages, returns = s2d_opd(torch.full((2, 3), 9.0), mask, teacher_log_probs=teacher, old_log_probs=old, beta=2)
+    advantages, returns = s2d_opd(
+        torch.full((2, 3), 9.0), mask, signal=Sampled(beta=2), old_log_probs=old, frozen_log_probs={"teacher": teacher}
+    )
     assert torch.equal(advantages, sampled_token_advantage(teacher, old, mask, beta=2))
     assert torch.equal(advantages, returns)
 

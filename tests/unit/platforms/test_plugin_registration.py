@@ -35,7 +35,7 @@ from verl_s2d.plugin import STATUS
 assert STATUS.error is None, STATUS.error
 assert get_trainer_cls("s2d_opd").__name__ == "OpdTrainer"
 assert get_trainer_cls("s2d_grpo").__name__ == "GrpoTrainer"
-assert get_adv_estimator_fn("s2d_opd").__module__ == "verl_s2d.signals.advantage_estimator"
+assert get_adv_estimator_fn("s2d_opd").__module__ == "verl_s2d.signals.in_verl.advantage_estimator"
 assert get_platform().device_name == "cpu"
 assert EngineRegistry._engines["language_model"]["fsdp2"]["cpu"] is not None
 assert sorted(STATUS.done) == sorted(set(STATUS.done)), STATUS.done

@@ -56,7 +56,7 @@ def test_the_good_recipe_passes(tmp_path):
         ({"cluster__warm_start": 1}, "cluster.warm_start", []),
         ({"student": None}, "student", ["required"]),
         ({"stages__opd__verl__data.train_files": "x"}, "stages.opd.verl.data.train_files", ["computed"]),
-        ({"stages__opd__verl__+s2d.beta": 2}, "stages.opd.verl.+s2d.beta", ["beta"]),
+        ({"stages__opd__verl__+s2d.signal.beta": 2}, "stages.opd.verl.+s2d.signal.beta", ["beta"]),
         ({"student": {"args": {}}}, "student", ["script"]),
         ({"data__source": {"script": "tasks.py"}}, "data", ["exactly one"]),
         ({"data__eval": {}}, "data.eval", []),

@@ -176,8 +176,9 @@ def test_operational_verl_keys_rebuild_nothing(tmp_path):
     [
         ({}, False),
         ({"actor_rollout_ref.actor.policy_loss.loss_mode": "vanilla"}, False),
-        # The loss takes a number from the micro-batch: TIP's ranges, a selection of tokens, a padded width.
-        ({"+s2d.keep_tokens": 0.5}, True),
+        # TIP's ranges are the batch's.
+        ({"+s2d.signal.keep_tokens": 0.5}, False),
+        # The loss takes a number from the micro-batch: a selection of tokens, a padded width.
         ({"actor_rollout_ref.actor.policy_loss.loss_mode": "kl_cov"}, True),
         ({"algorithm.rollout_correction.bypass_mode": True}, True),
         ({"actor_rollout_ref.actor.loss_agg_mode": "seq-mean-token-sum-norm"}, True),
@@ -305,7 +306,7 @@ def test_opd_is_given_no_answers_and_no_reward(tmp_path):
     assert len(files) == 2 and all("1h-prompts.parquet" in f for f in files)
     teacher = next(plan.context.directory(n) for n in plan.order if n.name == "teacher-rl-1h")
     assert any(a.startswith("+s2d.teacher.path=") and f"{teacher}/model" in a for a in argv)
-    assert "trainer.v1.trainer_mode=s2d_opd" in argv and "+s2d.beta=1.0" in argv
+    assert "trainer.v1.trainer_mode=s2d_opd" in argv and "+s2d.signal.beta=1.0" in argv
 
 
 def test_the_chat_template_is_the_same_in_every_stage(tmp_path):

@@ -9,7 +9,7 @@ from verl.trainer.ppo.core_algos import agg_loss
 from verl.utils import tensordict_utils as tu
 from verl.workers.utils.padding import no_padding_2_padding
 
-from verl_s2d.signals.aggregation import ResponseMean, token_mean
+from verl_s2d.signals.in_verl.aggregation import ResponseMean, TokenMean
 from verl_s2d.teachers.token_layout import in_logits_layout, next_tokens
 
 
@@ -32,21 +32,21 @@ def weights(aggregate, data: TensorDict, tokens: int) -> torch.Tensor:
 
 def test_the_row_before_each_response_token_counts_and_no_other():
     data = cached([0, 0, 1, 1], [0, 1], batch_num_tokens=3)
-    torch.testing.assert_close(weights(token_mean, data, 6), torch.tensor([0, 1, 1, 0, 1, 0]) / 3)
+    torch.testing.assert_close(weights(TokenMean(), data, 6), torch.tensor([0, 1, 1, 0, 1, 0]) / 3)
 
 
 def test_a_rank_gives_its_share_of_the_global_token_mean():
     """Divided by the whole batch's tokens, times the ranks that FSDP averages over."""
     values = torch.tensor([0.5, 2.0, 7.0])
-    whole = token_mean(values, cached([0, 1, 1], batch_num_tokens=2))
-    share = token_mean(values, cached([0, 1, 1], batch_num_tokens=8, dp_size=2))
+    whole = TokenMean()(values, cached([0, 1, 1], batch_num_tokens=2))
+    share = TokenMean()(values, cached([0, 1, 1], batch_num_tokens=8, dp_size=2))
     assert share.item() == pytest.approx(whole.item() / 4 * 2)
 
 
 def test_no_response_token_is_a_loss_of_zero():
     data = cached([0, 0, 0], [0], batch_num_tokens=0)
-    assert token_mean(torch.ones(4), data).item() == 0
-    assert (weights(token_mean, data, 4) == 0).all()
+    assert TokenMean()(torch.ones(4), data).item() == 0
+    assert (weights(TokenMean(), data, 4) == 0).all()
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,12 @@ from verl.trainer.ppo.utils import Role
 from tests.support.tiny import WORDS, write_model, write_tokenizer
 from tests.support.tiny_verl import composed
 from verl_s2d.errors import UserError
-from verl_s2d.stages.opd.config import OpdConfig, read_opd_config
+from verl_s2d.signals.sampled import Sampled
+from verl_s2d.signals.signal_registry import known_signals
+from verl_s2d.stages.opd.config import OpdConfig, read_opd_config, read_opd_settings
 from verl_s2d.stages.opd.trainer import OpdTrainer
 from verl_s2d.stages.opd.worker import StudentTeacherWorker
+from verl_s2d.teachers.frozen_model import FrozenModel
 from verl_s2d.teachers.model_pair import check_tokens
 
 
@@ -24,32 +27,36 @@ def refused(config: DictConfig) -> UserError:
     return caught.value
 
 
+TEACHER = FrozenModel(path="teacher")
+
+
 def test_defaults():
-    assert read_opd_config(composed()) == OpdConfig(teacher_path="teacher")
+    assert read_opd_config(composed()) == OpdConfig(signal=Sampled(), models={"teacher": TEACHER})
 
 
 def test_every_setting_is_read():
-    chosen = {
-        "objective": "jsd",
-        "beta": 0.5,
-        "jsd_beta": 0.3,
-        "whiten_advantages": True,
-        "advantage_clip": 5.0,
-        "chunk_tokens": 64,
-        "materialise_logits": True,
-        "keep_tokens": 0.5,
-        "health_top_k": 8,
-        "skip_limit": 3,
-        "token_budget": 5,
-        "save_minutes": 30,
-        "poll_interval": 1,
+    signals = {
+        "jsd": ({"beta": 0.3, "keep_tokens": 0.5}, {"chunk_tokens": 64, "materialise_logits": True, "health_top_k": 8}),
+        "sampled": ({"beta": 0.5, "whiten": True, "clip": 5.0}, {}),
     }
-    config = composed(
-        *(f"+s2d.{key}={str(value).lower()}" for key, value in chosen.items()), "+s2d.teacher.trust_remote_code=true"
-    )
-    expected = OpdConfig(teacher_path="teacher", trust_remote_code=True, **chosen)
-    assert read_opd_config(config) == expected
-    assert expected.for_workers() == chosen | {"teacher": {"path": "teacher", "trust_remote_code": True}}
+    chosen = {"skip_limit": 3, "token_budget": 5, "save_minutes": 30, "poll_interval": 1}
+    for kind, (keys, more) in signals.items():
+        written = {f"signal.{key}": value for key, value in ({"type": kind} | keys).items()} | chosen | more
+        config = composed(
+            *(f"+s2d.{key}={str(value).lower()}" for key, value in written.items()),
+            "+s2d.teacher.trust_remote_code=true",
+        )
+        model = FrozenModel(path="teacher", trust_remote_code=True)
+        expected = OpdConfig(signal=known_signals()[kind](**keys), models={"teacher": model}, **chosen, **more)
+        assert read_opd_config(config) == expected
+        assert read_opd_settings(expected.written()) == expected
+        assert expected.written() == {
+            "chunk_tokens": None,
+            "materialise_logits": False,
+            "health_top_k": None,
+        } | more | (
+            chosen | {"signal": {"type": kind, "keep_tokens": None} | keys if kind == "jsd" else {"type": kind} | keys}
+        ) | {"models": {"teacher": model.model_dump()}}
 
 
 @pytest.mark.parametrize(
@@ -60,20 +67,20 @@ def test_every_setting_is_read():
         (["s2d.teacher.path=''"], "s2d.teacher.path", ""),
         (["~s2d", "+s2d=teacher"], "s2d", "teacher"),
         (["~s2d", "+s2d.teacher=some/model"], "s2d.teacher", "some/model"),
-        (["+s2d.beta=much"], "s2d.beta", "much"),
-        (["+s2d.beta=inf"], "s2d.beta", float("inf")),
-        (["+s2d.whiten_advantages=1"], "s2d.whiten_advantages", 1),
+        (["+s2d.signal.beta=much"], "s2d.signal.beta", "much"),
+        (["+s2d.signal.beta=inf"], "s2d.signal.beta", float("inf")),
+        (["+s2d.signal.whiten=1"], "s2d.signal.whiten", 1),
         (["+s2d.poll_interval=0"], "s2d.poll_interval", 0),
         (["+s2d.betta=1"], "s2d.betta", 1),
         (["+s2d.teacher.model=x"], "s2d.teacher.model", "x"),
-        (["+s2d.objective=reverse"], "s2d.objective", "reverse"),
-        (["+s2d.jsd_beta=1"], "s2d.jsd_beta", 1),
-        (["+s2d.advantage_clip=0"], "s2d.advantage_clip", 0),
-        (["+s2d.chunk_tokens=0.5"], "s2d.chunk_tokens", 0.5),
-        (["+s2d.materialise_logits=1"], "s2d.materialise_logits", 1),
+        (["+s2d.signal.type=reverse"], "s2d.signal.type", "reverse"),
+        (["+s2d.signal.type=jsd", "+s2d.signal.beta=1"], "s2d.signal.beta", 1),
+        (["+s2d.signal.clip=0"], "s2d.signal.clip", 0),
+        (["+s2d.signal.type=jsd", "+s2d.chunk_tokens=0.5"], "s2d.chunk_tokens", 0.5),
+        (["+s2d.signal.type=jsd", "+s2d.materialise_logits=1"], "s2d.materialise_logits", 1),
         (["+s2d.skip_limit=0"], "s2d.skip_limit", 0),
-        (["+s2d.keep_tokens=0"], "s2d.keep_tokens", 0),
-        (["+s2d.health_top_k=x"], "s2d.health_top_k", "x"),
+        (["+s2d.signal.type=jsd", "+s2d.signal.keep_tokens=0"], "s2d.signal.keep_tokens", 0),
+        (["+s2d.signal.type=jsd", "+s2d.health_top_k=x"], "s2d.health_top_k", "x"),
         (["algorithm.adv_estimator=grpo"], "algorithm.adv_estimator", "grpo"),
         (["actor_rollout_ref.actor.use_kl_loss=true"], "actor_rollout_ref.actor.use_kl_loss", True),
         (["algorithm.use_kl_in_reward=true"], "algorithm.use_kl_in_reward", True),
@@ -118,8 +125,8 @@ def test_a_bad_setting_is_named_with_its_value(changes, key, value):
     ],
 )
 def test_what_an_exact_divergence_would_silently_not_obey_is_refused(change, key, value):
-    read_opd_config(composed(change, "+s2d.objective=advantage"))
-    error = refused(composed(change, "+s2d.objective=reverse_kl"))
+    read_opd_config(composed(change, "+s2d.signal.type=sampled"))
+    error = refused(composed(change, "+s2d.signal.type=reverse_kl"))
     assert (error.key, error.value) == (key, value)
 
 
@@ -174,7 +181,7 @@ def test_with_lora_the_workers_still_have_a_reference_engine_and_it_is_the_teach
     monkeypatch.setattr(ray, "remote", lambda cls: cls)
     trainer = object.__new__(OpdTrainer)
     trainer.config = composed(**LORA)
-    assert read_opd_config(trainer.config) == OpdConfig(teacher_path="teacher")
+    assert read_opd_config(trainer.config).models == {"teacher": TEACHER}
     trainer._init_resource_pool_mgr()
     assert set(trainer.role_worker_mapping) == {Role.ActorRolloutRef}
     assert trainer.role_worker_mapping[Role.ActorRolloutRef] is StudentTeacherWorker

@@ -36,7 +36,7 @@ def test_good_input_gives_the_size_of_the_shared_vocabulary(warmup_models, tmp_p
     ("override", "key"),
     [
         ("s2d.teacher.path=null", "s2d.teacher.path"),
-        ("s2d.objective=forward_kl_topk", "s2d.objective"),
+        ("+s2d.signal.type=forward_kl_topk", "s2d.signal.type"),
         ("model.path=null", "model.path"),
         ("engine.strategy=torchtitan", "engine.strategy"),
         ("engine=veomni", "engine.strategy"),

@@ -22,7 +22,6 @@ from verl_s2d.gpu_check import engine_step, part_models
 from verl_s2d.gpu_check.figures import Recorder
 from verl_s2d.gpu_check.part_settings import Settings
 from verl_s2d.gpu_check.plain_step import plain_step, relative_difference
-from verl_s2d.signals.full_vocabulary import Objective
 from verl_s2d.stages.warmup.rollout_dataset import CachedRollouts
 from verl_s2d.teachers.model_pair import real_vocabulary
 
@@ -110,7 +109,7 @@ def _step(settings: Settings, record: Recorder, case: Case, cache: Path) -> floa
     if case.stage == "2a":
         worker = engine_step.warmup_worker(config, rollouts)
     else:
-        worker, _ = engine_step.opd_workers(config, Objective(objective, size))
+        worker, _ = engine_step.opd_workers(config, size)
     engine_step.fill_adapters(worker.engine.module)
     recorded = engine_step.record_steps(worker)
     device = get_torch_device()
@@ -154,9 +153,9 @@ def _same_model(settings: Settings, record: Recorder, cache: Path, precision: st
     config = engine_step.step_configuration(
         student, student, cache, on_cpu=settings.on_cpu, overrides=_overrides(settings, case)
     )
-    actor, reference = engine_step.opd_workers(config, Objective("reverse_kl", size))
+    actor, frozen = engine_step.opd_workers(config, size)
     values = []
-    for worker, tokens in ((actor, 2 * rollouts.longest), (reference, 4 * rollouts.longest)):
+    for worker, tokens in ((actor, 2 * rollouts.longest), (frozen["teacher"], 4 * rollouts.longest)):
         batch = engine_step.batch_of(config, rollouts, range(len(rollouts)), total=len(rollouts))
         tu.assign_non_tensor(batch, use_dynamic_bsz=True, max_token_len_per_gpu=tokens, compute_loss=False)
         values.append(tu.get(worker.infer_batch(batch), "log_probs").values().float())
@@ -174,6 +173,7 @@ def _overrides(settings: Settings, case: Case) -> list[str]:
     tokens = _lengths(settings)[2]
     overrides = ["model.use_remove_padding=true", "data.use_dynamic_bsz=true", f"data.max_token_len_per_gpu={tokens}"]
     overrides += [] if case.precision == "fp32" else _BF16
+    overrides += ["+s2d.signal.type=reverse_kl"] if case.stage == "2b" else []
     return [*overrides, *case.overrides]
 
 

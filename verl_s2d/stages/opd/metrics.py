@@ -1,4 +1,4 @@
-"""What stage 2b reports about a batch of student rollouts."""
+"""Measure a batch of student rollouts in stage 2b."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import torch
 
-# What the workers report of an exact divergence, by the names of training.full_vocabulary.
+# Metrics of an exact signal that the workers report, as signals.in_verl.full_vocabulary names them.
 EXACT_METRICS = (
     "reverse_kl",
     "reverse_kl_max",

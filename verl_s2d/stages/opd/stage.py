@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from verl_s2d.signals.signal_registry import is_exact
 from verl_s2d.stages.shared import panels
 from verl_s2d.stages.shared.budget import length
 from verl_s2d.stages.shared.training_stage import MODEL, TRUST
@@ -44,8 +45,8 @@ class Opd(VerlTrainerStage):
         "algorithm.adv_estimator": "Leave it out: the signal of stage 2b is chosen by stages.opd.",
         "s2d.teacher.path": MODEL,
         "s2d.teacher.trust_remote_code": TRUST,
-        "s2d.beta": _OBJECTIVE,
-        "s2d.objective": _OBJECTIVE,
+        "s2d.signal.type": _OBJECTIVE,
+        "s2d.signal.beta": _OBJECTIVE,
     }
 
     def own_overrides(self, node: Node, context: Context) -> Mapping[str, Any]:
@@ -54,14 +55,20 @@ class Opd(VerlTrainerStage):
             "algorithm.adv_estimator": "s2d_opd",
             "+s2d.teacher.path": model_location(node, "teacher", context),
             "+s2d.teacher.trust_remote_code": trusts_remote_code(node, "teacher"),
-            "+s2d.beta": node.settings["beta"],
-            "+s2d.objective": node.settings["objective"],
+            **_signal(node.settings),
         }
 
     def demand(self, settings: Mapping[str, Any], longest: int) -> Training:
-        exact = settings.get("s2d", {}).get("objective", "advantage") != "advantage"
-        return read_rl(settings, longest, teacher=True, exact=exact)
+        signal = settings.get("s2d", {}).get("signal") or {}
+        return read_rl(settings, longest, teacher=True, exact=is_exact(signal, default="sampled"))
 
     def describe(self, node: Node) -> str:
         s = node.settings
         return f"on-policy distillation on prompts of slice {s['slice']}, beta {s['beta']:g}, {length(node)}"
+
+
+def _signal(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate a recipe's `objective` and `beta` into the keys of a signal; the jsd keeps its own default of beta."""
+    if settings["objective"] == "advantage":
+        return {"+s2d.signal.type": "sampled", "+s2d.signal.beta": settings["beta"]}
+    return {"+s2d.signal.type": settings["objective"]}

@@ -18,13 +18,15 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.workers.utils.padding import response_to_nested
 
 from verl_s2d.objectives.opd import clip_advantages
-from verl_s2d.stages.opd.config import OpdConfig, read_opd_config
+from verl_s2d.stages.opd.config import ROLE, OpdConfig, read_opd_config
 from verl_s2d.stages.opd.metrics import EXACT_METRICS, advantage_metrics, rollout_metrics, sampled_reverse_kl_metrics
+from verl_s2d.stages.shared.distillation import check_models
 from verl_s2d.stages.shared.save_on_request import SavesOnRequest
 from verl_s2d.stages.shared.token_budget import StopsAtTokenBudget
-from verl_s2d.teachers.model_pair import check_tokens
 
 logger = logging.getLogger(__name__)
+
+_OF_FIRST = "ref_log_prob"  # verl's name
 
 
 class _NoVerifier:
@@ -38,25 +40,21 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
     """verl's synchronous trainer with a teacher for a reward.
 
     Sampled: the student, on its own prompts. Scored: each sampled token, by the teacher in the reference engine.
-    Signal, by s2d.objective: `advantage`, A_t = beta (log pi_T - log pi_old), through verl's ordinary policy loss;
-    `reverse_kl` or `jsd`, the exact divergence over the vocabulary as the loss, with no policy loss and no pass for
-    log-probs. Deliberately absent: verifier, answers, group normalisation, a KL loss to a reference policy (the
-    teacher takes the reference's place).
+    Signal, by s2d.signal: an advantage, by default A_t = beta (log pi_T - log pi_old), through verl's ordinary policy
+    loss; or an exact divergence over the vocabulary as the loss, with no policy loss and no pass for log-probs.
+    Deliberately absent: verifier, answers, group normalisation, a KL loss to a reference policy (the teacher takes the
+    reference's place).
     """
 
     def __init__(self, config: DictConfig):
         self.s2d: OpdConfig = read_opd_config(config)
-        for difference in check_tokens(
-            config.actor_rollout_ref.model.path,
-            self.s2d.teacher_path,
-            student_key="actor_rollout_ref.model.path",
-            teacher_key="s2d.teacher.path",
-        ):
+        student = config.actor_rollout_ref.model.path
+        for difference in check_models(student, self.s2d, student_key="actor_rollout_ref.model.path"):
             logger.warning(difference)
         with open_dict(config):
             # verl compares the mode with "sync" to choose its replay buffer; this class is the choice already made.
             config.trainer.v1.trainer_mode = "sync"
-            config.actor_rollout_ref.s2d = self.s2d.for_workers()  # the section that travels to the workers
+            config.actor_rollout_ref.s2d = self.s2d.written()  # the section that travels to the workers
             config.reward.num_workers = 0
         super().__init__(config)
         self.use_reference_policy = True
@@ -93,21 +91,36 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
     def _compute_old_log_prob(self, batch, metrics: dict):
         # An exact divergence reads none, but verl compares the engines here where the sampler gives its log-probs.
         compared = self.config.actor_rollout_ref.rollout.calculate_log_probs
-        return super()._compute_old_log_prob(batch, metrics) if self._samples_signal or compared else batch
+        return super()._compute_old_log_prob(batch, metrics) if compared or not self.s2d.exact else batch
 
     def _compute_ref_log_prob(self, batch, metrics: dict):
-        return super()._compute_ref_log_prob(batch, metrics) if self._samples_signal else batch
+        """Ask every frozen model about the sampled tokens: verl's pass for the reference, once for each model."""
+        if self.s2d.exact:
+            return batch
+        for role, field in self._log_prob_fields().items():
+            if field == _OF_FIRST:
+                continue
+            batch.extra_info[ROLE] = role
+            batch = super()._compute_ref_log_prob(batch, metrics)
+            found = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[_OF_FIRST])
+            found[field] = found.pop(_OF_FIRST)
+            tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=found)
+        batch.extra_info.pop(ROLE, None)
+        return super()._compute_ref_log_prob(batch, metrics)
 
-    @property
-    def _samples_signal(self) -> bool:
-        """Is the teacher asked about sampled tokens only?"""
-        return self.s2d.objective == "advantage"
+    def _log_prob_fields(self) -> dict[str, str]:
+        """Role -> field of a batch with the log-probs under its model; equal models have one."""
+        fields = {}
+        for role, model in self.s2d.models.items():
+            fields.setdefault(model, f"s2d_log_prob_{role}" if fields else _OF_FIRST)
+        return {role: fields[model] for role, model in self.s2d.models.items()}
 
     def _compute_advantage(self, batch, metrics: dict):
-        """Hand the teacher's log-probs (verl's `ref_log_prob`) to the registered estimator."""
-        if not self._samples_signal:
+        """Hand the frozen models' log-probs to the registered estimator."""
+        if self.s2d.exact:
             return self._write_no_advantage(batch, metrics)
-        fields = ["response_mask", "rm_scores", "rollout_log_probs", "old_log_probs", "ref_log_prob"]
+        signal, frozen = self.s2d.signal, self._log_prob_fields()
+        fields = ["response_mask", "rm_scores", "rollout_log_probs", "old_log_probs", *dict.fromkeys(frozen.values())]
         nested = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         response_mask = nested["response_mask"]
         data = DataProto(batch=nested.to_padded_tensor())
@@ -124,21 +137,16 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
             token_level_rewards=data.batch["rm_scores"],
             response_mask=data.batch["response_mask"],
             config=self.config.algorithm,
-            teacher_log_probs=data.batch["ref_log_prob"],
+            signal=signal,
             old_log_probs=data.batch["old_log_probs"],
-            beta=self.s2d.beta,
-            whiten=self.s2d.whiten_advantages,
+            frozen_log_probs={role: data.batch[field] for role, field in frozen.items()},
         )
-        if self.s2d.advantage_clip is not None:
-            clipped, share = clip_advantages(
-                data.batch["advantages"], data.batch["response_mask"], self.s2d.advantage_clip
-            )
+        if signal.clip is not None:
+            clipped, share = clip_advantages(data.batch["advantages"], data.batch["response_mask"], signal.clip)
             data.batch["advantages"] = data.batch["returns"] = clipped
             metrics["s2d/clipped_advantages"] = share
         metrics.update(
-            sampled_reverse_kl_metrics(
-                data.batch["old_log_probs"], data.batch["ref_log_prob"], data.batch["response_mask"]
-            )
+            sampled_reverse_kl_metrics(data.batch["old_log_probs"], data.batch[_OF_FIRST], data.batch["response_mask"])
         )
         metrics.update(advantage_metrics(data.batch["advantages"], data.batch["response_mask"]))
         output = {name: response_to_nested(data.batch[name], response_mask) for name in written}

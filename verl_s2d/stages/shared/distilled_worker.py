@@ -1,21 +1,21 @@
-"""verl's training worker with a teacher beside it, and with a limit to updates that come to nothing."""
+"""Train in verl's worker with frozen models beside it, and stop after too many updates without an effect."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from contextlib import ExitStack
 
-import torch
 from tensordict import TensorDict
 from verl.single_controller.base.decorator import make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils import tensordict_utils as tu
-from verl.utils.device import get_device_name
 from verl.utils.metric import AggregationType, Metric
-from verl.workers.engine import BaseEngine
 from verl.workers.engine_workers import TrainingWorker, TrainingWorkerConfig
 
-from verl_s2d.objectives.token_weights import kept_tokens
-from verl_s2d.signals.aggregation import rollout_lengths
-from verl_s2d.signals.full_vocabulary import FullVocabularyLoss
+from verl_s2d.signals.in_verl.aggregation import Aggregate
+from verl_s2d.signals.in_verl.full_vocabulary import Computation, FullVocabularyLoss
+from verl_s2d.stages.shared.distillation import Distillation
+from verl_s2d.teachers.frozen_engines import FrozenWorker, distinct
 from verl_s2d.teachers.megatron import is_megatron
 
 
@@ -65,28 +65,42 @@ class GuardedWorker(TrainingWorker):
 
 
 class DistilledWorker(GuardedWorker):
-    """A guarded worker that can be given a teacher: from then on it trains on a full-vocabulary loss."""
+    """A guarded worker that can be given frozen models: from then on it trains on a full-vocabulary loss."""
 
-    def learn_from(self, teacher: BaseEngine, loss: FullVocabularyLoss, keep_tokens: float | None = None) -> None:
-        """Train on this loss, with the teacher's engine ready while it is at work.
+    def learn_from(
+        self,
+        frozen: Mapping[str, FrozenWorker],
+        settings: Distillation,
+        *,
+        vocab_size: int,
+        aggregate: Aggregate,
+        prefix: str,
+    ) -> None:
+        """Train on the loss of the settings' signal.
 
         Args:
-            keep_tokens: the share of each rollout's tokens that the loss keeps, None for all.
+            frozen: the signal's models by role, initialised.
+            vocab_size: real size of the shared vocabulary.
+            aggregate, prefix: of the loss.
         """
-        self._teacher, self.loss_fn, self._keep_tokens = teacher, loss, keep_tokens
+        self._frozen_engines = [worker.engine for worker in distinct(frozen)]
+        self.loss_fn = FullVocabularyLoss(
+            settings.signal,
+            Computation(vocab_size, settings.chunk_tokens, settings.materialise_logits, settings.health_top_k),
+            student=self.engine,
+            frozen={role: worker.engine for role, worker in frozen.items()},
+            aggregate=aggregate,
+            prefix=prefix,
+        )
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"), blocking=False)
     def train_batch(self, data: TensorDict) -> TensorDict | None:
-        """verl's training step. The flags make its engines call the loss on the logits first, and skip log-probs."""
-        tu.assign_non_tensor(data, distillation_use_topk=True, distillation_only=True, calculate_entropy=False)
-        if self._keep_tokens is not None:
-            tu.assign_non_tensor(data, tokens_per_kept=self._tokens_per_kept(data))
-        with self._teacher.eval_mode():
-            return super().train_batch(data)
+        """Run verl's training step, with the frozen models' engines ready for it.
 
-    def _tokens_per_kept(self, data: TensorDict) -> float:
-        """Response tokens of the whole batch over those that floor(share x tokens) of each rollout leaves."""
-        lengths = rollout_lengths(data)
-        counts = torch.stack((lengths.sum(), kept_tokens(lengths, self._keep_tokens).sum())).to(get_device_name())
-        torch.distributed.all_reduce(counts, group=self.engine.get_data_parallel_group())
-        return (counts[0] / counts[1].clamp(min=1)).item()
+        The flags make verl's engines call the loss on the logits first, and skip log-probs.
+        """
+        tu.assign_non_tensor(data, distillation_use_topk=True, distillation_only=True, calculate_entropy=False)
+        with ExitStack() as stack:
+            for engine in self._frozen_engines:
+                stack.enter_context(engine.eval_mode())
+            return super().train_batch(data)

@@ -1,4 +1,4 @@
-"""What stage 2a refuses before Ray starts."""
+"""Read the settings of stage 2a, and refuse what cannot work before Ray starts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from transformers import AutoConfig
 from verl.workers.config import HFModelConfig
 
 from verl_s2d.errors import UserError
-from verl_s2d.signals.full_vocabulary import Objective
+from verl_s2d.signals.signal import LossSignal
+from verl_s2d.signals.signal_registry import types_of
+from verl_s2d.stages.shared import distillation
+from verl_s2d.stages.shared.distillation import Distillation, check_layout, model_key, read_distillation
 from verl_s2d.stages.shared.save_on_request import read_save_minutes
 from verl_s2d.stages.warmup.rollout_dataset import CachedRollouts
-from verl_s2d.teachers.model_pair import check_tokens, real_vocabulary
+from verl_s2d.teachers.model_pair import real_vocabulary
 from verl_s2d.verl_settings.engine_checks import check_logits_visible, check_megatron, check_weights
 from verl_s2d.verl_settings.lora_checks import check_lora
 
-OBJECTIVES = ("forward_kl",)
 # Ranks of one of these share their sequences: Ulysses on FSDP, the others on Megatron.
 _PARALLEL_SIZES = (
     "ulysses_sequence_parallel_size",
@@ -28,29 +30,49 @@ _POSITIVE = (
     "data.train_batch_size",
     "data.micro_batch_size_per_gpu",
     "data.max_token_len_per_gpu",
-    "s2d.skip_limit",
     "trainer.total_epochs",
     "trainer.n_gpus_per_node",
     "trainer.nnodes",
 )
 
 
-def check_settings(config: DictConfig) -> None:
-    """Settings that no data or model could make right.
+class WarmupConfig(Distillation):
+    """Settings of the warmup, the section `s2d`.
+
+    Attributes:
+        save_minutes: minutes without a checkpoint after which to save besides every trainer.save_freq steps; null for
+            by steps only.
+    """
+
+    save_minutes: float | None = None
+
+
+def read_warmup_settings(section: Any) -> WarmupConfig:
+    """Read the section `s2d`.
+
+    Raises:
+        UserError: a missing or unknown key, one that has no effect, or a signal that is no loss.
+    """
+    settings = read_distillation(WarmupConfig, section, signal="forward_kl")
+    _require(
+        settings.exact,
+        "an advantage holds for tokens that the student sampled, and this stage trains on the teacher's",
+        "s2d.signal.type",
+        settings.signal.type,
+        f"use a loss over the whole vocabulary: {', '.join(types_of(LossSignal))}",
+    )
+    return settings
+
+
+def check_settings(config: DictConfig) -> WarmupConfig:
+    """Check settings that no data or model could make right; returns those of `s2d`.
 
     Raises:
         UserError: with the key, the value and the remedy.
     """
-    for key in ("model.path", "s2d.teacher.path"):
-        path = OmegaConf.select(config, key)
-        _require(isinstance(path, str) and path != "", "a model is missing", key, path, "set it to a checkpoint")
-    _require(
-        config.s2d.objective in OBJECTIVES,
-        "unknown objective",
-        "s2d.objective",
-        config.s2d.objective,
-        f"one of {list(OBJECTIVES)}",
-    )
+    path = config.model.path
+    _require(isinstance(path, str) and path != "", "a model is missing", "model.path", path, "set it to a checkpoint")
+    settings = read_warmup_settings(config.s2d)
     # Only some of verl's engine sections have a strategy to override; the rest are told apart by their class.
     engine = config.engine.get("strategy") or config.engine.get("_target_")
     megatron = engine == "megatron" or str(engine).endswith(".McoreEngineConfig")
@@ -74,16 +96,8 @@ def check_settings(config: DictConfig) -> None:
     check_lora(config.model, "megatron" if megatron else engine, "model")
     for key in _POSITIVE:
         _require_positive(config, key)
-    for key in ("trainer.total_training_steps", "s2d.chunk_tokens"):
-        if OmegaConf.select(config, key) is not None:
-            _require_positive(config, key)
-    _require(
-        isinstance(config.s2d.materialise_logits, bool),
-        "not a yes or no",
-        "s2d.materialise_logits",
-        config.s2d.materialise_logits,
-        "set it to true or false",
-    )
+    if config.trainer.total_training_steps is not None:
+        _require_positive(config, "trainer.total_training_steps")
     read_save_minutes(config)
     frequency = config.trainer.save_freq
     _require(
@@ -94,7 +108,10 @@ def check_settings(config: DictConfig) -> None:
         "give a number of steps, after_each_epoch, or -1 for the last step only",
     )
     check_logits_visible(config.model, config.engine, "engine", model_key="model")
+    parallel = config.engine.get("ulysses_sequence_parallel_size") or 1
+    check_layout(settings, megatron=megatron, sequence_parallel=parallel > 1)
     _check_batches(config)
+    return settings
 
 
 def _check_batches(config: DictConfig) -> None:
@@ -127,25 +144,13 @@ def _check_batches(config: DictConfig) -> None:
     )
 
 
-def warmup_objective(config: DictConfig, vocab_size: int) -> Objective:
-    """The objective that the settings name, over a shared vocabulary of this real size."""
-    return Objective(
-        config.s2d.objective,
-        vocab_size,
-        chunk_tokens=config.s2d.chunk_tokens,
-        materialise_logits=config.s2d.materialise_logits,
-    )
-
-
 def check_models(config: DictConfig) -> list[str]:
-    """Compare the tokenizers of teacher and student; returns what differs without being wrong.
+    """Compare the tokenizers of the frozen models and the student; returns what differs without being wrong.
 
     Raises:
         UserError: a model that cannot be read, or tokenizers that differ.
     """
-    return check_tokens(
-        config.model.path, config.s2d.teacher.path, student_key="model.path", teacher_key="s2d.teacher.path"
-    )
+    return distillation.check_models(config.model.path, read_warmup_settings(config.s2d), student_key="model.path")
 
 
 def check_cache(config: DictConfig, student: HFModelConfig, rollouts: CachedRollouts) -> int:
@@ -173,10 +178,13 @@ def check_cache(config: DictConfig, student: HFModelConfig, rollouts: CachedRoll
         config.data.max_token_len_per_gpu,
         f"give at least {-(-rollouts.longest // sequence_parallel)}",
     )
-    teacher = AutoConfig.from_pretrained(
-        config.s2d.teacher.path, trust_remote_code=config.s2d.teacher.trust_remote_code
-    )
-    models = {"s2d.teacher.path": _text(teacher), "model.path": _text(student.hf_config)}
+    models = {}
+    for role, frozen in read_warmup_settings(config.s2d).models.items():
+        found = AutoConfig.from_pretrained(
+            frozen.path, revision=frozen.revision or "main", trust_remote_code=frozen.trust_remote_code
+        )
+        models[f"{model_key(role)}.path"] = _text(found)
+    models["model.path"] = _text(student.hf_config)
     for key, model in models.items():
         _require(
             rollouts.largest_id < model.vocab_size,

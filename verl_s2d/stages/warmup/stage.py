@@ -42,7 +42,7 @@ class Warmup(TrainingStage):
         "model.trust_remote_code": TRUST,
         "s2d.teacher.path": MODEL,
         "s2d.teacher.trust_remote_code": TRUST,
-        "s2d.objective": "Set `objective:` of stages.warmup.",
+        "s2d.signal.type": "Set `objective:` of stages.warmup.",
         "data.train_files": SLICE,
         "trainer.seed": SEED,
     }
@@ -58,7 +58,7 @@ class Warmup(TrainingStage):
             **self.common_overrides(node, context, node.settings["steps"]),
             "s2d.teacher.path": model_location(node, "teacher", context),
             "s2d.teacher.trust_remote_code": trusts_remote_code(node, "teacher"),
-            "s2d.objective": node.settings["objective"],
+            "+s2d.signal.type": node.settings["objective"],
             "s2d.save_minutes": node.operations["save_minutes"],
             "data.train_files": str(context.directory(node.inputs["rollouts"]) / "rollouts.parquet"),
             "trainer.seed": node.settings["seed"],

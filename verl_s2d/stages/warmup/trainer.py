@@ -1,4 +1,4 @@
-r"""Stage 2a, forward-KL warmup on cached teacher rollouts.
+r"""Stage 2a, warmup on cached teacher rollouts: the forward KL, or another exact signal.
 
     python -m verl_s2d.stages.warmup.trainer model.path=STUDENT s2d.teacher.path=TEACHER \
         data.train_files=rollouts.parquet ...
@@ -26,7 +26,7 @@ from verl.workers.engine_workers import TrainingWorkerConfig
 from verl_s2d.errors import UserError
 from verl_s2d.stages.shared.ray_cluster import join_ray, require_cpu_platform, require_places
 from verl_s2d.stages.shared.save_on_request import SaveClock, read_save_minutes
-from verl_s2d.stages.warmup.config_checks import check_cache, check_models, check_settings, warmup_objective
+from verl_s2d.stages.warmup.config_checks import check_cache, check_models, check_settings
 from verl_s2d.stages.warmup.rollout_dataset import CachedRollouts, ShuffledPasses
 from verl_s2d.stages.warmup.worker import WarmupWorker
 from verl_s2d.workflow import save_request
@@ -50,15 +50,14 @@ class WarmupTrainer(SFTTrainer):
         self.device_name = "cpu"
 
     def _build_config(self) -> None:
-        check_settings(self.config)
+        self.s2d = check_settings(self.config)
         for difference in check_models(self.config):
             logger.warning(difference)
         super()._build_config()
 
     def _build_dataset(self) -> None:
         self.train_dataset, self.val_dataset = CachedRollouts(self.config.data.train_files), None
-        vocab_size = check_cache(self.config, self.model_config, self.train_dataset)
-        self.objective = warmup_objective(self.config, vocab_size)
+        self.vocab_size = check_cache(self.config, self.model_config, self.train_dataset)
 
     def _build_dataloader(self) -> None:
         """One epoch as long as training, so that a resumed loader continues at the exact batch."""
@@ -105,10 +104,8 @@ class WarmupTrainer(SFTTrainer):
             ray_cls_with_init=RayClassWithInitArgs(
                 ray.remote(WarmupWorker),
                 config=worker_config,
-                teacher_path=config.s2d.teacher.path,
-                trust_remote_code=config.s2d.teacher.trust_remote_code,
-                objective=self.objective,
-                skip_limit=config.s2d.skip_limit,
+                settings=self.s2d.written(),
+                vocab_size=self.vocab_size,
             ),
             device_name=config.trainer.device,
         )

@@ -1,8 +1,10 @@
-"""Stage 2a's worker: verl's training engine for the student, and a frozen one for the teacher beside it."""
+"""Train in stage 2a's worker: verl's engine for the student, and frozen ones beside it."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from tensordict import TensorDict
 from verl.single_controller.base.decorator import make_nd_compute_dataproto_dispatch_fn, register
@@ -11,44 +13,38 @@ from verl.utils.metric import Metric
 from verl.workers.engine_workers import Dispatch, TrainingWorkerConfig
 
 from verl_s2d.platforms.process_group import initialize_process_group
-from verl_s2d.signals.aggregation import token_mean
-from verl_s2d.signals.full_vocabulary import FullVocabularyLoss, Objective
-from verl_s2d.stages.opd.worker import TeacherWorker
+from verl_s2d.signals.in_verl.aggregation import TokenMean
 from verl_s2d.stages.shared.distilled_worker import DistilledWorker
+from verl_s2d.stages.warmup.config_checks import read_warmup_settings
+from verl_s2d.teachers.frozen_engines import distinct, frozen_workers
 
 
 class WarmupWorker(DistilledWorker):
-    """Trains the student towards the teacher, who is asked once per micro-batch."""
+    """Trains the student towards the teacher: each frozen model is asked once per micro-batch.
 
-    def __init__(
-        self,
-        config: TrainingWorkerConfig,
-        *,
-        teacher_path: str,
-        trust_remote_code: bool,
-        objective: Objective,
-        skip_limit: int,
-    ):
+    Args:
+        config: of the student's engine.
+        settings: the section `s2d`.
+        vocab_size: real size of the shared vocabulary.
+    """
+
+    def __init__(self, config: TrainingWorkerConfig, *, settings: Mapping[str, Any], vocab_size: int):
         initialize_process_group()
-        super().__init__(config, skip_limit=skip_limit)
+        self._settings, self._vocab_size = read_warmup_settings(settings), vocab_size
+        super().__init__(config, skip_limit=self._settings.skip_limit)
         frozen = dataclasses.replace(
             config, engine_config=dataclasses.replace(config.engine_config, forward_only=True), profiler_config=None
         )
-        self._objective = objective
-        self.teacher = TeacherWorker(frozen, teacher_path=teacher_path, trust_remote_code=trust_remote_code)
+        self.frozen = frozen_workers(frozen, self._settings.models)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def reset(self) -> None:
         super().reset()
-        self.teacher.reset()
-        loss = FullVocabularyLoss(
-            self._objective,
-            student=self.engine,
-            teacher=self.teacher.engine,
-            aggregate=token_mean,
-            prefix="train/",
+        for worker in distinct(self.frozen):
+            worker.reset()
+        self.learn_from(
+            self.frozen, self._settings, vocab_size=self._vocab_size, aggregate=TokenMean(), prefix="train/"
         )
-        self.learn_from(self.teacher.engine, loss)
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"), blocking=False)
     def train_batch(self, data: TensorDict) -> TensorDict | None:

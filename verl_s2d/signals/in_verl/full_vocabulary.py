@@ -1,9 +1,9 @@
-"""The exact full-vocabulary objectives as a loss function of verl's engines."""
+"""Run an exact signal as a loss function of verl's engines."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,42 +16,34 @@ from verl.workers.engine import BaseEngine
 
 from verl_s2d.errors import UserError
 from verl_s2d.objectives.divergence import Divergence, divergence
-from verl_s2d.objectives.logits import LinearLogits
+from verl_s2d.objectives.logits import ComposedLogits, GivenLogits, LinearLogits
 from verl_s2d.objectives.overlap import TopKHealth, top_k_health
-from verl_s2d.objectives.token_weights import soft_or_weights
 from verl_s2d.objectives.vocabulary import VocabularyShard
-from verl_s2d.signals.aggregation import tokens_per_kept
-from verl_s2d.teachers.frozen_teacher import FrozenTeacher
+from verl_s2d.signals.in_verl.aggregation import Aggregate, tokens_per_kept
+from verl_s2d.signals.in_verl.kept_tokens import KeptTokens
+from verl_s2d.signals.signal import LossSignal
+from verl_s2d.teachers.frozen_teacher import FrozenTeachers
 from verl_s2d.teachers.lm_head_hook import HeadSeam, has_plain_head
 from verl_s2d.teachers.megatron import in_sharded_layout, is_megatron, vocabulary_shard
 from verl_s2d.teachers.token_layout import in_logits_layout, next_tokens, uniform_temperature
 
 _logger = logging.getLogger(__name__)
 
-Aggregate = Callable[[torch.Tensor, TensorDict], torch.Tensor]
-
 
 @dataclass(frozen=True)
-class Objective:
-    """What is minimised: see objectives.divergence.
+class Computation:
+    """How a divergence is computed, without influence on what it is.
 
     Attributes:
-        name: forward_kl, reverse_kl or jsd.
-        beta: of jsd.
         vocab_size: real size of the shared vocabulary.
         chunk_tokens: tokens worked on at a time; None for a default.
         materialise_logits: let the engine make the student's logits instead of working from hidden states and head.
-        keep_tokens: share of each rollout's tokens that TIP keeps (objectives.token_weights); None for all. The others
-            are compared, for the choice, but take no part in the gradient.
-        health_top_k: log how far the two top-k sets agree (objectives.health), for a second pass over the logits.
+        health_top_k: log how far the two top-k sets agree (objectives.overlap), for a second pass over the logits.
     """
 
-    name: str
     vocab_size: int
-    beta: float = 0.5
     chunk_tokens: int | None = None
     materialise_logits: bool = False
-    keep_tokens: float | None = None
     health_top_k: int | None = None
 
 
@@ -60,7 +52,7 @@ _SHOWN = ("loss", *Divergence._fields, *TopKHealth._fields)
 
 
 class FullVocabularyLoss:
-    """Divergence of the student from the teacher over the whole vocabulary, in the calls that verl's engines make.
+    """A signal's divergence of the student from the teacher, in the calls that verl's engines make.
 
     An engine runs a micro-batch's forward pass, shows the loss what the model made of each token, and then asks for
     the scalar. Here the divergence is computed at the output embedding: the model's "logits" are then already its
@@ -68,28 +60,37 @@ class FullVocabularyLoss:
     matrix product, it is computed from the logits that the engine shows, on Megatron a shard of the vocabulary.
 
     Args:
-        objective: what to minimise.
-        student, teacher: engines, initialised; the teacher's is forward-only.
-        aggregate: per-token values, (tokens,) packed, and micro-batch -> this rank's share of the loss; with
-            keep_tokens a training.aggregation.ResponseMean.
+        signal: what to minimise, and of which teacher.
+        computation: how.
+        student: engine, initialised.
+        frozen: role of the signal's -> forward-only engine, initialised.
+        aggregate: per-token values and micro-batch -> this rank's share of the loss.
         prefix: of the metrics' names.
     """
 
     def __init__(
-        self, objective: Objective, *, student: BaseEngine, teacher: BaseEngine, aggregate: Aggregate, prefix: str
+        self,
+        signal: LossSignal,
+        computation: Computation,
+        *,
+        student: BaseEngine,
+        frozen: Mapping[str, BaseEngine],
+        aggregate: Aggregate,
+        prefix: str,
     ):
-        self._objective, self._aggregate, self._prefix = objective, aggregate, prefix
+        self._signal, self._computation, self._aggregate, self._prefix = signal, computation, aggregate, prefix
         self._sharded = is_megatron(student)
         # verl's own switch; its Megatron configuration has none.
         self._compiled = not self._sharded and student.engine_config.use_torch_compile
-        self._linear = not (objective.materialise_logits or self._sharded) and all(
-            has_plain_head(engine.module, engine.model_config.hf_config) for engine in (student, teacher)
+        self._linear = not (computation.materialise_logits or self._sharded) and all(
+            has_plain_head(engine.module, engine.model_config.hf_config) for engine in (student, *frozen.values())
         )
-        self._teacher = FrozenTeacher(teacher, linear=self._linear)
-        self._teacher.precede(student, self)
+        self._frozen = FrozenTeachers(frozen, linear=self._linear)
+        self._frozen.precede(student, self)
+        self._kept = None if signal.keep_tokens is None else KeptTokens(signal.keep_tokens, student, self)
         if self._linear:
             self._stand_in(student)
-        elif not (objective.materialise_logits or self._sharded):
+        elif not (computation.materialise_logits or self._sharded):
             _logger.warning("a model's logits are not a plain product with its output embedding: both logits are made")
 
     def _stand_in(self, student: BaseEngine) -> None:
@@ -126,22 +127,24 @@ class FullVocabularyLoss:
         padded = None if packs else hidden.shape[1]
         data, rows = micro_batch.to(hidden.device), hidden.shape[:2].numel()
 
-        def compare(teacher: LinearLogits) -> tuple[torch.Tensor, ...]:
+        def compare(frozen: Mapping[str, LinearLogits]) -> tuple[torch.Tensor, ...]:
+            at_temperature = {role: replace(logits, temperature=temperature) for role, logits in frozen.items()}
             return self._compare(
                 student,
-                replace(teacher, temperature=temperature),
+                self._signal.teacher(at_temperature),
                 data,
                 lambda packed: in_logits_layout(packed, data, rows, padded=padded),
                 padded=padded,
             )
 
-        results = self._teacher.consult(micro_batch, compare)
+        results = self._frozen.consult(micro_batch, compare)
         return torch.stack((*results, torch.ones_like(results[0])), -1).unflatten(0, hidden.shape[:2])
 
     def _from_logits(self, logits: torch.Tensor, data: TensorDict, data_format: str | None) -> tuple[torch.Tensor, ...]:
-        def compare(teacher: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        def compare(frozen: Mapping[str, GivenLogits]) -> tuple[torch.Tensor, ...]:
+            teacher = self._signal.teacher(frozen)
             if self._sharded:
-                shard = vocabulary_shard(logits.shape[-1], teacher.shape[-1])
+                shard = vocabulary_shard(logits.shape[-1], teacher.vocab_size)
                 return self._compare(
                     logits, teacher, data, lambda packed: in_sharded_layout(packed, data, data_format), shard=shard
                 )
@@ -149,12 +152,12 @@ class FullVocabularyLoss:
                 logits, teacher, data, lambda packed: in_logits_layout(packed, data, len(logits), padded=None)
             )
 
-        return self._teacher.consult(data, compare)
+        return self._frozen.consult(data, compare)
 
     def _compare(
         self,
         student: torch.Tensor | LinearLogits,
-        teacher: torch.Tensor | LinearLogits,
+        teacher: GivenLogits | LinearLogits | ComposedLogits,
         data: TensorDict,
         lay: Callable[[torch.Tensor], torch.Tensor],
         *,
@@ -167,57 +170,43 @@ class FullVocabularyLoss:
             lay: puts numbers of packed tokens where the logits of these tokens are.
             padded: the padded sequence length, where sequences are not packed.
         """
-        weights, ids, keep = lay(self._weights(data)), lay(next_tokens(data)), self._objective.keep_tokens
+        weights, ids = lay(self._weights(data)), lay(next_tokens(data))
         settings = {
-            "objective": self._objective.name,
-            "beta": self._objective.beta,
             "sampled_ids": ids,
-            "vocab_size": self._objective.vocab_size,
-            "chunk_tokens": self._objective.chunk_tokens,
+            "vocab_size": self._computation.vocab_size,
+            "chunk_tokens": self._computation.chunk_tokens,
             "compiled": self._compiled,
             "shard": shard,
         }
-        # The teacher's engine runs without gradients; the objective does not.
+        options = self._signal.divergence_options()
+        if self._kept is not None and self._kept.measuring:
+            # TIP's score is made of the reverse KL, whatever is minimised.
+            results = divergence(student, teacher, mask=weights, objective="reverse_kl", **settings)
+            self._kept.record(data, results, weights != 0)
+            return (torch.zeros_like(weights),) * len(_SHOWN)
+        # The frozen engines run without gradients; the objective does not.
         with torch.enable_grad():
-            if keep is None:
-                results = divergence(student, teacher, weights=weights, **settings)
+            if self._kept is None:
+                results = divergence(student, teacher, weights=weights, **options, **settings)
                 loss = results.divergence
             else:
-                # TIP's score is made of the reverse KL, whatever is minimised.
-                with torch.no_grad():
-                    results = divergence(student, teacher, mask=weights, **settings | {"objective": "reverse_kl"})
-                weights_kept = weights * lay(self._aggregate.kept_scale(data, keep))
-                weights_kept *= self._selection(results, weights, data, padded)
-                loss = divergence(student, teacher, weights=weights_kept, **settings).divergence
+                results, kept = self._kept.choose(data, padded)
+                weights_kept = weights * lay(self._aggregate.kept_scale(data, self._signal.keep_tokens)) * kept
+                loss = divergence(student, teacher, weights=weights_kept, **options, **settings).divergence
             health = self._health(student, teacher, weights)
         # Detached, so that a backward pass does not come to them with a gradient of zero.
         return loss, *(values.detach() for values in results), *health
 
-    def _selection(
-        self, results: Divergence, weights: torch.Tensor, data: TensorDict, padded: int | None
-    ) -> torch.Tensor:
-        """TIP's 0/1 for each token. Its ranges are those of the micro-batch, the part of a batch there is at a time."""
-        offsets = data["input_ids"].offsets()
-        if padded is not None:
-            offsets = torch.arange(0, len(weights) + 1, padded, device=weights.device)
-        return soft_or_weights(
-            results.student_entropy,
-            results.divergence,
-            offsets,
-            keep=self._objective.keep_tokens,
-            mask=weights != 0,
-        )
-
     def _health(self, student, teacher, weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if self._objective.health_top_k is None:
+        if self._computation.health_top_k is None:
             return (torch.zeros_like(weights),) * len(TopKHealth._fields)
         return top_k_health(
             student,
             teacher,
-            k=self._objective.health_top_k,
+            k=self._computation.health_top_k,
             mask=weights,
-            vocab_size=self._objective.vocab_size,
-            chunk_tokens=self._objective.chunk_tokens,
+            vocab_size=self._computation.vocab_size,
+            chunk_tokens=self._computation.chunk_tokens,
         )
 
     def _weights(self, micro_batch: TensorDict) -> torch.Tensor:
@@ -245,16 +234,18 @@ class FullVocabularyLoss:
         return tuple(results)
 
     def _reduce(self, model_output: dict[str, torch.Tensor], data: TensorDict) -> tuple[torch.Tensor, dict[str, Any]]:
-        values, keep = {name: model_output[name].values() for name in _SHOWN}, self._objective.keep_tokens
+        if self._kept is not None and self._kept.measuring:
+            return torch.zeros(()), {}
+        values, keep = {name: model_output[name].values() for name in _SHOWN}, self._signal.keep_tokens
         scale = 1.0 if keep is None else self._aggregate.kept_scale(data, keep).to(values["loss"].device)
         loss = self._aggregate(values["loss"] * scale, data)
         rows = self._weights(data) != 0
         share = data["dp_size"] / max(data["batch_num_tokens"], 1)
-        name = self._objective.name
+        name = self._signal.objective
         logged = {name: "divergence"} | {
             field: field for field in ("student_entropy", "teacher_entropy", "top1_agreement")
         }
-        if self._objective.health_top_k is not None:
+        if self._computation.health_top_k is not None:
             logged |= {field: field for field in TopKHealth._fields}
         metrics = {
             f"{self._prefix}{metric}": Metric(AggregationType.SUM, values[field][rows].sum() * share)

@@ -1,8 +1,9 @@
-"""Per-token losses into a rank's share of the loss: the warmup's mean, and verl's modes, over kept tokens too."""
+"""Aggregate per-token losses into a rank's share of the loss: the warmup's mean and verl's modes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from tensordict import TensorDict
@@ -13,13 +14,36 @@ from verl.workers.utils.padding import no_padding_2_padding
 from verl_s2d.objectives.token_weights import expand_to_tokens, kept_tokens
 
 
-def token_mean(values: torch.Tensor, data: TensorDict) -> torch.Tensor:
-    """Mean over the response tokens of the whole batch, on all ranks and micro-batches; values are (tokens,) packed.
+class Aggregate(Protocol):
+    """(tokens,) packed values of a micro-batch -> this rank's share of the loss."""
+
+    def __call__(self, values: torch.Tensor, data: TensorDict) -> torch.Tensor: ...
+
+    def kept_scale(self, data: TensorDict, keep: float) -> torch.Tensor:
+        """Return (tokens,) packed factors that make this aggregation, of losses of 0 where not kept, one over kept
+        tokens.
+
+        A mean over tokens divides by all of them: of the whole batch, `tokens_per_kept` of the micro-batch, or of each
+        rollout. Sums over tokens need no factor, and a mean over rollouts counts these whatever they keep.
+
+        Args:
+            keep: share of each rollout's tokens that is kept (objectives.token_weights); the others have a loss of 0.
+        """
+
+
+class TokenMean:
+    """Mean over the response tokens of the whole batch, on all ranks and micro-batches.
 
     `loss_mask` marks response tokens; row t predicts token t + 1. FSDP averages over ranks, hence dp_size.
     """
-    predicts = torch.roll(data["loss_mask"].values(), shifts=-1, dims=0).to(values.device)
-    return (values * predicts).sum() / max(data["batch_num_tokens"], 1) * data["dp_size"]
+
+    def __call__(self, values: torch.Tensor, data: TensorDict) -> torch.Tensor:
+        predicts = torch.roll(data["loss_mask"].values(), shifts=-1, dims=0).to(values.device)
+        return (values * predicts).sum() / max(data["batch_num_tokens"], 1) * data["dp_size"]
+
+    def kept_scale(self, data: TensorDict, keep: float) -> torch.Tensor:
+        ids = data["input_ids"]
+        return torch.full((len(ids.values()),), tokens_per_kept(data), device=ids.offsets().device)
 
 
 @dataclass(frozen=True)
@@ -34,7 +58,6 @@ class ResponseMean:
     loss_scale_factor: int | None = None
 
     def __call__(self, values: torch.Tensor, data: TensorDict) -> torch.Tensor:
-        """Aggregate (tokens,) packed values of a micro-batch."""
         mask = data["response_mask"]
         mask = mask.to_padded_tensor(0) if mask.is_nested else mask
         return agg_loss(
@@ -48,14 +71,6 @@ class ResponseMean:
         )
 
     def kept_scale(self, data: TensorDict, keep: float) -> torch.Tensor:
-        """(tokens,) packed factors that make this aggregation, of losses of 0 where not kept, one over kept tokens.
-
-        A mean over tokens divides by all of them: of the whole batch, `tokens_per_kept` of the micro-batch, or of each
-        rollout. Sums over tokens need no factor, and a mean over rollouts counts these whatever they keep.
-
-        Args:
-            keep: share of each rollout's tokens that is kept (objectives.token_weights); the others have a loss of 0.
-        """
         offsets, tokens = data["input_ids"].offsets(), len(data["input_ids"].values())
         if self.loss_agg_mode == "seq-mean-token-mean":
             lengths = rollout_lengths(data).to(offsets.device)
@@ -65,10 +80,10 @@ class ResponseMean:
 
 
 def rollout_lengths(data: TensorDict) -> torch.Tensor:
-    """(rollouts,) float64: response tokens of each."""
+    """Count the response tokens of each rollout; (rollouts,) float64."""
     return torch.stack([row.sum() for row in data["loss_mask"].unbind()]).double()
 
 
 def tokens_per_kept(data: TensorDict) -> float:
-    """Response tokens of the whole batch over those kept, which the worker writes into every micro-batch."""
+    """Read the number of the whole batch's response tokens over that of the kept ones, from any micro-batch."""
     return tu.get_non_tensor_data(data, "tokens_per_kept", default=1.0)

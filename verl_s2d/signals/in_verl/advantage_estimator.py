@@ -1,0 +1,48 @@
+"""The advantage estimator `s2d_opd` in verl's registry: the signal's advantages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from verl.trainer.ppo.core_algos import register_adv_est
+
+from verl_s2d.errors import UserError
+from verl_s2d.signals.signal import AdvantageSignal
+
+
+@register_adv_est("s2d_opd")
+def s2d_opd(
+    token_level_rewards: torch.Tensor,
+    response_mask: torch.Tensor,
+    config=None,
+    *,
+    signal: AdvantageSignal | None = None,
+    old_log_probs: torch.Tensor | None = None,
+    frozen_log_probs: Mapping[str, torch.Tensor] | None = None,
+    **_: object,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute a signal's advantages as verl asks an estimator for them.
+
+    Args:
+        token_level_rewards: (batch, response), verl's rewards; not read: the frozen models are the only signal.
+        response_mask: (batch, response), 1 on sampled tokens.
+        config: verl's `algorithm` section; not read.
+        signal: whose advantages.
+        old_log_probs: (batch, response) log pi_old of the sampled tokens, float32.
+        frozen_log_probs: role -> (batch, response) log-probs of the sampled tokens under that model, float32.
+
+    Returns:
+        (advantages, returns), both (batch, response); returns equal advantages.
+
+    Raises:
+        UserError: no log-probs of frozen models, because another trainer than `s2d_opd` called it.
+    """
+    if signal is None or old_log_probs is None or frozen_log_probs is None:
+        raise UserError(
+            "the advantage estimator s2d_opd got no teacher log-probabilities",
+            key="trainer.v1.trainer_mode",
+            remedy="run it with trainer.v1.trainer_mode=s2d_opd, whose workers hold the teacher",
+        )
+    advantages = signal.advantages(old_log_probs, frozen_log_probs, response_mask)
+    return advantages, advantages

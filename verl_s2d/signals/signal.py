@@ -1,0 +1,91 @@
+"""Define a signal: the settings by which answers of frozen models become an advantage or a loss.
+
+Nothing here imports torch: a plan reads signals, too.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field, FiniteFloat
+
+from verl_s2d.validation import Section
+
+if TYPE_CHECKING:
+    import torch
+
+    from verl_s2d.objectives.logits import ComposedLogits, GivenLogits, LinearLogits
+
+Positive = Annotated[FiniteFloat, Field(gt=0)]
+
+
+class Ask(Enum):
+    """Answers that a frozen model can give about a token."""
+
+    SAMPLED = "the log-probability of the sampled token"
+    TOP_K = "the log-probabilities of its k most likely tokens"
+    FULL = "its logits of the whole vocabulary"
+
+
+class Signal(Section):
+    """A signal's settings; its fields are the keys below `signal:`. Derive from one of the two classes below.
+
+    Attributes:
+        asks: role of a frozen model -> what it is asked. The first role sits in verl's reference engine.
+        type: name of the signal, or file.py:Name.
+    """
+
+    asks: ClassVar[Mapping[str, Ask]]
+    type: str
+
+
+class AdvantageSignal(Signal, ABC):
+    """A signal on sampled tokens: an advantage for verl's policy loss, so on rollouts of the student only.
+
+    Attributes:
+        clip: largest magnitude of an advantage; null for no limit.
+    """
+
+    asks: ClassVar[Mapping[str, Ask]] = {"teacher": Ask.SAMPLED}
+    clip: Positive | None = None
+
+    @abstractmethod
+    def advantages(
+        self, student_log_probs: torch.Tensor, frozen: Mapping[str, torch.Tensor], mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Compute the advantage of each sampled token, before `clip`.
+
+        Args:
+            student_log_probs: (batch, response) log-probs of the sampled tokens under the policy that the update
+                starts from.
+            frozen: role -> (batch, response) log-probs of the same tokens under that model.
+            mask: (batch, response), nonzero on sampled tokens; other entries hold anything.
+
+        Returns:
+            (batch, response) float32, detached, zero outside the mask.
+        """
+
+
+class LossSignal(Signal):
+    """A signal over the whole vocabulary: an exact divergence from a teacher as the loss, on any rollouts.
+
+    Attributes:
+        objective: divergence to minimise, one of objectives.divergence.
+        keep_tokens: share of each rollout's tokens to learn from, those that TIP's soft-OR of entropy and reverse KL
+            ranks highest (objectives.token_weights); null for all. The mean of the loss is then over kept tokens.
+    """
+
+    asks: ClassVar[Mapping[str, Ask]] = {"teacher": Ask.FULL}
+    objective: ClassVar[str]
+    keep_tokens: Annotated[FiniteFloat, Field(gt=0, le=1)] | None = None
+
+    def divergence_options(self) -> dict[str, Any]:
+        """Return the arguments of objectives.divergence that say which divergence it is."""
+        return {"objective": self.objective}
+
+    def teacher(self, frozen: Mapping[str, GivenLogits | LinearLogits]) -> GivenLogits | LinearLogits | ComposedLogits:
+        """Return the logits that the student is compared with, from those of the frozen models by role."""
+        return frozen["teacher"]

@@ -1,0 +1,108 @@
+"""Find signals by type: those of this folder, or a user's own as file.py:Name."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from verl_s2d import signals, user_code
+from verl_s2d.errors import UserError
+from verl_s2d.signals.signal import AdvantageSignal, Ask, LossSignal, Signal
+from verl_s2d.validation import suggestion, validated
+
+_ANSWERS = {AdvantageSignal: Ask.SAMPLED, LossSignal: Ask.FULL}
+
+
+@functools.cache
+def known_signals() -> Mapping[str, type[Signal]]:
+    """Import the files of this folder; returns type -> class of the signals they define."""
+    found: dict[str, type[Signal]] = {}
+    for file in pkgutil.iter_modules(signals.__path__):
+        if file.ispkg or file.name == "signal_registry":
+            continue
+        for value in vars(importlib.import_module(f"{signals.__name__}.{file.name}")).values():
+            if isinstance(value, type) and issubclass(value, Signal) and not value.model_fields["type"].is_required():
+                found[value.model_fields["type"].default] = value
+    return found
+
+
+def read_signal(section: Mapping[str, Any], *, default: str, key: str) -> Signal:
+    """Read a section {type: jsd, beta: 0.3}.
+
+    Args:
+        default: the type where the section gives none.
+        key: dotted key of the section, for messages.
+
+    Raises:
+        UserError: an unknown type, a key or value that the signal does not take, or a file that does not load.
+    """
+    chosen = dict(section)
+    kind = chosen.pop("type", None) or default
+    signal, kind = _class(kind, f"{key}.type")
+    keys = signal.known_keys()
+    for name, value in chosen.items():
+        if name not in keys:
+            users = types_with(name)
+            raise UserError(
+                f"signal {kind} has no such key",
+                key=f"{key}.{name}",
+                value=value,
+                remedy=f"leave it out, or use a signal that has it: {', '.join(users)}"
+                if users
+                else suggestion(name, keys),
+            )
+    return validated(signal, chosen | {"type": kind}, key=key)
+
+
+def is_exact(section: Mapping[str, Any], *, default: str) -> bool:
+    """Report whether a section names a loss over the whole vocabulary; its other keys are not looked at."""
+    try:
+        signal, _ = _class(section.get("type") or default, "type")
+    except UserError:  # read_signal says what is wrong
+        return False
+    return issubclass(signal, LossSignal)
+
+
+def types_with(key: str) -> list[str]:
+    """List the types of this folder that have this key."""
+    return [name for name, signal in known_signals().items() if key in signal.known_keys()]
+
+
+def types_of(kind: type[Signal]) -> list[str]:
+    """List the types of this folder that are of one of the two kinds of signals."""
+    return [name for name, signal in known_signals().items() if issubclass(signal, kind)]
+
+
+def _class(kind: Any, key: str) -> tuple[type[Signal], str]:
+    """Return the class of a type, and the type as every process can read it."""
+    if kind in known_signals():
+        return known_signals()[kind], kind
+    file, colon, name = str(kind).rpartition(":")
+    if not colon:
+        raise UserError(
+            "unknown signal", key=key, value=kind, remedy=f"one of {', '.join(known_signals())}, or file.py:Name"
+        )
+    kind = f"{Path(file).expanduser().resolve()}:{name}"
+    signal = user_code.load(kind, what="signal", key=key)
+    answer = next((a for base, a in _ANSWERS.items() if isinstance(signal, type) and issubclass(signal, base)), None)
+    if answer is None:
+        raise UserError(
+            f"{name} is no signal",
+            key=key,
+            value=kind,
+            remedy="Derive it from AdvantageSignal or LossSignal of verl_s2d.signals.signal.",
+        )
+    if not signal.asks or any(ask is not answer for ask in signal.asks.values()):
+        asked = {role: ask.name for role, ask in signal.asks.items()}
+        raise UserError(
+            f"{name} asks frozen models for {asked}, and would be given {answer.name}, {answer.value}",
+            key=key,
+            value=kind,
+            remedy="An advantage asks for SAMPLED: an exact divergence does not depend on the sampled token, so as an "
+            "advantage it teaches nothing. A loss asks for FULL.",
+        )
+    return signal, kind

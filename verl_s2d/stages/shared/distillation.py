@@ -1,0 +1,190 @@
+"""Read the keys of `s2d` that stages 2a and 2b share: the signal, its frozen models, how a loss is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from omegaconf import OmegaConf
+from pydantic import Field, SerializeAsAny
+
+from verl_s2d.errors import UserError
+from verl_s2d.signals.signal import LossSignal, Signal
+from verl_s2d.signals.signal_registry import read_signal, types_of, types_with
+from verl_s2d.teachers.frozen_model import FrozenModel
+from verl_s2d.teachers.model_pair import check_tokens
+from verl_s2d.validation import Section, validated
+
+Count = Annotated[int, Field(gt=0)]
+
+
+class Distillation(Section):
+    """Settings of a stage that learns from frozen models.
+
+    Attributes:
+        signal: what the models' answers become.
+        models: role -> frozen model, in the order of the signal's `asks`.
+        chunk_tokens: tokens whose logits exist at a time; null for the default (objectives/chunk_sizes.py).
+        materialise_logits: let the engine make all the student's logits, instead of working from hidden states and
+            output embedding.
+        health_top_k: log how far the k most likely ids of student and teacher agree; null for not.
+        skip_limit: updates left out in a row, because their gradient was not finite, after which to stop.
+    """
+
+    signal: SerializeAsAny[Signal]
+    models: dict[str, FrozenModel]
+    chunk_tokens: Count | None = None
+    materialise_logits: bool = False
+    health_top_k: Count | None = None
+    skip_limit: Count = 5
+
+    @property
+    def exact(self) -> bool:
+        """Whether the signal is a loss over the whole vocabulary."""
+        return isinstance(self.signal, LossSignal)
+
+    def written(self) -> dict[str, Any]:
+        """Write the section with every key in it; `read_distillation` reads it back."""
+        return self.model_dump(by_alias=True)
+
+
+D = TypeVar("D", bound=Distillation)
+_EXACT_KEYS = ("chunk_tokens", "materialise_logits", "health_top_k")
+
+
+def read_distillation(kind: type[D], section: Any, *, signal: str) -> D:
+    """Read `s2d` of a verl command.
+
+    Args:
+        kind: the stage's settings.
+        section: the section, a mapping of any make or None.
+        signal: type of the signal where the section gives none.
+
+    Raises:
+        UserError: with the key, the value and the remedy; also for a key that has no effect.
+    """
+    keys = mapping(section, "s2d")
+    chosen = read_signal(mapping(keys.pop("signal", None), "s2d.signal"), default=signal, key="s2d.signal")
+    models = _models(keys, chosen)
+    for name in _EXACT_KEYS:
+        if keys.get(name) not in (None, False) and not isinstance(chosen, LossSignal):
+            raise UserError(
+                f"signal {chosen.type} makes no logits, so this has no effect",
+                key=f"s2d.{name}",
+                value=keys[name],
+                remedy=f"leave it out, or use a signal over the whole vocabulary: {', '.join(types_of(LossSignal))}",
+            )
+    for name, value in keys.items():
+        if name not in kind.model_fields:
+            remedy = f"known keys: {', '.join(kind.model_fields)}"
+            raise UserError(
+                "unknown key",
+                key=f"s2d.{name}",
+                value=value,
+                remedy=f"a signal's key is s2d.signal.{name}; {remedy}" if types_with(name) else remedy,
+            )
+    return validated(kind, keys | {"signal": chosen, "models": models}, key="s2d")
+
+
+def check_layout(settings: Distillation, *, megatron: bool, sequence_parallel: bool) -> None:
+    """Check an exact signal against the way in which the engine divides rollouts and vocabulary.
+
+    Raises:
+        UserError: what it needs is not in one place.
+    """
+    for key, value, fits in (
+        ("s2d.signal.keep_tokens", settings.signal.keep_tokens, not (megatron or sequence_parallel)),
+        ("s2d.health_top_k", settings.health_top_k, not megatron),
+    ):
+        if value is not None and not fits:
+            raise UserError(
+                "this needs whole rollouts and the whole vocabulary on each rank",
+                key=key,
+                value=value,
+                remedy="leave it out, or use FSDP without sequence parallelism",
+            )
+    if megatron and len(settings.models) > 1:
+        raise UserError(
+            "Megatron pads each model's vocabulary for itself, so ranks hold other ids of one frozen model than of the "
+            "next",
+            key="s2d.signal.type",
+            value=settings.signal.type,
+            remedy="use FSDP, or a signal that asks one model",
+        )
+
+
+def check_models(student: str, settings: Distillation, *, student_key: str) -> list[str]:
+    """Compare every frozen model's tokens with the student's; returns what differs without being wrong.
+
+    Raises:
+        UserError: a model that cannot be read, or tokenizers that differ.
+    """
+    found = []
+    for role, model in settings.models.items():
+        found += check_tokens(
+            student,
+            model.path,
+            revision=model.revision,
+            student_key=student_key,
+            teacher_key=f"{model_key(role)}.path",
+        )
+    return found
+
+
+def mapping(section: Any, key: str) -> dict[str, Any]:
+    """Copy a section of the configuration; an empty one for None.
+
+    Raises:
+        UserError: it is a value.
+    """
+    if section is None:
+        return {}
+    if not OmegaConf.is_dict(section) and not isinstance(section, Mapping):
+        raise UserError(
+            "this is a section, not a value",
+            key=key,
+            value=section,
+            remedy="set the keys below it, as in s2d.teacher.path",
+        )
+    return OmegaConf.to_container(section, resolve=True) if OmegaConf.is_config(section) else dict(section)
+
+
+def model_key(role: str, short: bool = True) -> str:
+    """Return the dotted key of a role's section; the teacher's has a short form."""
+    return "s2d.teacher" if role == "teacher" and short else f"s2d.models.{role}"
+
+
+def _models(keys: dict[str, Any], signal: Signal) -> dict[str, FrozenModel]:
+    """Take `models`, and `teacher` for models.teacher, out of the section's keys."""
+    short = mapping(keys.pop("teacher", None), "s2d.teacher")
+    sections = mapping(keys.pop("models", None), "s2d.models")
+    sections = {role: mapping(section, f"s2d.models.{role}") for role, section in sections.items()}
+    long = set(sections)
+    if any(short.values()):
+        if "teacher" in sections:
+            raise UserError(
+                "the teacher is given twice",
+                key="s2d.teacher",
+                value=short,
+                remedy="leave out this key or s2d.models.teacher, of which it is the short form",
+            )
+        sections["teacher"] = short
+    models = {}
+    for role in signal.asks:
+        key, section = model_key(role, short=role not in long), sections.pop(role, {})
+        if not section.get("path"):
+            raise UserError(
+                f"signal {signal.type} asks a frozen model in the role of the {role}",
+                key=f"{key}.path",
+                value=section.get("path", short.get("path") if role == "teacher" else None),
+                remedy=f"add +{key}.path=<checkpoint directory or hub id>",
+            )
+        models[role] = validated(FrozenModel, section, key=key)
+    for role, section in sections.items():
+        raise UserError(
+            f"signal {signal.type} asks no model in this role, so it has no effect",
+            key=model_key(role, short=role not in long),
+            value=section,
+            remedy=f"leave it out; roles of this signal: {', '.join(signal.asks)}",
+        )
+    return models
