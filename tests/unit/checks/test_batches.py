@@ -36,7 +36,9 @@ SCORES = {f"actor_rollout_ref.{s}.log_prob_micro_batch_size_per_gpu": 2 for s in
     ],
 )
 def test_batches_divide_among_data_parallel_ranks_not_gpus(tmp_path, verl):
-    recipe = write_project(tmp_path, stages__opd__verl={**GOOD, **verl}, cluster__gpus_per_node=4, cluster__device="cuda")
+    recipe = write_project(
+        tmp_path, stages__opd__verl={**GOOD, **verl}, cluster__gpus_per_node=4, cluster__device="cuda"
+    )
     plan = make_plan(load_recipe(recipe), run_dir=tmp_path / "run", rows=["half-split"])
     check_batches(plan, [node for node in plan.order if node.kind == "opd"])
 
