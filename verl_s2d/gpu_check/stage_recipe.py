@@ -68,8 +68,8 @@ def _recipe(settings: Settings) -> dict[str, Any]:
     stages = {
         "teacher_rl": {"steps": STEPS["teacher_rl"], "save_every": 1, "verl": reinforced},
         "rollouts": {"per_prompt": samples, "temperature": 1.0, "engine": engine},
-        "warmup": {"steps": STEPS["warmup"], "save_every": 1, "objective": "forward_kl", "verl": warmed},
-        "opd": {"steps": STEPS["opd"], "save_every": 1, "objective": "reverse_kl", "verl": distilled},
+        "warmup": {"steps": STEPS["warmup"], "save_every": 1, "signal": "forward_kl", "verl": warmed},
+        "opd": {"steps": STEPS["opd"], "save_every": 1, "signal": "reverse_kl", "verl": distilled},
     }
     return {
         "name": "gpu-check",

@@ -251,16 +251,8 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _models_are_read(self) -> Recipe:
-        read = set().union(*map(self.roles_of, self.plain_rows))
+    def _configs_of_hub_models(self) -> Recipe:
         for role, source in self.models.items():
-            if role not in read:
-                raise Refused(
-                    "No row reads a model of this role.",
-                    key=f"models.{role}",
-                    value=source.model_dump(exclude_unset=True),
-                    remedy=f"Remove it, or name it as the rows do: {', '.join(sorted(read))}.",
-                )
             if source.config is not None and (self.directory / Path(source.model).expanduser()).is_dir():
                 raise Refused(
                     "A local model has a config.json of its own.",

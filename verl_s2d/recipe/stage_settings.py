@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from verl_s2d.recipe.engine_settings import check_engine
 from verl_s2d.validation import Section
@@ -69,17 +69,25 @@ class Rollouts(Sampler):
     top_k: int = Field(-1, ge=-1)
 
 
-class Warmup(Trained):
-    """Stage 2a: forward KL on the cached rollouts."""
+def _typed(signal: Any) -> Any:
+    return {"type": signal} if isinstance(signal, str) else signal
 
-    objective: Literal["forward_kl"] = "forward_kl"
+
+SignalSettings = Annotated[dict[str, Any], BeforeValidator(_typed)]
+"""A signal: {type: jsd, beta: 0.3}, or its type alone. Types and keys are those of verl_s2d.signals; a type of one's own
+is file.py:Name, the file beside the recipe."""
+
+
+class Warmup(Trained):
+    """Stage 2a: the student on cached teacher rollouts."""
+
+    signal: SignalSettings = {"type": "forward_kl"}
 
 
 class OnPolicyDistillation(Trained):
     """Stage 2b."""
 
-    objective: Literal["advantage", "reverse_kl", "jsd"] = "advantage"
-    beta: NonNegative = 1.0
+    signal: SignalSettings = {"type": "sampled"}
     response_tokens: Positive | None = None
     """Length at which this stage cuts responses; null for data.response_tokens, which is the maximum. A dense signal
     needs no finished answer, and a step waits for its longest response."""

@@ -10,12 +10,20 @@ from verl_s2d.errors import UserError
 from verl_s2d.recipe.engine_settings import split_engine
 from verl_s2d.recipe.schema import Recipe
 from verl_s2d.recipe.source import DataScript, ModelSource
+from verl_s2d.signals.signal import LossSignal, Signal
 from verl_s2d.stages.evaluate.stage import Evaluate
 from verl_s2d.stages.grpo.stage import Grpo
 from verl_s2d.stages.opd.stage import Opd
 from verl_s2d.stages.prepare.stage import Script, Slices, slice_sizes
 from verl_s2d.stages.rollouts.stage import Rollouts
 from verl_s2d.stages.shared.batch_settings import micro_batch_tokens, rows_read
+from verl_s2d.stages.shared.signal_settings import (
+    SIGNAL,
+    decisive_keys,
+    require_loss,
+    signal_file,
+    signal_of_recipe,
+)
 from verl_s2d.stages.warmup.stage import Warmup
 from verl_s2d.verl_settings.overrides import merge, overlay, split_operational
 from verl_s2d.workflow.graph import Node
@@ -81,31 +89,34 @@ class Builder:
         return rows_read({"steps": warmup.steps, "verl": verl})
 
     def warmup(self, student: Model, teacher: Model, rollouts: Node, *, of: str = "") -> Node:
-        stage = self._stage("warmup")
+        stage, key = self._stage("warmup"), "stages.warmup.signal"
+        signal = signal_of_recipe(stage.signal, self.recipe.directory, key=key)
+        require_loss(signal, key=key)
         verl, operations = self._verl("warmup", stage.verl, self.recipe.data.response_tokens)
-        settings = {"objective": stage.objective, "steps": stage.steps, "seed": self.seed, "verl": verl}
+        settings = {"signal": decisive_keys(signal), "steps": stage.steps, "seed": self.seed, "verl": verl}
         operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched("warmup", settings)}
-        return self.node(
-            Warmup(),
-            _name("warmup", rollouts.settings["slice"], of),
-            settings,
-            operations,
-            model=student,
-            teacher=teacher,
-            rollouts=rollouts,
-        )
+        inputs = {"model": student, "rollouts": rollouts, **self._frozen(signal, teacher, key)}
+        return self.node(Warmup(), _name("warmup", rollouts.settings["slice"], of), settings, operations, **inputs)
 
     def opd(self, student: Model, teacher: Model, slice_name: str, *, of: str = "") -> Node:
-        stage = self._stage("opd")
+        stage, key = self._stage("opd"), "stages.opd.signal"
+        signal = signal_of_recipe(stage.signal, self.recipe.directory, key=key)
         response = stage.response_tokens or self.recipe.data.response_tokens
         # An exact divergence reads no log-probabilities of the engine that sampled.
-        exact = [] if stage.objective == "advantage" else ["exact"]
+        exact = ["exact"] if isinstance(signal, LossSignal) else []
         verl, operations = self._verl("opd", stage.verl, response, *exact)
-        settings = {**self._training(stage, slice_name, verl), "objective": stage.objective, "beta": stage.beta}
+        settings = {**self._training(stage, slice_name, verl), "signal": decisive_keys(signal)}
         settings["response_tokens"] = response
         operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched("opd", settings)}
-        inputs = {"model": student, "teacher": teacher, "slices": self.slices()}
+        inputs = {"model": student, "slices": self.slices(), **self._frozen(signal, teacher, key)}
         return self.node(Opd(), _name("opd", slice_name, of), settings, operations, **inputs)
+
+    def _frozen(self, signal: Signal, teacher: Model, key: str) -> dict[str, Model]:
+        """Collect what a signal reads: the models that it asks, by role, and its file where it is a recipe's own."""
+        read = {role: teacher if role == "teacher" else self.model(role) for role in signal.asks}
+        if file := signal_file(signal):
+            read[SIGNAL] = self._file(f"{key}.type", file)
+        return read
 
     def evaluate(self, model: Model) -> Node:
         chosen = self.recipe.evaluation

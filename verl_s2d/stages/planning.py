@@ -15,6 +15,7 @@ from verl_s2d.recipe.schema import Recipe
 from verl_s2d.stages.builder import Builder, Model
 from verl_s2d.stages.matching import matched_model
 from verl_s2d.stages.reserved_keys import check_reserved_keys
+from verl_s2d.stages.shared.signal_settings import signal_of_recipe
 from verl_s2d.workflow.identity import External
 from verl_s2d.workflow.plan import Plan, Row, default_run_dir
 from verl_s2d.workflow.stage import Context
@@ -37,6 +38,7 @@ def make_plan(
         names = list(dict.fromkeys(rows or recipe.chosen_rows))
     check_rows(names, "--rows", recipe.row_names)
     check_reserved_keys(recipe)
+    _check_roles(recipe)
     device = resolve_device(recipe.cluster.device)
     if recipe.cluster.warm_start is True and device != "cpu":
         raise UserError(
@@ -128,3 +130,19 @@ def _model(builder: Builder, name: str) -> Model:
         return builder.recipe.plain_rows[name](builder)
     model, target = _model(builder, chosen.row), _model(builder, chosen.to)
     return matched_model(name, chosen, model, target, builder.slice_sizes)
+
+
+def _check_roles(recipe: Recipe) -> None:
+    """Raise UserError for a model whose role neither a row nor a signal reads."""
+    read = set().union(*map(recipe.roles_of, recipe.plain_rows))
+    for name in ("warmup", "opd"):
+        if section := getattr(recipe.stages, name):
+            read |= set(signal_of_recipe(section.signal, recipe.directory, key=f"stages.{name}.signal").asks)
+    for role, source in recipe.models.items():
+        if role not in read:
+            raise UserError(
+                "No row and no signal reads a model of this role.",
+                key=f"models.{role}",
+                value=source.model_dump(exclude_unset=True),
+                remedy=f"Remove it, or name it as they do: {', '.join(sorted(read))}.",
+            )

@@ -145,7 +145,7 @@ def test_scripts_follow_the_seed_only_when_they_ask_for_it(tmp_path):
     [
         ({"evaluation__samples": 4}, {"evaluate"}),
         ({"stages__student_rl__steps": 5}, {"grpo", "evaluate"}),
-        ({"stages__opd__beta": 0.5}, {"opd", "grpo", "evaluate"}),
+        ({"stages__opd__signal__beta": 0.5}, {"opd", "grpo", "evaluate"}),
         ({"stages__rollouts__per_prompt": 3}, {"rollouts", "warmup", "opd", "grpo", "evaluate"}),
         ({"stages__opd__save_every": 1}, set()),
         ({"stages__warmup__verl__trainer.max_ckpt_to_keep": 3}, set()),
@@ -236,9 +236,9 @@ def test_stage_2b_may_cut_responses_earlier(tmp_path):
             plan_of(tmp_path, rows=["half-split"], stages__opd__response_tokens=wrong)
 
 
-@pytest.mark.parametrize(("objective", "read"), [("advantage", None), ("reverse_kl", False)])
-def test_an_exact_objective_asks_the_rollout_for_no_log_probabilities(tmp_path, objective, read):
-    plan = plan_of(tmp_path, rows=["half-split"], stages__opd__objective=objective)
+@pytest.mark.parametrize(("signal", "read"), [("sampled", None), ("reverse_kl", False)])
+def test_an_exact_signal_asks_the_rollout_for_no_log_probabilities(tmp_path, signal, read):
+    plan = plan_of(tmp_path, rows=["half-split"], stages__opd__signal=signal)
     told = parsed(command(plan, "opd-1h").argv[3:])
     assert told.get("actor_rollout_ref.rollout.calculate_log_probs") == read
 

@@ -99,7 +99,7 @@ def test_what_has_to_be_measured_makes_the_other_row_an_input(tmp_path, by):
     assert names.index("student-rl-all-m") > names.index("student-rl-2h")
     assert {n.name for n in ancestors(matched)} - {n.name for n in lineage(matched)} >= {"teacher-rl-1h", "opd-1h"}
     assert value(plan, matched, "trainer.total_training_steps") == "null", "nobody knows yet"
-    changed = plan_of(tmp_path, by, rows=["m"], stages__opd__beta=0.5)
+    changed = plan_of(tmp_path, by, rows=["m"], stages__opd__signal={"type": "sampled", "beta": 0.5})
     assert last_stage(changed).digest != matched.digest, "its address has what it was matched to"
     assert value(plan, matched, "trainer.save_freq") == "2"
     assert f"until the {by.replace('_', ' ')} of half-split" in stages()["grpo"].describe(matched)

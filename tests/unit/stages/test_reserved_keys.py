@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.workflow.project import write_project
+from tests.support.workflow.project import settings, write_project
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.stages.grpo.stage import Grpo
@@ -23,7 +23,14 @@ def plan(tmp_path_factory):
     matched = {"spent": {"row": "direct-grpo", "to": "half-split", "by": "sampled_tokens"}}
     matched["distilled"] = {"row": "opd-only", "to": "half-split", "by": "sampled_tokens"}
     path = tmp_path_factory.mktemp("project")
-    recipe = write_project(path, data__chat_template={"enable_thinking": False}, matched=matched)
+    asking_two = dict.fromkeys(("stages__warmup__signal", "stages__opd__signal"), "exopd_exact")
+    recipe = write_project(
+        path,
+        data__chat_template={"enable_thinking": False},
+        matched=matched,
+        models={"base": settings()["student"]},
+        **asking_two,
+    )
     rows = ["half-split", "opd-only", *matched]
     return make_plan(load_recipe(recipe), run_dir=path / "run", rows=rows)
 

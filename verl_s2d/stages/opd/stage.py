@@ -8,21 +8,20 @@ from typing import Any
 from verl_s2d.signals.signal_registry import is_exact
 from verl_s2d.stages.shared import panels
 from verl_s2d.stages.shared.budget import length
-from verl_s2d.stages.shared.training_stage import MODEL, TRUST
+from verl_s2d.stages.shared.signal_settings import RESERVED, signal_overrides, words
 from verl_s2d.stages.shared.verl_trainer import VerlTrainerStage
 from verl_s2d.verl_settings.from_verl import read_rl
 from verl_s2d.verl_settings.stage_sizes import Training
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.metric_table import Metric
-from verl_s2d.workflow.stage import Context, model_location, trusts_remote_code
-
-_OBJECTIVE = "Set `objective:` and `beta:` of stages.opd."
+from verl_s2d.workflow.stage import Context
 
 
 class Opd(VerlTrainerStage):
     """The student on its own rollouts, with the teacher for a reward: prompts without answers, and no verifier."""
 
     kind = "opd"
+    semantics = 2
     parquet_suffix = "-prompts"
     consumes = ("sampled_tokens", "updates")
     metrics = (
@@ -41,21 +40,13 @@ class Opd(VerlTrainerStage):
         Metric("s2d/sampled_tokens", ledger="sampled_tokens"),
         Metric("s2d/teacher_scored_tokens", ledger="teacher_scored_tokens"),
     )
-    reserved = VerlTrainerStage.reserved | {
-        "algorithm.adv_estimator": "Leave it out: the signal of stage 2b is chosen by stages.opd.",
-        "s2d.teacher.path": MODEL,
-        "s2d.teacher.trust_remote_code": TRUST,
-        "s2d.signal.type": _OBJECTIVE,
-        "s2d.signal.beta": _OBJECTIVE,
-    }
+    reserved = VerlTrainerStage.reserved | RESERVED | {"algorithm.adv_estimator": "Set stages.opd.signal."}
 
     def own_overrides(self, node: Node, context: Context) -> Mapping[str, Any]:
         return {
             "trainer.v1.trainer_mode": "s2d_opd",
             "algorithm.adv_estimator": "s2d_opd",
-            "+s2d.teacher.path": model_location(node, "teacher", context),
-            "+s2d.teacher.trust_remote_code": trusts_remote_code(node, "teacher"),
-            **_signal(node.settings),
+            **signal_overrides(node, context),
         }
 
     def demand(self, settings: Mapping[str, Any], longest: int) -> Training:
@@ -63,12 +54,4 @@ class Opd(VerlTrainerStage):
         return read_rl(settings, longest, teacher=True, exact=is_exact(signal, default="sampled"))
 
     def describe(self, node: Node) -> str:
-        s = node.settings
-        return f"on-policy distillation on prompts of slice {s['slice']}, beta {s['beta']:g}, {length(node)}"
-
-
-def _signal(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate a recipe's `objective` and `beta` into the keys of a signal; the jsd keeps its own default of beta."""
-    if settings["objective"] == "advantage":
-        return {"+s2d.signal.type": "sampled", "+s2d.signal.beta": settings["beta"]}
-    return {"+s2d.signal.type": settings["objective"]}
+        return f"on-policy distillation on prompts of slice {node.settings['slice']}, {words(node)}, {length(node)}"

@@ -9,6 +9,7 @@ from typing import Any
 from verl_s2d.stages.shared import panels
 from verl_s2d.stages.shared.budget import length
 from verl_s2d.stages.shared.node_settings import merged_verl
+from verl_s2d.stages.shared.signal_settings import RESERVED, signal_overrides, words
 from verl_s2d.stages.shared.training_stage import MODEL, SEED, SLICE, TRUST, TrainingStage
 from verl_s2d.verl_settings.composed import WARMUP
 from verl_s2d.verl_settings.from_verl import read_warmup
@@ -16,7 +17,7 @@ from verl_s2d.verl_settings.overrides import hydra_arguments, merge
 from verl_s2d.verl_settings.stage_sizes import Training
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.metric_table import Metric
-from verl_s2d.workflow.stage import Command, Context, metrics_file, model_location, trusts_remote_code
+from verl_s2d.workflow.stage import Command, Context, metrics_file
 
 
 class Warmup(TrainingStage):
@@ -24,6 +25,7 @@ class Warmup(TrainingStage):
     verifier, no answers."""
 
     kind = "warmup"
+    semantics = 2
     configuration = WARMUP
     keep_key = "trainer.max_ckpt_to_keep"
     model_section = "model"
@@ -37,15 +39,16 @@ class Warmup(TrainingStage):
         Metric("train/grad_norm", panels.GRAD_NORM),
         Metric("train/teacher_scored_tokens", ledger="teacher_scored_tokens"),
     )
-    reserved = TrainingStage.reserved | {
-        "model.path": MODEL,
-        "model.trust_remote_code": TRUST,
-        "s2d.teacher.path": MODEL,
-        "s2d.teacher.trust_remote_code": TRUST,
-        "s2d.signal.type": "Set `objective:` of stages.warmup.",
-        "data.train_files": SLICE,
-        "trainer.seed": SEED,
-    }
+    reserved = (
+        TrainingStage.reserved
+        | RESERVED
+        | {
+            "model.path": MODEL,
+            "model.trust_remote_code": TRUST,
+            "data.train_files": SLICE,
+            "trainer.seed": SEED,
+        }
+    )
 
     def command(self, node: Node, context: Context, attempt: int) -> Command:
         overrides = merge(merged_verl(node), self.overrides(node, context), self.adjusted_overrides(node))
@@ -56,9 +59,7 @@ class Warmup(TrainingStage):
         """Set the reserved keys."""
         return {
             **self.common_overrides(node, context, node.settings["steps"]),
-            "s2d.teacher.path": model_location(node, "teacher", context),
-            "s2d.teacher.trust_remote_code": trusts_remote_code(node, "teacher"),
-            "+s2d.signal.type": node.settings["objective"],
+            **{_declared(key): value for key, value in signal_overrides(node, context).items()},
             "s2d.save_minutes": node.operations["save_minutes"],
             "data.train_files": str(context.directory(node.inputs["rollouts"]) / "rollouts.parquet"),
             "trainer.seed": node.settings["seed"],
@@ -74,4 +75,9 @@ class Warmup(TrainingStage):
         return 1
 
     def describe(self, node: Node) -> str:
-        return f"forward KL to the teacher on its cached rollouts, {length(node)}"
+        return f"{words(node)} to the teacher on its cached rollouts, {length(node)}"
+
+
+def _declared(key: str) -> str:
+    """Write a key as hydra wants it: the teacher's section stands in s2d_warmup.yaml, other keys are new."""
+    return key.removeprefix("+") if key.startswith("+s2d.teacher.") else key

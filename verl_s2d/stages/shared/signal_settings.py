@@ -1,0 +1,86 @@
+"""The signal of stages 2a and 2b: from a recipe into a node, from a node into a command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from verl_s2d.errors import UserError
+from verl_s2d.signals.signal import AdvantageSignal, LossSignal, Signal
+from verl_s2d.signals.signal_registry import read_signal, types_of
+from verl_s2d.stages.shared.training_stage import MODEL, TRUST
+from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.stage import Context, model_location, trusts_remote_code
+
+SIGNAL = "signal"
+"""Role of the file that holds a signal of a recipe's own."""
+RESERVED = {
+    "s2d.signal": "Set `signal:` of the stage.",
+    "s2d.models": MODEL,
+    "s2d.teacher.path": MODEL,
+    "s2d.teacher.trust_remote_code": TRUST,
+}
+
+
+def signal_of_recipe(section: Mapping[str, Any], directory: Path, *, key: str) -> Signal:
+    """Read `signal:` of a stage.
+
+    Args:
+        section: {type: jsd, beta: 0.3}.
+        directory: of the recipe, from which files of signals count.
+        key: dotted key of the section, for messages.
+
+    Raises:
+        UserError: an unknown type or key, or a file that does not load.
+    """
+    file, colon, name = str(section.get("type")).rpartition(":")
+    chosen = {**section, "type": f"{directory / file}:{name}"} if colon else section
+    return read_signal(chosen, default="", key=key)
+
+
+def require_loss(signal: Signal, *, key: str) -> None:
+    """Raise UserError for an advantage, which is of tokens that the student has sampled."""
+    if isinstance(signal, AdvantageSignal):
+        raise UserError(
+            "An advantage needs rollouts of the student, and this stage trains on cached rollouts of the teacher.",
+            key=f"{key}.type",
+            value=signal.type,
+            remedy=f"Choose a loss: {', '.join(types_of(LossSignal))}.",
+        )
+
+
+def signal_file(signal: Signal) -> str | None:
+    """Locate the file of a signal of a recipe's own; None for one of this package's."""
+    return signal.type.rpartition(":")[0] or None
+
+
+def decisive_keys(signal: Signal) -> dict[str, Any]:
+    """List the keys of a signal for a digest; a file counts by its content, as an input of the node."""
+    return signal.model_dump(by_alias=True) | {"type": signal.type.rpartition(":")[2]}
+
+
+def signal_of_node(node: Node) -> Signal:
+    """Read the signal of a stage of the graph."""
+    keys = dict(node.settings["signal"])
+    if SIGNAL in node.externals:
+        keys["type"] = f"{node.externals[SIGNAL].location}:{keys['type']}"
+    return read_signal(keys, default="", key="signal")
+
+
+def signal_overrides(node: Node, context: Context) -> dict[str, Any]:
+    """Set the keys of a command that name the signal and its frozen models."""
+    signal = signal_of_node(node)
+    overrides = {f"+s2d.signal.{name}": value for name, value in signal.model_dump(by_alias=True).items()}
+    for role in signal.asks:
+        section = "s2d.teacher" if role == "teacher" else f"s2d.models.{role}"
+        overrides[f"+{section}.path"] = model_location(node, role, context)
+        overrides[f"+{section}.trust_remote_code"] = trusts_remote_code(node, role)
+    return overrides
+
+
+def words(node: Node) -> str:
+    """Describe a node's signal for `plan`: its type and keys."""
+    keys = {name: value for name, value in node.settings["signal"].items() if name != "type" and value is not None}
+    chosen = ", ".join(f"{name} {value}" for name, value in keys.items())
+    return node.settings["signal"]["type"] + (f" ({chosen})" if chosen else "")
