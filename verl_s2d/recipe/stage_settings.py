@@ -74,20 +74,22 @@ def _typed(signal: Any) -> Any:
 
 
 SignalSettings = Annotated[dict[str, Any], BeforeValidator(_typed)]
-"""A signal: {type: jsd, beta: 0.3}, or its type alone. Types and keys are those of verl_s2d.signals; a type of one's own
-is file.py:Name, the file beside the recipe."""
+"""A signal: {type: jsd, beta: 0.3}, or its type alone. Types and keys are those of verl_s2d.signals; file.py:Name is one
+of a file beside the recipe."""
 
 
 class Warmup(Trained):
     """Stage 2a: the student on cached teacher rollouts."""
 
-    signal: SignalSettings = {"type": "forward_kl"}
+    signal: SignalSettings = {}
+    """forward_kl unless a type is given."""
 
 
 class OnPolicyDistillation(Trained):
     """Stage 2b."""
 
-    signal: SignalSettings = {"type": "sampled"}
+    signal: SignalSettings = {}
+    """sampled unless a type is given."""
     response_tokens: Positive | None = None
     """Length at which this stage cuts responses; null for data.response_tokens, which is the maximum. A dense signal
     needs no finished answer, and a step waits for its longest response."""

@@ -90,7 +90,7 @@ class Builder:
 
     def warmup(self, student: Model, teacher: Model, rollouts: Node, *, of: str = "") -> Node:
         stage, key = self._stage("warmup"), "stages.warmup.signal"
-        signal = signal_of_recipe(stage.signal, self.recipe.directory, key=key)
+        signal = signal_of_recipe(stage.signal, self.recipe.directory, key=key, default=Warmup.default_signal)
         require_loss(signal, key=key)
         verl, operations = self._verl("warmup", stage.verl, self.recipe.data.response_tokens)
         settings = {"signal": decisive_keys(signal), "steps": stage.steps, "seed": self.seed, "verl": verl}
@@ -100,7 +100,7 @@ class Builder:
 
     def opd(self, student: Model, teacher: Model, slice_name: str, *, of: str = "") -> Node:
         stage, key = self._stage("opd"), "stages.opd.signal"
-        signal = signal_of_recipe(stage.signal, self.recipe.directory, key=key)
+        signal = signal_of_recipe(stage.signal, self.recipe.directory, key=key, default=Opd.default_signal)
         response = stage.response_tokens or self.recipe.data.response_tokens
         # An exact divergence reads no log-probabilities of the engine that sampled.
         exact = ["exact"] if isinstance(signal, LossSignal) else []

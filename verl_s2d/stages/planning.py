@@ -14,8 +14,10 @@ from verl_s2d.recipe.rows import check_rows
 from verl_s2d.recipe.schema import Recipe
 from verl_s2d.stages.builder import Builder, Model
 from verl_s2d.stages.matching import matched_model
+from verl_s2d.stages.opd.stage import Opd
 from verl_s2d.stages.reserved_keys import check_reserved_keys
 from verl_s2d.stages.shared.signal_settings import signal_of_recipe
+from verl_s2d.stages.warmup.stage import Warmup
 from verl_s2d.workflow.identity import External
 from verl_s2d.workflow.plan import Plan, Row, default_run_dir
 from verl_s2d.workflow.stage import Context
@@ -135,9 +137,10 @@ def _model(builder: Builder, name: str) -> Model:
 def _check_roles(recipe: Recipe) -> None:
     """Raise UserError for a model whose role neither a row nor a signal reads."""
     read = set().union(*map(recipe.roles_of, recipe.plain_rows))
-    for name in ("warmup", "opd"):
+    for name, default in (("warmup", Warmup.default_signal), ("opd", Opd.default_signal)):
         if section := getattr(recipe.stages, name):
-            read |= set(signal_of_recipe(section.signal, recipe.directory, key=f"stages.{name}.signal").asks)
+            key = f"stages.{name}.signal"
+            read |= set(signal_of_recipe(section.signal, recipe.directory, key=key, default=default).asks)
     for role, source in recipe.models.items():
         if role not in read:
             raise UserError(

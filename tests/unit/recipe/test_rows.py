@@ -171,13 +171,15 @@ def test_operational_verl_keys_rebuild_nothing(tmp_path):
     assert "reward.num_workers=3" in argv and "trainer.logger=[console,wandb,file]" in argv
 
 
+TIP = {"type": "reverse_kl", "keep_tokens": 0.5}
+"""Its ranges are those of the batch."""
+
+
 @pytest.mark.parametrize(
     ("more", "rebuilds"),
     [
         ({}, False),
         ({"actor_rollout_ref.actor.policy_loss.loss_mode": "vanilla"}, False),
-        # TIP's ranges are the batch's.
-        ({"+s2d.signal.keep_tokens": 0.5}, False),
         # The loss takes a number from the micro-batch: a selection of tokens, a padded width.
         ({"actor_rollout_ref.actor.policy_loss.loss_mode": "kl_cov"}, True),
         ({"algorithm.rollout_correction.bypass_mode": True}, True),
@@ -194,7 +196,7 @@ def test_operational_verl_keys_rebuild_nothing(tmp_path):
 def test_micro_batches_rebuild_nothing_unless_the_loss_depends_on_them(tmp_path, more, rebuilds):
     def opd(**cut):
         verl = settings()["stages"]["opd"]["verl"] | more | cut
-        plan = plan_of(tmp_path, rows=["half-split"], stages__opd__verl=verl, stages__opd__objective="reverse_kl")
+        plan = plan_of(tmp_path, rows=["half-split"], stages__opd__verl=verl, stages__opd__signal=TIP)
         return plan, next(node for node in plan.order if node.kind == "opd")
 
     (_, dynamic), (_, larger), (plan, fixed) = (

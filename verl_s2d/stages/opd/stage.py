@@ -22,6 +22,7 @@ class Opd(VerlTrainerStage):
 
     kind = "opd"
     semantics = 2
+    default_signal = "sampled"
     parquet_suffix = "-prompts"
     consumes = ("sampled_tokens", "updates")
     metrics = (
@@ -51,7 +52,7 @@ class Opd(VerlTrainerStage):
 
     def demand(self, settings: Mapping[str, Any], longest: int) -> Training:
         signal = settings.get("s2d", {}).get("signal") or {}
-        return read_rl(settings, longest, teacher=True, exact=is_exact(signal, default="sampled"))
+        return read_rl(settings, longest, teacher=True, exact=is_exact(signal, default=self.default_signal))
 
     def describe(self, node: Node) -> str:
         return f"on-policy distillation on prompts of slice {node.settings['slice']}, {words(node)}, {length(node)}"

@@ -23,20 +23,21 @@ RESERVED = {
 }
 
 
-def signal_of_recipe(section: Mapping[str, Any], directory: Path, *, key: str) -> Signal:
+def signal_of_recipe(section: Mapping[str, Any], directory: Path, *, key: str, default: str) -> Signal:
     """Read `signal:` of a stage.
 
     Args:
         section: {type: jsd, beta: 0.3}.
         directory: of the recipe, from which files of signals count.
         key: dotted key of the section, for messages.
+        default: type of a section that names none.
 
     Raises:
         UserError: an unknown type or key, or a file that does not load.
     """
-    file, colon, name = str(section.get("type")).rpartition(":")
+    file, colon, name = str(section.get("type", "")).rpartition(":")
     chosen = {**section, "type": f"{directory / file}:{name}"} if colon else section
-    return read_signal(chosen, default="", key=key)
+    return read_signal(chosen, default=default, key=key)
 
 
 def require_loss(signal: Signal, *, key: str) -> None:

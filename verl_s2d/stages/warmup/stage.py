@@ -26,6 +26,7 @@ class Warmup(TrainingStage):
 
     kind = "warmup"
     semantics = 2
+    default_signal = "forward_kl"
     configuration = WARMUP
     keep_key = "trainer.max_ckpt_to_keep"
     model_section = "model"
