@@ -129,7 +129,9 @@ def check_what_follows(run: Run, victim: str, following: str | None) -> None:
         assert code == 1 or (code == 0 and following is None), run.output[-3000:]
         assert run.left_behind() == []
         if code == 1:
-            assert re.search(r"failed with exit code|was killed by signal|stalled|an actor that has died|did not start", run.output)
+            assert re.search(
+                r"failed with exit code|was killed by signal|stalled|an actor that has died|did not start", run.output
+            )
 
 
 def preempt(run: Run, stage: str) -> None:

@@ -74,7 +74,7 @@ def _typed(signal: Any) -> Any:
 
 
 SignalSettings = Annotated[dict[str, Any], BeforeValidator(_typed)]
-"""A signal: {type: jsd, beta: 0.3}, or its type alone. Types and keys are those of verl_s2d.signals; file.py:Name is one
+"""A signal: {type: jsd, beta: 0.3}, or its type alone. Types and keys are those of verl_s2d.signals, or file.py:Name
 of a file beside the recipe."""
 
 
