@@ -7,12 +7,12 @@ recipe. Its name in reports is the function's with dashes, or `name` of `name=my
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from verl_s2d import user_code
 from verl_s2d.validation import Refused, suggestion
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def own_rows(entries: Iterable[str], directory: Path) -> dict[str, Row]:
         Name -> function.
 
     Raises:
-        Refused: a name that is taken or unusable, or a function that cannot be loaded.
+        UserError: a name that is taken or unusable, or a function that cannot be loaded.
     """
     rows: dict[str, Row] = {}
     for entry in entries:
@@ -143,24 +143,8 @@ def own_rows(entries: Iterable[str], directory: Path) -> dict[str, Row]:
         if name in ROWS or name in rows or not FILE_NAME.fullmatch(name):
             remedy = f"Write another one before it: my-name={own['file']}:{own['function']}."
             raise Refused("The name of this row is taken or unusable.", key="rows", value=entry, remedy=remedy)
-        rows[name] = _loaded(directory / own["file"], own["function"], entry)
+        rows[name] = user_code.load(f"{directory / own['file']}:{own['function']}", what="row", key="rows")
     return rows
-
-
-def _loaded(file: Path, function: str, entry: str) -> Row:
-    try:
-        spec = importlib.util.spec_from_file_location(f"verl_s2d_rows_{file.stem}", file)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        found = getattr(module, function)
-    except Exception as error:  # the user's code may raise anything
-        raise Refused(
-            f"The row cannot be loaded: {type(error).__name__}: {error}",
-            key="rows",
-            value=entry,
-            remedy="Name a function of a Python file beside the recipe: file.py:function.",
-        ) from error
-    return found
 
 
 def roles_of(row: Row, name: str = "") -> tuple[str, ...]:
