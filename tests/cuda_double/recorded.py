@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
-from tests.support.workflow.project import Ended, SimulatedStages, write_model, write_problems
+from tests.support.workflow.project import NO_STAGES, Ended, SimulatedStages, write_model, write_problems
 from tests.support.workflow.runs import Lines
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.stages.planning import make_plan
@@ -52,6 +52,8 @@ class Recorder(SimulatedStages):
         if "ray.scripts.scripts" in argv:
             self.processes.append(Started("ray head", list(argv), added))
             return self._listen(argv, log)
+        if argv[2] in NO_STAGES:
+            return Ended(NO_STAGES[argv[2]])
         node = self._nodes[Path(cwd).name]
         self.processes.append(Started(node.name, list(argv), added))
         if node.kind == "script":
