@@ -9,6 +9,8 @@ from omegaconf import OmegaConf
 from tests.support.paths import ROOT
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.stages.planning import make_plan
+from verl_s2d.stages.shared.batch_settings import MINI, TRAIN, N
+from verl_s2d.verl_settings.generated import verl_default
 
 QUICKSTART = ROOT / "recipes" / "quickstart" / "quickstart.yaml"
 CONFIGS = {
@@ -63,6 +65,20 @@ def test_composing_without_verl_gives_what_verl_composes(plan, kind):
     _, _, module, *overrides = node.stage.command(node, plan.context, 1).argv
     expected = OmegaConf.to_container(composed(module, overrides), resolve=True)
     assert node.stage.composed_settings(node, plan.context) == expected
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *(TRAIN, MINI, N),
+        "actor_rollout_ref.actor.ppo_epochs",
+        "actor_rollout_ref.actor.use_dynamic_bsz",
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu",
+    ],
+)
+def test_a_default_is_the_one_that_verl_composes(key):
+    config = composed("verl.trainer.main_ppo", [])
+    assert OmegaConf.select(config, key, throw_on_missing=True) == verl_default(key)
 
 
 def test_gradients_are_clipped_as_published():

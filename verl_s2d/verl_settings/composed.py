@@ -8,12 +8,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from verl_s2d.errors import UserError
 
 RL, WARMUP = ("verl", "trainer/config", "ppo_trainer"), ("verl_s2d", "stages/warmup", "s2d_warmup")
@@ -34,6 +28,13 @@ def composed(configuration: Configuration, overrides: Iterable[str] = ()) -> Map
 
 @functools.lru_cache(maxsize=256)
 def _composed(configuration: Configuration, overrides: tuple[str, ...]) -> Mapping[str, Any]:
+    # Hydra takes longer to import than everything else that a plan needs.
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     package, folder, name = configuration
     # Its own searchpath names verl as a package, which hydra would import.
     verl = f"hydra.searchpath=[file://{_folder(*RL[:2])}]"
@@ -49,15 +50,6 @@ def _composed(configuration: Configuration, overrides: tuple[str, ...]) -> Mappi
             key="verl",
             remedy="Change the key that the message names; `verl-s2d plan --overrides` shows all of a stage's.",
         ) from error
-
-
-@functools.cache
-def verl_default(key: str) -> Any:
-    """Look up the value of a dotted key in verl's RL configuration without overrides."""
-    value: Any = composed(RL)
-    for name in key.split("."):
-        value = value[name]
-    return value
 
 
 def _folder(package: str, folder: str) -> Path:

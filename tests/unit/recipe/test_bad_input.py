@@ -21,10 +21,10 @@ from tests.support.workflow.refusal import refuse
 from verl_s2d.checks import check_plan
 from verl_s2d.checks.data_slices import check_slices
 from verl_s2d.checks.software import check_versions
-from verl_s2d.checks.verl_keys import verl_keys
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.stages.planning import make_plan
+from verl_s2d.verl_settings.generated import verl_keys
 from verl_s2d.workflow.progress import PlainProgress
 from verl_s2d.workflow.runner import run_plan
 

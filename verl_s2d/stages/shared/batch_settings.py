@@ -7,7 +7,7 @@ from typing import Any
 
 from verl_s2d.errors import UserError
 from verl_s2d.stages.shared.node_settings import merged_verl
-from verl_s2d.verl_settings.composed import verl_default
+from verl_s2d.verl_settings.generated import verl_default
 from verl_s2d.verl_settings.overrides import value_of
 from verl_s2d.workflow.graph import Node
 
