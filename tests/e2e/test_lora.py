@@ -70,7 +70,7 @@ def test_the_teacher_is_asked_and_not_the_student_without_its_adapter(trained, t
     if objective == "reverse_kl":
         assert metrics[1]["actor/loss"] == pytest.approx(expected, rel=1e-3)
     assert metrics[1]["actor/grad_norm"] > 0
-    assert "both logits are made" not in (out / "log.txt").read_text()
+    assert "materialising both models' logits" not in (out / "log.txt").read_text()
 
 
 def test_the_rollouts_come_from_the_merged_weights(trained, student, tmp_path):

@@ -19,8 +19,8 @@ def empty(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor
     """Allocate an uninitialised tensor.
 
     A fresh block of CPU memory is mapped and zeroed at its first write, one page at a time. With pages of 4 KiB this
-    took 28 ms for 64 MiB, with huge pages 5 ms, and a write to memory mapped before 2 ms. Linux gives huge pages to
-    whoever asks, unless they are switched off; other systems ignore the wish.
+    took 28 ms for 64 MiB, with huge pages 5 ms, and a write to memory mapped before 2 ms. Linux grants huge pages on
+    request unless they are disabled; other systems ignore the request.
     """
     tensor = torch.empty(shape, dtype=dtype, device=device)
     if tensor.device.type == "cpu":
@@ -41,7 +41,7 @@ def reinterpret_rows(block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _advise(address: int, size: int) -> None:
-    """Ask for huge pages where whole ones fit."""
+    """Request huge pages for the part of the range that they cover entirely."""
     begin = -(-address // _HUGE_PAGE) * _HUGE_PAGE
     length = (address + size) // _HUGE_PAGE * _HUGE_PAGE - begin
     if length > 0 and (madvise := _madvise()) is not None:
@@ -50,7 +50,7 @@ def _advise(address: int, size: int) -> None:
 
 @cache
 def _madvise():
-    """The C library's madvise; None where it is not Linux's."""
+    """Return the C library's madvise; None on systems other than Linux."""
     if sys.platform != "linux":
         return None
     function = ctypes.CDLL(None).madvise

@@ -1,7 +1,7 @@
-"""Tokens whose logits exist at a time where nobody chose: objectives work with these, `plan` counts their memory.
+"""Define the default tokens per chunk of logits, for the objectives and for the memory that `plan` computes.
 
-Large products run at full speed, small chunks stay in a CPU's caches: its number was the fastest there of
-benchmarks/divergence.py.
+Accelerators need large products to run at full speed. On a CPU small chunks stay in the caches: this size was the
+fastest in benchmarks/divergence.py.
 """
 
 ON_CPU = 256

@@ -1,4 +1,4 @@
-"""One pass over the tokens, a chunk at a time: logits of both sides, their comparison, and the student's gradients."""
+"""Compute divergences and the student's gradients in one pass over the tokens, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ _BLOCK_ELEMENTS = 1 << 16
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a pass. `columns` real ids of the student are held here, the teacher's of them after `exchange`.
+    """Settings of a pass.
 
-    `masked`: logits may be -inf.
+    Attributes:
+        columns: real ids of the student on this rank; the teacher's logits have the same ids after `exchange`.
+        masked: logits may be -inf.
     """
 
     objective: str
@@ -37,7 +39,12 @@ class Settings:
 
 
 class Gradients(NamedTuple):
-    """Of each row's own divergence to its hidden state, (rows, H); of the weighted sum to head (V, H) and bias (V,)."""
+    """Gradients of a pass; None where not wanted.
+
+    Attributes:
+        hidden: (rows, H), gradient of each row's own, unweighted divergence.
+        head, bias: (V, H) and (V,), gradients of the weighted sum.
+    """
 
     hidden: torch.Tensor | None
     head: torch.Tensor | None
@@ -51,7 +58,7 @@ def compare_rows(
     ids: torch.Tensor | None,
     settings: Settings,
 ) -> torch.Tensor:
-    """(6, len(rows)) values of divergence.Divergence."""
+    """Compute the fields of divergence.Divergence for these rows; (6, len(rows))."""
     values = _empty_values(student, teacher, rows)
     for part, block in _chunks(student, teacher, rows, settings):
         for piece in _pieces(block[0], settings):
@@ -70,7 +77,7 @@ def linear_gradients(
     *,
     wants: tuple[bool, bool, bool],
 ) -> tuple[torch.Tensor, Gradients]:
-    """Values and, in the same pass, the wanted gradients to (hidden, head, bias); weights is (len(rows),)."""
+    """Compute the values and, in the same pass, the wanted gradients to (hidden, head, bias); weights: (len(rows),)."""
     values = _empty_values(student, teacher, rows)
     dtype, device = values.dtype, values.device
     wants_hidden, wants_head, wants_bias = wants
@@ -113,7 +120,7 @@ def logits_gradient_(
     weights: torch.Tensor,
     settings: Settings,
 ) -> None:
-    """Add the weighted gradient to the student's logits to these rows of out, (tokens, V)."""
+    """Add the weighted gradient with respect to the student's logits to the given rows of out, (tokens, V)."""
     for part, block in _chunks(student, teacher, rows, settings):
         for piece in _pieces(block[0], settings):
             result = _compare(block, piece, part, ids, settings)
@@ -122,9 +129,9 @@ def logits_gradient_(
 
 
 def _chunks(student, teacher, rows, settings):
-    """Each chunk's slice of rows with (2, tokens, columns) logits: the student's and the teacher's, in one buffer."""
+    """Yield each chunk's slice of rows and its logits, student and teacher in one buffer: (2, tokens, columns)."""
     size = max(1, min(settings.chunk_tokens, len(rows)))
-    # A shard of nothing but padding still takes part in the reductions, with one id that has no mass.
+    # A shard that holds only padding still joins the reductions, with one id of zero probability.
     columns, exchange = max(1, settings.columns), settings.exchange
     buffer = empty_rows(2, size, columns, dtype=_dtype(student, teacher), device=student.device)
     held = None if exchange is None else buffer.new_empty(size, exchange.held)
@@ -142,7 +149,7 @@ def _chunks(student, teacher, rows, settings):
 
 
 def _pieces(logits: torch.Tensor, settings: Settings) -> list[slice]:
-    """Blocks of rows for the elementwise work: small where a cache is to be used, whole where ranks must meet."""
+    """Split rows into blocks for the elementwise work: cache-sized on a CPU, one block where ranks reduce together."""
     rows, columns = logits.shape
     size = rows
     if not logits.is_cuda and not settings.vocabulary.parallel:
@@ -153,7 +160,7 @@ def _pieces(logits: torch.Tensor, settings: Settings) -> list[slice]:
 def _compare(block, piece, part, ids, settings):
     here = None if ids is None else ids[part][piece] - settings.vocabulary.first
     if here is not None and not settings.columns:
-        here.fill_(-1)  # the one id that stands in for none must not be taken for a sampled one
+        here.fill_(-1)  # the placeholder id of an empty shard must not match a sampled id
     masked = settings.masked or settings.columns == 0
     compare = compare_fused_ if settings.compiled else compare_
     return compare(

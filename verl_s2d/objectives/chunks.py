@@ -1,4 +1,4 @@
-"""Which tokens are worked on, and how many at a time."""
+"""Select the tokens to compare and the size of a chunk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def as_logits(logits: torch.Tensor | LinearLogits) -> GivenLogits | LinearLogits
 
 
 def wanted_rows(mask: torch.Tensor | None, tokens: int, device: torch.device) -> torch.Tensor:
-    """(rows,) int64 indices of the tokens where the mask is nonzero; of all of them when None.
+    """Return the indices of the tokens with a nonzero mask, or of all tokens when it is None; (rows,) int64.
 
     Raises:
         ValueError: the mask is not of shape (tokens,).
@@ -28,10 +28,10 @@ def wanted_rows(mask: torch.Tensor | None, tokens: int, device: torch.device) ->
 
 
 def shared_size(vocab_size: int | None, held: int) -> int:
-    """The real size of a vocabulary of which `held` ids are given; all of them when None.
+    """Return the real size of a vocabulary whose logits have `held` columns; `held` when None.
 
     Raises:
-        ValueError: not between 1 and what is given.
+        ValueError: vocab_size is not between 1 and `held`.
     """
     if vocab_size is None:
         return held
@@ -41,10 +41,10 @@ def shared_size(vocab_size: int | None, held: int) -> int:
 
 
 def tokens_at_a_time(chunk_tokens: int | None, device: torch.device) -> int:
-    """Default of `chunk_sizes` when None.
+    """Return chunk_tokens, or the device's default from `chunk_sizes` when None.
 
     Raises:
-        ValueError: not positive.
+        ValueError: chunk_tokens is not positive.
     """
     if chunk_tokens is None:
         return chunk_sizes.ON_CPU if device.type == "cpu" else chunk_sizes.ON_ACCELERATOR
@@ -54,6 +54,6 @@ def tokens_at_a_time(chunk_tokens: int | None, device: torch.device) -> int:
 
 
 def parts(count: int, size: int) -> Iterator[slice]:
-    """Slices of at most `size` that cover range(count)."""
+    """Yield slices of at most `size` that cover range(count)."""
     for begin in range(0, count, size):
         yield slice(begin, min(begin + size, count))

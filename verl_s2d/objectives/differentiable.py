@@ -1,4 +1,4 @@
-"""The divergence as autograd sees it. Both functions save their inputs; neither saves a logits tensor it made."""
+"""Make the divergence differentiable. Both autograd functions save their inputs, and no logits computed from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from verl_s2d.objectives.chunked_pass import Gradients, Settings, compare_rows, 
 from verl_s2d.objectives.first_derivative import first_derivative
 from verl_s2d.objectives.logits import GivenLogits, LinearLogits
 
-# Places of the differentiable results beside the divergence itself, with their name in `comparison`.
+# Indices of the other differentiable results, with their names in `divergence_kernel`.
 _BESIDE = {1: "student_entropy", 4: "student_log_prob"}
 
 
@@ -27,14 +27,14 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     def _again(ctx, saved: tuple) -> tuple[GivenLogits | LinearLogits, GivenLogits | LinearLogits]:
-        """Student and teacher on the saved tensors."""
+        """Rebuild student and teacher from the saved tensors."""
         tensors = saved[3:]
         student, teacher = ctx.rebuild
         return student(*tensors[: ctx.split]), teacher(*tensors[ctx.split :])
 
     @staticmethod
     def _spread(ctx, values: torch.Tensor, rows: torch.Tensor, tokens: int, ids: torch.Tensor | None):
-        """Values of rows as values of all tokens."""
+        """Scatter the values of rows to all tokens."""
         results = values.new_zeros(len(values), tokens)
         if ids is None:
             results[-2:] = float("nan")
@@ -46,14 +46,14 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     def _beside(ctx, rows: torch.Tensor, upstream: tuple) -> Iterator[tuple[Settings, torch.Tensor]]:
-        """What else is to be differentiated, with the weight of each row."""
+        """Yield settings and row weights for each further result that received a gradient."""
         for place, name in _BESIDE.items():
             if upstream[place] is not None:
                 yield replace(ctx.settings, objective=name), upstream[place][rows]
 
 
 class GivenDivergence(_Divergence):
-    """From logits that exist: backward compares them again, chunk by chunk."""
+    """Compare given logits; backward repeats the comparison, chunk by chunk."""
 
     @staticmethod
     def forward(ctx, student, teacher, rows, ids, hint, settings, *tensors):
@@ -74,10 +74,10 @@ class GivenDivergence(_Divergence):
 
 
 class LinearDivergence(_Divergence):
-    """From hidden states and a head. With a hint, forward makes the gradients and backward has only to scale them.
+    """Compare hidden states times a head. With a hint, forward computes the gradients and backward only scales them.
 
-    The gradient of sum_i w_i D_i is linear in w: each token's own gradient to its hidden state is kept unweighted, so
-    it serves any w; the head's is accumulated with the hint, and tokens whose w is not the hint's add their difference.
+    The gradient of sum_i w_i D_i is linear in w. Gradients to the hidden states are stored unweighted, so they serve
+    any w. The head's gradient is accumulated with the hint; tokens whose w differs from it add the difference.
     """
 
     @staticmethod
@@ -104,7 +104,7 @@ class LinearDivergence(_Divergence):
             if made is None:
                 _, made = linear_gradients(student, teacher, rows, None, weights, ctx.settings, wants=wants)
             else:
-                # The head's gradient is handed over, not copied: a second backward through a kept graph makes it again.
+                # The head's gradient is handed over, not copied; a second backward of a retained graph recomputes it.
                 _weigh_again(made, hint, weights, student, teacher, rows, ctx.settings, wants)
             gradients = [None if made.hidden is None else made.hidden * weights.unsqueeze(-1), made.head, made.bias]
         for settings, weights in _Divergence._beside(ctx, rows, upstream):
@@ -129,7 +129,7 @@ def _weigh_again(
     settings: Settings,
     wants: tuple[bool, bool, bool],
 ) -> None:
-    """Turn head and bias gradients made with the hint into those of the weights, in place."""
+    """Convert head and bias gradients from the hint's weights to the actual ones, in place."""
     known = hint != 0
     if not (wants[1] or wants[2]) or not bool(known.any()):
         factor = hint.new_ones(())

@@ -1,7 +1,7 @@
-"""Exact full-vocabulary divergence of a student from a teacher, per token, without the logits ever existing as a whole.
+"""Compute the exact full-vocabulary divergence of student and teacher per token, never holding all logits at once.
 
 Stages 2a (forward KL on teacher rollouts) and 2b (reverse KL on student rollouts) of arXiv 2605.12483; formulas in
-`comparison`.
+`divergence_kernel`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from verl_s2d.objectives.vocabulary import VocabularyShard, WholeVocabulary
 
 
 class Divergence(NamedTuple):
-    """Per-token results, each (tokens,), float32 or of float64 inputs float64; zero where the mask is.
+    """Per-token results, each (tokens,): float64 for float64 inputs, else float32; zero where the mask is zero.
 
-    `divergence`, `student_entropy` and `student_log_prob` carry gradients to the student, the last two at the price of
-    another pass over the tokens; nothing carries one to the teacher.
+    `divergence`, `student_entropy` and `student_log_prob` are differentiable with respect to the student; the last two
+    cost another pass over the tokens each. The teacher gets no gradient.
 
     Attributes:
         divergence: the objective's value, nats.
         student_entropy, teacher_entropy: nats.
-        top1_agreement: 1 where both put the most mass on the same id, or on the same one of several.
-        student_log_prob, teacher_log_prob: of the sampled id; NaN everywhere when no ids were given.
+        top1_agreement: 1 where some id is most likely for both models, ties included.
+        student_log_prob, teacher_log_prob: log-probability of the sampled id; NaN everywhere without sampled_ids.
     """
 
     divergence: torch.Tensor
@@ -54,44 +54,45 @@ def divergence(
     compiled: bool = False,
     shard: VocabularyShard | None = None,
 ) -> Divergence:
-    """Divergence of each token's two next-token distributions over the full vocabulary.
+    """Compute the divergence of each token's two next-token distributions over the full vocabulary.
 
-    With `LinearLogits` neither forward nor backward holds more than two (chunk_tokens, V) tensors and a block of
-    scratch, whatever the number of tokens. Inputs are taken in their own dtypes, whatever autocast the caller has on:
-    low-precision ones are multiplied into float32. Under torch.compile the call is left out of the caller's graph.
+    With `LinearLogits` neither forward nor backward holds more than two (chunk_tokens, V) tensors and a scratch block,
+    for any number of tokens. Inputs keep their own dtypes, also under the caller's autocast; low-precision products
+    accumulate in float32. Under torch.compile the call is excluded from the caller's graph.
 
-    Logits of -inf rule an id out. The forward KL is infinite where the teacher gives mass to an id that the student
-    rules out; its gradient stays p_S - p_T. The reverse KL is infinite where the student gives mass to an id that the
-    teacher rules out, and has no gradient there: NaN where p_S is not 0. NaN logits, or a side without ids, give NaN.
+    A logit of -inf gives its id probability zero. The forward KL is infinite where the student excludes an id that the
+    teacher does not; its gradient stays p_S - p_T. The reverse KL is infinite where the teacher excludes an id that the
+    student does not; its gradient is NaN wherever p_S > 0. NaN logits, or a side that excludes every id, give NaN.
 
     There is no second derivative: a gradient penalty raises.
 
     Args:
         student: logits (tokens, V_s), or LinearLogits, whose hidden states, head and bias get gradients where they
-            ask for them (a frozen head costs nothing). Batches of sequences are to be flattened to (tokens, ...).
+            require them (a frozen head costs nothing). Flatten batches of sequences to (tokens, ...).
         teacher: logits (tokens, V_t), LinearLogits, or several of these as ComposedLogits; constant.
         objective: forward_kl, reverse_kl or jsd.
-        beta: of jsd, between 0 and 1: 0 tends to beta * forward KL, 1 to (1 - beta) * reverse KL.
-        mask: (tokens,), nonzero on tokens wanted. The others are left out of every product; their results and
-            gradients are zero. Where weights are nonzero when None, everywhere when both are.
-        weights: (tokens,), what each token's divergence will be multiplied with in the loss, up to one constant:
-            mask times token weight over the number of tokens, say. Gradients are then made in the forward pass, with
-            no second computation of the logits. A hint only: gradients are exact for whatever comes back, tokens
-            whose gradient differs from the hint are computed again. Only LinearLogits profit, and not under no_grad.
+        beta: of jsd, strictly between 0 and 1. The value tends to beta * forward KL as beta -> 0 and to
+            (1 - beta) * reverse KL as beta -> 1.
+        mask: (tokens,), nonzero on the tokens to compare. The others are left out of every product; their results and
+            gradients are zero. When None: the tokens with nonzero weights, or all tokens without weights.
+        weights: (tokens,), the factor of each token's divergence in the loss, up to one common constant; for example
+            mask times token weight over the number of tokens. Gradients are then computed in the forward pass, and the
+            logits only once. This is a hint: gradients are exact for any upstream gradient, and tokens whose upstream
+            gradient differs from the hint are recomputed. It helps LinearLogits only, and not under no_grad.
         sampled_ids: (tokens,) int64, ids whose log-probabilities to return.
-        vocab_size: real size of the shared vocabulary; ids from there on have probability zero on both sides.
+        vocab_size: real size of the shared vocabulary; ids at or above it have probability zero on both sides.
             min(V_s, V_t) when None.
-        chunk_tokens: tokens worked on at a time; None for the default of `chunk_sizes`.
-        compiled: use torch.compile for the elementwise work, not where a shard is given. The first call then takes
-            seconds, the others less: see benchmarks/RESULTS.md.
-        shard: with logits or heads that a tensor-parallel group divides by ids: this rank's part. V_s and V_t are the
-            sizes held here, and vocab_size, the whole vocabulary's, is then needed; everything else, hidden states
-            too, is whole and the same on every rank. So are the results and the hidden states' gradients, which are
-            summed over the group here and must not be again; heads and logits get their own part's.
+        chunk_tokens: tokens per chunk; None for the default of `chunk_sizes`.
+        compiled: use torch.compile for the elementwise work; ignored with a shard. Compiling takes seconds in the
+            first call; times of later calls are in benchmarks/RESULTS.md.
+        shard: this rank's range of ids, when a tensor-parallel group shards logits or heads by id. V_s and V_t are then
+            the sizes on this rank, and vocab_size, of the whole vocabulary, is required. All other inputs, hidden
+            states included, are replicated. So are the results and the gradients of hidden states, which are already
+            summed over the group; heads and logits get the gradient of their own shard.
 
     Raises:
-        ValueError: shapes, objective, beta, vocab_size or chunk_tokens that make no sense together; shards that do
-            not hold each id once, or ranks that differ in their number of tokens, on every rank.
+        ValueError: shapes, objective, beta, vocab_size or chunk_tokens do not fit together. With a shard, on every
+            rank: the shards do not hold each id exactly once, or ranks have different numbers of tokens.
     """
     student, teacher = as_logits(student), as_logits(teacher)
     _check(student, teacher, objective, beta, vocab_size, shard)
@@ -108,7 +109,7 @@ def divergence(
         sizes = (student.vocab_size, teacher.vocab_size, vocab_size)
         columns, exchange, masked = shard.divide(len(rows), *sizes, masked, student.device)
     chunk_tokens = tokens_at_a_time(chunk_tokens, student.device)
-    compiled = compiled and shard is None  # a collective in the middle leaves little to fuse
+    compiled = compiled and shard is None  # a collective inside leaves little to fuse
     vocabulary = shard or WholeVocabulary()
     settings = Settings(objective, beta, columns, masked, chunk_tokens, vocabulary, exchange, compiled)
     ids = None if sampled_ids is None else sampled_ids.to(student.device)[rows].long()
@@ -127,10 +128,10 @@ def _check(student, teacher, objective, beta, vocab_size, shard) -> None:
     if objective == "jsd" and not 0 < beta < 1:
         raise ValueError(f"beta {beta} of jsd is not between 0 and 1; at the ends use reverse_kl or forward_kl")
     if isinstance(student, ComposedLogits):
-        raise ValueError("composed logits have no gradient, so they are a teacher's only")
+        raise ValueError("composed logits have no gradient: they can be a teacher's only")
     if student.tokens != teacher.tokens:
         raise ValueError(f"student has {student.tokens} tokens, teacher {teacher.tokens}")
     if shard is not None and vocab_size is None:
-        raise ValueError("vocab_size, the whole vocabulary's, is needed with a shard of it")
+        raise ValueError("a shard needs vocab_size, the size of the whole vocabulary")
     if shard is not None and vocab_size < 1:
         raise ValueError(f"vocab_size {vocab_size} is not positive")

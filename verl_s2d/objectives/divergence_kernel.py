@@ -1,4 +1,4 @@
-"""Two blocks of logits into divergences, their gradient, and what else the same pass can tell. All elementwise work.
+"""Compare two blocks of logits: divergences, their gradient, entropies and agreement. Elementwise work only.
 
 With z the logits, p = softmax(z), S the student, T the teacher, and m = beta p_T + (1 - beta) p_S:
 
@@ -6,7 +6,7 @@ With z the logits, p = softmax(z), S the student, T the teacher, and m = beta p_
     reverse_kl  KL(p_S || p_T)                               d/dz_S = p_S (log p_S - log p_T - KL(p_S || p_T))
     jsd         beta KL(p_T || m) + (1 - beta) KL(p_S || m)  d/dz_S = (1 - beta) p_S (log p_S - log m - KL(p_S || m))
 
-and of two results beside them, H(p_S): -p_S (log p_S + H), and log p_S(y): 1[v = y] - p_S.
+and the gradients of two more results: of H(p_S), -p_S (log p_S + H); of log p_S(y), 1[v = y] - p_S.
 Gradients of stages 2a and 2b in arXiv 2605.12483; the generalised JSD is that of GKD (arXiv 2306.13649, eq. 1).
 """
 
@@ -38,36 +38,35 @@ def compare_(
     vocabulary: WholeVocabulary | VocabularyShard,
     masked: bool,
 ) -> Comparison:
-    """Compare two blocks of logits, (rows, ids here), float32 or float64. Overwrites both, or the student's alone.
+    """Compare two blocks of logits, (rows, ids here), float32 or float64. Overwrites the student's and possibly both.
 
     Args:
-        student: afterwards the gradient of each row's divergence with respect to it, up to `scale`.
-        teacher: afterwards of no use.
-        ids: (rows,) sampled ids counted from the first one held here; the log-probabilities are -inf where nobody
-            holds the id. None when not wanted.
-        objective: one of OBJECTIVES, or student_entropy or student_log_prob for the gradient of these.
+        student: overwritten with the gradient of each row's divergence with respect to it, up to `scale`.
+        teacher: undefined afterwards.
+        ids: (rows,) sampled ids relative to the first id on this rank, or None; the log-probability of an id that no
+            rank holds is -inf.
+        objective: one of OBJECTIVES; student_entropy or student_log_prob give the gradient of these.
         beta: of jsd.
-        vocabulary: what is held here.
+        vocabulary: the ids on this rank.
         masked: logits may be -inf.
 
     Returns:
         values, (6, rows), and scale, (rows,).
     """
-    # Subtracting the maximum first leaves the ids that carry the mass near zero, where float32 is exact: logits of
-    # 1e4 then lose nothing.
+    # Subtracting the maximum first brings the likely ids near zero, where float32 is precise even for logits of 1e4.
     top = vocabulary.maximum(torch.stack((student.amax(-1), teacher.amax(-1)))).unsqueeze(-1)
     student.sub_(top[0])
-    # Blocks that fit a cache are read once and not written back; a whole chunk must not be there twice. A compiler has
-    # neither there twice, and would write back what is overwritten here.
+    # Out of place for cache-sized CPU blocks (saves a write-back), in place for whole chunks (saves a copy). Under
+    # torch.compile always out of place: fusion makes no copy.
     whole_chunk = (teacher.is_cuda or vocabulary.parallel) and not torch.compiler.is_compiling()
     teacher = teacher.sub_(top[1]) if whole_chunk else teacher - top[1]
     if masked:
-        # 0 * log 0 is 0, which -inf would make NaN. Sums and differences of two of these are finite.
+        # 0 * log 0 is 0, which -inf would make NaN. Sums and differences of two floors are finite.
         floor = torch.finfo(student.dtype).min / 4
         student.clamp_(min=floor)
         teacher.clamp_(min=floor)
-    # Where both are zero an id is at the top of both. Asking for its place costs more (argmax six times, max(dim) 1.5
-    # times on a CPU), and among ids that tie it would depend on their order and on who holds them.
+    # An id whose two logits are zero here is the top of both models. Computing its index costs more (on a CPU 6x with
+    # argmax, 1.5x with max(dim)), and for tied ids the index would depend on their order and their rank.
     p_s = student + teacher
     agree = p_s.amax(-1) == 0
     p_s, p_t = torch.exp(student, out=p_s), teacher.exp()
@@ -94,7 +93,7 @@ def compare_(
         divergence = mean - log_s + log_t
         torch.mul(p_s, teacher.sub_(mean.unsqueeze(-1)), out=student)
         if masked:
-            # An infinite divergence has no gradient but to ids without mass.
+            # An infinite divergence has a gradient only for ids of probability zero.
             student.masked_fill_((mean == math.inf).unsqueeze(-1), math.nan).masked_fill_(p_s == 0, 0.0)
     elif objective == "jsd":
         mixture = torch.logaddexp(
@@ -119,35 +118,37 @@ def compare_(
     else:
         nobody = sums[7] == 0
         sampled = [(sums[5] - log_s).masked_fill(nobody, -math.inf), (sums[6] - log_t).masked_fill(nobody, -math.inf)]
-    # Rounding alone can take a divergence below zero; ids that tie for the top can be found by several ranks.
+    # Rounding can take a divergence below zero, and several ranks can hold tied top ids.
     values = (divergence.clamp(min=0), log_s - energy_s, log_t - energy_t, sums[4].clamp(max=1), *sampled)
     return Comparison(torch.stack(values), scale)
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Of each row. vecdot writes the products down before it adds them; a single row, all of a block at a large
-    vocabulary, does without."""
+    """Compute row-wise dot products; (rows,).
+
+    linalg.vecdot materialises the products; torch.dot, for a single row (large vocabularies), does not.
+    """
     return torch.dot(a[0], b[0]).unsqueeze(0) if len(a) == 1 else torch.linalg.vecdot(a, b)
 
 
 def _lowest(logits: torch.Tensor, floor: float) -> torch.Tensor:
-    """Logits with -inf where they had been raised to the floor."""
+    """Restore -inf in logits that were clamped to the floor."""
     return logits.masked_fill(logits <= floor, -math.inf)
 
 
 def _impossible(probabilities: torch.Tensor, logits: torch.Tensor, floor: float) -> torch.Tensor:
-    """(rows,) where an id of the one distribution's mass is ruled out by the other."""
+    """Mark rows in which an id of positive probability is excluded by the other side's logits; (rows,) bool."""
     return ((probabilities > 0) & (logits <= floor)).any(-1)
 
 
 def _at(ids: torch.Tensor, student: torch.Tensor, teacher: torch.Tensor) -> list[torch.Tensor]:
-    """Shifted logits of the sampled ids on both sides, and how many hold them: 0 or 1 here."""
+    """Gather both sides' shifted logits of the sampled ids, and 1 where this rank holds the id, else 0."""
     here, position = _position(ids, student)
     found = [torch.where(here, block.gather(1, position).squeeze(-1), 0.0) for block in (student, teacher)]
     return [*found, here.to(student.dtype)]
 
 
 def _position(ids: torch.Tensor, block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which ids are held here, (rows,), and their columns, (rows, 1)."""
+    """Locate ids in a block: (rows,) bool, whether this rank holds the id, and its column, (rows, 1)."""
     here = (ids >= 0) & (ids < block.shape[1])
     return here, torch.where(here, ids, 0).unsqueeze(-1)

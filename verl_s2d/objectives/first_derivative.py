@@ -1,4 +1,4 @@
-"""Backward passes that have no derivative of their own, and say so."""
+"""Make backward passes raise when differentiated again."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Gradients = tuple[torch.Tensor | None, ...]
 
 
 def first_derivative(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
-    """Make an autograd function's backward(ctx, *upstream) of a backward(ctx, saved, *upstream).
+    """Wrap a backward(ctx, saved, *upstream) as an autograd function's backward(ctx, *upstream).
 
-    `saved` are the context's saved tensors, read once: torch.utils.checkpoint refuses a second look. The pass runs
-    without gradients and outside the caller's autocast. Where a graph of the gradients is asked for (create_graph=True,
-    a gradient penalty), differentiating them raises; torch's own once_differentiable lets such a penalty vanish.
+    `saved` are the context's saved tensors, read once: torch.utils.checkpoint refuses a second read. The pass runs
+    without gradients and outside the caller's autocast. With create_graph=True, as for a gradient penalty,
+    differentiating the gradients raises; with torch's own once_differentiable such a penalty silently vanishes.
     """
 
     @wraps(backward)
@@ -35,7 +35,7 @@ def first_derivative(backward: Callable[..., Gradients]) -> Callable[..., Gradie
 
 
 class _Last(torch.autograd.Function):
-    """apply(count, *gradients, *what they depend on) -> the gradients, which cannot be differentiated."""
+    """Guard gradients: apply(count, *gradients, *inputs) -> gradients whose differentiation raises."""
 
     @staticmethod
     def forward(ctx, count, *tensors):
@@ -44,6 +44,6 @@ class _Last(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *_):
         raise RuntimeError(
-            "a divergence has no second derivative here, so no gradient penalty either: detach its gradient, or "
-            "compute the divergence from log_softmax of whole logits"
+            "the divergence has no second derivative, so gradient penalties do not work: detach its gradient, or "
+            "compute the divergence from log_softmax of the full logits"
         )

@@ -1,4 +1,4 @@
-"""`comparison` through torch.compile: two or three passes over the logits, in C++ on a CPU, in Triton on CUDA."""
+"""Compile `divergence_kernel`: two or three passes over the logits, in C++ on a CPU, in Triton on CUDA."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from verl_s2d.objectives.vocabulary import WholeVocabulary
 
 _logger = logging.getLogger(__name__)
 
-# Rows of a block on a CPU. The kernel itself goes through them one by one, in a core's cache; a call costs as much as a
-# row of a small vocabulary.
+# Rows per block on a CPU. The kernel works row by row in a core's cache, but a call costs as much as one row of a small
+# vocabulary.
 ROWS = 8
 
 _broken = False
@@ -23,10 +23,9 @@ _broken = False
 
 @cache
 def _kernel(*variant) -> Callable[..., Comparison]:
-    """The compiled comparison of one variant, which is compiled once, and once more for blocks of a single row.
+    """Compile the comparison for one variant: once, and once more for blocks of a single row.
 
-    torch.compile keeps what it made with a function's code, and stops at the eighth variant of one code: every variant
-    gets a copy of its own.
+    torch.compile caches per code object and stops at its eighth variant, so every variant gets its own copy.
     """
     own = FunctionType(compare_.__code__.replace(), compare_.__globals__, compare_.__name__)
     return torch.compile(own, fullgraph=True)
@@ -41,9 +40,9 @@ def compare_fused_(
     vocabulary: WholeVocabulary,
     masked: bool,
 ) -> Comparison:
-    """`compare_`, whose arguments these are; compiled anew for another vocabulary, objective, beta or dtype.
+    """Run `compare_` compiled, with its arguments; recompiles for another vocabulary, objective, beta or dtype.
 
-    Where compiling fails (no C++ compiler, no Triton), one warning, and `compare_` from then on.
+    When compilation fails (no C++ compiler, no Triton), it warns once and runs `compare_` from then on.
     """
     global _broken
     arguments = (ids, objective, beta, vocabulary, masked)
@@ -59,7 +58,7 @@ def compare_fused_(
         torch._dynamo.exc.FailOnRecompileLimitHit,
         torch._inductor.exc.InductorError,
     ) as error:
-        # Nothing has been written yet: it is the compiler that failed, not the kernel.
+        # The compiler failed before the kernel ran, so the inputs are still intact.
         _broken = True
-        _logger.warning("the divergence is computed without torch.compile, which failed: %s", error)
+        _logger.warning("torch.compile failed, so the divergence runs uncompiled: %s", error)
         return compare_(student, teacher, *arguments)

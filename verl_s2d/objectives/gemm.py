@@ -1,12 +1,11 @@
-"""Matrix products whose sums are kept in float32 when the inputs are bf16 or fp16.
+"""Multiply bf16 or fp16 matrices with sums in float32.
 
 Logits rounded to bf16 cost two digits of the gradient. On CUDA the tensor cores take low-precision operands and write
-float32; on a CPU operands are widened in blocks, so that no widened copy of a whole head exists.
+float32; on a CPU operands are widened block by block, so that no widened copy of a whole head exists.
 
-torch.mm calls MKL, which runs its slow kernels on CPUs of another maker. On an AMD EPYC of 2024, one thread, oneDNN's
-float32 kernels took 0.4 times as long for logits and 0.6 times for the hidden states' gradient; the head's gradient
-gained nothing. Products therefore go to oneDNN where the CPU is AMD's, and the results come in blocks, since the
-operator has no `out`.
+torch.mm calls MKL, which uses slow kernels on CPUs that are not Intel's. On an AMD EPYC of 2024 with one thread,
+oneDNN's float32 kernels took 0.4x the time for logits and 0.6x for the gradient of hidden states; the head's gradient
+gained nothing. On AMD CPUs these products therefore use oneDNN, block by block, because its operator has no `out`.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ _ONEDNN_FROM = 1 << 22
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """float32, or float64 for float64."""
+    """Return the accumulation dtype: float64 for float64, else float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def logits_of(hidden: torch.Tensor, head: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """out = hidden @ head.T; (tokens, H), (V, H) -> (tokens, V) in float32 or float64."""
+    """Compute out = hidden @ head.T; (tokens, H), (V, H) -> (tokens, V) in float32 or float64."""
     if takes_low_precision(head, out.dtype):
         return torch.mm(hidden.to(head.dtype), head.T, out_dtype=out.dtype, out=out)
     hidden = hidden.to(out.dtype)
@@ -46,7 +45,7 @@ def logits_of(hidden: torch.Tensor, head: torch.Tensor, out: torch.Tensor) -> to
 
 
 def add_logits_of(hidden: torch.Tensor, head: torch.Tensor, out: torch.Tensor, factor: float) -> None:
-    """out += factor * hidden @ head.T; shapes and dtypes as in `logits_of`."""
+    """Add factor * hidden @ head.T to out; shapes and dtypes as in `logits_of`."""
     if takes_low_precision(head, out.dtype):
         torch.addmm(out, hidden.to(head.dtype), head.T, out_dtype=out.dtype, alpha=factor, out=out)
         return
@@ -61,10 +60,10 @@ def add_logits_of(hidden: torch.Tensor, head: torch.Tensor, out: torch.Tensor, f
 
 
 def operand(gradient: torch.Tensor, head: torch.Tensor, spare: torch.Tensor | None = None) -> torch.Tensor:
-    """Gradient in the dtype of the head's products; (tokens, V).
+    """Convert a gradient to the operand dtype of the head's products; (tokens, V).
 
-    On CUDA a gradient for a low-precision head is rounded once for both products, into the memory of `spare`, a block
-    of the same shape and dtype that nobody reads any more, where there is one. Elsewhere it is the gradient itself.
+    On CUDA a gradient for a low-precision head is rounded once for both products, into the memory of `spare` if given:
+    a block of the same shape and dtype whose content is no longer needed. Elsewhere the gradient is returned as is.
     """
     if not takes_low_precision(head, gradient.dtype):
         return gradient
@@ -72,7 +71,7 @@ def operand(gradient: torch.Tensor, head: torch.Tensor, spare: torch.Tensor | No
 
 
 def hidden_gradient(gradient: torch.Tensor, head: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """gradient @ head; (tokens, V) from `operand`, (V, H) -> (tokens, H) in float32 or float64."""
+    """Compute gradient @ head; (tokens, V) from `operand`, (V, H) -> (tokens, H) in float32 or float64."""
     if gradient.dtype != dtype:
         return torch.mm(gradient, head, out_dtype=dtype)
     if head.dtype == dtype:
@@ -86,10 +85,13 @@ def hidden_gradient(gradient: torch.Tensor, head: torch.Tensor, dtype: torch.dty
 def add_head_gradient(
     total: torch.Tensor, gradient: torch.Tensor, hidden: torch.Tensor, *, first: bool = False
 ) -> None:
-    """total += gradient.T @ hidden; (V, H), (tokens, V) from `operand`, (tokens, H); total in float32 or float64.
+    """Add gradient.T @ hidden to total, in one product.
 
-    One product that adds to what is there, whatever the dtypes. With `first` what is in total does not count: it need
-    not be zeros, which for a large head are another pass over memory.
+    Args:
+        total: (V, H), float32 or float64.
+        gradient: (tokens, V) from `operand`.
+        hidden: (tokens, H).
+        first: overwrite total instead; it may be uninitialised, which saves zeroing a large head.
     """
     beta = 0 if first else 1
     if gradient.dtype == total.dtype:
@@ -115,7 +117,7 @@ def _goes_to_onednn(a: torch.Tensor, head: torch.Tensor, dtype: torch.dtype) -> 
 
 @cache
 def _onednn_is_faster() -> bool:
-    """Tell whether this is an AMD CPU and torch has oneDNN's product. False for what was not measured."""
+    """Tell whether this is an AMD CPU and torch has oneDNN's product. Other CPUs were not measured: False."""
     try:
         maker = "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -124,7 +126,7 @@ def _onednn_is_faster() -> bool:
 
 
 def _linear(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a @ b.T by oneDNN, in float32."""
+    """Compute a @ b.T with oneDNN, in float32."""
     return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
 
 

@@ -1,4 +1,4 @@
-"""Give logits chunk by chunk: from a tensor, from hidden states and a head, or from a weighted sum of these."""
+"""Provide logits chunk by chunk: from a tensor, from hidden states and a head, or as a weighted sum of these."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from verl_s2d.objectives.gemm import add_logits_of, logits_of, wide
 
 @dataclass(frozen=True)
 class LinearLogits:
-    """softcap(hidden @ head.T + bias) / temperature, computed a chunk of tokens at a time.
+    """Logits softcap(hidden @ head.T + bias) / temperature, computed chunk by chunk.
 
     Attributes:
         hidden: (tokens, H).
@@ -25,7 +25,7 @@ class LinearLogits:
         temperature: divides the logits.
 
     Raises:
-        ValueError: shapes other than these, or softcap or temperature is not positive.
+        ValueError: other shapes, or softcap or temperature is not positive.
     """
 
     hidden: torch.Tensor
@@ -67,12 +67,12 @@ class LinearLogits:
 
     @property
     def masks_ids(self) -> bool:
-        """A bias of -inf rules an id out."""
+        """Tell whether a bias of -inf excludes an id."""
         return self.bias is not None and not bool((self.bias > float("-inf")).all())
 
     @property
     def rebuild(self) -> Callable[..., LinearLogits]:
-        """tensors -> the same on them; holds none of this one's."""
+        """Return a function that rebuilds this object from its `tensors`, without holding them."""
         return partial(LinearLogits, softcap=self.softcap, temperature=self.temperature)
 
     def write(self, rows: torch.Tensor | slice, out: torch.Tensor) -> torch.Tensor:
@@ -96,13 +96,13 @@ class LinearLogits:
             out.add_(self.bias[:vocab_size], alpha=factor)
 
     def slope(self, logits: torch.Tensor) -> torch.Tensor:
-        """d logits / d (hidden @ head.T + bias) times temperature, of logits that `write` gave."""
+        """Compute d logits / d (hidden @ head.T + bias) times temperature, from logits as `write` gives them."""
         return 1 - (logits * (self.temperature / self.softcap)).square_()
 
 
 @dataclass(frozen=True)
 class GivenLogits:
-    """Logits that an engine has already made: (tokens, V), any float dtype, -inf allowed.
+    """Logits that an engine has computed: (tokens, V), any float dtype, -inf allowed.
 
     Raises:
         ValueError: another shape.
@@ -141,7 +141,7 @@ class GivenLogits:
 
     @property
     def masks_ids(self) -> bool:
-        """A logit of -inf rules an id out; one NaN hides the others."""
+        """Tell whether a logit of -inf may exclude an id: true also if a logit is NaN."""
         return self.logits.numel() > 0 and not bool(self.logits.detach().amin() > float("-inf"))
 
     @property
@@ -159,17 +159,17 @@ class GivenLogits:
 
 @dataclass(frozen=True)
 class ComposedLogits:
-    """z = sum_i c_i z_i with sum_i c_i = 1: log q = sum_i c_i log p_i - log Z, the composed teacher. Never a student.
+    """Logits z = sum_i c_i z_i with sum_i c_i = 1 of the composed teacher, log q = sum_i c_i log p_i - log Z.
 
-    The parts are added in the buffer of a chunk, so composing takes no memory of its own.
+    Never a student. The parts are summed in a chunk's buffer, so composing needs no extra memory.
 
     Attributes:
-        parts: logits of as many tokens each.
-        factors: the c_i. A part of factor 0 is not computed. An id that a part with a negative factor rules out, with a
-            logit of -inf, has no q: it gives NaN.
+        parts: logits of the same tokens each.
+        factors: the c_i. A part with factor 0 is not computed. A logit of -inf in a part with a negative factor gives
+            NaN: q is undefined.
 
     Raises:
-        ValueError: other numbers of parts, factors or tokens, or factors that do not sum to 1.
+        ValueError: parts and factors, or the parts' tokens, differ in number, or factors do not sum to 1.
     """
 
     parts: tuple[LinearLogits | GivenLogits, ...]
@@ -212,7 +212,7 @@ class ComposedLogits:
 
     @property
     def rebuild(self) -> Callable[..., ComposedLogits]:
-        """tensors -> the same on them; holds none of this one's."""
+        """Return a function that rebuilds this object from its `tensors`, without holding them."""
         return partial(_compose, [(part.rebuild, len(part.tensors)) for part in self.parts], self.factors)
 
     def write(self, rows: torch.Tensor | slice, out: torch.Tensor) -> torch.Tensor:
@@ -228,6 +228,6 @@ class ComposedLogits:
 
 
 def _compose(parts: list[tuple[Callable, int]], factors: tuple[float, ...], *tensors) -> ComposedLogits:
-    """Build ComposedLogits of parts, each from as many of the tensors as it has."""
+    """Build ComposedLogits; each part takes its count of the tensors, in order."""
     remaining = iter(tensors)
     return ComposedLogits(tuple(build(*islice(remaining, count)) for build, count in parts), factors)

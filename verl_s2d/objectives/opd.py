@@ -1,12 +1,12 @@
-"""On-policy distillation as a policy gradient with a dense per-token reward.
+"""Compute on-policy distillation's advantage: a policy gradient with a dense per-token reward.
 
 Minimising KL(pi_S || pi_T) on the student's own samples y follows E_y[ sum_t -A_t grad log pi_S(y_t|s_t) ] with
 
     A_t = beta (log pi_T(y_t|s_t) - log pi_S(y_t|s_t)),   held fixed (arXiv 2605.12483, implicit reward of OPD).
 
 Only the *sampled* token's log-ratio can serve as an advantage. A full-vocabulary divergence does not depend on the
-sampled token, so as an advantage its expected gradient is zero; and k1 or k3 back-propagated directly have zero
-expected gradient and the gradient of the forward KL.
+sampled token, so as an advantage it has zero expected gradient. Back-propagated directly, k1 has zero expected gradient
+and k3 that of the forward KL.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def sampled_token_advantage(
     beta: float = 1.0,
     whiten: bool = False,
 ) -> torch.Tensor:
-    """A_t = beta (log pi_T(y_t|s_t) - log pi_old(y_t|s_t)) on response tokens, zero elsewhere.
+    """Compute A_t = beta (log pi_T(y_t|s_t) - log pi_old(y_t|s_t)) on response tokens, zero elsewhere.
 
     Args:
         teacher_log_probs: (batch, response) log-probs of the sampled tokens under the teacher, any float dtype.
-        old_log_probs: (batch, response) the same under the policy that the update starts from.
-        response_mask: (batch, response), nonzero on sampled tokens; what the other entries hold does not matter.
+        old_log_probs: (batch, response) log-probs of the same tokens under the policy before the update.
+        response_mask: (batch, response), nonzero on sampled tokens; log-probs at other positions are ignored.
         beta: scale.
-        whiten: zero mean and unit variance over the batch's response tokens (needs at least two of them).
+        whiten: zero mean and unit variance over the batch's response tokens; no effect on fewer than two.
 
     Returns:
         (batch, response) float32, detached.
@@ -44,13 +44,13 @@ def sampled_token_advantage(
 
 
 def clip_advantages(advantages: torch.Tensor, response_mask: torch.Tensor, limit: float) -> tuple[torch.Tensor, float]:
-    """Advantages within [-limit, limit], and the share of response tokens that this changed.
+    """Clip advantages to [-limit, limit] and return the fraction of response tokens clipped.
 
-    A token that the teacher all but rules out has an advantage of minus ten and more, and outweighs hundreds of others.
+    A token that the teacher finds very unlikely has an advantage of -10 or less and outweighs hundreds of others.
 
     Args:
         advantages, response_mask: (batch, response).
-        limit: largest magnitude left, above 0.
+        limit: largest magnitude, above 0.
     """
     mask = response_mask.bool()
     beyond = (advantages.abs() > limit) & mask

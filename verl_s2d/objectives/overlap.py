@@ -1,12 +1,12 @@
-"""How far student and teacher agree on what may come next: the health of an on-policy distillation.
+"""Measure how far student and teacher agree on the likely next tokens: the health of on-policy distillation.
 
 With S and T the k most likely ids of student and teacher at a token:
 
     overlap ratio            |S and T| / k
-    teacher's mass on S      sum_S p_T: what the teacher thinks of the student's candidates
-    student's mass on T      sum_T p_S: how much of the student a top-k signal of the teacher reaches
+    teacher's mass on S      sum_S p_T, the teacher's probability of the student's candidates
+    student's mass on T      sum_T p_S, the student's probability that a teacher's top-k signal covers
 
-"Rethinking On-Policy Distillation" (arXiv 2604.13016): runs that work raise the overlap, runs that fail do not.
+"Rethinking On-Policy Distillation" (arXiv 2604.13016): successful runs raise the overlap, failing runs do not.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from verl_s2d.objectives.logits import LinearLogits
 
 
 class TopKHealth(NamedTuple):
-    """Per-token results between 0 and 1, each (tokens,), float32 or of float64 inputs float64; zero where the mask is.
+    """Per-token results in [0, 1], each (tokens,): float64 for float64 inputs, else float32; zero where masked out.
 
-    Means are to be taken over the tokens of the mask.
+    Take means over the masked-in tokens only.
     """
 
     overlap_ratio: torch.Tensor
@@ -41,20 +41,20 @@ def top_k_health(
     vocab_size: int | None = None,
     chunk_tokens: int | None = None,
 ) -> TopKHealth:
-    """Overlap of the two top-k sets of each token and the mass that each model puts on the other's. No gradients.
+    """Compute each token's overlap of the two top-k sets and each model's mass on the other's set. No gradients.
 
-    Two (chunk_tokens, V) tensors exist at a time. Among equal logits which ids are in a set is left to torch.topk.
+    Two (chunk_tokens, V) tensors exist at a time. torch.topk breaks ties between equal logits.
 
     Args:
         student: logits (tokens, V_s), or LinearLogits.
         teacher: logits (tokens, V_t), or LinearLogits.
         k: size of the sets.
-        mask: (tokens,), nonzero on tokens wanted, everywhere when None; the others are not computed.
-        vocab_size: real size of the shared vocabulary; ids from there on do not count. min(V_s, V_t) when None.
-        chunk_tokens: tokens worked on at a time; None for the default of `chunk_sizes`.
+        mask: (tokens,), nonzero on the tokens to compare; all tokens when None.
+        vocab_size: real size of the shared vocabulary; ids at or above it are ignored. min(V_s, V_t) when None.
+        chunk_tokens: tokens per chunk; None for the default of `chunk_sizes`.
 
     Raises:
-        ValueError: shapes, vocab_size or chunk_tokens that make no sense, or k not between 1 and the vocabulary.
+        ValueError: shapes, vocab_size or chunk_tokens do not fit, or k is not between 1 and the vocabulary's size.
     """
     student, teacher = as_logits(student), as_logits(teacher)
     if student.tokens != teacher.tokens:
@@ -77,11 +77,11 @@ def top_k_health(
 
 
 def _compare_(logits: torch.Tensor, k: int) -> torch.Tensor:
-    """(3, rows) values of TopKHealth, of logits (2, rows, ids), which become scratch."""
+    """Compute the fields of TopKHealth, (3, rows), from logits (2, rows, ids), which are overwritten."""
     best, ids = logits.topk(k, dim=-1)
     shared = (ids[0].unsqueeze(-1) == ids[1].unsqueeze(-2)).any(-1)
     overlap = shared.to(logits.dtype).mean(-1, keepdim=True)
     weights = logits.sub_(best[..., :1]).exp_()
-    # Each side's weights at the other's ids: teacher's on S, then student's on T.
+    # Each model's weights at the other's ids: the teacher's on S, then the student's on T.
     masses = weights.gather(-1, ids.flip(0)).sum(-1).div_(weights.sum(-1)).flip(0)
     return torch.cat((overlap.T, masses))

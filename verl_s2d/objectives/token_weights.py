@@ -1,15 +1,15 @@
-"""Weights of tokens and of problems, made of what a first pass tells, for the loss of the next.
+"""Weigh tokens and problems in the loss, from measurements of an earlier pass.
 
-TIP (arXiv 2604.14084), which tokens to keep. With H the student's entropy and D = KL(p_S || p_T), over a batch:
+TIP (arXiv 2604.14084) selects tokens. With H the student's entropy and D = KL(p_S || p_T), over a batch:
 
     h = minmax(min(H / log V, its 98th percentile)),   d = minmax(D),   s = 1 - (1 - h)(1 - d)
 
-and of each rollout of m tokens the floor(keep m) with the highest s: where the student is unsure, or sure and wrong.
-minmax(x) = (x - min x) / (max x - min x), so that the division by log V cancels and is left out.
+Of each rollout of m tokens it keeps the floor(keep m) with the highest s: the student is unsure, or sure and wrong.
+minmax(x) = (x - min x) / (max x - min x), so the division by log V cancels and is left out.
 
-PACED (arXiv 2603.11178), which problems to learn from, p being the student's pass rate:
+PACED (arXiv 2603.11178) weighs problems by the student's pass rate p:
 
-    w = p^a (1 - p)^b,   over its mean
+    w = p^a (1 - p)^b,   divided by its mean
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PERCENTILE = 98
 
 
 class BatchRange(NamedTuple):
-    """What min-max needs to know of a batch: scalars; entropy_high is the percentile at which entropies are clipped."""
+    """Scalar ranges of a batch for min-max scaling; entropy_high is the percentile at which entropies are clipped."""
 
     entropy_low: torch.Tensor
     entropy_high: torch.Tensor
@@ -36,13 +36,13 @@ class BatchRange(NamedTuple):
 def batch_range(
     student_entropy: torch.Tensor, divergence: torch.Tensor, mask: torch.Tensor | None = None
 ) -> BatchRange:
-    """Ranges of both over the tokens of the mask that are finite; zeros when there is none.
+    """Compute the ranges of entropy and divergence over the masked-in, finite tokens; zeros without any.
 
-    The 98th percentile is the smallest entropy that at least 98 % of the tokens do not exceed: one of the batch's own.
+    The 98th percentile is the smallest entropy in the batch that at least 98 % of the tokens do not exceed.
 
     Args:
-        student_entropy, divergence: (tokens,), any float dtype. To give several data-parallel ranks the range of their
-            common batch, gather these first.
+        student_entropy, divergence: (tokens,), any float dtype. For the range of a batch on several data-parallel
+            ranks, gather these first.
         mask: (tokens,), nonzero on tokens that count; all when None.
 
     Raises:
@@ -61,14 +61,14 @@ def batch_range(
 def soft_or_score(
     student_entropy: torch.Tensor, divergence: torch.Tensor, extent: BatchRange | None = None
 ) -> torch.Tensor:
-    """s = 1 - (1 - h)(1 - d), the formula above; (tokens,) between 0 and 1, float32 or float64, never NaN.
+    """Compute TIP's score s = 1 - (1 - h)(1 - d); (tokens,) in [0, 1], float32 or float64, never NaN.
 
-    Where a whole batch is constant its h, or d, is 0. What is not finite counts as 1: a broken token is kept, for the
-    guards on the loss to see, instead of being hidden by its own selection.
+    h, or d, is 0 when it is constant over the batch. Values that are not finite score 1: broken tokens are kept, so
+    that the checks on the loss see them.
 
     Args:
         student_entropy, divergence: (tokens,), any float dtype.
-        extent: the batch's; these tokens' own when None.
+        extent: ranges of the batch; of these tokens when None.
 
     Raises:
         ValueError: shapes differ.
@@ -89,26 +89,27 @@ def soft_or_weights(
     mask: torch.Tensor | None = None,
     extent: BatchRange | None = None,
 ) -> torch.Tensor:
-    """TIP's selection: 1 on the kept tokens of each rollout, 0 elsewhere; the loss is the mean over kept tokens.
+    """Select tokens as TIP does: 1 on the kept tokens of each rollout, 0 elsewhere.
 
-    That is sum(weights * divergence) / sum(weights), both sums over the whole batch, all micro-batches and ranks; the
-    second may be 0. As the mask of `divergence` the weights keep the others out of every product.
+    TIP's loss is the mean over kept tokens, sum(weights * divergence) / sum(weights), with both sums over all
+    micro-batches and ranks of the batch; sum(weights) may be 0. As the mask of `divergence` the weights keep the other
+    tokens out of every product.
 
     Args:
-        student_entropy, divergence: (tokens,), any float dtype, rollouts packed one behind the other. TIP's divergence
-            is the reverse KL.
-        cu_seqlens: (rollouts + 1,) integers, where rollouts begin and the last one ends; tokens behind it are padding.
-        keep: share of a rollout's tokens kept, above 0 and at most 1; TIP's default 0.5, its aggressive setting 0.2.
-        mask: (tokens,), nonzero on tokens that can be selected, responses say; all when None. The m of a rollout counts
-            these alone. The others are never selected, nor looked at.
-        extent: range of the batch when these tokens are only a part of it; their own when None.
+        student_entropy, divergence: (tokens,), any float dtype, packed rollouts. TIP's divergence is the reverse KL.
+        cu_seqlens: (rollouts + 1,) integers, cumulative lengths of the rollouts; tokens after the last are padding.
+        keep: fraction of a rollout's tokens to keep, in (0, 1]; TIP's default is 0.5, its aggressive setting 0.2.
+        mask: (tokens,), nonzero on the tokens to select from, such as responses; all when None. The m of a rollout
+            counts only these. The values of other tokens are ignored.
+        extent: ranges of the batch, when these tokens are only a part of it; of these tokens when None.
 
     Returns:
-        (tokens,) float32, detached. A rollout of fewer than 1 / keep tokens keeps none, as floor(keep m) says. Of
-        equal scores the earlier token is kept.
+        (tokens,) float32, detached. A rollout of fewer than 1 / keep tokens keeps none, by floor(keep m). Of equal
+        scores the earlier token is kept.
 
     Raises:
-        ValueError: shapes differ, keep is out of range, or on a CPU cu_seqlens falls or does not start at 0.
+        ValueError: shapes differ, keep is out of range, or (checked on a CPU) cu_seqlens decreases or does not start
+            at 0.
     """
     _check_shapes(student_entropy, divergence, mask)
     if not 0 < keep <= 1:
@@ -118,13 +119,13 @@ def soft_or_weights(
     if mask is not None:
         wanted &= mask.bool()
     extent = extent or batch_range(student_entropy, divergence, wanted)
-    # Scores are not negative: what cannot be selected comes last in its rollout.
+    # Scores are never negative, so -1 sorts masked-out tokens last in their rollout.
     score = torch.where(wanted, soft_or_score(student_entropy, divergence, extent), -1.0)
     order = score.argsort(descending=True, stable=True)
     order = order[rollout[order].argsort(stable=True)]
     sizes = torch.zeros(rollouts + 1, dtype=torch.long, device=wanted.device).index_add_(0, rollout, wanted.long())
     quota = kept_tokens(sizes, keep)
-    # After both sorts the rollouts lie where they lay, each with its best tokens first.
+    # After both sorts each rollout has its old range of positions, with its best tokens first.
     begins = cu_seqlens.to(order)
     place = torch.arange(len(order), device=order.device) - begins[rollout]
     weights = torch.zeros(len(order), device=order.device)
@@ -133,26 +134,26 @@ def soft_or_weights(
 
 
 def kept_tokens(lengths: torch.Tensor, keep: float) -> torch.Tensor:
-    """floor(keep m) of rollouts of m tokens, int64."""
-    # 0.29 * 100 is 28.999999999999996, and its floor is to be 29.
+    """Compute floor(keep m) for rollouts of m tokens; int64."""
+    # 0.29 * 100 is 28.999999999999996 in floating point; the result has to be 29.
     return (keep * lengths.double() + 1e-9).floor().long()
 
 
 def paced_problem_weights(pass_rates: torch.Tensor, *, a: float = 1.0, b: float = 1.0) -> torch.Tensor:
-    """PACED: w = p^a (1 - p)^b over its mean; (problems,) float32.
+    """Compute PACED's weights w = p^a (1 - p)^b, divided by their mean; (problems,) float32.
 
-    With a = b = 1 problems that are always or never solved get 0 and those solved half the time get the most.
+    With a = b = 1, problems solved always or never get 0, and problems solved half of the time get the most.
 
     Args:
-        pass_rates: (problems,) between 0 and 1: the share of a problem's rollouts that the verifier accepted, 8 in the
-            paper. These are labels read: they belong in the ledger.
-        a, b: how fast the weight falls toward problems never solved and always solved; 0 leaves that side alone.
+        pass_rates: (problems,) in [0, 1], the fraction of a problem's rollouts (8 in the paper) that the verifier
+            accepted. Computing them reads labels, which belong in the ledger.
+        a, b: exponents; larger ones lower the weight of problems that are rarely (a) or mostly (b) solved.
 
     Returns:
-        Weights of mean 1 over the given problems; all 0 when none is in between.
+        Weights of mean 1 over the given problems; all 0 when every rate is 0 or 1.
 
     Raises:
-        ValueError: a or b is negative, or on a CPU a rate is not between 0 and 1.
+        ValueError: a or b is negative, or (checked on a CPU) a rate is not between 0 and 1.
     """
     if min(a, b) < 0:
         raise ValueError(f"a {a} and b {b} must not be negative")
@@ -165,13 +166,13 @@ def paced_problem_weights(pass_rates: torch.Tensor, *, a: float = 1.0, b: float 
 
 
 def rollout_of_token(cu_seqlens: torch.Tensor, tokens: int) -> torch.Tensor:
-    """(tokens,) int64: in which rollout each packed token lies; the number of rollouts for those behind the last.
+    """Return the rollout index of each packed token, (tokens,) int64; padding gets the number of rollouts.
 
     Args:
-        cu_seqlens: (rollouts + 1,) integers, where rollouts begin and the last one ends. Rollouts may be empty.
+        cu_seqlens: (rollouts + 1,) integers, cumulative lengths of the rollouts, which may be empty.
 
     Raises:
-        ValueError: on a CPU, cu_seqlens falls, does not start at 0 or ends behind the tokens.
+        ValueError: (checked on a CPU) cu_seqlens decreases, does not start at 0 or exceeds the number of tokens.
     """
     if cu_seqlens.device.type == "cpu":
         bounds = cu_seqlens.tolist()
@@ -182,12 +183,12 @@ def rollout_of_token(cu_seqlens: torch.Tensor, tokens: int) -> torch.Tensor:
 
 
 def expand_to_tokens(rollout_weights: torch.Tensor, cu_seqlens: torch.Tensor, tokens: int) -> torch.Tensor:
-    """Each rollout's weight on its tokens, 0 on the padding behind the last; (rollouts,) -> (tokens,).
+    """Repeat each rollout's weight on its tokens, with 0 on padding; (rollouts,) -> (tokens,).
 
     PACED: expand_to_tokens(paced_problem_weights(rates)[problem_of_rollout], cu_seqlens, tokens).
 
     Raises:
-        ValueError: a number of weights that is not that of rollouts, or cu_seqlens as in `rollout_of_token`.
+        ValueError: weights and rollouts differ in number, or cu_seqlens as in `rollout_of_token`.
     """
     if rollout_weights.shape != (len(cu_seqlens) - 1,):
         raise ValueError(f"{tuple(rollout_weights.shape)} weights for {len(cu_seqlens) - 1} rollouts")
@@ -196,7 +197,7 @@ def expand_to_tokens(rollout_weights: torch.Tensor, cu_seqlens: torch.Tensor, to
 
 
 def _minmax(values: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    """(values - low) / (high - low) clipped to [0, 1]; 0 where low is high, 1 where a value is not finite."""
+    """Compute (values - low) / (high - low) clipped to [0, 1]; 0 if low equals high, 1 for values not finite."""
     values = values.detach().to(wide(values.dtype))
     spread = high - low
     scaled = ((values - low) / torch.where(spread > 0, spread, math.inf)).clamp(0, 1)

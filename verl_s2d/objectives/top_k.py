@@ -1,4 +1,4 @@
-"""Forward KL from a teacher of which only k ids and their log-probabilities are known: a cache's, or a server's.
+"""Compute the forward KL from a teacher's k ids and their log-probabilities, as a cache or a server provides them.
 
 With p the teacher, q the student, K the known ids, P = sum_K p and Q = sum_K q their masses on them:
 
@@ -7,16 +7,16 @@ With p the teacher, q the student, K the known ids, P = sum_K p and Q = sum_K q 
     renormalise  sum_K p/P (log(p/P) - log(q/Q))
                  d/dz:  q/Q - p/P on K,   0 elsewhere
 
-The bucket is the KL of the two distributions after every id outside K has been merged into one, so it is proper: not
-negative, zero only where they agree, and nothing is clamped. The two and the exact KL are tied by the chain rule
+The bucket is the KL of the two distributions after merging all ids outside K into one. It is therefore proper: never
+negative, zero only where the merged distributions agree, without clamping. The chain rule relates the three:
 
     exact = bucket + (1 - P) KL(teacher outside K || student outside K)
     bucket = KL(Bernoulli(P) || Bernoulli(Q)) + P renormalise
 
-Biases. bucket is at most the exact KL (data-processing inequality), by what the teacher says about the tail's shape:
-all ids outside K are scaled by one factor and keep their proportions. renormalise is also blind to how much mass lies
-outside: a student with Q = 0.01 and the right proportions in it costs nothing, and it is no bound of the exact KL.
-Neither is p (log p - log q) summed over K with no bucket: that goes negative, and is least where Q = 1.
+Biases. bucket is at most the exact KL (data-processing inequality); it misses the shape of the teacher's tail: its
+gradient scales all ids outside K by one factor. renormalise also ignores the mass outside K: a student with Q = 0.01
+and the right proportions on K costs nothing, so it does not bound the exact KL. Nor does the sum of p (log p - log q)
+over K without a bucket, which can be negative and is lowest at Q = 1.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from verl_s2d.objectives.vocabulary import VocabularyShard, WholeVocabulary
 
 TAILS = ("bucket", "renormalise")
 _FLOOR = -1e30
-# What rounding of stored log-probabilities can add to log P; bfloat16 makes up to 0.03 of it.
+# Tolerance on log P for rounding of stored log-probabilities; bfloat16 adds up to 0.03.
 _LOG_MASS_SLACK = 0.1
 
 
 class TopKForwardKL(NamedTuple):
-    """Per-token results, each (tokens,), float32 or of a float64 student float64; zero where the mask is.
+    """Per-token results, each (tokens,): float64 for a float64 student, else float32; zero where the mask is zero.
 
     Attributes:
-        divergence: nats; the only one with a gradient, and that to the student alone.
-        student_mass: Q, the student's on the teacher's ids.
+        divergence: nats; the only differentiable result, with respect to the student.
+        student_mass: Q, the student's mass on the teacher's ids.
         teacher_mass: P, at most 1.
     """
 
@@ -54,7 +54,7 @@ class TopKForwardKL(NamedTuple):
 
 @dataclass(frozen=True)
 class _Settings:
-    """`columns` real ids are held here; `covered` says that the known ids are the whole vocabulary."""
+    """Settings of a pass: `columns` real ids are on this rank; `covered`: the known ids are the whole vocabulary."""
 
     tail: str
     columns: int
@@ -75,30 +75,30 @@ def top_k_forward_kl(
     chunk_tokens: int | None = None,
     shard: VocabularyShard | None = None,
 ) -> TopKForwardKL:
-    """Forward KL of each token from a teacher known on k ids; formulas and biases are at the top of this file.
+    """Compute each token's forward KL from a teacher known on k ids; formulas and biases are at the top of this file.
 
-    Backward computes the logits of LinearLogits again; neither pass holds more than two (chunk_tokens, V) tensors.
+    Backward recomputes the logits of LinearLogits; neither pass holds more than two (chunk_tokens, V) tensors.
     Autocast, torch.compile, logits of -inf and second derivatives: as in `divergence`.
 
     Args:
-        student: logits (tokens, V), or LinearLogits, whose hidden states, head and bias get gradients where they ask
-            for them. Its temperature has to be the one at which the teacher's log-probabilities were taken.
-        top_ids: (tokens, k) of an integer dtype, different ids in each row, in any order: the teacher's most likely
-            ones, though any set is treated rightly.
-        top_log_probs: (tokens, k) of any float dtype, over the whole vocabulary; -inf allowed. Rows whose
-            probabilities sum to more than 1, by rounding in a cache, are scaled to 1. With the bucket, rounding
-            moves 1 - P too: store float32 if it matters.
+        student: logits (tokens, V), or LinearLogits, whose hidden states, head and bias get gradients where they
+            require them. Its temperature has to equal the one of the teacher's log-probabilities.
+        top_ids: (tokens, k) of an integer dtype, distinct within a row, in any order: the teacher's most likely ids.
+            The formulas hold for any other set of ids, too.
+        top_log_probs: (tokens, k) of any float dtype, normalised over the whole vocabulary; -inf allowed. Rows whose
+            probabilities sum to more than 1, from rounding in a cache, are scaled to 1. Rounding also changes the
+            bucket's 1 - P: store float32 if that matters.
         tail: bucket or renormalise. With all ids known there is no tail, and both are the exact KL.
-        mask: (tokens,), nonzero on tokens wanted, everywhere when None. The others are left out of every product;
-            their results and gradients are zero, whatever their ids.
-        vocab_size: real size of the vocabulary; ids from there on have probability zero. V when None.
-        chunk_tokens: tokens worked on at a time; None for the default of `chunk_sizes`.
-        shard: with logits or a head that a tensor-parallel group divides by ids: this rank's part. top_ids stay those
-            of the whole vocabulary, whose vocab_size is then needed; every rank gets the same results.
+        mask: (tokens,), nonzero on the tokens to compare; all when None. The others are left out of every product;
+            their results and gradients are zero, and their ids are ignored.
+        vocab_size: real size of the vocabulary; ids at or above it have probability zero. V when None.
+        chunk_tokens: tokens per chunk; None for the default of `chunk_sizes`.
+        shard: this rank's range of ids, when a tensor-parallel group shards logits or head by id. top_ids remain ids
+            of the whole vocabulary, whose vocab_size is required; every rank gets the same results.
 
     Raises:
-        ValueError: shapes, dtypes or settings that make no sense together. On a CPU also an id that does not exist or
-            comes twice, and "log-probabilities" that sum to well over 1; elsewhere the check would stall the device.
+        ValueError: shapes, dtypes or settings do not fit together. On a CPU also: an id is out of range or repeated, or
+            probabilities sum to well over 1; on other devices this check would force a synchronisation.
     """
     student = as_logits(student)
     if tail not in TAILS:
@@ -106,7 +106,7 @@ def top_k_forward_kl(
     if shard is None:
         columns = vocab_size = shared_size(vocab_size, student.vocab_size)
     elif vocab_size is None:
-        raise ValueError("vocab_size, the whole vocabulary's, is needed with a shard of it")
+        raise ValueError("a shard needs vocab_size, the size of the whole vocabulary")
     else:
         columns = max(0, min(vocab_size - shard.first, student.vocab_size))
     _check_shapes(student.tokens, top_ids, top_log_probs, vocab_size)
@@ -140,11 +140,11 @@ def _check_values(ids: torch.Tensor, log_probs: torch.Tensor, vocab_size: int) -
         raise ValueError("an id comes twice among the top_ids of one token")
     log_mass = log_probs.double().logsumexp(-1).max()
     if log_mass > _LOG_MASS_SLACK:
-        raise ValueError(f"top_log_probs are no log-probabilities: a token's sum to {log_mass.exp():.3g}")
+        raise ValueError(f"top_log_probs are no log-probabilities: a token's probabilities sum to {log_mass.exp():.3g}")
 
 
 class _TopKForwardKL(torch.autograd.Function):
-    """apply(student, rows, ids, log_probs, settings, *tensors of student) -> three (tokens,). Saves its inputs only."""
+    """Saves only its inputs: apply(student, rows, ids, log_probs, settings, *tensors of student) -> three (tokens,)."""
 
     @staticmethod
     def forward(ctx, student, rows, ids, log_probs, settings, *tensors):
@@ -178,7 +178,7 @@ def _given_gradient(student, rows, ids, log_probs, weights, settings, wants) -> 
 def _linear_gradients(
     student, rows, ids, log_probs, weights, settings, wants
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """Gradients to hidden (tokens, H), head (V, H) and bias (V,), those wanted, in the dtypes of these."""
+    """Compute the wanted gradients to hidden (tokens, H), head (V, H) and bias (V,), each in its tensor's dtype."""
     by_hidden, by_head, by_bias = (
         torch.zeros_like(tensor, dtype=student.dtype) if wanted else None
         for tensor, wanted in zip(student.tensors, wants, strict=True)
@@ -205,9 +205,9 @@ def _linear_gradients(
 
 
 def _chunks(student: GivenLogits | LinearLogits, rows: torch.Tensor, settings: _Settings):
-    """Each chunk's slice of rows with its logits, (tokens, columns), in one buffer."""
+    """Yield each chunk's slice of rows and its logits, (tokens, columns), in one reused buffer."""
     size = max(1, min(settings.chunk_tokens, len(rows)))
-    # A shard of nothing but padding still takes part in the reductions, with one id that has no mass.
+    # A shard that holds only padding still joins the reductions, with one id of zero probability.
     buffer = torch.empty(size, max(1, settings.columns), dtype=student.dtype, device=student.device)
     for part in parts(len(rows), size):
         logits = buffer[: part.stop - part.start]
@@ -217,14 +217,14 @@ def _chunks(student: GivenLogits | LinearLogits, rows: torch.Tensor, settings: _
 def _compare_(
     logits: torch.Tensor, ids: torch.Tensor, log_probs: torch.Tensor, settings: _Settings, *, differentiate: bool
 ) -> torch.Tensor:
-    """(3, rows) values of TopKForwardKL; logits, (rows, ids here), become each divergence's gradient, or scratch."""
+    """Compute the fields of TopKForwardKL, (3, rows); logits, (rows, ids here), become the gradient, or scratch."""
     vocabulary = settings.vocabulary
     ids = ids - vocabulary.first
     here = (ids >= 0) & (ids < logits.shape[1])
     place = torch.where(here, ids, 0)
     top = vocabulary.maximum(torch.where(here, logits.gather(1, place), float("-inf")))
-    # The student's tail is summed, not taken as 1 - Q: where Q is near 1 that has no digits left. It is summed beside
-    # its own maximum, and log-probabilities are counted from the row's: logits of 1e4 then lose nothing.
+    # The student's tail is summed: 1 - Q loses all digits where Q is near 1. The sum is relative to the tail's own
+    # maximum and log-probabilities to the row's, so logits of 1e4 lose no precision.
     logits.scatter_add_(1, place, torch.where(here, float("-inf"), 0.0).to(logits.dtype))
     best = vocabulary.maximum(logits.amax(-1)).clamp(min=_FLOOR)
     tail = logits.sub_(best.unsqueeze(-1)).exp_()
@@ -242,18 +242,18 @@ def _compare_(
         divergence = divergence + _expectation(teacher.tail, teacher.log_tail - log_tail)
     if differentiate:
         if settings.tail == "bucket":
-            # q (P - Q) / (1 - Q) is the tail's own softmax times (1 - Q) - (1 - P). Without any tail tail_sum is 0,
+            # q (P - Q) / (1 - Q) is the tail's own softmax times (1 - Q) - (1 - P). tail_sum is 0 without a tail,
             # otherwise at least 1.
             tail.mul_(((log_tail.exp() - teacher.tail) / tail_sum.clamp(min=1)).unsqueeze(-1))
         else:
             tail.zero_()
         tail.scatter_add_(1, place, torch.where(here, log_q.exp() - teacher.p, 0.0))
-    # Rounding alone can take a divergence below zero.
+    # Rounding can take a divergence below zero.
     return torch.stack((divergence.clamp(min=0), log_mass.exp(), teacher.mass))
 
 
 class _Teacher(NamedTuple):
-    """Probabilities of the known ids, (rows, k), of sum 1 where no tail is to be; their mass P and 1 - P, (rows,)."""
+    """Probabilities of the known ids, (rows, k), summing to 1 without a tail; their mass P and 1 - P, (rows,)."""
 
     p: torch.Tensor
     log_p: torch.Tensor
@@ -263,7 +263,7 @@ class _Teacher(NamedTuple):
 
     @staticmethod
     def of(log_probs: torch.Tensor, settings: _Settings, dtype: torch.dtype) -> _Teacher:
-        # Only k numbers a token: in float64 1 - P is as exact as the log-probabilities are.
+        # In float64, affordable for k numbers a token, 1 - P is as exact as the log-probabilities.
         log_p = log_probs.double()
         log_mass = log_p.logsumexp(-1)
         whole = settings.covered or settings.tail == "renormalise"
@@ -274,5 +274,5 @@ class _Teacher(NamedTuple):
 
 
 def _expectation(probabilities: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """probabilities * values, where 0 times anything is 0."""
+    """Multiply probabilities and values, with 0 times anything equal to 0."""
     return torch.where(probabilities == 0, 0.0, probabilities * values)

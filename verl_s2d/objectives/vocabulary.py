@@ -1,4 +1,4 @@
-"""Which part of the vocabulary this process holds, and how numbers over all of it are put together."""
+"""Describe this rank's shard of the vocabulary, and reduce values over all shards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 
 class WholeVocabulary:
-    """Every id is here."""
+    """The vocabulary of a process that holds every id: reductions do nothing."""
 
     first = 0
     parallel = False
@@ -22,15 +22,16 @@ class WholeVocabulary:
 
 
 class VocabularyShard:
-    """Ids [first, first + size) of a vocabulary that the ranks of a group divide among themselves.
+    """Ids [first, first + size) of a vocabulary that is sharded over the ranks of a group.
 
     Args:
-        group: the tensor-parallel process group. Every rank calls with the same tokens in the same order, and gives the
-            results the same upstream gradients: ranks compute in step.
-        first: the first id held here; any id from the vocabulary's real size on where only padding is.
-        teacher_first: the same of the teacher's part, where its vocabulary is padded to another size and so divided
-            elsewhere (Qwen2.5: 151,936 and 152,064 ids). `first` when None. The teacher's logits then travel to the
-            student's shards, a chunk of tokens at a time; a head laid out like the student's saves that.
+        group: the tensor-parallel process group. Ranks compute in step: each calls with the same tokens in the same
+            order and back-propagates the same upstream gradients.
+        first: the first id on this rank; any id at or above the vocabulary's real size on a rank that holds only
+            padding.
+        teacher_first: the first id of the teacher's shard, when its vocabulary is padded to another size and therefore
+            split at other ids (Qwen2.5: 151,936 and 152,064). `first` when None. When the shards differ, the teacher's
+            logits are sent to the student's shards chunk by chunk; padding both heads alike avoids that.
     """
 
     parallel = True
@@ -40,33 +41,33 @@ class VocabularyShard:
         self.teacher_first = first if teacher_first is None else teacher_first
 
     def maximum(self, values: torch.Tensor) -> torch.Tensor:
-        """Elementwise maximum over the group; in place."""
+        """Reduce to the elementwise maximum over the group, in place."""
         dist.all_reduce(values, dist.ReduceOp.MAX, group=self.group)
         return values
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
-        """Elementwise sum over the group; in place."""
+        """Reduce to the elementwise sum over the group, in place."""
         dist.all_reduce(values, dist.ReduceOp.SUM, group=self.group)
         return values
 
     def divide(
         self, rows: int, student_size: int, teacher_size: int, vocab_size: int, masked: bool, device: torch.device
     ) -> tuple[int, Exchange | None, bool]:
-        """Who holds what, by asking every rank once.
+        """Gather all ranks' shards once and check them.
 
         Args:
-            rows: tokens that take part.
-            student_size, teacher_size: ids held here, padding among them.
+            rows: tokens to compare.
+            student_size, teacher_size: ids on this rank, padding included.
             vocab_size: real ids of the whole vocabulary.
-            masked: logits here may be -inf.
+            masked: logits on this rank may be -inf.
 
         Returns:
-            The number of the student's real ids here; how teacher logits get to where the student's are, None where
-            they are there already, on every rank; and whether logits of any rank may be -inf.
+            The number of the student's real ids on this rank; the exchange that brings teacher logits to the student's
+            shards, None if all shards are equal; and whether logits on any rank may be -inf.
 
         Raises:
-            ValueError: on every rank alike, so that none is left waiting: rows or vocab_size differ between ranks, or a
-                real id is on no rank or on several.
+            ValueError: rows or vocab_size differ between ranks, or a real id is on no rank or on several. Every rank
+                raises, so that none is left waiting.
         """
         mine = torch.tensor(
             [rows, vocab_size, self.first, student_size, self.teacher_first, teacher_size, int(masked)], device=device
@@ -86,12 +87,12 @@ class VocabularyShard:
 
 @dataclass(frozen=True)
 class Exchange:
-    """Takes the teacher's logits from the ranks that have them to those that hold the same ids of the student.
+    """Sends the teacher's logits to the ranks that hold the same ids of the student.
 
     Attributes:
-        held: the teacher's real ids here.
-        send: for each rank, which of them go there.
-        receive: for each rank, which of the student's ids here come from there.
+        held: number of the teacher's real ids on this rank.
+        send: for each rank, the slice of this rank's teacher ids that it gets.
+        receive: for each rank, the slice of this rank's student ids that it provides.
     """
 
     group: dist.ProcessGroup | None
@@ -101,7 +102,7 @@ class Exchange:
 
     @staticmethod
     def between(group: dist.ProcessGroup | None, rank: int, students: list[range], teachers: list[range]) -> Exchange:
-        """For this rank of a group, whose student and teacher hold these ids."""
+        """Plan the exchange of one rank, given the student's and the teacher's ids on every rank."""
         mine, wanted = teachers[rank], students[rank]
         return Exchange(
             group,
@@ -111,7 +112,7 @@ class Exchange:
         )
 
     def __call__(self, logits: torch.Tensor, out: torch.Tensor) -> None:
-        """Logits (tokens, held) of the teacher's shard into out, (tokens, real ids of the student's shard)."""
+        """Exchange logits of the teacher's shard, (tokens, held), into out, (tokens, the student's real ids here)."""
         sent = [logits[:, part].reshape(-1) for part in self.send]
         sizes = [len(out) * (part.stop - part.start) for part in self.receive]
         received = logits.new_empty(sum(sizes))
@@ -121,7 +122,7 @@ class Exchange:
 
 
 def _real_ids(name: str, shards: list[list[int]], vocab_size: int) -> list[range]:
-    """Real ids of each rank's (first, size)."""
+    """Compute the real ids on each rank from its (first, size)."""
     held = [range(first, max(first, min(first + size, vocab_size))) for first, size in shards]
     end = 0
     for ids in sorted((ids for ids in held if ids), key=lambda ids: ids.start):
@@ -132,13 +133,13 @@ def _real_ids(name: str, shards: list[list[int]], vocab_size: int) -> list[range
         shown = ", ".join(f"[{first}, {first + size})" for first, size in shards)
         raise ValueError(
             f"the {name}'s shards hold ids {shown}: each of the {vocab_size} ids has to be on exactly one rank; "
-            "pad heads to the vocabulary"
+            "pad heads to the vocabulary's size"
         )
     return held
 
 
 def _part(ids: range, others: range) -> slice:
-    """Where in `ids` those are that are among `others` too; empty when none."""
+    """Return the slice of `ids` that lies in `others` too; empty if none does."""
     start = max(ids.start, others.start)
     stop = max(start, min(ids.stop, others.stop))
     return slice(start - ids.start, stop - ids.start) if stop > start else slice(0, 0)

@@ -1,4 +1,4 @@
-"""The exact signals: a divergence from the teacher's distribution over the whole vocabulary, as the loss."""
+"""Define the exact signals: a full-vocabulary divergence from the teacher's distribution as the loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from verl_s2d.signals.signal import LossSignal
 
 
 class ForwardKL(LossSignal):
-    """KL(pi_T || pi_S): covers all that the teacher does. The paper's stage 2a."""
+    """KL(pi_T || pi_S): mass-covering; the signal of the paper's stage 2a."""
 
     type: str = "forward_kl"
     objective: ClassVar[str] = "forward_kl"

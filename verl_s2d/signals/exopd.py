@@ -1,4 +1,4 @@
-"""ExOPD: learn from what RL added to the teacher, beyond the teacher itself (G-OPD, arXiv 2602.12125)."""
+"""Define ExOPD: extrapolate beyond the teacher along what RL taught it (G-OPD, arXiv 2602.12125)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
     from verl_s2d.objectives.logits import ComposedLogits, GivenLogits, LinearLogits
 
-# Published values are 1 to 1.5. Larger factors c_i of the composed teacher than 4 have no use.
+# Published values are 1 to 1.5; factors above 4 are of no use in a composed teacher.
 Lambda = Annotated[float, Field(ge=-3, le=4, alias="lambda")]
 
 
 class ExOPD(Sampled):
     """The sampled signal from log q = lambda log pi_T + (1 - lambda) log pi_base - log Z.
 
-    A_t = beta (lambda log pi_T + (1 - lambda) log pi_base - log pi_old); log Z is the same for every token that could
-    have been sampled, so it is left out. The role `base` is the student before training, or to isolate what RL taught,
-    the teacher before RL; lambda 1 is plain OPD, 1.25 published as best, 1.5 as unstable.
+    A_t = beta (lambda log pi_T + (1 - lambda) log pi_base - log pi_old); log Z does not depend on the sampled token and
+    is left out. The role `base` is the student before training, or the teacher before RL to isolate what RL taught.
+    lambda = 1 is plain OPD; the publication reports 1.25 as best and 1.5 as unstable.
     """
 
     asks: ClassVar[Mapping[str, Ask]] = {"teacher": Ask.SAMPLED, "base": Ask.SAMPLED}
@@ -40,7 +40,7 @@ class ExOPD(Sampled):
 
 
 class ExactExOPD(ReverseKL):
-    """KL(pi_S || q) over the whole vocabulary: the expectation of the signal above, without its variance."""
+    """KL(pi_S || q) over the whole vocabulary: the expectation of ExOPD's sampled signal, without its variance."""
 
     asks: ClassVar[Mapping[str, Ask]] = {"teacher": Ask.FULL, "base": Ask.FULL}
     type: str = "exopd_exact"

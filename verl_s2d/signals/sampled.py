@@ -1,4 +1,4 @@
-"""The sampled-token signal: on-policy distillation as a dense advantage. The paper's stage 2b."""
+"""Define the sampled-token signal: on-policy distillation as a dense advantage, the paper's stage 2b."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class Sampled(AdvantageSignal):
-    """A_t = beta (log pi_T(y_t|s_t) - log pi_old(y_t|s_t)); detached, per token, not group-normalised.
+    """The advantage A_t = beta (log pi_T(y_t|s_t) - log pi_old(y_t|s_t)); detached, per token, not group-normalised.
 
-    Implicit reward of OPD (arXiv 2605.12483). The mathematics is in objectives.opd.
+    Implicit reward of OPD (arXiv 2605.12483), implemented in objectives.opd.
 
     Attributes:
         beta: scale of the advantage.

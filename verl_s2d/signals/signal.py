@@ -1,6 +1,6 @@
-"""Define a signal: the settings by which answers of frozen models become an advantage or a loss.
+"""Define a signal: settings that turn answers of frozen models into an advantage or a loss.
 
-Nothing here imports torch: a plan reads signals, too.
+Nothing here imports torch, because plans read signals too.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Ask(Enum):
 
 
 class Signal(Section):
-    """A signal's settings; its fields are the keys below `signal:`. Derive from one of the two classes below.
+    """Settings of a signal; its fields are the keys below `signal:`. Derive from AdvantageSignal or LossSignal.
 
     Attributes:
-        asks: role of a frozen model -> what it is asked. The first role sits in verl's reference engine.
+        asks: role of a frozen model -> the answer it has to give. The first role uses verl's reference engine.
         type: name of the signal, or file.py:Name.
     """
 
@@ -43,7 +43,7 @@ class Signal(Section):
 
 
 class AdvantageSignal(Signal, ABC):
-    """A signal on sampled tokens: an advantage for verl's policy loss, so on rollouts of the student only.
+    """A signal on sampled tokens: an advantage for verl's policy loss, and therefore only for the student's rollouts.
 
     Attributes:
         clip: largest magnitude of an advantage; null for no limit.
@@ -59,10 +59,9 @@ class AdvantageSignal(Signal, ABC):
         """Compute the advantage of each sampled token, before `clip`.
 
         Args:
-            student_log_probs: (batch, response) log-probs of the sampled tokens under the policy that the update
-                starts from.
+            student_log_probs: (batch, response) log-probs of the sampled tokens under the policy before the update.
             frozen: role -> (batch, response) log-probs of the same tokens under that model.
-            mask: (batch, response), nonzero on sampled tokens; other entries hold anything.
+            mask: (batch, response), nonzero on sampled tokens; log-probs at other positions are undefined.
 
         Returns:
             (batch, response) float32, detached, zero outside the mask.
@@ -74,8 +73,8 @@ class LossSignal(Signal):
 
     Attributes:
         objective: divergence to minimise, one of objectives.divergence.
-        keep_tokens: share of each rollout's tokens to learn from, those that TIP's soft-OR of entropy and reverse KL
-            ranks highest (objectives.token_weights); null for all. The mean of the loss is then over kept tokens.
+        keep_tokens: fraction of each rollout's tokens to learn from, ranked by TIP's soft-OR of entropy and reverse KL
+            (objectives.token_weights); null for all. The loss is then a mean over the kept tokens.
     """
 
     asks: ClassVar[Mapping[str, Ask]] = {"teacher": Ask.FULL}
@@ -83,9 +82,9 @@ class LossSignal(Signal):
     keep_tokens: Annotated[FiniteFloat, Field(gt=0, le=1)] | None = None
 
     def divergence_options(self) -> dict[str, Any]:
-        """Return the arguments of objectives.divergence that say which divergence it is."""
+        """Return the arguments of objectives.divergence that select the divergence."""
         return {"objective": self.objective}
 
     def teacher(self, frozen: Mapping[str, GivenLogits | LinearLogits]) -> GivenLogits | LinearLogits | ComposedLogits:
-        """Return the logits that the student is compared with, from those of the frozen models by role."""
+        """Return the logits to compare the student with, given the frozen models' logits by role."""
         return frozen["teacher"]

@@ -1,4 +1,4 @@
-"""Find signals by type: those of this folder, or a user's own as file.py:Name."""
+"""Find signals by type: a name from this folder, or file.py:Name for a user's own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ANSWERS = {AdvantageSignal: Ask.SAMPLED, LossSignal: Ask.FULL}
 
 @functools.cache
 def known_signals() -> Mapping[str, type[Signal]]:
-    """Import the files of this folder; returns type -> class of the signals they define."""
+    """Import the files of this folder and return their signals: type -> class."""
     found: dict[str, type[Signal]] = {}
     for file in pkgutil.iter_modules(signals.__path__):
         if file.ispkg or file.name == "signal_registry":
@@ -34,11 +34,11 @@ def read_signal(section: Mapping[str, Any], *, default: str, key: str) -> Signal
     """Read a section {type: jsd, beta: 0.3}.
 
     Args:
-        default: the type where the section gives none.
+        default: the type if the section gives none.
         key: dotted key of the section, for messages.
 
     Raises:
-        UserError: an unknown type, a key or value that the signal does not take, or a file that does not load.
+        UserError: the type is unknown, a key or value is not the signal's, or a user's file does not load.
     """
     chosen = dict(section)
     kind = chosen.pop("type", None) or default
@@ -59,10 +59,10 @@ def read_signal(section: Mapping[str, Any], *, default: str, key: str) -> Signal
 
 
 def is_exact(section: Mapping[str, Any], *, default: str) -> bool:
-    """Report whether a section names a loss over the whole vocabulary; its other keys are not looked at."""
+    """Tell whether a section's type is a loss over the whole vocabulary; ignores its other keys."""
     try:
         signal, _ = _class(section.get("type") or default, "type")
-    except UserError:  # read_signal says what is wrong
+    except UserError:  # read_signal reports it
         return False
     return issubclass(signal, LossSignal)
 
@@ -73,12 +73,12 @@ def types_with(key: str) -> list[str]:
 
 
 def types_of(kind: type[Signal]) -> list[str]:
-    """List the types of this folder that are of one of the two kinds of signals."""
+    """List the types of this folder that derive from AdvantageSignal or from LossSignal."""
     return [name for name, signal in known_signals().items() if issubclass(signal, kind)]
 
 
 def _class(kind: Any, key: str) -> tuple[type[Signal], str]:
-    """Return the class of a type, and the type as every process can read it."""
+    """Return the class of a type, and the type with an absolute path, valid in every process."""
     if kind in known_signals():
         return known_signals()[kind], kind
     file, colon, name = str(kind).rpartition(":")

@@ -1,1 +1,1 @@
-"""Signals at work inside verl: the advantage estimator, and the exact loss in the calls that verl's engines make."""
+"""Run signals inside verl: as its advantage estimator, or as the loss function of its engines."""

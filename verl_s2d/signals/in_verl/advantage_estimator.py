@@ -1,4 +1,4 @@
-"""The advantage estimator `s2d_opd` in verl's registry: the signal's advantages."""
+"""Register the advantage estimator `s2d_opd` in verl: it returns the signal's advantages."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def s2d_opd(
     frozen_log_probs: Mapping[str, torch.Tensor] | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute a signal's advantages as verl asks an estimator for them.
+    """Compute a signal's advantages with the interface of verl's estimators.
 
     Args:
         token_level_rewards: (batch, response), verl's rewards; not read: the frozen models are the only signal.
         response_mask: (batch, response), 1 on sampled tokens.
         config: verl's `algorithm` section; not read.
-        signal: whose advantages.
+        signal: computes the advantages.
         old_log_probs: (batch, response) log pi_old of the sampled tokens, float32.
         frozen_log_probs: role -> (batch, response) log-probs of the sampled tokens under that model, float32.
 
@@ -36,7 +36,7 @@ def s2d_opd(
         (advantages, returns), both (batch, response); returns equal advantages.
 
     Raises:
-        UserError: no log-probs of frozen models, because another trainer than `s2d_opd` called it.
+        UserError: log-probs of frozen models are missing, because a trainer other than `s2d_opd` called it.
     """
     if signal is None or old_log_probs is None or frozen_log_probs is None:
         raise UserError(

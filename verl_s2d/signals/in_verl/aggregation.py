@@ -20,14 +20,14 @@ class Aggregate(Protocol):
     def __call__(self, values: torch.Tensor, data: TensorDict) -> torch.Tensor: ...
 
     def kept_scale(self, data: TensorDict, keep: float) -> torch.Tensor:
-        """Return (tokens,) packed factors that make this aggregation, of losses of 0 where not kept, one over kept
-        tokens.
+        """Compute the factors that turn this aggregation into one over kept tokens; (tokens,), packed.
 
-        A mean over tokens divides by all of them: of the whole batch, `tokens_per_kept` of the micro-batch, or of each
-        rollout. Sums over tokens need no factor, and a mean over rollouts counts these whatever they keep.
+        Tokens that are not kept have a loss of 0, but a mean over tokens still divides by all tokens, of the batch or
+        of each rollout: the factor is all tokens over kept ones. Sums over tokens need no factor. A mean over rollouts
+        counts every rollout, also one that keeps no token.
 
         Args:
-            keep: share of each rollout's tokens that is kept (objectives.token_weights); the others have a loss of 0.
+            keep: fraction of each rollout's tokens that is kept (objectives.token_weights).
         """
 
 
@@ -85,5 +85,5 @@ def rollout_lengths(data: TensorDict) -> torch.Tensor:
 
 
 def tokens_per_kept(data: TensorDict) -> float:
-    """Read the number of the whole batch's response tokens over that of the kept ones, from any micro-batch."""
+    """Read the mini-batch's ratio of response tokens to kept tokens, from any of its micro-batches."""
     return tu.get_non_tensor_data(data, "tokens_per_kept", default=1.0)

@@ -32,13 +32,13 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Computation:
-    """How a divergence is computed, without influence on what it is.
+    """Settings of a divergence's computation; none of them changes its value.
 
     Attributes:
         vocab_size: real size of the shared vocabulary.
         chunk_tokens: tokens worked on at a time; None for a default.
         materialise_logits: let the engine make the student's logits instead of working from hidden states and head.
-        health_top_k: log how far the two top-k sets agree (objectives.overlap), for a second pass over the logits.
+        health_top_k: log the overlap of the two top-k sets (objectives.overlap); costs a second pass over the logits.
     """
 
     vocab_size: int
@@ -47,25 +47,25 @@ class Computation:
     health_top_k: int | None = None
 
 
-# What travels through the engine for each token: what the loss is made of, what is only logged, and a one.
+# Results that the engine passes on for each token: the loss, then values that are only logged. `_at_head` adds a one.
 _SHOWN = ("loss", *Divergence._fields, *TopKHealth._fields)
 
 
 class FullVocabularyLoss:
-    """A signal's divergence of the student from the teacher, in the calls that verl's engines make.
+    """Computes a signal's divergence of student and teacher, as a loss function of verl's engines.
 
-    An engine runs a micro-batch's forward pass, shows the loss what the model made of each token, and then asks for
-    the scalar. Here the divergence is computed at the output embedding: the model's "logits" are then already its
-    per-token results, and no logits exist. With materialise_logits, or a model that does more to its logits than a
-    matrix product, it is computed from the logits that the engine shows, on Megatron a shard of the vocabulary.
+    An engine runs a micro-batch's forward pass, calls the loss with the model's logits, and later calls it again for
+    the scalar. The divergence is computed at the output embedding: what the model returns as "logits" are the per-token
+    results, and no logits exist. With materialise_logits, on Megatron, or for a model that changes its logits after the
+    matrix product, the divergence is computed from the engine's logits; on Megatron these are a vocabulary shard.
 
     Args:
-        signal: what to minimise, and of which teacher.
-        computation: how.
-        student: engine, initialised.
-        frozen: role of the signal's -> forward-only engine, initialised.
+        signal: defines the divergence and the teacher.
+        computation: settings of the computation.
+        student: initialised engine.
+        frozen: role of the signal -> initialised forward-only engine.
         aggregate: per-token values and micro-batch -> this rank's share of the loss.
-        prefix: of the metrics' names.
+        prefix: prefix of the metrics' names.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class FullVocabularyLoss:
     ):
         self._signal, self._computation, self._aggregate, self._prefix = signal, computation, aggregate, prefix
         self._sharded = is_megatron(student)
-        # verl's own switch; its Megatron configuration has none.
+        # verl's own setting; its Megatron configuration has none.
         self._compiled = not self._sharded and student.engine_config.use_torch_compile
         self._linear = not (computation.materialise_logits or self._sharded) and all(
             has_plain_head(engine.module, engine.model_config.hf_config) for engine in (student, *frozen.values())
@@ -91,10 +91,12 @@ class FullVocabularyLoss:
         if self._linear:
             self._stand_in(student)
         elif not (computation.materialise_logits or self._sharded):
-            _logger.warning("a model's logits are not a plain product with its output embedding: both logits are made")
+            _logger.warning(
+                "a model's logits are not hidden states times output embedding: materialising both models' logits"
+            )
 
     def _stand_in(self, student: BaseEngine) -> None:
-        """Take the head's place in every pass that the student's engine makes with this loss."""
+        """Replace the head in every forward pass of the student's engine with this loss."""
         seam, step = HeadSeam(student.module), student.forward_step
 
         def forward_step(micro_batch: TensorDict, loss_function: Any, forward_only: bool):
@@ -120,7 +122,7 @@ class FullVocabularyLoss:
     def _at_head(
         self, micro_batch: TensorDict, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        """(batch, tokens, H) -> (batch, tokens, results and a one)."""
+        """Compare in place of the head; (batch, tokens, H) -> (batch, tokens, results and a one)."""
         packs = tu.get_non_tensor_data(micro_batch, key="use_remove_padding", default=True)
         temperature = uniform_temperature(micro_batch)
         student = LinearLogits(hidden.flatten(0, 1), weight, bias, temperature=temperature)
@@ -164,11 +166,11 @@ class FullVocabularyLoss:
         padded: int | None = None,
         shard: VocabularyShard | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """The numbers of _SHOWN for each token, zero where no response token is predicted.
+        """Compute the results of _SHOWN, each (tokens,), zero where no response token is predicted.
 
         Args:
-            lay: puts numbers of packed tokens where the logits of these tokens are.
-            padded: the padded sequence length, where sequences are not packed.
+            lay: moves values of packed tokens to the positions of these tokens' logits.
+            padded: the padded sequence length, if sequences are not packed.
         """
         weights, ids = lay(self._weights(data)), lay(next_tokens(data))
         settings = {
@@ -180,7 +182,7 @@ class FullVocabularyLoss:
         }
         options = self._signal.divergence_options()
         if self._kept is not None and self._kept.measuring:
-            # TIP's score is made of the reverse KL, whatever is minimised.
+            # TIP's score uses the reverse KL, whichever divergence is minimised.
             results = divergence(student, teacher, mask=weights, objective="reverse_kl", **settings)
             self._kept.record(data, results, weights != 0)
             return (torch.zeros_like(weights),) * len(_SHOWN)
@@ -194,7 +196,7 @@ class FullVocabularyLoss:
                 weights_kept = weights * lay(self._aggregate.kept_scale(data, self._signal.keep_tokens)) * kept
                 loss = divergence(student, teacher, weights=weights_kept, **options, **settings).divergence
             health = self._health(student, teacher, weights)
-        # Detached, so that a backward pass does not come to them with a gradient of zero.
+        # Detached, or the backward pass would propagate zero gradients through them.
         return loss, *(values.detach() for values in results), *health
 
     def _health(self, student, teacher, weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -210,23 +212,23 @@ class FullVocabularyLoss:
         )
 
     def _weights(self, micro_batch: TensorDict) -> torch.Tensor:
-        """(tokens,) derivative of the loss by each packed token's divergence: zero on all but predicted responses."""
+        """Differentiate the loss by each packed token's divergence; (tokens,), zero where no response is predicted."""
         tokens = micro_batch["input_ids"].values()
         zeros = torch.zeros(len(tokens), device=tokens.device, requires_grad=True)
         with torch.enable_grad():
             return torch.autograd.grad(self._aggregate(zeros, micro_batch), zeros)[0]
 
     def _read(self, shown: torch.Tensor, data: TensorDict) -> tuple[torch.Tensor, ...]:
-        """Results as the engine passed them on: divided by the temperature, as it does with logits.
+        """Undo the engine's division by the temperature, which treats the results as logits.
 
-        The padding behind a packed micro-batch that Ulysses divides has a temperature of 1.
+        Padding that Ulysses appends to a packed micro-batch has a temperature of 1.
         """
         temperature = shown.new_full((len(data["input_ids"].values()),), uniform_temperature(data))
         temperature = in_logits_layout(temperature, data, len(shown), padded=None, fill=1.0)
         *results, one = (shown * temperature.unsqueeze(-1)).unbind(-1)
         if not torch.allclose(one, torch.ones_like(one), rtol=1e-5):
             raise UserError(
-                "the model changes its logits after the output embedding, so hidden states and head are not enough",
+                "the model changes its logits after the output embedding, so hidden states and head do not give them",
                 key="s2d.materialise_logits",
                 value=False,
                 remedy="set s2d.materialise_logits=True",
@@ -260,7 +262,7 @@ class FullVocabularyLoss:
             metrics[f"{self._prefix}reverse_kl"] = metrics[f"{self._prefix}jsd"]
             metrics[f"{self._prefix}jsd"] = Metric(AggregationType.SUM, average)
         elif name == "jsd":
-            # On tokens the student sampled, comparable between objectives: log p_S - log p_T estimates the reverse KL.
+            # On tokens that the student sampled, log p_S - log p_T estimates the reverse KL: comparable across signals.
             ratio = (values["student_log_prob"] - values["teacher_log_prob"])[rows]
             metrics[f"{self._prefix}reverse_kl"] = Metric(AggregationType.SUM, ratio.sum() * share)
         tokens = Metric(AggregationType.SUM, int(rows.sum()) * data["dp_size"])

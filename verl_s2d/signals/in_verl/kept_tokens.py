@@ -1,7 +1,7 @@
 """Choose the tokens that TIP keeps, by the ranges of the whole mini-batch over all data-parallel ranks.
 
-The ranges are known only after every token was compared, so a pass without gradient over the mini-batch comes first. It
-also keeps each token's comparison, of which the update chooses without comparing the whole vocabulary again.
+The ranges need every token's comparison, so a pass without gradients over the mini-batch comes first. Its comparisons
+are stored, and the update selects tokens from them instead of comparing the whole vocabulary again.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from verl_s2d.signals.in_verl.aggregation import rollout_lengths
 
 
 class KeptTokens:
-    """TIP's choice of tokens in an engine's updates.
+    """Applies TIP's token selection to an engine's updates.
 
     Args:
-        keep: share of each rollout's tokens that is kept.
+        keep: fraction of each rollout's tokens that is kept.
         engine: the student's, with whole rollouts on each rank.
-        loss: which the engine calls back in its passes; it records or chooses according to `measuring`.
+        loss: loss function of the updates; it calls `record` while `measuring`, else `choose`.
     """
 
     def __init__(self, keep: float, engine: BaseEngine, loss: Callable[..., Any]):
@@ -53,21 +53,21 @@ class KeptTokens:
         engine.forward_backward_batch = forward_backward_batch
 
     def record(self, micro_batch: TensorDict, results: Divergence, mask: torch.Tensor) -> None:
-        """Keep the comparison of a micro-batch: its results, with the reverse KL, and where tokens count."""
+        """Store a micro-batch's comparison by the reverse KL, and the mask of tokens to select from."""
         self._measured.append((micro_batch["input_ids"].values(), results, mask))
 
     def choose(self, micro_batch: TensorDict, padded: int | None) -> tuple[Divergence, torch.Tensor]:
         """Return the recorded comparison of the next micro-batch, and 1 on its kept tokens, 0 elsewhere.
 
         Args:
-            padded: the padded sequence length, where sequences are not packed.
+            padded: the padded sequence length, if sequences are not packed.
 
         Raises:
-            RuntimeError: the engine cut the mini-batch otherwise than in the pass before.
+            RuntimeError: the engine split the mini-batch into other micro-batches than in the measuring pass.
         """
         ids, results, mask = self._measured.popleft()
         if not torch.equal(ids, micro_batch["input_ids"].values()):
-            raise RuntimeError("the update's micro-batches are not those of the pass before it")
+            raise RuntimeError("the update's micro-batches differ from those of the measuring pass")
         offsets = micro_batch["input_ids"].offsets()
         if padded is not None:
             offsets = torch.arange(0, len(mask) + 1, padded, device=mask.device)
@@ -86,7 +86,7 @@ class KeptTokens:
         return batch_range(*torch.cat(everyone, -1).to(mine.device))
 
     def _tokens_per_kept(self, data: TensorDict) -> float:
-        """Divide the response tokens of the mini-batch by those that floor(share x tokens) of each rollout leaves."""
+        """Divide the mini-batch's response tokens by its kept ones, floor(keep x tokens) of each rollout."""
         lengths = rollout_lengths(data)
         counts = torch.stack((lengths.sum(), kept_tokens(lengths, self._keep).sum())).to(get_device_name())
         dist.all_reduce(counts, group=self._engine.get_data_parallel_group())
