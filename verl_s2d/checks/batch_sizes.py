@@ -98,7 +98,7 @@ def _require_fits(node: Node, batch: int, available: int | None, what: str) -> N
 def _has_reference(node: Node) -> bool:
     """Whether the stage has a reference engine: the teacher's, or that of a KL penalty."""
     keys = ("actor_rollout_ref.actor.use_kl_loss", "algorithm.use_kl_in_reward")
-    return "teacher" in node.sources or any(value_of(node.settings["verl"], key, False) for key in keys)
+    return bool(node.stage.frozen_roles(node)) or any(value_of(node.settings["verl"], key, False) for key in keys)
 
 
 def _refuse_sequences(node: Node, verl: Mapping[str, Any], keys: Iterable[str], dynamic: str) -> None:

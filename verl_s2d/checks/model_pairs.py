@@ -59,8 +59,9 @@ def models_of_rows(plan: Plan) -> list[tuple[dict[str, ModelFacts], Pairs]]:
             if (role, directory) not in facts:
                 facts[role, directory] = read_model(directory, role)
             models[role] = facts[role, directory]
-        bridges = [node for node in nodes if "teacher" in node.sources]
-        pairs |= {(_role(origin(node, "model")), _role(origin(node, "teacher"))) for node in bridges}
+        for node in nodes:
+            asked = [_role(origin(node, role)) for role in node.stage.frozen_roles(node)]
+            pairs |= {(_role(origin(node, "model")), model) for model in asked}
     return [(models, {(a, b) for a, b in pairs if a != b}) for models, pairs in found.values()]
 
 

@@ -8,7 +8,7 @@ again is not counted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -55,7 +55,7 @@ def training_cost(
     node: Node,
     training: Training,
     shape: ModelShape | None,
-    teacher: ModelShape | None,
+    frozen: Sequence[ModelShape | None],
     *,
     prompt: int,
     response: int,
@@ -66,15 +66,15 @@ def training_cost(
         return Cost(**dict.fromkeys((f.name for f in fields(Cost)), None))
     sequences = steps * training.batch
     tokens, whole = sequences * response, sequences * (prompt + response)
-    sampled, distilled = training.rollout is not None, "teacher" in node.sources
-    known = shape is not None and (teacher is not None or not distilled)
+    sampled, distilled = training.rollout is not None, bool(frozen)
+    known = shape is not None and None not in frozen
     passes = sampling = None
     if known:
         own = forward_flops(shape, training.longest)
         scored = own if training.scoring is not None else 0
-        frozen = forward_flops(teacher if distilled else shape, training.longest)
-        asked = distilled or training.reference_scoring is not None
-        passes = whole * (3 * own * training.epochs + scored + frozen * asked)
+        # A reference policy has the shape of the policy.
+        asked = frozen or ([shape] if training.reference_scoring is not None else [])
+        passes = whole * (3 * own * training.epochs + scored + sum(forward_flops(s, training.longest) for s in asked))
         sampling = whole * own if sampled else 0
     return Cost(
         sampled_tokens=tokens if sampled else 0,

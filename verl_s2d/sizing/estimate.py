@@ -84,15 +84,15 @@ class Estimate:
     def _training(self, node: Node) -> tuple[dict[str, Any] | None, Cost]:
         response = node.stage.response_tokens(node)
         training = node.stage.demand(self._settings[node.label], self._prompt + response)
-        shape, teacher = self._models.shape(node), self._models.teacher(node)
-        spent = training_cost(node, training, shape, teacher, prompt=self._prompt, response=response)
-        known = shape is not None and (teacher is not None or "teacher" not in node.sources)
+        shape, frozen, teacher = self._models.shape(node), self._models.frozen(node), self._models.largest_frozen(node)
+        spent = training_cost(node, training, shape, frozen, prompt=self._prompt, response=response)
+        known = shape is not None and None not in frozen
         if not known or not training.actor.accelerator:
             return None, spent
         sampler = training.rollout and generation(training.rollout, shape, training.longest, self._gpu_bytes)
         phases = training_phases(training, shape, teacher, sampler)
         problem = self._problem(phases, training, sampler)
-        host = _host_bytes(training, shape, teacher) * self._plan.context.cluster.gpus_per_node
+        host = _host_bytes(training, shape, frozen) * self._plan.context.cluster.gpus_per_node
         return self._memory_view(phases, sampler, problem, host, training.batch), spent
 
     def _disk(self, node: Node, spent: Cost) -> StageDisk | None:
@@ -193,9 +193,10 @@ def _no_sequence(sampler: Generation, remedy: str) -> str:
     return f"rollout leaves {left:.1f} GiB of cache, less than one sequence of {sampler.longest} tokens: {remedy}"
 
 
-def _host_bytes(training: Training, shape: ModelShape, teacher: ModelShape | None) -> float:
-    reference = training.reference and frozen_memory(teacher or shape, training.reference).host
-    return training_memory(shape, training.actor).host + (reference or 0)
+def _host_bytes(training: Training, shape: ModelShape, frozen: list[ModelShape]) -> float:
+    engine = training.reference
+    references = [frozen_memory(model, engine).host for model in frozen or [shape]] if engine else []
+    return training_memory(shape, training.actor).host + sum(references)
 
 
 def _cache_view(use: CacheUse) -> dict[str, int]:

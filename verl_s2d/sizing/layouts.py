@@ -18,7 +18,7 @@ from verl_s2d.workflow.graph import Node
 def check_layout(recipe: Recipe, node: Node, settings: Mapping[str, Any], models: Models) -> None:
     """Check a stage that trains, from its composed configuration. Raises what `check_training` raises."""
     training = node.stage.demand(settings, recipe.data.prompt_tokens + node.stage.response_tokens(node))
-    check_training(node.name, training, models.shape(node), models.teacher(node), recipe.cluster)
+    check_training(node.name, training, models.shape(node), models.largest_frozen(node), recipe.cluster)
 
 
 def check_training(

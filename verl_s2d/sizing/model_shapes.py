@@ -36,9 +36,14 @@ class Models:
         found = self._found[name]
         return None if isinstance(found, str) else found
 
-    def teacher(self, node: Node) -> ModelShape | None:
-        """Of the stage's teacher; None also when it has none."""
-        return self.shape(node, "teacher") if "teacher" in (*node.inputs, *node.externals) else None
+    def frozen(self, node: Node) -> list[ModelShape | None]:
+        """Shapes of the frozen models that a stage asks, by its signal's order; None for an unknown one."""
+        return [self.shape(node, role) for role in node.stage.frozen_roles(node)]
+
+    def largest_frozen(self, node: Node) -> ModelShape | None:
+        """The largest of them, which decides the fullest moment: they work one after the other. None for none."""
+        known = [shape for shape in self.frozen(node) if shape is not None]
+        return max(known, key=lambda shape: shape.parameters, default=None)
 
     @property
     def unknown(self) -> list[str]:

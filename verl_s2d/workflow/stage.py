@@ -110,6 +110,10 @@ class Stage(ABC):
         """Locate the Hugging Face model below the stage's directory, for a stage that makes one."""
         return directory / "model"
 
+    def frozen_roles(self, node: Node) -> tuple[str, ...]:
+        """List the roles of the frozen models that it asks."""
+        return ()
+
     def makes_model(self, node: Node) -> bool:
         """Report whether the result is a model."""
         return self.trains

@@ -222,7 +222,7 @@ def test_the_key_to_change_when_the_cache_is_too_small():
 def test_cost_of_a_grpo_stage():
     node = Node(stages()["grpo"], "stage", {"steps": 10})
     stage = training(reference=FSDP, reference_scoring=MICRO)
-    cost = training_cost(node, stage, QWEN, None, prompt=2048, response=16_384)
+    cost = training_cost(node, stage, QWEN, [], prompt=2048, response=16_384)
     assert cost.sampled_tokens == 10 * 1024 * 16_384 and cost.verifier_calls == 10 * 1024 and cost.updates == 160
     matrices = QWEN.parameters - QWEN.embedding_parameters - 4096
     own = 2 * matrices + 2 * 36 * 4096 * 18_432
@@ -233,10 +233,10 @@ def test_cost_of_a_grpo_stage():
 
 def test_cost_of_distillation_and_of_what_is_not_known():
     warmup = training(rollout=None, scoring=None, reference=FSDP, batch=64)
-    cost = training_cost(Node(stages()["warmup"], "w", {"steps": 5}), warmup, SMALL, QWEN, prompt=8, response=8)
+    cost = training_cost(Node(stages()["warmup"], "w", {"steps": 5}), warmup, SMALL, [QWEN], prompt=8, response=8)
     assert (cost.sampled_tokens, cost.teacher_scored_tokens, cost.verifier_calls) == (0, 5 * 64 * 8, 0)
     assert cost.pass_flops == 5 * 64 * 16 * (3 * forward_flops(SMALL, 18_432) + forward_flops(QWEN, 18_432))
-    matched = training_cost(Node(stages()["warmup"], "w", {"steps": None}), warmup, SMALL, QWEN, prompt=8, response=8)
+    matched = training_cost(Node(stages()["warmup"], "w", {"steps": None}), warmup, SMALL, [QWEN], prompt=8, response=8)
     assert matched.updates is None and matched.teacher_scored_tokens is None and matched.gpu_hours is None
     unknown = sampling_cost(None, 8, QWEN, prompt=8, response=8, scored=False)
     assert unknown.sampled_tokens is None and unknown.gpu_hours is None and unknown.verifier_calls == 0

@@ -8,7 +8,7 @@ from typing import Any
 from verl_s2d.signals.signal_registry import is_exact
 from verl_s2d.stages.shared import panels
 from verl_s2d.stages.shared.budget import length
-from verl_s2d.stages.shared.signal_settings import RESERVED, signal_overrides, words
+from verl_s2d.stages.shared.signal_settings import RESERVED, signal_of_node, signal_overrides, words
 from verl_s2d.stages.shared.verl_trainer import VerlTrainerStage
 from verl_s2d.verl_settings.from_verl import read_rl
 from verl_s2d.verl_settings.stage_sizes import Training
@@ -49,6 +49,9 @@ class Opd(VerlTrainerStage):
             "algorithm.adv_estimator": "s2d_opd",
             **signal_overrides(node, context),
         }
+
+    def frozen_roles(self, node: Node) -> tuple[str, ...]:
+        return tuple(signal_of_node(node).asks)
 
     def demand(self, settings: Mapping[str, Any], longest: int) -> Training:
         signal = settings.get("s2d", {}).get("signal") or {}

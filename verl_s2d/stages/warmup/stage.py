@@ -9,7 +9,7 @@ from typing import Any
 from verl_s2d.stages.shared import panels
 from verl_s2d.stages.shared.budget import length
 from verl_s2d.stages.shared.node_settings import merged_verl
-from verl_s2d.stages.shared.signal_settings import RESERVED, signal_overrides, words
+from verl_s2d.stages.shared.signal_settings import RESERVED, signal_of_node, signal_overrides, words
 from verl_s2d.stages.shared.training_stage import MODEL, SEED, SLICE, TRUST, TrainingStage
 from verl_s2d.verl_settings.composed import WARMUP
 from verl_s2d.verl_settings.from_verl import read_warmup
@@ -65,6 +65,9 @@ class Warmup(TrainingStage):
             "data.train_files": str(context.directory(node.inputs["rollouts"]) / "rollouts.parquet"),
             "trainer.seed": node.settings["seed"],
         }
+
+    def frozen_roles(self, node: Node) -> tuple[str, ...]:
+        return tuple(signal_of_node(node).asks)
 
     def demand(self, settings: Mapping[str, Any], longest: int) -> Training:
         return read_warmup(settings, longest)
