@@ -238,9 +238,9 @@ def test_cost_of_distillation_and_of_what_is_not_known():
     assert cost.pass_flops == 5 * 64 * 16 * (3 * forward_flops(SMALL, 18_432) + forward_flops(QWEN, 18_432))
     matched = training_cost(Node(stages()["warmup"], "w", {"steps": None}), warmup, SMALL, [QWEN], prompt=8, response=8)
     assert matched.updates is None and matched.teacher_scored_tokens is None and matched.gpu_hours is None
-    unknown = sampling_cost(None, 8, QWEN, prompt=8, response=8, scored=False)
+    unknown = sampling_cost(None, QWEN, prompt=8, response=8, scored=False)
     assert unknown.sampled_tokens is None and unknown.gpu_hours is None and unknown.verifier_calls == 0
-    assert sampling_cost(3, 8, None, prompt=8, response=9, scored=True).verifier_calls == 24
+    assert sampling_cost(24, None, prompt=8, response=9, scored=True).verifier_calls == 24
 
 
 def test_the_fullest_phase():
