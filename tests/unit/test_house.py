@@ -169,3 +169,14 @@ def test_no_test_asserts_on_its_own_duration():
         if any(timed.search(line) for line in path.read_text().splitlines())
     }
     assert found <= {"tests/unit/sampling/test_replicas.py"}, "it goes with the protocol that it tests"
+
+
+def test_nothing_asks_for_a_kind_of_stage_by_its_name():
+    """A node carries its stage; whoever needs to know something of it asks the stage."""
+    found = []
+    for path, tree in modules().items():
+        for node in ast.walk(tree):
+            sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+            if any(isinstance(side, ast.Attribute) and side.attr == "kind" for side in sides) and room(path) != "data":
+                found.append(f"{path.relative_to(PACKAGE)}:{node.lineno}")
+    assert found == []
