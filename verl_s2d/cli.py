@@ -1,7 +1,7 @@
 """verl-s2d check | plan | run | status | evaluate | report | verify | gc | gpu-check | prepare.
 
-Exit codes: 0 done, 1 a stage (or check) failed, 2 bad input; interrupted, and to be run again: 130 by Ctrl-C, 143 by
-SIGTERM (128 and the signal's number, as a scheduler expects of a job that it has preempted).
+Exit codes: 0 done, 1 a stage or check failed, 2 bad input, 130 interrupted by Ctrl-C, 143 interrupted by SIGTERM. The
+last two are 128 + the signal's number, which schedulers expect of a preempted job; running the command again resumes.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def guarded(command: Callable[[], int], words: Sequence[str] = ()) -> int:
-    """The exit code of a command, also when it is ended by what a user can do something about, which is then said.
+    """Run a command and return its exit code; errors that a user can mend are printed without a traceback.
 
     Args:
-        words: of the command line.
+        words: the command line, for the advice to run it again.
     """
     again = " ".join(["verl-s2d", *words])
     try:
@@ -46,7 +46,7 @@ def guarded(command: Callable[[], int], words: Sequence[str] = ()) -> int:
         return BAD_INPUT
     except (Interrupted, KeyboardInterrupt) as interrupt:
         print(
-            f"interrupted; everything has been stopped. To go on, run the same command again:\n  {again}",
+            f"interrupted; all processes are stopped. To resume, run the same command again:\n  {again}",
             file=sys.stderr,
         )
         return 128 + getattr(interrupt, "number", signal.SIGINT)
@@ -57,7 +57,7 @@ def guarded(command: Callable[[], int], words: Sequence[str] = ()) -> int:
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(
-            f"error: {error.strerror}{where}; everything has been stopped, finished stages are whole. Make room, then "
+            f"error: {error.strerror}{where}; all processes are stopped, finished stages are intact. Make room, then "
             f"run the same command again:\n  {again}",
             file=sys.stderr,
         )
@@ -70,12 +70,12 @@ def _load(options: argparse.Namespace) -> Plan:
 
 
 def _shrink(options: argparse.Namespace) -> str | None:
-    """Return the device for which the recipe is to be shrunk; None: it stays as it is."""
+    """Return the device to shrink the recipe for; None without --shrink."""
     return ("cuda" if accelerator_here() else "cpu") if options.shrink else None
 
 
 def _refuse_overrides(options: argparse.Namespace) -> None:
-    """Refuse overrides beside a run directory, whose record names those of its last run."""
+    """Raise UserError for overrides beside a run directory: its record has the overrides of its last run."""
     if options.changes:
         remedy = "Give the recipe with its overrides, or the run directory alone."
         raise UserError("A run directory takes no overrides.", key="run", value=options.changes, remedy=remedy)
@@ -133,7 +133,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _build(plan: Plan, *, keep_going: bool = False) -> bool:
-    """Build what a plan misses; whether all of it is there."""
+    """Build the missing stages of a plan; return whether all succeeded."""
     from verl_s2d.checks.run_checks import RunChecks
     from verl_s2d.workflow.progress import choose_progress
     from verl_s2d.workflow.runner import run_plan
@@ -142,7 +142,7 @@ def _build(plan: Plan, *, keep_going: bool = False) -> bool:
     with RunChecks(plan, progress) as check:
         failures = run_plan(plan, progress, check=check, keep_going=keep_going)
     if failures:
-        progress.note("Finished stages are kept. To go on after mending the cause, run the same command again.")
+        progress.note("Finished stages are kept. Mend the cause, then run the same command again to resume.")
     return not failures
 
 
@@ -184,7 +184,7 @@ def _gc(options: argparse.Namespace) -> int:
         _refuse_overrides(options)
     given = {"overrides": options.changes, "shrink": _shrink(options)}
     plan = plan_to_keep(options.recipe, options.run_dir, options.rows, options.seeds, **given)
-    # Rows that are named are all that is kept; otherwise also what `evaluate` was asked for.
+    # With --rows only these rows are kept; otherwise also the results of every `evaluate`.
     results = [] if options.rows else evaluations(plan.context.run_dir)
     collection = collect(plan, delete=options.delete, results=results)
     _print_json(collection.data()) if options.json else print(gc_text(collection.data()))
@@ -227,7 +227,7 @@ def _prepare(options: argparse.Namespace) -> int:
 
 
 def _write_report(plan: Plan | None, options: argparse.Namespace) -> int:
-    """Of the plan's rows, or without one of all rows found in the directory that stands in the recipe's place."""
+    """Write and print the report of a plan's rows; without a plan, of all rows found in the run directory."""
     from verl_s2d.report.inputs import finished_rows, found_rows, recorded_facts, report_of
     from verl_s2d.report.write import Facts
 

@@ -1,7 +1,8 @@
-"""What `import verl` loads, in every process (entry point group `verl.plugins`).
+"""Register this package's platform, trainers and estimator when `import verl` loads the group `verl.plugins`.
 
-verl hides a failing plugin at DEBUG level, so a failure is logged here, kept in STATUS, and `verl-s2d check` prints it.
-Nothing heavy is imported here: registration that needs a heavy verl module waits until somebody imports that module.
+verl logs a failing plugin at DEBUG level only, so a failure is logged here as an error, stored in STATUS, and printed
+by `verl-s2d check`. Every process pays for this import: what needs a heavy verl module is registered once that module
+is imported.
 """
 
 from __future__ import annotations
@@ -55,6 +56,6 @@ def _register() -> None:
 try:
     _register()
 except Exception:
-    # Not raised: a module that fails is forgotten by Python, and STATUS with it, while verl would tell nobody.
+    # Not raised: Python drops a module whose import fails, and STATUS with it, and verl would not report it.
     STATUS.error = traceback.format_exc()
-    logging.getLogger(__name__).error("verl-s2d did not load; `verl-s2d check` tells more.", exc_info=True)
+    logging.getLogger(__name__).error("verl-s2d did not load; run `verl-s2d check` for the reason.", exc_info=True)

@@ -1,8 +1,8 @@
 """Hide keys, tokens and passwords in manifests, plans, reports and messages.
 
-Hidden are the values of environment variables and recipe keys with a secret's name; what is assigned to such a name
-(`api_key: ...`); credentials in URLs; and tokens of well-known shapes. Processes get the real values, and logs are
-what the processes write.
+Hidden are values of environment variables and recipe keys with a secret's name, values assigned to such a name in text
+(`api_key: ...`), credentials in URLs, and tokens of well-known shapes. Processes get the real values, and a log holds
+whatever its process prints.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 HIDDEN = "<hidden>"
 _SHORTEST = 8
-"""Shorter values are hidden where they are assigned, and not looked for elsewhere: other words would contain them."""
+"""Shorter values are hidden only where they are assigned: elsewhere, ordinary words would contain them."""
 
 _ALWAYS = {
     "password",
@@ -62,7 +62,7 @@ _ASSIGNED = re.compile(
 
 
 def secret_name(name: str) -> bool:
-    """Whether a value of this name is to be hidden. `eos_token`, `prompt_key` and `max_tokens` are not."""
+    """Report whether a name is a secret's. `eos_token`, `prompt_key` and `max_tokens` are not."""
     last = re.split(r"[.:/]", name)[-1]
     words = [w.lower() for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", last)]
     if not words:
@@ -71,13 +71,13 @@ def secret_name(name: str) -> bool:
     if _ALWAYS & set(words) or any(second == "key" and first in _KINDS_OF_KEY for first, second in pairs):
         return True
     if words[-1] == "token":
-        # In capitals it is a variable of the environment, where no tokenizer has its special tokens.
+        # A name in capitals is an environment variable: no tokenizer keeps its special tokens there.
         return len(words) == 1 or words[-2] in _KINDS_OF_TOKEN or last.isupper()
     return last.isupper() and words[-1] in {"key", "auth", "pat"}
 
 
 def secrets_in(data: Any, name: str = "") -> Iterator[str]:
-    """Values below `data` that have a secret's name, and passwords in URLs."""
+    """Yield the values in `data` that have a secret's name, and the passwords in its URLs."""
     if isinstance(data, Mapping):
         for key, value in data.items():
             yield from secrets_in(value, str(key))
@@ -94,12 +94,12 @@ _remembered: set[str] = set()
 
 
 def remember(values: Iterable[str]) -> None:
-    """Hide these from now on, in this process."""
+    """Hide these values from now on, in this process."""
     _remembered.update(values)
 
 
 class Redactor:
-    """Hides secrets in text and data.
+    """Hide secrets in text and data.
 
     Args:
         values: secrets known by their value.
@@ -110,7 +110,7 @@ class Redactor:
         self._known = _any_of(frozenset(v for v in values if len(v) >= _SHORTEST))
 
     def text(self, text: str) -> str:
-        """The text without secrets."""
+        """Return the text with its secrets replaced."""
         if self._known is not None:
             text = self._known.sub(HIDDEN, text)
         if not _TRIGGER.search(text):
@@ -121,13 +121,13 @@ class Redactor:
         return _ASSIGNED.sub(_assigned, text)
 
     def data(self, value: Any, name: str = "") -> Any:
-        """A copy of JSON-able data without secrets; numbers, None and booleans stay whatever their name."""
+        """Copy JSON-able data with its secrets replaced; numbers, None and booleans stay, whatever their name."""
         if isinstance(value, Mapping):
             return {key: self.data(entry, str(key)) for key, entry in value.items()}
         if isinstance(value, list | tuple):
             return [self.data(entry, name) for entry in value]
         if isinstance(value, str):
-            # The same settings and arguments come again with every stage.
+            # Cached: every stage asks about the same settings and arguments.
             if (name, value) not in self._said:
                 self._said[name, value] = HIDDEN if secret_name(name) and _is_value(value) else self.text(value)
             return self._said[name, value]
@@ -135,12 +135,12 @@ class Redactor:
 
 
 def current() -> Redactor:
-    """Hides what this process's environment and recipe hold."""
+    """Return the redactor for the secrets of this process's environment and recipe."""
     return Redactor({*_remembered, *(v for k, v in os.environ.items() if secret_name(k) and _is_value(v))})
 
 
 def _is_value(value: str) -> bool:
-    """Whether this can be a secret at all: no switch, no number, no reference to the environment, no file."""
+    """Report whether a value can be a secret: not a switch, a number, a reference to the environment or a file."""
     plain = value.strip().lower()
     return not (
         plain in _NOT_VALUES or len(plain) < 4 or plain.startswith("${") or _number(plain) or os.path.exists(value)

@@ -1,4 +1,4 @@
-"""Stages as a build graph: plan, run, resume, hand-off, ledger. Knows verl only as a command with overrides.
+"""Build stages as a graph: plan, run, resume, hand-off, ledger. verl is only a command with overrides here.
 
 Nothing in this package imports torch or verl.
 """

@@ -1,4 +1,4 @@
-"""Record the attempts at a stage, one small file each, so that time spent before a kill counts."""
+"""Record the attempts at a stage, one small file each: the time before a kill counts in the ledger."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _NAME = re.compile(r"attempt-(\d+)\.json")
 
 
 def begin(directory: Path) -> int:
-    """Enter a new attempt as started now and return its number, from 1.
+    """Record that a new attempt starts now; return its number, from 1.
 
-    Attempts that a kill left open are closed with the time of the newest file in the directory.
+    Attempts that a kill left open get the time of the newest file in the directory as their end.
     """
     folder = directory / "attempts"
     folder.mkdir(exist_ok=True)
@@ -31,7 +31,7 @@ def begin(directory: Path) -> int:
 
 
 def end(directory: Path, number: int, exit_code: int | None, seconds: float) -> None:
-    """Enter the end of an attempt.
+    """Record the end of an attempt.
 
     Args:
         seconds: its duration by a monotonic clock.

@@ -1,4 +1,4 @@
-"""Failures of a build, as opposed to bad input (`verl_s2d.errors.UserError`)."""
+"""Exceptions for a failed or interrupted build; bad input is `verl_s2d.errors.UserError`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ class StageFailed(Exception):
 
     Args:
         problem: one sentence.
-        log: the log that explains it.
-        lines: its lines to show.
+        log: the log that explains the failure.
+        lines: the lines of `log` to show.
         others: further logs to name.
     """
 
     def __init__(
         self, problem: str, *, log: Path | None = None, lines: list[str] | None = None, others: Iterable[Path] = ()
     ):
-        # A message may be shown anywhere, and logs hold what processes print.
+        # The message may be shown anywhere, and a log may contain secrets.
         redactor = redaction.current()
         self.problem, self.log, self.lines = redactor.text(problem), log, list(map(redactor.text, lines or ()))
         text = [self.problem]
@@ -35,7 +35,7 @@ class StageFailed(Exception):
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM. Not an Exception, like KeyboardInterrupt, so that no handler swallows it.
+    """Raised on Ctrl-C or SIGTERM. Like KeyboardInterrupt not an Exception, so that no handler swallows it.
 
     Args:
         number: the signal's number.

@@ -1,4 +1,4 @@
-"""The build graph: a node is a stage together with everything that determines its result."""
+"""Define the build graph: a node is a stage together with everything that determines its result."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ if TYPE_CHECKING:
     from verl_s2d.workflow.stage import Stage
 
 MATCHED = "matched"
-"""Role of an input whose ledger says when to stop, and which is otherwise not read."""
+"""Role of an input that only sets a stopping budget: its ledger is read, its outputs are not."""
 
 
 def canonical_json(value: Any) -> str:
-    """One text for one meaning: keys sorted, no spaces, no NaN.
+    """Serialise to JSON so that equal values give equal text: keys sorted, no spaces, no NaN.
 
     Raises:
-        TypeError, ValueError: something that JSON cannot say.
+        TypeError, ValueError: a value that JSON cannot represent.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
 
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One stage.
+    """A stage with its settings and inputs.
 
     Attributes:
-        stage: what it is an instance of; its kind and semantics are part of the digest.
-        name: for humans; not part of the digest.
-        settings: JSON-able; everything that determines the result besides the inputs. Part of the digest.
-        operations: JSON-able; how the work is done, without influence on the result (save frequency, worker counts).
+        stage: the kind of stage; its kind and semantics are part of the digest.
+        name: shown to users; not part of the digest.
+        settings: JSON-able; everything besides the inputs that determines the result. Part of the digest.
+        operations: JSON-able; settings without influence on the result (save frequency, worker counts).
         inputs: role -> the node whose output is read.
-        externals: role -> what is read from outside the graph.
+        externals: role -> the model or file read from outside the graph.
     """
 
     stage: Stage
@@ -56,13 +56,13 @@ class Node:
 
     @property
     def sources(self) -> Mapping[str, Node | External]:
-        """Role -> what is read in it, from the graph or from outside."""
+        """Map role -> input, from the graph or from outside."""
         return {**self.externals, **self.inputs}
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over kind, semantics, settings, input digests and external identities."""
-        # What it is built from first: in a long chain each digest would otherwise wait for the next on Python's stack.
+        """Compute the sha256 over kind, semantics, settings, input digests and external identities."""
+        # Inputs first: recursion along a long chain would exhaust Python's stack.
         waiting: list[Node] = list(self.inputs.values())
         while waiting:
             below = [n for n in waiting[-1].inputs.values() if "digest" not in n.__dict__]
@@ -83,7 +83,7 @@ class Node:
 
     @property
     def label(self) -> str:
-        """The name of its directory."""
+        """Return the name of the stage's directory."""
         return stage_label(self.kind, self.digest)
 
     def __repr__(self) -> str:
@@ -91,27 +91,27 @@ class Node:
 
 
 def stage_label(kind: str, digest: str) -> str:
-    """`kind-digest[:12]`."""
+    """Return `kind-digest[:12]`."""
     return f"{kind}-{digest[:12]}"
 
 
 def stage_dir(run_dir: Path, node: Node) -> Path:
-    """Where the output of a node lives."""
+    """Locate the directory of a node's output."""
     return run_dir / "stages" / node.label
 
 
 def ancestors(node: Node) -> list[Node]:
-    """The node and all that has to be there before it, each digest once, inputs before users."""
+    """List the node and everything it is built from, each digest once, inputs before users."""
     return list(_collect([node]).values())
 
 
 def lineage(node: Node) -> list[Node]:
-    """Ancestors without those that say no more than when to stop: what its model is made of."""
+    """List all stages that this model was trained from, without inputs that only set a stopping budget."""
     return list(_collect([node], leave_out=MATCHED).values())
 
 
 def _collect(targets: Iterable[Node], leave_out: str | None = None) -> dict[str, Node]:
-    """digest -> node of all that the targets are built from, inputs before users. Visits every node once."""
+    """Map digest -> node for everything the targets are built from, inputs before users. Visits every node once."""
     found: dict[str, Node] = {}
     for target in targets:
         waiting = [(target, False)]
@@ -128,8 +128,10 @@ def _collect(targets: Iterable[Node], leave_out: str | None = None) -> dict[str,
 
 
 def build_order(targets: Iterable[Node]) -> list[Node]:
-    """All nodes that `targets` need, each digest once: inputs before users, preparation before training, and
-    otherwise in the order in which the targets ask for them."""
+    """List all nodes that `targets` need, each digest once.
+
+    Inputs come before users and preparation before training; otherwise the order is that of the targets.
+    """
     nodes = _collect(targets)
     rank = {digest: (not node.stage.prepares, i) for i, (digest, node) in enumerate(nodes.items())}
     needs = {digest: {n.digest for n in node.inputs.values()} for digest, node in nodes.items()}
@@ -151,8 +153,8 @@ def build_order(targets: Iterable[Node]) -> list[Node]:
 
 
 def users_of(targets: Sequence[Node]) -> dict[str, list[int]]:
-    """digest -> which of the targets (their positions, ascending) are built from that node."""
-    # One integer a node, a bit a target: handed down from users to inputs, every edge is looked at once.
+    """Map digest -> positions (ascending) of the targets that are built from that node."""
+    # One integer per node, one bit per target, passed from users to inputs: every edge is visited once.
     bits: dict[str, int] = defaultdict(int)
     for i, target in enumerate(targets):
         bits[target.digest] |= 1 << i
@@ -163,7 +165,7 @@ def users_of(targets: Sequence[Node]) -> dict[str, list[int]]:
 
 
 def _positions(mask: int) -> Iterator[int]:
-    """Positions of the bits that are set, ascending."""
+    """List the positions of the bits that are set, ascending."""
     while mask:
         lowest = mask & -mask
         yield lowest.bit_length() - 1

@@ -1,4 +1,4 @@
-"""Identity of what a graph is given from outside: models, data files, scripts. Content counts, location does not."""
+"""Identify the models, data files and scripts that a graph reads from outside: by content, not by location."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 @dataclass(frozen=True)
 class External:
-    """Something the graph did not build.
+    """A model or file that the graph did not build.
 
     Attributes:
         location: absolute path, or hub id.
-        identity: what goes into digests; the same content elsewhere has the same identity.
-        is_hub: whether location is a hub id.
-        revision: of a hub id.
-        key: the recipe key it was given under, for messages.
-        trust_remote_code: whether code that comes with the model may run.
+        identity: enters digests; the same content elsewhere has the same identity.
+        is_hub: the location is a hub id.
+        revision: revision of a hub id.
+        key: the recipe key that names it, for messages.
+        trust_remote_code: code that comes with the model may run.
     """
 
     location: str
@@ -37,16 +37,16 @@ class External:
 
 
 def file_external(path: Path, key: str, value: str) -> External:
-    """Identity of one file.
+    """Identify one file.
 
     Raises:
-        UserError: it is missing or cannot be read.
+        UserError: the file is missing or cannot be read.
     """
     return files_external([path], key, value)
 
 
 def files_external(paths: Iterable[Path], key: str, value: str) -> External:
-    """Identity of a file together with others it depends on (a script and what it uses); location is the first."""
+    """Identify a file together with the files it depends on (a script and what it uses); its location is the first."""
     paths = list(paths)
     digests = []
     for path in paths:
@@ -66,7 +66,7 @@ def files_external(paths: Iterable[Path], key: str, value: str) -> External:
 def model_external(
     model: str, revision: str | None, directory: Path, key: str, *, trust_remote_code: bool = False
 ) -> External:
-    """Identity of a model, as `_model_external`; with its own code it is another model than without."""
+    """Identify a model, as `_model_external`; the same model with its own code enabled has another identity."""
     external = _model_external(model, revision, directory, key)
     if not trust_remote_code:
         return external
@@ -74,14 +74,14 @@ def model_external(
 
 
 def _model_external(model: str, revision: str | None, directory: Path, key: str) -> External:
-    """Identity of a model given as a local directory (content) or a hub id (name and revision).
+    """Identify a local model directory by content, or a hub id by name and revision.
 
     Args:
         model: as written in the recipe; a relative directory counts from `directory`.
         key: recipe key, for messages.
 
     Raises:
-        UserError: a local model that is not there or is not readable, or text that is neither path nor hub id.
+        UserError: a local model that does not exist or cannot be read, or text that is neither path nor hub id.
     """
     path = Path(os.path.expanduser(model))
     path = path if path.is_absolute() else directory / path

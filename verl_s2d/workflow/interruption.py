@@ -19,12 +19,12 @@ _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class Interruption:
     """Install the signal handlers of a run; use it as a context manager.
 
-    Schedulers announce with SIGTERM that they take a machine back: a training stage is asked to save at the end of its
+    Schedulers send SIGTERM before they take a machine back: a training stage is then asked to save at the end of its
     step and to stop. Further SIGTERMs are ignored, as some senders send two. Every other signal stops the run at once:
     `Interrupted` is raised in the main thread, and later signals are ignored during the stop.
 
     Args:
-        grace_seconds: time for a stage to save and stop; 0: SIGTERM stops at once.
+        grace_seconds: time for a stage to save and stop; with 0, SIGTERM stops at once.
     """
 
     def __init__(self, grace_seconds: float, note: Callable[[str], None]):
@@ -47,7 +47,7 @@ class Interruption:
 
     @contextlib.contextmanager
     def may_save(self, checkpoints: Path | None) -> Iterator[None]:
-        """Enter this while a stage runs that can save into `checkpoints` on request (None: one that cannot).
+        """Enter this while a stage runs that can save into `checkpoints` on request; None: the stage cannot.
 
         Raises:
             Interrupted: on every exit after a request: the run stops.
@@ -66,7 +66,7 @@ class Interruption:
         """Check the deadline of a request; call this regularly while a stage runs.
 
         Raises:
-            Interrupted: the stage was asked to stop and did not in time.
+            Interrupted: the deadline has passed and the stage still runs.
         """
         if self._deadline is None:
             return
@@ -78,7 +78,7 @@ class Interruption:
             raise Interrupted(signal.SIGTERM)
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
-        # Nothing is printed here: the signal may interrupt a print.
+        # No output here: the signal may interrupt a print.
         if number == signal.SIGTERM and self._deadline is not None:
             return
         if number == signal.SIGTERM and self._grace > 0 and self._checkpoints is not None:

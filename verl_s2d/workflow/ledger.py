@@ -1,4 +1,4 @@
-"""The ledger of a stage: labels read, verifier calls, tokens, updates, seconds. A ledger is a plain dict (JSON)."""
+"""Keep the ledger of a stage: labels read, verifier calls, tokens, updates, seconds. A ledger is a plain JSON dict."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SUMMED = ("verifier_calls", "sampled_tokens", "teacher_scored_tokens", "updates
 
 
 def empty_ledger(seconds: float = 0.0) -> Ledger:
-    """Nothing but time."""
+    """Return a ledger with only the time filled in."""
     return {
         "labels_read": [],
         "verifier_calls": 0,
@@ -24,7 +24,7 @@ def empty_ledger(seconds: float = 0.0) -> Ledger:
 
 
 def add_ledgers(ledgers: Iterable[Mapping[str, Any]]) -> Ledger:
-    """Union of the labels, sum of the rest."""
+    """Add ledgers: the union of the labels, the sum of every other item."""
     total, labels = empty_ledger(), set()
     for ledger in ledgers:
         labels.update(ledger["labels_read"])
@@ -36,14 +36,14 @@ def add_ledgers(ledgers: Iterable[Mapping[str, Any]]) -> Ledger:
 
 
 def amount(ledger: Mapping[str, Any], item: str) -> int:
-    """How much of an item a ledger holds; of `labels` their number."""
+    """Return the amount of an item in a ledger; for `labels` their number."""
     return len(ledger["labels_read"]) if item == "labels" else ledger[item]
 
 
 def verifier_calls(directory: Path) -> tuple[list[str], int]:
-    """(problem ids whose answers were read, calls) from <stage>/verifier/*.jsonl, one line {"id": ...} a call.
+    """Count verifier calls in <stage>/verifier/*.jsonl, one line {"id": ...} per call: (ids of problems read, calls).
 
-    A line cut short by a kill is a call whose id is lost; the repeated step reads the same label again.
+    A line cut short by a kill counts as a call without an id; the repeated step reads the same label again.
     """
     labels, calls = set(), 0
     for path in sorted((directory / "verifier").glob("*.jsonl")):
@@ -61,10 +61,10 @@ def verifier_calls(directory: Path) -> tuple[list[str], int]:
 def sum_over_steps(
     metrics: Mapping[int, Mapping[str, Any]], steps: int, value: Callable[[Mapping[str, Any]], float | None]
 ) -> int:
-    """Sum of a per-step value over `steps` steps.
+    """Sum a per-step value over `steps` steps.
 
-    verl saves a checkpoint before it logs the step, so a kill in between loses the line of a step that counts. Such
-    steps enter with the mean of the others.
+    verl saves a checkpoint before it logs the step, so a kill in between loses the line of a finished step. Steps
+    without a line count with the mean of the others.
     """
     found = [v for step, data in metrics.items() if 1 <= step <= steps and (v := value(data)) is not None]
     if not found:

@@ -1,4 +1,4 @@
-"""What a stage says of the metrics that it logs: one table, which alarms, plots and ledger read."""
+"""Describe the metrics that a stage logs: one table for alarms, plots and ledger."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot over steps.
+    """A plot over steps.
 
     Attributes:
-        name: its anchor in the report; stages that name the same panel share it.
-        part: heading under which it stands.
-        unit: of the y axis.
-        from_zero: whether the y axis contains zero.
+        name: anchor in the report; stages that name the same panel share the plot.
+        part: heading above the plot.
+        unit: unit of the y axis.
+        from_zero: the y axis contains zero.
     """
 
     name: str
@@ -25,14 +25,14 @@ class Panel:
 
 @dataclass(frozen=True)
 class Metric:
-    """One logged number.
+    """A logged number.
 
     Attributes:
-        key: its name in the metrics file.
-        panel: the plot that shows it; None for none.
-        series: its label among the curves of that plot.
-        alarm: the alarm of `alarms:` that watches it; None for none.
-        ledger: the item of the ledger that it adds to at every step; None for none.
+        key: name in the metrics file.
+        panel: the plot that shows the metric; None for none.
+        series: label of the curve in that plot.
+        alarm: the alarm of `alarms:` that watches the metric; None for none.
+        ledger: the ledger item that every step adds to; None for none.
     """
 
     key: str

@@ -1,4 +1,4 @@
-"""A plan: rows of a comparison, the order in which their stages are built, and the run directory."""
+"""Define a plan: the rows of a comparison, the build order of their stages, and the run directory."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from verl_s2d.workflow.store.manifest import is_built
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the report.
+    """A row of the report.
 
     Attributes:
-        target: its evaluation node; everything else follows from it.
+        target: the row's evaluation node, from which all its stages follow.
     """
 
     name: str
@@ -40,15 +40,15 @@ class Plan:
 
     @cached_property
     def order(self) -> list[Node]:
-        """All stages, each once, in the order in which they are built."""
+        """List all stages in build order, each once."""
         return build_order(row.target for row in self.rows)
 
     def missing(self) -> list[Node]:
-        """The stages still to be built."""
+        """List the stages still to be built."""
         return [node for node in self.order if not is_built(node, self.context.directory(node))]
 
     def rows_of(self, node: Node) -> list[str]:
-        """Names of the rows that use a stage, each once."""
+        """List the names of the rows that use a stage, each once."""
         return list(dict.fromkeys(self.rows[i].name for i in self._users[node.digest]))
 
     @cached_property
@@ -57,11 +57,11 @@ class Plan:
 
     @property
     def ray_demand(self) -> Demand:
-        """CPUs and accelerators that its most demanding stage holds on Ray."""
+        """Return the CPUs and accelerators that the most demanding stage holds on Ray."""
         return most_demanding(node.stage.ray_demand(node, self.context.cluster) for node in self.order)
 
     def facts(self) -> dict[str, Any]:
-        """What a report says of the run besides its numbers: keywords of evaluation.report.Facts but the name."""
+        """Collect the facts that a report prints beside its numbers: keywords of report.write.Facts."""
         recipe = self.recipe
         about = {role.replace("_", " "): _described(source) for role, source in recipe.models.items()}
         verifier = recipe.verifier if isinstance(recipe.verifier, str) else recipe.verifier.get("name", "")
@@ -73,7 +73,7 @@ class Plan:
         return redaction.current().data(facts)
 
     def _command(self) -> str:
-        """What runs this plan again."""
+        """Return the command line that runs this plan again."""
         recipe, run_dir = self.recipe, self.context.run_dir
         words = ["verl-s2d", "run", _near(recipe.path), *recipe.origin.overrides]
         words += ["--shrink"] if recipe.origin.shrink else []
@@ -90,11 +90,11 @@ def default_run_dir(recipe: Recipe) -> Path:
 
 
 def _near(path: Path) -> str:
-    """As seen from here, where it is below."""
+    """Shorten a path below the working directory to a relative one."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _described(source: ModelSource) -> str:
-    """A model in a few words."""
+    """Describe a model in a few words."""
     return source.script or f"{source.model}{f' at {source.revision}' if source.revision else ''}"

@@ -27,7 +27,8 @@ from verl_s2d.workflow.watch.alarm_log import AlarmWatch
 from verl_s2d.workflow.watch.watchdog import Limits
 
 Check = Callable[[bool], None]
-"""Raises UserError on bad input; the argument says whether training comes next, so that nothing may stay open."""
+"""A check that raises UserError on bad input. Its argument is True when training comes next: no check may then be left
+for later."""
 
 
 def run_plan(
@@ -41,25 +42,25 @@ def run_plan(
     """Build every missing stage of the plan.
 
     Args:
-        launcher: how processes are started; as the recipe's cluster.warm_start says unless given.
-        check: called before the first stage, and again (then with True) once the cheap preparation stages have made
-            what could not be checked before; never between training stages.
-        keep_going: after a failure go on with the stages that do not depend on it.
+        launcher: starts processes; by default chosen by the recipe's cluster.warm_start.
+        check: called before the first stage, and again with True once the preparation stages have made their data;
+            never between training stages.
+        keep_going: after a failure, build the stages that do not depend on the failed one.
 
     Returns:
         The failures (empty: everything is built).
 
     Raises:
-        UserError: bad input, or a run directory that is not ours or in use.
-        Interrupted: Ctrl-C or SIGTERM; the running stage has been stopped, after SIGTERM with a checkpoint of its last
-            step if there was time for it.
+        UserError: bad input, or a run directory that is in use or was not made by verl-s2d.
+        Interrupted: Ctrl-C or SIGTERM; the running stage has been stopped. After SIGTERM it has saved its last step, if
+            the time sufficed.
     """
     with opened(plan.context.run_dir, plan.recipe.name) as run_id:
         if all(row.name in plan.recipe.row_names for row in plan.rows):
             chosen = zip(*((row.name, row.seed) for row in plan.rows), strict=True)
             remember(plan.context.run_dir, plan.recipe.origin, *chosen, plan.facts())
         else:
-            # Of single models, which is no comparison to come back to, but a result to keep.
+            # Evaluations of single models are not rows of a comparison, but `gc` has to keep their results.
             remember_evaluations(plan.context.run_dir, (row.target.label for row in plan.rows))
         missing = verified_missing(plan, progress.note)
         if not missing:
@@ -73,7 +74,7 @@ def run_plan(
             try:
                 return runner.build(missing, check, keep_going)
             except OSError as error:
-                # A full disk is noticed by a write, which does not know of what.
+                # A write to a full disk does not name the file.
                 error.filename = error.filename or str(plan.context.run_dir)
                 raise
             finally:
@@ -81,14 +82,14 @@ def run_plan(
 
 
 class _Runner:
-    """State of one run: its cluster, its environment, what failed."""
+    """State of a run: its cluster, its environment, its failures."""
 
     def __init__(
         self, plan: Plan, run_id: str, progress: Progress, interruption: Interruption, launcher: Launcher | None
     ):
         self._plan, self._run_id, self._progress, self._interruption = plan, run_id, progress, interruption
         self._environment = stage_environment(plan.context.device) | {MARKER: run_id}
-        # A fork shows its host's environment to the outside, so the host carries both markers.
+        # /proc shows a fork with its host's environment, so the host carries both markers.
         self._launcher = launcher or choose_launcher(plan, self._environment | {CLUSTER_MARKER: run_id})
         self._cluster = self._choose_cluster()
 
@@ -136,7 +137,7 @@ class _Runner:
         return failures
 
     def close(self) -> None:
-        """Stop the cluster and whatever else carries this run's marker."""
+        """Stop the cluster and every other process that carries this run's marker."""
         self._cluster.stop()
         self._launcher.close()
         kill_marked(self._run_id)
@@ -147,7 +148,7 @@ class _Runner:
         discard_broken_remains(directory, self._progress.note)
         tries = 1 + self._plan.context.cluster.retries
         for remaining in reversed(range(tries)):
-            # What an alarm has stopped is never started again, whether or not it leaves a result.
+            # A stage that an alarm has stopped is never started again, with or without a result.
             if early_stop.read(directory) is not None or stage.finished_before(node, directory):
                 break
             try:
@@ -208,10 +209,10 @@ class _Runner:
 
 
 def choose_launcher(plan: Plan, environment: Mapping[str, str]) -> Launcher:
-    """Warm where it is asked for, or by default on a Linux machine without an accelerator and with a Ray head of ours.
+    """Choose warm starts if the recipe asks for them; by default on Linux, on device cpu, with a local Ray head.
 
-    With an accelerator a fork would share what CUDA libraries set up at import, which they do not promise to survive;
-    and workers of a cluster that is not ours are not ours to start.
+    CUDA libraries set up state at import that need not survive a fork. Workers of a user's cluster are started by that
+    cluster.
     """
     wanted = plan.context.cluster.warm_start
     if wanted == "auto":
@@ -224,9 +225,9 @@ def choose_launcher(plan: Plan, environment: Mapping[str, str]) -> Launcher:
 
 
 def stage_environment(device: str) -> dict[str, str]:
-    """Environment of every process of a run: ours, and what verl, torch and vLLM need on that device."""
+    """Build the environment of a run's processes: this process's, and what verl, torch and vLLM need on the device."""
     environment = dict(os.environ)
-    # Progress in the log must not wait for a full buffer, or a working stage would look stalled.
+    # Unbuffered: a log that waits for a full buffer would make a working stage look stalled.
     environment["PYTHONUNBUFFERED"] = "1"
     if device == "cpu":
         environment.update(cpu_environment())

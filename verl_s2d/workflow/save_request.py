@@ -1,6 +1,6 @@
 """Ask a training stage to save and stop, by a file beside its checkpoints.
 
-A file, because the trainer may be an actor on another machine; run directories are on storage that all of them share.
+A file, because the trainer may be an actor on another machine, and all machines share the run directory's storage.
 """
 
 from __future__ import annotations

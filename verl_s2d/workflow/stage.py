@@ -1,4 +1,4 @@
-"""The contract between the kernel and a stage. A node carries its stage; the kernel asks for nothing else."""
+"""Define the contract between the kernel and a stage. The kernel calls these methods and no others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """Where and how stages run: what a command needs beyond its node."""
+    """The run directory and machine: what a command needs beyond its node."""
 
     run_dir: Path
     cluster: Cluster = field(default_factory=Cluster)
@@ -33,24 +33,24 @@ class Context:
 
 @dataclass(frozen=True)
 class Command:
-    """A process to start; env is added to the environment of the workflow."""
+    """A process to start; `env` is added to the run's environment."""
 
     argv: list[str]
     env: Mapping[str, str] = field(default_factory=dict)
 
 
 class Stage(ABC):
-    """One kind of stage. Stateless: node and directory say everything.
+    """A kind of stage. Stateless: all state is in the node and its directory.
 
     Attributes:
-        kind: its name in digests and directories.
+        kind: name in digests and directories.
         semantics: raised by hand when the meaning of the kind changes, which rebuilds its nodes and their users.
-        prepares: it is cheap, and built first, so that what it makes can be checked before anything is trained.
-        trains: it logs steps, raises alarms, saves checkpoints and resumes from them.
-        needs_ray: its process joins the run's Ray cluster.
-        consumes: items of the ledger that it fills, by the names that rows are matched by.
-        required_files: what its process leaves behind when it has succeeded.
-        metrics: what it logs, as alarms, plots and ledger read it.
+        prepares: the stage is cheap and built first, so that its output can be checked before anything is trained.
+        trains: the stage logs steps, raises alarms, saves checkpoints and resumes from them.
+        needs_ray: the stage's process joins the run's Ray cluster.
+        consumes: ledger items that the stage fills and rows can be matched by.
+        required_files: files that a successful process leaves behind.
+        metrics: metrics that the stage logs, read by alarms, plots and ledger.
         reserved: verl's keys that `command` sets itself -> what to write in a recipe instead.
     """
 
@@ -73,15 +73,15 @@ class Stage(ABC):
         """Describe the stage in one line, for `plan`."""
 
     def prepare_resume(self, node: Node, directory: Path, cluster: Cluster, note: Callable[[str], None]) -> None:
-        """Make what earlier attempts left readable for the next one; `note` shows a line to the user.
+        """Make the remains of earlier attempts readable for the next one; `note` shows a line to the user.
 
         Raises:
-            StageFailed: it can neither be read nor be left aside.
+            StageFailed: they can be neither read nor set aside.
         """
         return
 
     def finalize(self, node: Node, directory: Path) -> None:
-        """Check what the process left and move it where users of the stage look. Safe to call again.
+        """Verify the process's output and move it to its final place. Safe to call again.
 
         Raises:
             StageFailed: the result is incomplete.
@@ -91,11 +91,11 @@ class Stage(ABC):
                 raise StageFailed(f"{node.name} ended without writing {name}.", log=directory / "log.txt")
 
     def finished_before(self, node: Node, directory: Path) -> bool:
-        """Report whether an earlier attempt did all the work, so that only `finalize` and the manifest are missing."""
+        """Report whether an earlier attempt did all the work: only `finalize` and the manifest are missing."""
         return False
 
     def clean(self, directory: Path) -> None:
-        """Delete what nobody needs once the manifest is written."""
+        """Delete files that are not needed once the manifest is written."""
         return
 
     def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
@@ -103,11 +103,11 @@ class Stage(ABC):
         return empty_ledger(seconds)
 
     def total_steps(self, node: Node) -> int | None:
-        """Number of steps its metrics count to; None when it has none."""
+        """Return the number of steps that its metrics count to; None for a stage without steps."""
         return None
 
     def model_directory(self, directory: Path) -> Path:
-        """Locate the Hugging Face model below the stage's directory, for a stage that makes one."""
+        """Locate the Hugging Face model in the directory of a stage that makes one."""
         return directory / "model"
 
     def frozen_roles(self, node: Node) -> tuple[str, ...]:
@@ -137,7 +137,7 @@ def model_location(node: Node, role: str, context: Context) -> str:
 
 
 def trusts_remote_code(node: Node, role: str) -> bool:
-    """Report whether the recipe lets the model in a role run code of its own: what it was trained from decides."""
+    """Report whether the recipe lets the model in a role run its own code; the model it was trained from decides."""
     while role in node.inputs:
         node, role = node.inputs[role], "model"
     return (

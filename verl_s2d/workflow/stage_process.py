@@ -1,4 +1,4 @@
-"""One attempt at a stage: start its process, watch it, stop it when it stalls or loses an actor."""
+"""Run one attempt at a stage: start its process, watch it, stop it when it stalls or loses an actor."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from verl_s2d.workflow.watch.watchdog import Limits, Watchdog
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 15.0
 _DEATH_SECONDS = 60.0
-"""Time for the driver to end by itself after an actor's death: its own error says more, or it was ending anyway."""
+"""Time for the driver to end by itself after an actor's death: its own error says more."""
 _SHOWN_LINES = 15
 
 
@@ -57,8 +57,8 @@ def run_attempt(
         workers: given for stages that run on Ray; `environment` then has the cluster's RAY_ADDRESS.
 
     Raises:
-        StageFailed: it exited with an error, made no progress within `limits`, or waited for an actor that died.
-        Interrupted: it was asked to save and stop, and did not in time.
+        StageFailed: the process failed, made no progress within `limits`, or waited for an actor that died.
+        Interrupted: the process did not save and stop in time when asked to.
     """
     log, metrics = directory / "log.txt", metrics_file(directory, attempt)
     metrics.parent.mkdir(exist_ok=True)
@@ -74,7 +74,7 @@ def run_attempt(
         if workers is not None and "RAY_ADDRESS" in environment:
             deaths = DeathWatch(launcher, environment, directory / "worker-logs" / f"attempt-{attempt}-deaths.txt")
         code = _watch(node, handle, watchdog, alarms, progress, interruption, directory, attempt, workers, deaths)
-        # The end may be why the alarm was raised: a trainer gives up after some updates that were not finite.
+        # The last steps may raise the alarm: a trainer gives up after several updates that are not finite.
         if code != 0 and not _alarmed(node, alarms, progress):
             how = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
             if death := deaths and deaths.death():
@@ -98,7 +98,7 @@ def _watch(
     workers: Workers | None,
     deaths: DeathWatch | None,
 ) -> int:
-    """Wait for the end and return the exit code; 0 also when an alarm is to end it."""
+    """Wait for the end and return the exit code; 0 also when an alarm stops the stage."""
     death, seen = None, 0.0
     # no limit: the watchdog's
     while (code := handle.poll()) is None:
@@ -126,14 +126,14 @@ def _watch(
 
 
 def _alarmed(node: Node, alarms: AlarmWatch | None, progress: Progress) -> bool:
-    """Show new alarms; return whether one of them, or an earlier one, stops the stage."""
+    """Show new alarms; return whether an alarm stops the stage."""
     for alarm in alarms.look() if alarms else ():
         progress.note(f"    {node.name}: ALARM, {alarm.text}")
     return alarms is not None and alarms.stopping
 
 
 def _failure(problem: str, error: Evidence | None, directory: Path, attempt: int) -> StageFailed:
-    """Build the failure with the lines that say most: the end of an error, otherwise the end of the stage's log."""
+    """Build the failure with the end of an error, or else the end of the stage's log."""
     log = directory / "log.txt"
     if error is None:
         return StageFailed(f"{problem}.", log=log, lines=last_lines(log, _SHOWN_LINES))

@@ -1,4 +1,4 @@
-"""A question to a process of its own, because importing verl takes ten seconds."""
+"""Query a separate Python process, because importing verl takes ten seconds."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _LIMIT_SECONDS = 600
-"""Ten seconds where files are near; minutes from a network's file system that has not read them yet."""
+"""Importing verl takes ten seconds from a local disk, and minutes from a cold network file system."""
 _END_SECONDS = 10
 
 
 class Probe:
-    """Starts the question when made; `answer` waits for it. Use it as a context manager: leaving it ends the process
-    if it still runs.
+    """A query that starts when constructed; `answer` waits for the result.
+
+    Use it as a context manager: leaving it ends the process if it still runs.
 
     Args:
-        arguments: of Python; the last line `S2D <json>` that the process prints is its answer.
-        environment: of the process; None for this one's.
-        question: what it can read from standard input, as JSON.
-        what: what the process does, for a message that it failed.
+        arguments: Python's arguments; the answer is the last line `S2D <json>` that the process prints.
+        environment: the process's environment; None for this process's.
+        question: sent to standard input as JSON.
+        what: what the process does, for error messages.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Probe:
         self._answer: tuple[Any, str] | None = None
 
     def answer(self) -> tuple[Any, str]:
-        """(what the process said, ""), or (None, why it said nothing)."""
+        """Wait for (answer, ""), or (None, reason) when the process gave none."""
         if self._answer is None:
             self._answer = self._wait()
         return self._answer
@@ -75,7 +76,7 @@ class Probe:
             self._end()
 
     def _end(self) -> None:
-        """With its session: a child that held the pipes would keep us waiting."""
+        """End the process and its session: a child that holds the pipes would block this process."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,10 +1,10 @@
-"""Tells whether the Ray cluster of RAY_ADDRESS can take a stage now.
+"""Report whether the Ray cluster of RAY_ADDRESS can take a stage now.
 
     python -m verl_s2d.workflow.hosts.cluster_ready DEMAND RUN_DIRECTORY
 
-DEMAND: a ray_places.Demand as JSON. An empty RUN_DIRECTORY: nodes are not asked about software and files.
+DEMAND is a ray_places.Demand as JSON. With an empty RUN_DIRECTORY the nodes' software and files are not checked.
 
-Exit code 0: yes. NOT_YET: no, but waiting may help. NEVER: no, and it will not. The last line says why.
+Exit codes: 0 ready; NOT_YET not ready, but waiting may help; NEVER cannot become ready. The last line gives the reason.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ANSWER_SECONDS = 60
 
 
 def _site(run_dir: str) -> tuple[bool, str | None]:
-    """Of the node this runs on: whether it has the run directory, and its version of the plugin."""
+    """Return (run directory exists, version of the plugin) of the node this runs on."""
     try:
         return Path(run_dir).is_dir(), version("verl-s2d")
     except PackageNotFoundError:
@@ -32,13 +32,13 @@ def _site(run_dir: str) -> tuple[bool, str | None]:
 
 
 def never(nodes: list[dict], demand: Demand) -> str | None:
-    """Tell what is missing that will not come: CPUs of nodes that are there, if all nodes are."""
+    """Name what waiting cannot mend: too few CPUs on a node, once all nodes have joined."""
     by_accelerator = sum(int(node["Resources"].get(ACCELERATOR, 0) // demand.per_node) for node in nodes)
     return lacking_cpus(nodes, ACCELERATOR, demand) if by_accelerator >= demand.nodes else None
 
 
 def not_yet(nodes: list[dict], demand: Demand) -> str | None:
-    """What is missing that may still come: nodes, or the end of the stage before."""
+    """Name what waiting may mend: nodes that have not joined, or resources that the stage before still holds."""
     groups, workers = fitting_groups(nodes, ACCELERATOR, demand), demand.nodes * demand.per_node
     if groups < demand.nodes:
         cpus = f"{demand.per_node} {ACCELERATOR}s and the CPUs for them"
@@ -50,12 +50,12 @@ def not_yet(nodes: list[dict], demand: Demand) -> str | None:
         ray.get_actor("TransferQueueController", namespace="transfer_queue")
     except ValueError:
         return None
-    # It has one name in the whole cluster: a stage would join the queue of whoever is there.
+    # TransferQueue has one name in the whole cluster: a stage would join the other training's queue.
     return "another verl training is running on it (it has verl's TransferQueue)"
 
 
 def sites(nodes: list[dict], run_dir: str) -> tuple[int, str]:
-    """Exit code and reason, by asking each node. One without the run directory or with other software stays so."""
+    """Return (exit code, reason) after asking each node for its run directory and software."""
     asked = []
     for node in nodes:
         here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -65,7 +65,7 @@ def sites(nodes: list[dict], run_dir: str) -> tuple[int, str]:
     for address, answer in asked:
         try:
             there, found = ray.get(answer, timeout=_ANSWER_SECONDS)
-        except ray.exceptions.RayError as error:  # it was lost a moment ago
+        except ray.exceptions.RayError as error:  # the node was lost since the list was read
             return NOT_YET, f"node {address} does not answer ({type(error).__name__})"
         if found != mine:
             return NEVER, f"node {address} has verl-s2d {found}, this one {mine}: install the same on all nodes"

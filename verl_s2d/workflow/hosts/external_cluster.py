@@ -1,4 +1,4 @@
-"""The user's Ray cluster, that of RAY_ADDRESS: waited for, never started or stopped."""
+"""Wait for the user's Ray cluster (RAY_ADDRESS), which is never started or stopped here."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ _LOOK_SECONDS = 5
 
 
 class GivenCluster:
-    """Asked before each attempt at a stage whether it can take it: all nodes there and free, and nothing left on it of
-    the stage before, so that a stage whose node was lost starts again when the node is back.
+    """A Ray cluster that a user started. Each attempt at a stage first waits until all nodes are free.
+
+    So a stage that lost a node starts again once the node is back, and never joins actors of the stage before it.
 
     Args:
-        run_dir: the answers go to ray.log in it; has to be visible from all nodes.
-        launcher, environment: how the question is put.
-        demand: what a stage holds.
-        wait_minutes: how long to wait for it.
-        note: tells the user what is waited for.
+        run_dir: holds ray.log, the log of the checks; has to be visible from all nodes.
+        launcher, environment: used to start the process that checks the cluster.
+        demand: CPUs and accelerators that a stage holds.
+        wait_minutes: limit of the wait.
+        note: receives a line for the user while waiting.
     """
 
     def __init__(
@@ -51,11 +52,11 @@ class GivenCluster:
         self._run_dir, self._minutes, self._note = run_dir, wait_minutes, note
 
     def environment(self) -> dict[str, str]:
-        """Nothing to add: RAY_ADDRESS is set. Returns when the cluster can take a stage.
+        """Wait until the cluster can take a stage; return no variables, because RAY_ADDRESS is set.
 
         Raises:
-            UserError: it never will: a node lacks CPUs, the software or the run directory.
-            StageFailed: not within wait_minutes.
+            UserError: the cluster can never take the stage: a node lacks CPUs, the software or the run directory.
+            StageFailed: the cluster was not ready within wait_minutes.
         """
         deadline, told = time.monotonic() + 60 * self._minutes, None
         while (problem := self._problem()) is not None:
@@ -72,17 +73,17 @@ class GivenCluster:
         return {}
 
     def settle(self) -> str:
-        """Nothing to say: the next stage asks."""
+        """Return "": the next stage waits for the cluster."""
         return ""
 
     def stop(self) -> None:
-        """Nothing: it is not ours."""
+        """Do nothing: the cluster belongs to the user."""
 
     def worker_logs(self) -> None:
-        """None: there may be anybody's logs."""
+        """Return None: the cluster's log directory may hold logs of other jobs."""
 
     def at_work(self) -> list[str]:
-        """None that this machine knows of: workers may be on any node."""
+        """Return no workers: they may be on any node."""
         return []
 
     def _problem(self) -> str | None:
@@ -93,16 +94,16 @@ class GivenCluster:
 
 
 def question(demand: Demand, run_dir: Path | None) -> list[str]:
-    """Return the command that asks the cluster; without a run directory only about its resources."""
+    """Build the command that checks the cluster; without a run directory it checks resources only."""
     words = [json.dumps(asdict(demand)), str(run_dir or "")]
     return [sys.executable, "-m", "verl_s2d.workflow.hosts.cluster_ready", *words]
 
 
 def ask_for_check(demand: Demand, environment: Mapping[str, str]) -> str:
-    """Ask the cluster of RAY_ADDRESS once, for `verl-s2d check`; returns its answer in words.
+    """Check the cluster of RAY_ADDRESS once, for `verl-s2d check`; return the result in words.
 
     Raises:
-        UserError: it does not answer, or has too few CPUs.
+        UserError: the cluster does not answer, or has too few CPUs.
     """
     try:
         asked = subprocess.run(
@@ -123,10 +124,10 @@ def ask_for_check(demand: Demand, environment: Mapping[str, str]) -> str:
 
 
 def _judged(code: int | None, said: str) -> str | None:
-    """Name what keeps the cluster from taking a stage now; None when nothing does.
+    """Name what keeps the cluster from taking a stage now; None when it can.
 
     Raises:
-        UserError: nothing that will pass.
+        UserError: waiting will not help.
     """
     if code == 0:
         return None

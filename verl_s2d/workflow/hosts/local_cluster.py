@@ -1,4 +1,4 @@
-"""One Ray cluster for all stages of a run: a local head that starts when it is needed. Another is given_cluster's."""
+"""Run one local Ray head for all stages of a run, started when first needed. external_cluster is for a user's own."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ _START_SECONDS = 120
 _START_TRIES = 3
 _QUIET_SECONDS = 60
 _HELPERS = 16
-"""CPUs offered beyond what a stage holds: as many of verl's helpers can start at a time."""
+"""CPUs offered beyond what a stage holds, one for each of verl's helper processes that start at a time."""
 
 
 CLUSTER_MARKER = "VERL_S2D_CLUSTER"
-"""Environment variable of the head and of all it starts, as process.MARKER is for the whole run."""
+"""Environment variable that marks the head and its descendants, as process.MARKER marks the whole run."""
 
 
 class _HeadEnded(StageFailed):
-    """Before it was ready."""
+    """Raised when the head ends before it is ready."""
 
 
 class RayCluster:
-    """A local cluster for stages to run on.
+    """A local Ray cluster that stages run on.
 
     Args:
-        run_dir: its log (ray.log) goes here.
+        run_dir: directory of the head's log, ray.log.
         run_id: marker of the run's processes.
         launcher: starts the head.
         environment: environment of the head, which its workers inherit.
         device: on `cpu`, GPUs are logical: as many as the recipe asks for.
-        demand: what a stage holds on it. CPUs are logical on every device: verl's bookkeeping asks for more than a
+        demand: CPUs and accelerators that a stage holds. CPUs are logical on every device: verl reserves more than a
             small machine has, and would wait for them without a limit.
     """
 
@@ -62,14 +62,14 @@ class RayCluster:
         # Ray's default depends on files in the home directory, and head and drivers read them differently.
         self._authentication = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         redaction.remember([self._authentication["RAY_AUTH_TOKEN"]])
-        # Unix sockets live below it and their paths are limited to 107 characters: short, and not in the run directory.
+        # Paths of Unix sockets are limited to 107 characters, so this is short and outside the run directory.
         self._temporary = Path(tempfile.gettempdir()) / f"s2d-{run_id[:8]}"
 
     def environment(self) -> dict[str, str]:
-        """What a stage's process needs to join; starts the local head when there is none (or when it has died).
+        """Return the variables with which a stage joins the head; start one when there is none or it has died.
 
         Raises:
-            StageFailed: the head does not come up.
+            StageFailed: the head did not start.
         """
         if self._head is None or self._head.poll() is not None:
             self.stop()
@@ -77,7 +77,7 @@ class RayCluster:
         return {"RAY_ADDRESS": self._address, **self._authentication}
 
     def _start(self) -> None:
-        """Another port when the head ends at once: somebody may have taken the one that was free a moment ago."""
+        """Start the head, on another port if it ends at once: a free port may be taken before the head binds it."""
         for remaining in reversed(range(_START_TRIES)):
             try:
                 return self._start_at(_free_port())
@@ -108,13 +108,13 @@ class RayCluster:
         self._address = f"127.0.0.1:{port}"
 
     def settle(self) -> str:
-        """Wait until the actors of the stage that ended are gone from the local head, which is stopped if they stay.
+        """Wait until the actors of the last stage have ended; stop the head if they do not.
 
         verl's TransferQueue has one name in the whole cluster: a stage that starts too early would join the queue of
-        the one before, which is about to vanish.
+        the stage before it, which is about to end.
 
         Returns:
-            Which stayed, in words; empty when all is quiet.
+            The actors that stayed, in words; empty when the head is idle.
         """
         if self._head is None:
             return ""
@@ -127,11 +127,11 @@ class RayCluster:
         return ""
 
     def worker_logs(self) -> Path | None:
-        """Directory of the head's worker logs; None while there is no head."""
+        """Locate the directory of the head's worker logs; None while there is no head."""
         return self._temporary / "session_latest" / "logs" if self._head is not None else None
 
     def at_work(self) -> list[str]:
-        """Workers of the local head that hold an actor or run a task: Ray writes that into their process title."""
+        """List the workers that hold an actor or run a task, as Ray writes into their process title."""
         found = []
         for pid in marked_processes(self._run_id, CLUSTER_MARKER):
             try:
@@ -144,9 +144,9 @@ class RayCluster:
         return found
 
     def stop(self) -> None:
-        """Stop the local head with everything it started."""
+        """Stop the local head and everything it started."""
         if self._head is not None:
-            # Nothing of a head is worth a graceful end: it takes ten seconds, and its state dies with the run.
+            # Killed at once: a graceful end takes ten seconds, and no state of the head outlives the run.
             self._head.kill()
             kill_marked(self._run_id, CLUSTER_MARKER)
             wait(self._head, 10)
@@ -158,7 +158,7 @@ _HELD_UP = {"T": ", stopped by a signal", "t": ", held by a debugger", "D": ", w
 
 
 def held_up(pid: int) -> str:
-    """What keeps a process from running, in words; empty when nothing does, or where there is no /proc."""
+    """Describe what keeps a process from running; empty when nothing does, or where there is no /proc."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):

@@ -1,4 +1,4 @@
-"""Starting processes and making sure that they are gone."""
+"""Start the processes of a run and stop all of them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 MARKER = "VERL_S2D_RUN"
-"""Environment variable that every process of a run inherits; its value is the id of the run directory. Through it
-whatever is left of a run that was killed is found, however it was started and whoever its parent is now."""
+"""Environment variable that every process of a run inherits; its value is the id of the run directory. It finds the
+processes left by a killed run, however they were started and whoever their parent is now."""
 
 
 class Handle(Protocol):
@@ -21,27 +21,27 @@ class Handle(Protocol):
     pid: int
 
     def poll(self) -> int | None:
-        """Exit code (negative: killed by that signal), None while it runs."""
+        """Return the exit code (negative: killed by that signal); None while the process runs."""
 
     def terminate(self) -> None:
-        """Ask the process and its session to end (SIGTERM). No error when it is gone."""
+        """Send SIGTERM to the process and its session. No error when it has ended."""
 
     def kill(self) -> None:
-        """End the process and its session (SIGKILL). No error when it is gone."""
+        """Send SIGKILL to the process and its session. No error when it has ended."""
 
 
 class Launcher(Protocol):
-    """How processes are started. All of a run's processes, the Ray head included, go through one launcher."""
+    """Starts processes. All of a run's processes, the Ray head included, go through one launcher."""
 
     def start(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, log: Path) -> Handle:
         """Start argv in a session of its own, with `env` as its whole environment, output appended to `log`."""
 
     def close(self) -> None:
-        """Release what the launcher itself holds. Called once, after every process has ended."""
+        """Release the launcher's own resources. Call it once, after every process has ended."""
 
 
 class SubprocessLauncher:
-    """Plain processes."""
+    """Starts ordinary processes."""
 
     def start(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, log: Path) -> Handle:
         with log.open("ab") as stream:
@@ -77,7 +77,7 @@ class SessionHandle:
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: int) -> None:
-        # Also when the leader has ended: others of its group may live on, and the group's number is theirs until then.
+        # Also when the leader has ended: other members may live, and the group id stays theirs until they end.
         try:
             os.killpg(self.pid, number)
         except (ProcessLookupError, PermissionError):
@@ -85,7 +85,7 @@ class SessionHandle:
 
 
 def stop(handle: Handle, grace_seconds: float) -> None:
-    """SIGTERM, wait at most `grace_seconds`, SIGKILL, wait at most 10 s."""
+    """Stop a process: SIGTERM, wait at most `grace_seconds`, SIGKILL, wait at most 10 s."""
     handle.terminate()
     wait(handle, grace_seconds)
     handle.kill()
@@ -93,7 +93,7 @@ def stop(handle: Handle, grace_seconds: float) -> None:
 
 
 def wait(handle: Handle, seconds: float) -> int | None:
-    """Exit code, or None when it still runs after `seconds`."""
+    """Wait at most `seconds`; return the exit code, or None when the process still runs."""
     deadline = time.monotonic() + seconds
     while (code := handle.poll()) is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -101,9 +101,9 @@ def wait(handle: Handle, seconds: float) -> int | None:
 
 
 def marked_processes(value: str, marker: str = MARKER) -> list[int]:
-    """Processes (other than this one) that carry `marker=value` in their environment, with all their descendants and
-    everything in their sessions: some programs overwrite their environment when they change their title.
+    """List the other processes with `marker=value` in their environment, their descendants, and their sessions.
 
+    Descendants and sessions count because some programs overwrite their environment when they change their title.
     Empty where there is no /proc.
     """
     wanted = f"{marker}={value}".encode()
@@ -134,9 +134,9 @@ def marked_processes(value: str, marker: str = MARKER) -> list[int]:
 
 
 def kill_marked(value: str, marker: str = MARKER, seconds: float = 10) -> int:
-    """Kill every process that `marked_processes` finds and wait until they are gone; returns how many there were.
+    """Kill every process that `marked_processes` finds and wait for their end; return their number.
 
-    Repeats, because a process may start another between looking and killing.
+    Repeats, because a process may start another one between the search and the kill.
     """
     deadline = time.monotonic() + seconds
     killed: set[int] = set()

@@ -1,6 +1,6 @@
 """Count the CPUs and accelerators that a stage holds on a Ray cluster, and the stages that a cluster has room for.
 
-Ray counts CPUs, it does not use them; but an actor that asks for one more than there are is waited for without a limit.
+Ray only counts CPUs. An actor that asks for more than are left is waited for without a limit.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from typing import Any
 
 ACCELERATOR = "GPU"
 RL_CPUS_PER_WORKER = 3
-"""verl's ResourcePoolManager reserves so many with each accelerator (`max_colocate_count`)."""
+"""CPUs that verl's ResourcePoolManager reserves with each accelerator (`max_colocate_count`)."""
 _QUEUE_CPUS = 2
-"""One for TransferQueue's controller. One free: Ray places actors that hold none (verl's agent loops, reward workers
-and servers) on a node where one is free."""
+"""One CPU for TransferQueue's controller, and one free: Ray places actors that hold no CPU (verl's agent loops, reward
+workers and servers) only on a node with a free one."""
 _UNITS_PER_NODE, _MOST_UNITS = 2, 8
-"""verl's default is eight processes, each of which imports torch and holds a CPU; a node's batches fit into two."""
+"""Storage units per node. verl's default is eight, each a process that imports torch and holds a CPU; two hold a
+node's batches."""
 
 Node = Mapping[str, Any]
-"""As `ray.nodes()` lists it: NodeID, NodeManagerAddress, Resources."""
+"""An entry of `ray.nodes()`: NodeID, NodeManagerAddress, Resources."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class Demand:
     """CPUs and accelerators that a stage holds while it runs.
 
     Attributes:
-        nodes, per_node: groups of workers, each group on one node, and accelerators of a group.
+        nodes, per_node: number of worker groups, each on one node; accelerators per group.
         cpus_per_worker: CPUs reserved with each accelerator.
-        storage_units: of TransferQueue, a CPU each; 0 for a stage without it.
+        storage_units: TransferQueue's storage units, one CPU each; 0 for a stage without TransferQueue.
         storage_resource: Ray resource of the nodes that take storage units; None for all nodes.
     """
 
@@ -40,26 +41,26 @@ class Demand:
     storage_resource: str | None = None
 
     def cpus(self, units: int) -> int:
-        """CPUs that a node with a group of workers and `units` storage units needs."""
+        """Count the CPUs that a node with a group of workers and `units` storage units needs."""
         return self.per_node * self.cpus_per_worker + units + (_QUEUE_CPUS if self.storage_units else 0)
 
 
 def default_storage_units(nodes: int) -> int:
-    """Compute the default number of TransferQueue's storage units for so many nodes."""
+    """Compute the default number of TransferQueue's storage units for this number of nodes."""
     return min(_MOST_UNITS, _UNITS_PER_NODE * nodes)
 
 
 def most_demanding(demands: Iterable[Demand]) -> Demand:
-    """Combine demands of stages that run one after the other: the largest of each number."""
+    """Combine the demands of stages that run one after another: the maximum of each number."""
     found = list(demands)
     largest = max(found, key=lambda demand: demand.storage_units)
     return replace(largest, cpus_per_worker=max(demand.cpus_per_worker for demand in found))
 
 
 def fitting_groups(nodes: Sequence[Node], accelerator: str, demand: Demand) -> int:
-    """Count the nodes that can hold a group of workers beside their share of everything else, each as often as it can.
+    """Count the worker groups that fit on the nodes, beside storage units and TransferQueue's controller.
 
-    TransferQueue's controller may come to any node, so each is to have a CPU for it.
+    Ray may place the controller on any node, so each node reserves a CPU for it.
     """
     units, groups = _storage_units(nodes, demand), 0
     for node in nodes:
@@ -73,7 +74,7 @@ def fitting_groups(nodes: Sequence[Node], accelerator: str, demand: Demand) -> i
 def lacking_cpus(nodes: Sequence[Node], accelerator: str, demand: Demand) -> str | None:
     """Name the first node that has accelerators or storage units of the stage, but too few CPUs, and the remedy.
 
-    None where CPUs are not what is missing.
+    None when no node lacks CPUs.
     """
     units = _storage_units(nodes, demand)
     for node in nodes:
@@ -94,7 +95,7 @@ def lacking_cpus(nodes: Sequence[Node], accelerator: str, demand: Demand) -> str
 
 
 def _storage_units(nodes: Sequence[Node], demand: Demand) -> dict[str, int]:
-    """NodeID -> storage units. TransferQueue deals them out in turn to nodes sorted by id, and insists on the node."""
+    """Map NodeID -> storage units. TransferQueue assigns them round-robin over nodes sorted by id."""
     ids = sorted(node["NodeID"] for node in nodes)
     takers = sorted(
         node["NodeID"]

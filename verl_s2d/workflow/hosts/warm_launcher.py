@@ -1,4 +1,4 @@
-"""Starts processes from a warm interpreter (verl_s2d.platforms.cpu.warm) instead of a cold one."""
+"""Start processes as forks of a warm interpreter (verl_s2d.platforms.cpu.warm)."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _CLOSE_SECONDS = 15
 
 
 class WarmLauncher:
-    """A launcher whose Python processes are forks of one that has done the imports.
+    """A launcher whose Python processes are forks of a host that has done the imports.
 
-    The host starts with the first process and again if it has died. Where it does not come up, processes start cold:
-    slower, never wrong.
+    The host starts with the first process, and again if it has died. Without a host, processes start cold: slower, but
+    with the same result.
 
     Args:
-        environment: environment of the host; what its forks read at import time has to be right in it.
+        environment: environment of the host; has to be right for everything that is read at import time.
         log: output of the host.
-        modules: what it imports.
+        modules: modules that the host imports.
     """
 
     def __init__(self, environment: Mapping[str, str], log: Path, modules: Sequence[str] = MODULES):
@@ -45,7 +45,7 @@ class WarmLauncher:
         return self._plain.start(argv, env, cwd, log)
 
     def close(self) -> None:
-        """End the host, and with it everything that was started through it."""
+        """End the host and everything that was started through it."""
         if self._host is not None:
             self._host.stdin.close()
             try:
@@ -69,7 +69,7 @@ class WarmLauncher:
         return None if self._directory is None else self._directory / "python"
 
     def _start_host(self) -> None:
-        # Short: the path of a Unix socket has at most 107 characters.
+        # A short path: that of a Unix socket has at most 107 characters.
         self._directory = Path(tempfile.mkdtemp(prefix="s2d-warm-"))
         host = [sys.executable, "-m", "verl_s2d.platforms.cpu.warm.host"]
         argv = [*host, str(self._directory), "--preload", ",".join(self._modules)]

@@ -12,7 +12,7 @@ from verl_s2d.workflow.store.saved_weights import checkpoint_problems
 
 TRACKER = "latest_checkpointed_iteration.txt"
 DAMAGED = "damaged_"
-"""Prefix of the directory of a damaged checkpoint."""
+"""Prefix that renames the directory of a damaged checkpoint."""
 
 
 def completed_step(checkpoints: Path) -> int | None:
@@ -25,7 +25,7 @@ def completed_step(checkpoints: Path) -> int | None:
 
 
 def _complete(checkpoints: Path) -> list[int]:
-    """List the steps whose checkpoint was written to its end and has not been thinned out by verl."""
+    """List the steps whose checkpoint is complete and has not been thinned out by verl."""
     return [
         int(m[1])
         for p in checkpoints.iterdir()
@@ -38,8 +38,8 @@ def _complete(checkpoints: Path) -> list[int]:
 def thin_out(checkpoints: Path, keep: int | None) -> None:
     """Delete all checkpoints except the newest `keep` complete ones; None deletes nothing.
 
-    verl's trainer counts only the checkpoints that its own process has saved. A step newer than the one to resume from
-    is the rest of a write that a kill interrupted.
+    verl's trainer thins out only the checkpoints that its own process saved. A step newer than the one to resume from
+    is an interrupted write.
     """
     newest = completed_step(checkpoints)
     if newest is None or keep is None:
@@ -53,9 +53,9 @@ def thin_out(checkpoints: Path, keep: int | None) -> None:
 def repair(checkpoints: Path) -> None:
     """Make the checkpoints of a killed stage resumable.
 
-    verl's RL trainer rewrites its tracker in place: a kill at the wrong moment leaves it empty, and verl then fails on
-    every resume. The dataloader state is written just before the tracker, so the newest step that has one is complete.
-    Steps that verl has thinned out (trainer.max_actor_ckpt_to_keep) keep nothing but that state.
+    verl's RL trainer rewrites its tracker in place: a kill in that moment leaves it empty, and verl then fails on every
+    resume. The dataloader state is written just before the tracker, so the newest step that has one is complete. Steps
+    that verl has thinned out (trainer.max_actor_ckpt_to_keep) have the dataloader state only.
     """
     tracker = checkpoints / TRACKER
     if not tracker.exists() or completed_step(checkpoints) is not None:
@@ -69,9 +69,9 @@ def repair(checkpoints: Path) -> None:
 
 
 def set_aside_damaged(checkpoints: Path) -> list[str]:
-    """Make the newest intact checkpoint the one to resume from; returns the damaged files of newer ones, one line each.
+    """Resume from the newest intact checkpoint; return the damaged files of newer ones, one line each.
 
-    Damaged checkpoints are renamed, so that verl does not find them. Without an intact one the stage begins again.
+    Damaged checkpoints are renamed so that verl does not find them. Without an intact one the stage begins again.
     """
     told = []
     while (step := completed_step(checkpoints)) is not None:
@@ -88,7 +88,7 @@ def set_aside_damaged(checkpoints: Path) -> list[str]:
 
 
 def world_size(checkpoints: Path) -> int | None:
-    """Count the processes that wrote the resumable FSDP checkpoint: only as many can read it. None when unknown."""
+    """Count the processes that wrote the FSDP checkpoint to resume from; only as many can read it. None if unknown."""
     step = completed_step(checkpoints)
     if step is None:
         return None
@@ -98,5 +98,5 @@ def world_size(checkpoints: Path) -> int | None:
 
 
 def delete(directory: Path) -> None:
-    """Free the space of the checkpoints of a finished stage."""
+    """Delete the checkpoints of a finished stage."""
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)

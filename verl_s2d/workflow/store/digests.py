@@ -32,7 +32,7 @@ _known: dict[str, tuple[_Fingerprint, str]] = {}
 
 
 def known_digest(path: Path) -> str:
-    """Compute the sha256 of a file, read once a process as long as device, inode, size and both times stay.
+    """Compute the sha256 of a file; cached per process until device, inode, size or either time changes.
 
     Files modified in the last two seconds are not cached: a second write may leave the times unchanged.
 
@@ -61,8 +61,10 @@ def output_files(directory: Path) -> list[Path]:
 
 
 def describe_outputs(directory: Path) -> list[dict[str, Any]]:
-    """List name, size and sha256 of every output file, after flushing the files to disk: a manifest must not survive a
-    power cut that its files do not."""
+    """List name, size and sha256 of every output file.
+
+    The files are flushed to disk first: a manifest must not survive a power cut that its files do not.
+    """
     files = output_files(directory)
     with ThreadPoolExecutor(_THREADS) as threads:
         list(threads.map(_flush, files))

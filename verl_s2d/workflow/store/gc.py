@@ -1,8 +1,8 @@
 """Find and remove what no kept row needs: `verl-s2d gc`.
 
-Kept are all stages that the rows of a plan are built from, finished or not, and the finished stages named besides.
-Removal begins with a rename into `stages/.removed`, so that a kill leaves no half stage behind. Nothing outside of
-`stages` is touched, and no link below it is followed.
+Kept are all stages that the rows of a plan are built from, finished or not, and the finished stages in `results`.
+Removal begins with a rename into `stages/.removed`, so that a kill leaves no partial stage. Only files below `stages`
+are touched, and links are not followed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Waste:
 
     Attributes:
         bytes: size of all files below it; 0 for a link, whose target stays.
-        blocked: reason to leave it in place nevertheless; empty when it can be removed.
+        blocked: reason why it stays in place; empty when it can be removed.
     """
 
     path: Path
@@ -82,14 +82,14 @@ class Collection:
 
 
 def collect(plan: Plan, *, delete: bool, results: Container[str] = ()) -> Collection:
-    """Find what the plan's rows do not need; with `delete` remove it, holding the lock of the run directory.
+    """Find everything that the plan's rows do not need; with `delete` remove it under the run directory's lock.
 
     Args:
-        results: labels of stages to keep besides, if they are finished; their inputs may go.
+        results: labels of further stages to keep if they are finished; their inputs may go.
 
     Raises:
-        UserError: not the directory of a run of this recipe; with `delete` also while a run works in it, or processes
-            of a killed run do.
+        UserError: not the directory of a run of this recipe; with `delete`, also while a run or processes of a killed
+            run work in it.
     """
     run_dir = plan.context.run_dir
     if read_record(run_dir) is None:
@@ -143,7 +143,7 @@ _FOLDERS = {ASIDE: "was damaged and has been set aside", REMOVED: "left over fro
 
 
 def _inside(node: Node, directory: Path) -> Iterator[Waste]:
-    """List waste inside a kept stage: checkpoints that nothing will resume from, and unfinished files."""
+    """List waste inside a kept stage: checkpoints that no attempt will resume from, and unfinished files."""
     for path in directory.glob(".*.tmp"):
         yield _waste(path, "was never finished")
     saved = directory / "checkpoints"

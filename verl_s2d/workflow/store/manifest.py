@@ -42,7 +42,7 @@ def inspect_manifest(directory: Path) -> tuple[dict[str, Any] | None, str | None
 
 
 def is_built(node: Node, directory: Path) -> bool:
-    """Report whether the directory holds the finished result of exactly this node."""
+    """Report whether the directory holds the finished result of this node's digest."""
     manifest = read_manifest(directory)
     return manifest is not None and manifest["digest"] == node.digest
 

@@ -19,7 +19,7 @@ ASIDE = ".damaged"
 """Folder below `stages` for damaged stages; nothing reads it, `verl-s2d gc` empties it."""
 _WORTH_TELLING = 2**30
 _REPORTED = "result.json"
-"""The one output that no stage reads and the report does."""
+"""The output that only the report reads."""
 
 Note = Callable[[str], None]
 Files = tuple[str, ...] | None
@@ -37,7 +37,7 @@ def verified_missing(plan: Plan, note: Note) -> list[Node]:
         damaged = False
         for node, files in _read_next(plan, missing):
             directory = plan.context.directory(node)
-            # It may have been set aside a moment ago, for another file.
+            # Another damaged file may have set the stage aside already.
             problems = _problems(node, directory, note, files) if directory.is_dir() else []
             if problems:
                 damaged = True
@@ -51,10 +51,10 @@ def verified_missing(plan: Plan, note: Note) -> list[Node]:
 
 
 def require_whole(node: Node, plan: Plan, note: Note) -> None:
-    """Verify the inputs of a stage. Files that were verified before are read again only if they have been touched.
+    """Verify the inputs of a stage. Files that were verified before are read again only if they have changed.
 
     Raises:
-        StageFailed: naming the damaged file.
+        StageFailed: an input is damaged; names the file.
     """
     for role, source in node.inputs.items():
         directory = plan.context.directory(source)
@@ -67,12 +67,12 @@ def require_whole(node: Node, plan: Plan, note: Note) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Move a stage's directory, or a part of it, out of the way; returns where to."""
+    """Move a stage's directory, or a part of it, to the folder of damaged stages; return the new path."""
     return move_into(ASIDE, path)
 
 
 def move_into(name: str, path: Path) -> Path:
-    """Rename something below `stages` to stages/<name>/<what it was called>.<number>; returns the new path."""
+    """Rename a path below `stages` to stages/<name>/<old name>.<number>; return the new path."""
     stages = next(parent for parent in path.parents if parent.name == "stages")
     folder = stages / name
     folder.mkdir(exist_ok=True)
@@ -83,12 +83,14 @@ def move_into(name: str, path: Path) -> Path:
 
 
 def discard_broken_remains(directory: Path, note: Note) -> None:
-    """Clear a stage without a valid manifest before it resumes: remove a damaged manifest, and set an incomplete model
-    directory aside, which would be taken for the stage's export."""
+    """Clear a stage without a valid manifest before it resumes.
+
+    A damaged manifest is removed. An incomplete model directory is set aside: it would be taken for the export.
+    """
     problem = inspect_manifest(directory)[1]
     if problem is not None:
         note(f"{directory / MANIFEST} {problem}; the stage is verified again and the manifest written anew")
-    # Also one that belongs to another node.
+    # Also the manifest of another node.
     (directory / MANIFEST).unlink(missing_ok=True)
     model = directory / "model"
     if model.is_dir() and (problem := export_problem(model)) is not None:
@@ -99,8 +101,7 @@ def discard_broken_remains(directory: Path, note: Note) -> None:
 
 
 def _read_next(plan: Plan, missing: Iterable[Node]) -> Iterator[tuple[Node, Files]]:
-    """Yield the finished stages that missing ones read, and those whose result.json the report reads; each stage once
-    with the same files."""
+    """Yield finished stages with the outputs that missing stages or the report read, each combination once."""
     read = [(source, _read_by(role)) for node in missing for role, source in node.inputs.items()]
     read += [(row.target, (_REPORTED,)) for row in plan.rows]
     seen = {(node.digest, files) for node in missing for files in (None, (), (_REPORTED,))}
@@ -111,8 +112,7 @@ def _read_next(plan: Plan, missing: Iterable[Node]) -> Iterator[tuple[Node, File
 
 
 def _read_by(role: str) -> Files:
-    """Choose the outputs of an input that a stage reads: all, but none of the row it is matched to, whose ledger is in
-    the manifest."""
+    """Choose the outputs of an input that a stage reads: all; none for a budget, whose ledger is in the manifest."""
     return () if role == MATCHED else None
 
 

@@ -1,4 +1,4 @@
-"""Hold the directory of a run: its record, and the lock that keeps a second `run` out."""
+"""Manage the directory of a run: its record, and the lock that excludes a second `run`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _STAGE = re.compile(r"[a-z_]+-[0-9a-f]{12}|\..*")
 
 
 def check_run_directory(run_dir: Path, recipe_name: str) -> None:
-    """Raises UserError unless the directory is new, empty, or was made for a recipe of this name.
+    """Raise UserError unless the directory is new, empty, or was made for a recipe of this name.
 
-    Other settings of the same recipe are welcome: stages are addressed by what determines them.
+    Other settings of the same recipe are allowed: stages are addressed by digest.
     """
     if run_dir.is_file():
         raise UserError(
@@ -55,13 +55,13 @@ def check_run_directory(run_dir: Path, recipe_name: str) -> None:
 
 
 def _has_stages(run_dir: Path) -> bool:
-    """Report whether it is a run whose record was lost: its `stages` holds directories of stages and nothing else."""
+    """Report whether this is a run whose record was lost: its `stages` holds only directories of stages."""
     stages = run_dir / "stages"
     return stages.is_dir() and all(map(_STAGE.fullmatch, os.listdir(stages)))
 
 
 def read_record(run_dir: Path) -> dict | None:
-    """Read {"recipe": name, "id": id of the run, and what `remember` enters}; None when there is none."""
+    """Read {"recipe": name, "id": id of the run, and the entries of `remember`}; None when there is no record."""
     try:
         record = json.loads((run_dir / _RECORD).read_text())
         return record if {"recipe", "id"} <= record.keys() else None
@@ -72,8 +72,10 @@ def read_record(run_dir: Path) -> dict | None:
 def remember(
     run_dir: Path, origin: Origin, rows: Iterable[str], seeds: Iterable[int], facts: Mapping[str, Any]
 ) -> None:
-    """Enter the recipe's origin into the record, and add rows and seeds to those ever asked for here, which `gc` keeps.
-    `facts` (keywords of the report's `Facts`) are for a report without the recipe. Requires the lock."""
+    """Record the recipe's origin, and add rows and seeds to those that `gc` keeps. Requires the lock.
+
+    `facts`, keywords of the report's `Facts`, are for a report without the recipe.
+    """
     record = read_record(run_dir)
     _enter(
         run_dir,
@@ -87,17 +89,17 @@ def remember(
 
 
 def recorded_overrides(overrides: Iterable[str]) -> list[str]:
-    """Return overrides as the record keeps them: secrets are hidden."""
+    """Return overrides as they are recorded, with secrets hidden."""
     return redaction.current().data(list(overrides))
 
 
 def remember_evaluations(run_dir: Path, labels: Iterable[str]) -> None:
-    """Enter the stages that `evaluate` was asked for, which no row names. Requires the lock."""
+    """Record the stages of an `evaluate`, which no row names. Requires the lock."""
     _enter(run_dir, evaluations=list(dict.fromkeys([*evaluations(run_dir), *labels])))
 
 
 def evaluations(run_dir: Path) -> list[str]:
-    """List the labels of all stages that `evaluate` was ever asked for here."""
+    """List the labels of the stages of every `evaluate` in this directory."""
     return (read_record(run_dir) or {}).get("evaluations", [])
 
 
@@ -109,12 +111,12 @@ def _enter(run_dir: Path, **entry: Any) -> None:
 
 @contextlib.contextmanager
 def opened(run_dir: Path, recipe_name: str) -> Iterator[str]:
-    """Hold the run directory for this process and give the id of the run.
+    """Lock the run directory for this process; yield the id of the run.
 
     The operating system frees the lock when the process ends, however it ends.
 
     Raises:
-        UserError: it belongs to something else, or another `run` is working in it.
+        UserError: the directory belongs to something else, or another `run` is working in it.
     """
     check_run_directory(run_dir, recipe_name)
     try:

@@ -1,4 +1,4 @@
-"""Check the structure of saved weights without torch: model directories that stages hand over, and step checkpoints."""
+"""Check the structure of saved weights without torch: exported model directories and step checkpoints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def export_problem(directory: Path) -> str | None:
-    """Name what keeps the directory from being a complete Hugging Face model; None when it is complete.
+    """Name what a Hugging Face model directory lacks; None when it is complete.
 
     Complete: config.json parses, a tokenizer exists, every safetensors file has the length that its header says, and
     every tensor of the index is in the file that the index names.
@@ -71,7 +71,7 @@ def _problem(path: Path) -> str | None:
 
 
 def _open_archive(path: Path) -> None:
-    """Read the directory of the zip archive that torch.save writes: it is at the end of the file."""
+    """Read the directory, at the end of the file, of the zip archive that torch.save writes."""
     zipfile.ZipFile(path).close()
 
 

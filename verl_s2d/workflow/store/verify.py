@@ -1,4 +1,4 @@
-"""Compare everything in a run's directory with what was written: `verl-s2d verify`."""
+"""Compare the files of a run directory with their recorded digests: `verl-s2d verify`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verification:
-    """Counts of what was read, and the findings."""
+    """Counts of the stages and bytes read, and the findings."""
 
     run_dir: Path
     finished: int
@@ -60,8 +60,9 @@ class Verification:
 
 
 def verify_run(run_dir: Path) -> Verification:
-    """Read every output of every stage and compare it with its manifest. Of unfinished stages the checkpoint to resume
-    from is checked for completeness, not read.
+    """Read every output of every stage and compare it with its manifest.
+
+    The checkpoint that an unfinished stage would resume from is checked for completeness, not read.
 
     Raises:
         UserError: not the directory of a run.

@@ -34,8 +34,11 @@ def recorded(directory: Path) -> list[dict[str, Any]]:
 
 
 class AlarmWatch:
-    """The alarms of one attempt. Steps of earlier attempts, up to the checkpoint to resume from, are fed first: they
-    fill the windows, and a kill may have come before an alarm was recorded."""
+    """The alarms of one attempt.
+
+    Steps of earlier attempts, up to the checkpoint to resume from, are fed first: they fill the windows of the medians,
+    and a kill may have come before an alarm was recorded.
+    """
 
     def __init__(self, node: Node, directory: Path, attempt: int):
         self._directory, self._attempt = directory, attempt
@@ -62,7 +65,7 @@ class AlarmWatch:
 
     @property
     def stopping(self) -> bool:
-        """Report whether an alarm has been raised that stops the stage."""
+        """Report whether a raised alarm stops the stage."""
         return early_stop.read(self._directory) is not None
 
     def _new(self) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -72,7 +75,7 @@ class AlarmWatch:
                 text = stream.read()
         except OSError:
             return
-        # The last line may still be on its way.
+        # The last line may be incomplete.
         whole = text[: text.rfind(b"\n") + 1]
         self._read += len(whole)
         for line in whole.splitlines():

@@ -1,5 +1,4 @@
-"""Detect training failures in logged metrics: fed steps in order, each detector reports the step at which a problem
-starts."""
+"""Detect training failures in logged metrics: feed steps in order, and each detector reports where a problem starts."""
 
 from __future__ import annotations
 
@@ -60,10 +59,10 @@ class Raised:
 
 
 class Detectors:
-    """The alarms of one stage that are not ignored.
+    """All alarms of a stage that are not ignored.
 
     Args:
-        metrics: the stage's table, which names the metrics of each alarm.
+        metrics: the stage's metrics; each names the alarm that watches it.
     """
 
     def __init__(self, metrics: Sequence[Metric], settings: Settings):
@@ -80,7 +79,7 @@ class Detectors:
         settings = self._settings.get("not_finite")
         if settings is None:
             return
-        # verl's logger writes null for what JSON has no number for.
+        # verl's logger writes null for numbers that JSON cannot represent.
         bad = {k for k, v in data.items() if not k.startswith(_NOT_WATCHED) and not _is_finite(v)}
         bad |= {k for k, v in data.items() if k.endswith("/skipped_updates") and v}
         for key in sorted(bad - self._not_finite):
@@ -108,8 +107,10 @@ class Detectors:
 
 
 class _Series:
-    """One metric under one alarm. Values out of bounds do not enter the median, which stays that of the time before; a
-    problem ends with the first value within bounds."""
+    """A metric under an alarm.
+
+    Values out of bounds do not enter the running median. A problem ends with the first value within bounds.
+    """
 
     def __init__(self, settings: Mapping[str, Any], *, falling: bool):
         self._settings, self._falling = settings, falling
@@ -118,7 +119,7 @@ class _Series:
         self._outside, self._since = 0, 0
 
     def feed(self, step: int, value: float) -> tuple[int, float, float] | None:
-        """Return (since, reference, limit) at the step at which a problem is certain."""
+        """Return (since, reference, limit) at the step at which a problem is certain, otherwise None."""
         window, s = self._window, self._settings
         if len(window) == s["window"]:
             middle = median(window)

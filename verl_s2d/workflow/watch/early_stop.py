@@ -1,4 +1,4 @@
-"""The record of a stage that an alarm has stopped."""
+"""Record that an alarm has stopped a stage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ long as the file exists the stage is not started again."""
 
 
 def record(directory: Path, stopped: Mapping[str, Any]) -> None:
-    """Write the record: first the alarm, then also the checkpoint that is kept."""
+    """Write the record: first the alarm, later also the checkpoint that is kept."""
     write_json(stopped, directory / STOPPED)
 
 

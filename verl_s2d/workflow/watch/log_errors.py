@@ -1,5 +1,4 @@
-"""Find the log that explains a failure, to show it: a worker's traceback says more than the driver's log, which has the
-consequences only."""
+"""Find the error that explains a failure: a worker's traceback shows the cause, the driver's log only consequences."""
 
 from __future__ import annotations
 
@@ -12,10 +11,10 @@ from pathlib import Path
 _READ_BYTES = 2**20
 _KEPT_BYTES = 4 * 2**20
 _TRAILING_LINES = 4
-"""Lines to show of a message that goes on after the exception's name, as CUDA's do."""
+"""Lines to show after the exception's name: CUDA's messages have several."""
 _BEGINS = re.compile(
     r"Traceback \(most recent call last\)|Fatal Python error: |\*\*\* SIG[A-Z]+ "
-    # Printed by Ray for a process that no longer can.
+    # Printed by Ray on behalf of a process that has died.
     r"|node name: \S+ has been marked dead|A worker died or was killed while executing a task"
 )
 _FORWARDED = re.compile(r"^(?:\x1b\[\d+m)?\((?:(?P<actor>[^()=]+?) )?pid=(?P<pid>\d+)[^)]*\)(?:\x1b\[0m)? ?")
@@ -68,7 +67,7 @@ def find_error(
     """Find the last error of the first log that has one.
 
     Args:
-        after: log -> offset in bytes at which the search begins; 0 for a log that is not named.
+        after: log -> byte offset at which the search begins; 0 for a log without an entry.
         count: lines to return.
         only_forwarded: consider only lines that Ray has forwarded from workers to the driver's log.
     """

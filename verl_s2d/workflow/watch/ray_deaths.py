@@ -1,13 +1,13 @@
-"""Learn from Ray which actor of a stage died, and why.
+"""Read from Ray which actor of a stage died, and why.
 
     python -m verl_s2d.workflow.watch.ray_deaths
 
-waits at the cluster of RAY_ADDRESS until an actor dies that a driver of this run (process.MARKER) has started, then
-prints a line about it and ends. Deaths that were meant (ray.kill, exit_actor, no reference left) do not count, nor do
-those that follow from another one (the owner's).
+waits until an actor that a driver of this run (process.MARKER) started on the cluster of RAY_ADDRESS dies, prints one
+line about the death, and exits. Intended deaths (ray.kill, exit_actor, no reference left) and deaths that follow from
+the owner's do not count.
 
-Ray's control store is read directly, as `ray list actors` does at the far end: the dashboard that its public client
-asks may be off, and joining the cluster as a driver would add a job to it.
+Ray's control store is read directly: the dashboard that serves `ray list actors` may be off, and joining the cluster as
+a driver would add a job to it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _MESSAGE_LENGTH = 300
 
 
 class DeathWatch:
-    """Watches a stage's actors from a process of its own, which keeps Ray out of this one.
+    """Watches a stage's actors from a separate process, so that this one need not import Ray.
 
     Args:
-        environment: of the stage, with RAY_ADDRESS and process.MARKER.
-        log: takes what the process prints.
+        environment: the stage's environment, with RAY_ADDRESS and process.MARKER.
+        log: output of the process.
     """
 
     def __init__(self, launcher: Launcher, environment: Mapping[str, str], log: Path):
@@ -40,7 +40,7 @@ class DeathWatch:
         self._handle = launcher.start([sys.executable, "-m", __name__], environment, log.parent, log)
 
     def death(self) -> str | None:
-        """Describe the first unexpected death; None while there is none, or when Ray cannot be asked."""
+        """Describe the first unexpected death; None while there is none, or when Ray does not answer."""
         return self._log.read_text(errors="replace").splitlines()[-1] if self._handle.poll() == 0 else None
 
     def stop(self) -> None:
@@ -49,7 +49,7 @@ class DeathWatch:
 
 
 def unexpected(actor: Mapping[str, Any]) -> str | None:
-    """Describe the death of an actor that nobody meant to end; None for any other actor.
+    """Describe an actor's unexpected death; None for an intended one, or one that follows from its owner's.
 
     Args:
         actor: an entry of `GlobalState.actor_table`.
@@ -63,7 +63,7 @@ def unexpected(actor: Mapping[str, Any]) -> str | None:
         why = getattr(cause, kind).error_message
     elif kind == "actor_died_error_context":
         why, reason = cause.actor_died_error_context.error_message, cause.actor_died_error_context.reason
-        # A worker that exits because it was asked to has died, too; its exit type stands in the message only.
+        # An intended exit is reported as a death, too; only the message has the exit type.
         ended = reason == cause.actor_died_error_context.WORKER_DIED and "exit type: INTENDED_" not in why
         if not ended and reason != cause.actor_died_error_context.NODE_DIED:
             return None
@@ -76,7 +76,7 @@ def unexpected(actor: Mapping[str, Any]) -> str | None:
 
 
 def _own_jobs(state: Any, run_id: str) -> set[str]:
-    """List the ids of the jobs whose driver is a process of this run on this machine: one while a stage runs."""
+    """List the ids of the jobs whose driver is a process of this run on this machine; a running stage has one."""
     import psutil
 
     pids = set(marked_processes(run_id))
@@ -94,7 +94,7 @@ def main() -> int:
     state, jobs = GlobalState(), set()
     options = GcsClientOptions.create(address, None, allow_cluster_id_nil=True, fetch_cluster_id_if_nil=False)
     state._initialize_global_state(options)
-    while True:  # no limit: the stage's end is this process' end
+    while True:  # no limit: this process is stopped when the stage ends
         jobs = jobs or _own_jobs(state, os.environ[MARKER])
         dead = [actor for actor in state.actor_table(None, None, "DEAD").values() if actor["JobID"] in jobs]
         for actor in sorted(dead, key=lambda actor: actor["EndTime"]):

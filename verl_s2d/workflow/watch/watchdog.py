@@ -1,4 +1,4 @@
-"""Detect a stage that makes no progress: steps decide, and before the first step any output."""
+"""Detect a stage that makes no progress: no finished step, or no output before the first step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from verl_s2d.workflow.watch.metric_logs import last_step
 
 _LOOK_SECONDS = 2.0
 _LONGER_STEP = 10
-"""A step may take this factor of the longest step so far, however short the limit: validation and saving are rare."""
+"""A step may take 10x the longest step so far, whatever the limit: steps that validate or save are rare."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,9 @@ class Limits:
     """Limits to the time without progress, in seconds.
 
     Attributes:
-        silent: without any change in the stage's directory, before its first step or in a stage that counts no steps.
-        step: without a finished step, from the stage's start on; never less than ten times the longest step so far.
+        silent: seconds without a change in the stage's directory; counts before the first step and in stages without
+            steps.
+        step: seconds without a finished step; never less than 10x the longest step so far.
     """
 
     silent: float
@@ -33,9 +34,9 @@ class Watchdog:
 
     Args:
         metrics: the attempt's metrics file.
-        logs: directory of Ray's worker logs, if it can be read here.
-        stepping: whether the stage counts steps.
-        clock: seconds.
+        logs: directory of Ray's worker logs; None when it cannot be read here.
+        stepping: the stage counts steps.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -58,17 +59,17 @@ class Watchdog:
         self.step: int | None = None
 
     def look(self) -> bool:
-        """Read the directory when two seconds have passed since the last time; returns whether it was read."""
+        """Read the directory if two seconds have passed since the last time; return whether it was read."""
         now = self._clock()
         if now - self._looked < _LOOK_SECONDS:
             return False
         self._looked = now
         step = last_step(self._metrics)
         if step != self.step:
-            if self.step is not None:  # the time until the first step is that of the start
+            if self.step is not None:  # the time until the first step includes the start
                 self._longest = max(self._longest, now - self._progressed)
             self.step, self._progressed, self._progress_time = step, now, time.time()
-            # From the look before: an error just after the step may be in the logs already.
+            # Sizes of two seconds ago: the logs may already hold an error from just after the step.
             self._after = self._sizes
         if self._by_output() and (files := self._snapshot()) != self._files:
             self._files, self._changed = files, now
@@ -76,7 +77,7 @@ class Watchdog:
         return True
 
     def stalled(self) -> str | None:
-        """Describe the stall with the limit that was passed; None while there is none."""
+        """Describe the stall and the limit that was passed; None while there is none."""
         limits, silent, idle = self._limits, self._looked - self._changed, self._looked - self._progressed
         if self._by_output() and silent > limits.silent:
             return f"no output for {_minutes(silent)} (limit: cluster.stall_minutes = {limits.silent / 60:g})"
@@ -86,12 +87,12 @@ class Watchdog:
         return None
 
     def progress(self) -> str:
-        """Name the last step with its time, for messages."""
+        """Describe the last step and its time, for messages."""
         when = time.strftime("%H:%M:%S", time.localtime(self._progress_time))
         return f"its last step was {self.step}, at {when}" if self.step is not None else f"no step since {when}"
 
     def error(self) -> Evidence | None:
-        """Find the last error since the last step: a worker's if there is one, otherwise the driver's."""
+        """Find the last error since the last step: a worker's, or else the driver's."""
         return find_error(self._all_logs(), self._after)
 
     def worker_error(self) -> Evidence | None:
@@ -100,15 +101,17 @@ class Watchdog:
         return own or find_error([self._directory / "log.txt"], self._begin, only_forwarded=True)
 
     def _by_output(self) -> bool:
-        """Report whether output is all that tells progress."""
+        """Report whether progress is judged by output instead of steps."""
         return self.step is None or not self._stepping
 
     def _all_logs(self) -> list[Path]:
         return [*worker_logs(self._logs), self._directory / "log.txt"]
 
     def _snapshot(self) -> dict[Path, tuple[int, float]]:
-        """Size and modification time of every file of the stage. The newest time alone misses writes after a clock was
-        set back."""
+        """Map file -> (size, modification time) for the stage's files.
+
+        The newest time alone would miss writes after a clock was set back.
+        """
         found = {}
         for path in self._directory.rglob("*"):
             try:
