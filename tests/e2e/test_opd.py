@@ -143,3 +143,31 @@ def test_an_exact_divergence_falls_and_starts_where_the_sampled_one_does(
         assert data["s2d/skipped_updates"] == 0 and data["s2d/student_entropy"] > 0
         assert data["s2d/teacher_scored_tokens"] == data["s2d/sampled_tokens"] > 0
         assert data["critic/score/max"] == data["critic/score/min"] == 0
+
+
+@pytest.mark.slow
+def test_a_second_frozen_model_is_asked_about_the_same_tokens(verl, teacher, student, prompts, tmp_path):
+    """ExOPD from the student before training: in the first step A = lambda (log pi_T - log pi_old)."""
+    overrides = {
+        "+s2d.teacher.path": str(teacher),
+        "+s2d.models.base.path": str(student),
+        "+s2d.signal.type": "exopd",
+        "+s2d.signal.lambda": 2.0,
+    }
+    verl.run(
+        "opd",
+        student=student,
+        data=prompts,
+        out=tmp_path,
+        steps=1,
+        overrides=BATCH | overrides | dumping(tmp_path / "batch.pt"),
+    )
+    rows = torch.load(tmp_path / "batch.pt")
+    for advantage, reference, old in zip(
+        *(rows[n] for n in ("advantages", "ref_log_prob", "old_log_probs")), strict=True
+    ):
+        torch.testing.assert_close(advantage, 2 * (reference - old), atol=2e-3, rtol=0)
+    network = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
+    for prompt, response, found in zip(rows["prompts"], rows["responses"], rows["ref_log_prob"], strict=True):
+        expected = plain_log_probs(network, prompt, response).gather(1, response[:, None])[:, 0]
+        torch.testing.assert_close(found.float(), expected, atol=1e-3, rtol=0)

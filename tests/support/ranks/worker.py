@@ -68,11 +68,11 @@ def engine_step(
     overrides: list[str],
     *,
     student: str = "student",
-    signal: str | None = None,
+    stage: str = "2a",
     mode: str = "token-mean",
     temperature: float = 1.0,
 ) -> tuple[dict, Gradients, Gradients]:
-    """Metrics, gradients and adapters of a step of stage 2a, or with a signal of 2b."""
+    """Metrics, gradients and adapters of a step of stage 2a or 2b."""
     torch.manual_seed(0)  # of adapters
     cached = directory() / "rollouts.parquet"
     config = step_configuration(
@@ -83,12 +83,11 @@ def engine_step(
         overrides=[
             "s2d.chunk_tokens=3",
             "model.use_remove_padding=true",
-            *([] if signal is None else [f"+s2d.signal.type={signal}"]),
             *overrides,
         ],
     )
     rollouts = CachedRollouts(str(cached))
-    if signal is None:
+    if stage == "2a":
         worker = warmup_worker(config, rollouts)
     else:
         worker, _ = opd_workers(config, len(WORDS), loss_agg_mode=mode)
@@ -123,12 +122,14 @@ def plain_step(
     mode: str = "token-mean",
     temperature: float = 1.0,
     keep: float | None = None,
+    extrapolation: float | None = None,
     adapters: Gradients | None = None,
 ) -> tuple[float, Gradients]:
     """Loss and gradients over the whole batch, one sequence at a time.
 
     Args:
         keep: share of tokens that TIP keeps.
+        extrapolation: ExOPD's lambda, from the base `tied-student`; None for the teacher alone.
         adapters: values of LoRA's parameters, which alone are then trained.
     """
     model = network(student)
@@ -141,7 +142,10 @@ def plain_step(
     for row in CachedRollouts(str(directory() / "rollouts.parquet")):
         ids, begin = row["input_ids"][None], int((~row["loss_mask"].bool()).sum()) - 1
         with torch.no_grad():
-            log_t = (network("teacher")(ids).logits[0, begin:-1] / temperature).log_softmax(-1)
+            z = network("teacher")(ids).logits
+            if extrapolation is not None:
+                z = extrapolation * z + (1 - extrapolation) * network("tied-student")(ids).logits
+            log_t = (z[0, begin:-1] / temperature).log_softmax(-1)
         log_s = (model(ids).logits[0, begin:-1] / temperature).log_softmax(-1)
         losses.append(definition(log_s, log_t, objective))
         entropies.append(-(log_s.exp() * log_s).sum(-1).detach())
@@ -168,11 +172,13 @@ def ulysses_with_a_temperature(rank: int, world: int, stage: str, overrides: lis
     """Packed micro-batches of odd and of even length, whose padding verl gives a temperature of 1."""
     lengths = {len(row["input_ids"]) % 2 for row in CachedRollouts(str(directory() / "rollouts.parquet"))}
     assert lengths == {0, 1}
-    signal = None if stage == "2a" else "reverse_kl"
+    objective = "forward_kl" if stage == "2a" else "reverse_kl"
     metrics, found, _ = engine_step(
-        ["data.micro_batch_size_per_gpu=1", *ULYSSES, *overrides], signal=signal, temperature=0.7
+        ["data.micro_batch_size_per_gpu=1", f"+s2d.signal.type={objective}", *ULYSSES, *overrides],
+        stage=stage,
+        temperature=0.7,
     )
-    loss, expected = plain_step("forward_kl" if stage == "2a" else "reverse_kl", temperature=0.7)
+    loss, expected = plain_step(objective, temperature=0.7)
     close(metrics["loss"], loss)
     difference = relative_difference(found, expected)
     assert difference < 1e-5, difference
@@ -199,7 +205,8 @@ def kept_tokens(rank: int, world: int, name: str, mode: str = "token-mean", cut:
     """
     # A norm by the longest rollout takes that of the micro-batch.
     cuts = [f"data.micro_batch_size_per_gpu={BATCH // world}"] if cut is None else CUTS[cut]
-    metrics, found, _ = engine_step([f"+s2d.signal.keep_tokens={KEEP}", *cuts], signal=name, mode=mode)
+    signal = [f"+s2d.signal.type={name}", f"+s2d.signal.keep_tokens={KEEP}"]
+    metrics, found, _ = engine_step([*signal, *cuts], stage="2b", mode=mode)
     loss, expected = plain_step(name, mode=mode, keep=KEEP)
     difference = relative_difference(found, expected)
     assert difference < 1e-5, difference
@@ -207,6 +214,18 @@ def kept_tokens(rank: int, world: int, name: str, mode: str = "token-mean", cut:
     close(mean(metrics["actor/reverse_kl"]), plain_step("reverse_kl")[0])
     if name == "jsd":
         close(mean(metrics["actor/jsd"]), loss)
+
+
+def two_frozen_models(rank: int, world: int, stage: str, overrides: list[str]) -> None:
+    """ExOPD's exact signal: one frozen model inside the other's forward pass, both sharded."""
+    base = directory() / "tied-student"
+    signal = ["+s2d.signal.type=exopd_exact", "+s2d.signal.lambda=1.5", f"+s2d.models.base.path={base}"]
+    cut = "data.micro_batch_size_per_gpu=2"
+    metrics, found, _ = engine_step([*signal, cut, *overrides], stage=stage, temperature=0.7)
+    loss, expected = plain_step("reverse_kl", temperature=0.7, extrapolation=1.5)
+    close(metrics["loss"], loss)
+    difference = relative_difference(found, expected)
+    assert difference < 1e-5, difference
 
 
 def mean(metric: Metric | list[Metric]) -> float:
@@ -229,6 +248,9 @@ def cases(world: int) -> dict[str, Callable[[int, int], None]]:
     found["kept tokens: jsd"] = partial(kept_tokens, name="jsd")
     for cut in CUTS:
         found[f"kept tokens: micro-batches of {cut}"] = partial(kept_tokens, name="reverse_kl", cut=cut)
+    for stage, more in (("2a", []), ("2b", LOGITS)):
+        name = f"two frozen models: {stage}{', from logits' if more else ''}"
+        found[name] = partial(two_frozen_models, stage=stage, overrides=more)
     if world == 2:
         for stage, more in (("2a", []), ("2b", []), ("2a", LOGITS)):
             name = f"Ulysses with a temperature: {stage}{', from logits' if more else ''}"
