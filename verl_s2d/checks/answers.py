@@ -1,4 +1,4 @@
-"""The verifier and the answers fit together: no answer that it could not use, and it does not raise."""
+"""Check the verifier against the answers: it can use every answer, and it does not raise."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from verl_s2d.data.problems import Problem
 
 _told: dict[tuple[str, ...], str | None] = {}
-"""What trials said in this process, by verifier and problem: a plan is checked twice."""
+"""Results of dry runs in this process by verifier and problem, because a plan is checked twice."""
 
 
 def check_answers(plan: Plan, files: Mapping[Path, tuple[str, list[Problem]]]) -> None:
-    """Ask a verifier of ours about every answer, and one of the recipe's to score a problem of every file.
+    """Check every answer with a built-in verifier, or score one problem of every file with the recipe's own.
 
     Args:
-        files: file -> (what a message calls it, its problems).
+        files: file -> (its name in messages, its problems).
 
     Raises:
-        UserError: an answer that cannot be compared with, or a verifier that raises or returns no score.
+        UserError: the verifier cannot use an answer, raises, or returns no score.
     """
     chosen = plan.recipe.verifier
     if isinstance(chosen, str) and ":" in chosen:
@@ -48,7 +48,7 @@ def check_answers(plan: Plan, files: Mapping[Path, tuple[str, list[Problem]]]) -
 
 
 def _try(plan: Plan, verifier: str, key: str, problem: Problem) -> None:
-    """In a process of its own: the recipe's file may import anything, and may not come back."""
+    """Run the verifier in a subprocess, because the recipe's file may import anything and may hang."""
     file, _, function = verifier.rpartition(":")
     path = plan.recipe.directory / file
     known = (file_external(path, "verifier", verifier).identity, str(path), function, key, problem.id, problem.text)

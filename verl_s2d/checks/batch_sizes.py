@@ -1,4 +1,4 @@
-"""Batch sizes that verl would reject, most of them only after minutes of start-up and a first rollout."""
+"""Refuse batch sizes that verl would reject, most of them only after minutes of start-up and a first rollout."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WARMUP_MICRO = "data.micro_batch_size_per_gpu"
 
 
 def check_batches(plan: Plan, nodes: Iterable[Node]) -> None:
-    """Raise UserError for the first stage whose batch sizes do not fit together, its slice or the cluster."""
+    """Raise UserError for the first stage whose batch sizes contradict each other, its slice or the cluster."""
     for node in nodes:
         if isinstance(node.stage, VerlTrainerStage):
             _check_rl(node, slice_size(plan, node))
@@ -57,7 +57,7 @@ def _check_rl(node: Node, problems: int | None) -> None:
     verl, dynamic = merged_verl(node), bool(batch_setting(node, _DYNAMIC))
     if bool(value_of(verl, _DYNAMIC_SCORES, dynamic)) != dynamic:
         raise UserError(
-            f"{node.name}: verl's actor cuts updates and log-probabilities into micro-batches of one kind.",
+            f"{node.name}: verl's actor splits updates and log-probabilities into micro-batches of the same kind.",
             key=_DYNAMIC_SCORES,
             value=not dynamic,
             remedy="Leave it out; it follows actor_rollout_ref.actor.use_dynamic_bsz.",
@@ -81,7 +81,7 @@ def _check_warmup(node: Node, prompts: int | None) -> None:
 
 
 def _known_engine(node: Node) -> bool:
-    """Report whether the stage's engine is one whose layout we know."""
+    """Tell whether the layout of the stage's engine is known here."""
     return value_of(merged_verl(node), "model_engine", "dp") in ("dp", "fsdp", "megatron")
 
 
@@ -96,13 +96,13 @@ def _require_fits(node: Node, batch: int, available: int | None, what: str) -> N
 
 
 def _has_reference(node: Node) -> bool:
-    """Whether the stage has a reference engine: the teacher's, or that of a KL penalty."""
+    """Tell whether the stage has a reference engine, for a teacher or a KL penalty."""
     keys = ("actor_rollout_ref.actor.use_kl_loss", "algorithm.use_kl_in_reward")
     return bool(node.stage.frozen_roles(node)) or any(value_of(node.settings["verl"], key, False) for key in keys)
 
 
 def _refuse_sequences(node: Node, verl: Mapping[str, Any], keys: Iterable[str], dynamic: str) -> None:
-    """Raises UserError for a micro-batch size in sequences where micro-batches are cut by tokens."""
+    """Raise UserError for a micro-batch size in sequences if micro-batches are split by tokens."""
     for key in keys:
         if (micro := value_of(verl, key)) is not None:
             raise UserError(
@@ -114,8 +114,8 @@ def _refuse_sequences(node: Node, verl: Mapping[str, Any], keys: Iterable[str], 
 
 
 def _require_micro_batch(node: Node, key: str) -> None:
-    """Require a size in sequences; verl's check at the start also takes the older keys without _per_gpu, its workers
-    do not."""
+    """Require a size in sequences. verl's start-up check also accepts the older keys without _per_gpu; its workers do
+    not."""
     micro = value_of(merged_verl(node), key)
     if not isinstance(micro, int) or micro < 1:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Would verl accept every stage's configuration, and does it fit the cluster? Asked before the first stage starts."""
+"""Check, before the first stage starts, that verl accepts every stage's configuration and that it fits the cluster."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from verl_s2d.workflow.subprocess_query import Probe
 
 
 class CompositionProbe(Probe):
-    """Composes the configuration of each stage that trains, and runs verl's checks and ours on it.
+    """Composes each training stage's configuration, and runs verl's checks and ours on it.
 
     Args:
-        nodes: of the plan; stages of other stages are passed over.
+        nodes: nodes of the plan; those that do not train are ignored.
     """
 
     def __init__(self, plan: Plan, nodes: Iterable[Node], environment: Mapping[str, str]):
@@ -32,22 +32,22 @@ class CompositionProbe(Probe):
         super().__init__(["-m", "verl_s2d.stages.composition_process"], environment, question)
 
     def check(self, models: Models | None = None) -> dict[str, Mapping[str, Any]]:
-        """The resolved configuration of every stage by its label, all of which verl accepts.
+        """Return the resolved configuration of every stage by label, after verl has accepted all of them.
 
         Args:
-            models: shapes, against which parallel sizes are checked too.
+            models: shapes to check parallel sizes against.
 
         Raises:
-            UserError: the first stage that verl does not accept, or whose parallel sizes do not fit.
+            UserError: the first stage that verl rejects, or whose parallel sizes do not fit.
         """
         answer, failure = self.answer()
         if answer is None:
-            raise UserError(failure, key="verl", remedy="`verl-s2d check` tells more.")
+            raise UserError(failure, key="verl", remedy="`verl-s2d check` shows more.")
         models = models or Models(self._plan)
         for label, found in answer.items():
             node, refused = self._nodes[label], found["refused"]
             if found["settings"] is not None:
-                # First, because verl asserts some of it in fewer words.
+                # First, because verl's assertions explain less.
                 check_layout(self._plan.recipe, node, found["settings"], models)
             if refused is not None:
                 value = {} if refused["value"] is None else {"value": refused["value"]}

@@ -1,4 +1,4 @@
-"""Data slices: readable, not empty, disjoint from each other and from what is evaluated on."""
+"""Check that data slices are readable, not empty, and disjoint from each other and from the evaluation problems."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def check_data(plan: Plan) -> dict[Path, tuple[str, list[Problem]]]:
     """Check the files of problems, as far as they exist.
 
     Returns:
-        file -> (what a message calls it, its problems).
+        file -> (its name in messages, its problems).
 
     Raises:
-        UserError: unusable files, labels that occur twice, slices that overlap or would be empty, too few problems, or
-            evaluation problems among the training problems.
+        UserError: a file is unusable, a label is repeated, slices overlap or would be empty, problems are too few, or
+            evaluation problems are among the training problems.
     """
     from verl_s2d.data.problems import check_disjoint, read_problems
 
@@ -73,8 +73,7 @@ def check_data(plan: Plan) -> dict[Path, tuple[str, list[Problem]]]:
 
 
 def check_validation(validation: list[Problem], trained_on: list[Problem]) -> None:
-    """Raises UserError if a problem is both trained on and validated on, by its text or by its id (for the ledger they
-    would be one label)."""
+    """Raise UserError if training and validation share a problem, by text or by id (the ledger counts labels by id)."""
     for what in ("text", "id"):
         shared = {getattr(p, what) for p in validation} & {getattr(p, what) for p in trained_on}
         if shared:
@@ -92,8 +91,7 @@ def _slices_of_seed(plan: Plan, target: Node) -> list[Node]:
 
 
 def check_slices(directory: Path) -> None:
-    """Raises UserError if the two halves share a problem (by id or text), or one is empty, or an answer is in a file
-    that must not have any."""
+    """Raise UserError if the two halves share a problem by id or text, one is empty, or a prompts file has answers."""
     from verl_s2d.data.problems import read_problems
 
     halves = {name: read_problems(directory / f"{name}.parquet", key=f"slice {name}") for name in ("1h", "2h")}

@@ -1,4 +1,4 @@
-"""Free space for a run's checkpoints and models, before the first stage that trains."""
+"""Check the free space for a run's checkpoints and models before the first training stage."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ GB = 10**9
 
 
 def check_disk(plan: Plan, settings: Mapping[str, Mapping[str, Any]], models: Models | None = None) -> str:
-    """Compare free space with what checkpoints and models of the stages still to be built take; returns both in words.
+    """Compare free space with the checkpoints and models of missing stages; returns a sentence with both sizes.
 
-    Samples are left out: their sizes are upper bounds, those of checkpoints are exact. So are stages whose model or
-    number of steps is not known.
+    Samples are left out, because only upper bounds of their sizes are known. Stages of an unknown model shape or number
+    of steps are left out, too.
 
     Args:
-        settings: label -> composed configuration of stages that train.
+        settings: label -> composed configuration of training stages.
         models: shapes, looked up when None.
 
     Raises:
-        UserError: the file system of the run directory is too small.
+        UserError: the run directory's file system has too little free space.
     """
     models, run_dir, stages = models or Models(plan), plan.context.run_dir, []
     for node in plan.missing():

@@ -1,4 +1,4 @@
-"""`verl-s2d check`: software, GPUs, registration; with a recipe also its models, data and every stage's settings."""
+"""Run `verl-s2d check`: software, GPUs, registration; with a recipe also models, data and every stage's settings."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Finding:
 
 
 def check_everything(plan: Plan | None) -> list[Finding]:
-    """All findings, good and bad; with a plan also those about its recipe."""
+    """Return all findings, good and bad; with a plan also those about its recipe."""
     device = plan.context.device if plan else ("cuda" if accelerator_here() else "cpu")
     findings = [_attempt("versions", _versions), *_machine_and_registration(device)]
     if plan is None:
@@ -63,7 +63,7 @@ def check_everything(plan: Plan | None) -> list[Finding]:
 
 
 def _ray_cluster(plan: Plan) -> list[Finding]:
-    """Ask the cluster of RAY_ADDRESS, if there is one, whether it can hold the recipe's stages."""
+    """Check that the cluster of RAY_ADDRESS, if set, has the resources of the recipe's stages."""
     if not os.environ.get("RAY_ADDRESS"):
         return []
     needs, environment = plan.ray_demand, stage_environment(plan.context.device)
@@ -77,7 +77,7 @@ def _data(plan: Plan) -> str:
 
 
 def _composition(plan: Plan) -> list[Finding]:
-    """Does verl accept every stage's configuration, and does what the stages then write fit the disk?"""
+    """Check that verl accepts every stage's configuration and that the disk has room for the results."""
     what = "verl's own checks"
     try:
         with CompositionProbe(plan, plan.order, stage_environment(plan.context.device)) as probe:
@@ -101,7 +101,7 @@ def _versions() -> str:
 
 
 def _models(plan: Plan) -> list[Finding]:
-    """Facts of both models side by side, then whether they fit."""
+    """Describe each model, then check that they fit together."""
     try:
         of_seeds = [models for models, _ in models_of_rows(plan)]
         findings = [Finding(role, True, _describe(model)) for role, model in of_seeds[0].items()]

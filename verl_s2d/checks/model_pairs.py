@@ -1,4 +1,4 @@
-"""Check that the models of a distillation fit together, and fit the lengths asked for."""
+"""Check that student and teacher fit together, and that their contexts fit prompts and responses."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.store.manifest import is_built
 
 Pairs = set[tuple[str, str]]
-"""Roles of a student and of the teacher whose log-probabilities it is trained on."""
+"""Roles of (a student, the teacher whose log-probabilities it learns from)."""
 
 
 def check_models(plan: Plan) -> list[str]:
-    """Check the models that the plan starts from, as far as they exist; returns warnings.
+    """Check the plan's initial models, as far as they exist; returns warnings.
 
     Raises:
-        UserError: a model that cannot be read, a context too short, tokenizers that differ (with the first differing
-            id), or a teacher whose vocabulary is smaller than the ids in use.
+        UserError: a model cannot be read, its context is too short, tokenizers differ (with the first differing id), or
+            the teacher's vocabulary is smaller than the ids in use.
     """
     for model in _externals(plan):
         check_weights(model.location, model.key, revision=model.revision)
@@ -39,16 +39,16 @@ def check_models(plan: Plan) -> list[str]:
 
 
 def _externals(plan: Plan) -> list[External]:
-    """Return the models that missing stages read and that no stage makes, each once."""
+    """Return the external models that missing stages read, without duplicates."""
     roles = plan.recipe.models
     found = {e.location: e for node in plan.missing() for e in node.externals.values() if e.key in roles}
     return list(found.values())
 
 
 def models_of_rows(plan: Plan) -> list[tuple[dict[str, ModelFacts], Pairs]]:
-    """Read the models that exist already, for every seed: (facts by role, pairs that its rows distil).
+    """Read the models that exist, for every seed: (facts by role, pairs that its rows distil).
 
-    Hub models are represented by their small files, which are fetched.
+    Of hub models only the small files are fetched.
     """
     facts: dict[tuple[str, Path], ModelFacts] = {}
     found: dict[int, tuple[dict[str, ModelFacts], Pairs]] = {}

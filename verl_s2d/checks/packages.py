@@ -1,4 +1,4 @@
-"""Packages that a stage on an accelerator imports only after minutes: looked for before the first stage starts."""
+"""Check for packages that a stage on an accelerator would import only after minutes."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ FLASH_ATTN = "flash-attn==2.8.3"
 """The release that verl 0.9.1 pins in its extra `fsdp`."""
 _MODULES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 _VERL_DEFAULT = "flash_attention_2"
-"""verl's workers/config/model.py, where override_config names none."""
+"""Default in verl's workers/config/model.py, if override_config names none."""
 
 
 def check_packages(settings: Mapping[str, Mapping[str, Any]], device: str) -> list[str]:
-    """Look for what verl's engines import on an accelerator: flash-attn, or Megatron's packages.
+    """Check for the packages that verl's engines import on an accelerator: flash-attn, or Megatron's.
 
     Args:
-        settings: label -> composed configuration of every stage that trains (CompositionProbe.check).
-        device: `cpu` or `cuda`; nothing is looked for on `cpu`.
+        settings: label -> composed configuration of every training stage (CompositionProbe.check).
+        device: `cpu` or `cuda`; `cpu` needs none of them.
 
     Returns:
-        Warnings. With RAY_ADDRESS set a missing package is one of them: the cluster's nodes may have it.
+        Warnings. With RAY_ADDRESS a missing package is only a warning, because the cluster's nodes may have it.
 
     Raises:
-        UserError: the first stage that cannot start here, with what to install or to set.
+        UserError: the first stage that cannot start here, with the package to install or the key to set.
     """
     warnings: list[str] = []
     if device == "cpu":
@@ -46,12 +46,12 @@ def check_packages(settings: Mapping[str, Mapping[str, Any]], device: str) -> li
         except UserError as error:
             if not os.environ.get("RAY_ADDRESS"):
                 raise
-            warnings.append(f"{error.problem} RAY_ADDRESS is set: only this machine was looked at. {error.remedy}")
+            warnings.append(f"{error.problem} RAY_ADDRESS is set: only this machine was checked. {error.remedy}")
     return list(dict.fromkeys(warnings))
 
 
 def missing(*modules: str) -> list[str]:
-    """The modules that no import would find; none of them is imported."""
+    """Return the modules that are not installed, without importing any."""
     return [name for name in modules if not _findable(name)]
 
 

@@ -1,4 +1,4 @@
-"""Does verl know our trainer and estimator?"""
+"""Check that verl has our trainers and our estimator in its registries."""
 
 from __future__ import annotations
 
@@ -36,20 +36,22 @@ print("\\nS2D " + json.dumps(answer, default=str))
 
 
 class RegistrationProbe(Probe):
-    """Asks when made; `result` waits for the answer."""
+    """Queries verl's registries in a subprocess, which the constructor starts; `result` waits for it."""
 
     def __init__(self, environment: Mapping[str, str]):
         super().__init__(["-c", _PROBE], environment)
 
     def result(self) -> tuple[bool, str]:
-        """(whether all is registered, what is, or what went wrong). verl keeps silent about a plugin that fails, so
-        the exception that the plugin stored is told."""
+        """Return (whether everything is registered, the registered names or the failure).
+
+        verl does not report a plugin that fails, so the plugin stores its exception and this shows it.
+        """
         answer, failure = self.answer()
         return (False, failure) if answer is None else judge(answer)
 
 
 def judge(answer: Mapping[str, Any]) -> tuple[bool, str]:
-    """What the probing process's answer means."""
+    """Interpret the subprocess's answer."""
     if answer["error"]:
         return False, f"the plugin failed inside verl:\n{answer['error']}"
     if answer["missing"]:

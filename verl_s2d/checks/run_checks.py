@@ -1,4 +1,4 @@
-"""What `run` checks, and when."""
+"""Run the checks of `run` before its stages."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from verl_s2d.workflow.runner import stage_environment
 
 
 class RunChecks:
-    """The runner's `check`: bad input each time; registration and verl's own checks of every stage once, asked in the
-    background while scripts run and answered before the first training stage (Stage 2b would otherwise only fail after
-    hours of Stage 1)."""
+    """The runner's `check`: inputs at every call; registration and verl's own checks of every stage once.
+
+    The latter run in the background while scripts run, and are awaited before the first training stage: stage 2b would
+    otherwise fail only after hours of stage 1.
+    """
 
     def __init__(self, plan: Plan, progress: Progress):
         self._plan, self._progress = plan, progress
@@ -38,7 +40,7 @@ class RunChecks:
                 raise UserError(
                     f"verl does not have our trainers: {detail}",
                     key="registration",
-                    remedy="Install verl-s2d into the environment that verl is in; `verl-s2d check` tells more.",
+                    remedy="Install verl-s2d into the environment that verl is in; `verl-s2d check` shows more.",
                 )
         if final and self._composition is not None:
             settings = self._composition.check()

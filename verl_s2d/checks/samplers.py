@@ -1,4 +1,4 @@
-"""Stages that only sample: GPUs where they run, how many one engine is divided among, and what vLLM is told."""
+"""Check stages that only sample: their GPUs, tensor parallelism and vLLM arguments."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def check_samplers(plan: Plan, nodes: Iterable[Node]) -> None:
     """Check the stages that only sample.
 
     Raises:
-        UserError: an argument that the installed vLLM does not have, no GPU where the engines are to work, or a
-            tensor_parallel_size that does not fit the machine or the model's heads.
+        UserError: the installed vLLM lacks an argument, this machine has no GPU for the engines, or
+            tensor_parallel_size does not fit the machine or the model's heads.
     """
     models = Models(plan)
     for node in nodes:
@@ -38,7 +38,7 @@ def check_samplers(plan: Plan, nodes: Iterable[Node]) -> None:
 
 
 def cache_warnings(plan: Plan, nodes: Iterable[Node]) -> list[str]:
-    """Warnings of caches of which most is sampled for nothing."""
+    """Return warnings about caches whose rollouts are mostly unused."""
     warnings = []
     for node in nodes:
         if isinstance(node.stage, Rollouts):
@@ -72,7 +72,7 @@ def _check_place(node: Node) -> None:
 
 @functools.cache
 def engine_arguments() -> frozenset[str]:
-    """Arguments of the installed vLLM's LLM, read from its source because importing it takes long; empty without it."""
+    """Read the arguments of the installed vLLM's LLM from its source, as importing it is slow; empty without vLLM."""
     spec = importlib.util.find_spec("vllm")
     if spec is None or not spec.submodule_search_locations:
         return frozenset()

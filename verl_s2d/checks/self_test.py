@@ -1,8 +1,8 @@
-"""`verl-s2d check --self-test`: one step of stage 2b with the student as its own teacher, through the real engines.
+"""Run `verl-s2d check --self-test`: one step of stage 2b in the real engines, with the student as its own teacher.
 
-Nothing can be learned from a teacher that is the student, so the divergence and every advantage have to be zero: if
-they are not, the two engines disagree about the same weights. The same step tells how far the log-probabilities of the
-engine that samples (vLLM) are from those of the engine that trains.
+If teacher and student are the same model, the divergence and every advantage have to be zero; otherwise the two engines
+disagree about the same weights. The step also measures the difference between the log-probabilities of the rollout
+engine (vLLM) and the training engine.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from verl_s2d.workflow.runner import run_plan
 from verl_s2d.workflow.watch.metric_logs import read_metrics
 
 LIMIT, LIMIT_LOW_PRECISION = 1e-4, 1e-2
-"""For the mean divergence (nats per token) and the 99.9th percentile of |A|: with the float32 of the CPU platform;
-elsewhere, where engines work in bfloat16 and batch differently, a choice of ours. The largest |A| has no limit:
-rounding moves the log-prob of one unlikely token by more."""
+"""Limits on the mean divergence (nats per token) and the 99.9th percentile of |A|: in the CPU platform's float32, and
+elsewhere, where engines compute in bfloat16 and batch differently; the second limit is our choice. The largest |A| has
+no limit, because rounding moves the log-prob of a single unlikely token by more."""
 _DRIFT = {
     "rollout_corr/kl": ("mean KL", "nats per token", 0.01),
     "training/rollout_probs_diff_mean": ("probabilities of sampled tokens differ on average by", "", 0.01),
     "training/rollout_probs_diff_max": ("at most by", "", 0.5),
 }
-"""verl's comparison of the two engines: name -> what it is, its unit, from where on it is worth a warning."""
+"""verl's metrics that compare the two engines: name -> (description, unit, value above which to warn)."""
 
 
 def self_test(plan: Plan, progress: Progress, launcher: Launcher | None = None) -> list[Finding]:
-    """Run the step with the recipe's own sizes and objective for stage 2b (minutes, because the engines have to start);
-    a student that a script makes is made first. Later calls read the result of the first.
+    """Run the step with the recipe's own sizes and signal of stage 2b, which takes minutes of engine start-up.
+
+    Runs the student's script first, if it has one. Later calls read the result of the first.
 
     Raises:
         UserError: the recipe has no stage 2b.

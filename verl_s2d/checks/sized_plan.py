@@ -1,4 +1,4 @@
-"""A plan with the memory and cost of its stages, once verl has accepted each of them."""
+"""Add memory and cost of the stages to a plan, after verl has accepted each of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from verl_s2d.workflow.runner import stage_environment
 
 
 def sized(plan: Plan, view: dict[str, Any]) -> dict[str, Any]:
-    """Complete a plan's view with memory and cost of every stage, once verl has accepted each configuration.
+    """Add memory and cost of every stage to a plan's view, after verl has accepted each configuration.
 
     Raises:
         UserError: the first stage that would not start.

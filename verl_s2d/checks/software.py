@@ -1,4 +1,4 @@
-"""Installed versions and the verifier."""
+"""Check installed versions and the verifier."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VERL_AT_LEAST, VERL_BELOW = "0.9.1", "0.10"
 
 
 def check_versions() -> None:
-    """Raises UserError unless a verl that this plugin fits is installed."""
+    """Raise UserError unless a supported version of verl is installed."""
     from packaging.version import Version
 
     bounds = f">={VERL_AT_LEAST},<{VERL_BELOW}"
@@ -25,7 +25,7 @@ def check_versions() -> None:
         raise UserError("verl is not installed.", key="verl", remedy=f'pip install "verl{bounds}"') from None
     if not Version(VERL_AT_LEAST) <= Version(found) < Version(VERL_BELOW):
         raise UserError(
-            "The installed verl is not one that verl-s2d fits.",
+            "verl-s2d does not support the installed version of verl.",
             key="verl",
             value=found,
             remedy=f'pip install "verl{bounds}"',
@@ -33,7 +33,7 @@ def check_versions() -> None:
 
 
 def check_verifier(plan: Plan) -> None:
-    """Raises UserError unless the recipe's verifier is a known name and works, or a function that its file defines."""
+    """Raise UserError unless the recipe's verifier is a working built-in one, or a function that its file defines."""
     from verl_s2d.verifiers.registry import VERIFIERS
 
     chosen = plan.recipe.verifier
@@ -64,7 +64,7 @@ def check_verifier(plan: Plan) -> None:
 
 @functools.cache
 def _check_named(verifier: str) -> None:
-    """Once a process: it may have to start one of its own to see that it works."""
+    """Check a built-in verifier, once per process, as this may start a verifier process."""
     from verl_s2d.verifiers.registry import check
 
     check(verifier)

@@ -1,4 +1,4 @@
-"""Recipe keys under `verl:` against verl's own configuration: hydra would only complain when the stage starts."""
+"""Check recipe keys under `verl:` against verl's own configuration; hydra would refuse them only at a stage's start."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from verl_s2d.workflow.graph import Node
 
 
 def check_verl_keys(nodes: Iterable[Node]) -> None:
-    """Raises UserError for the first key that verl's RL configuration does not have, with the nearest one it has.
+    """Raise UserError for the first key that verl's RL configuration lacks, with the nearest existing key.
 
     The same rules as hydra's: a plain key must exist, `+key` must not, `++key` may.
     """

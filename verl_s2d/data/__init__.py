@@ -1,1 +1,1 @@
-"""Problems in verl's parquet columns: published sets prepared, read, checked, the labels sliced."""
+"""Prepare, read and check problems in verl's parquet columns, and slice the labels."""

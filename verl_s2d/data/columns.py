@@ -1,6 +1,6 @@
-"""Arrow: the five fields of a problem out of whatever columns they are in, and repeated rows counted once.
+"""Extract a problem's five fields from Arrow columns of various layouts, and merge repeated rows.
 
-DAPO-Math-17k has 1.8 million rows, each of them 100 times, so files are read in batches of which only new rows stay.
+DAPO-Math-17k has 1.8 million rows, each repeated 100 times, so files are read in batches and only new rows are kept.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 from verl_s2d.errors import UserError
 
 BATCH = 65_536
-"""Rows."""
+"""Rows per batch."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Field -> columns it may be in (`struct.member` for members), the first of which that is there counts."""
+    """Field -> names of columns that may hold it (`struct.member` for members); the first existing one is used."""
 
     text: tuple[str, ...]
     answer: tuple[str, ...]
@@ -36,10 +36,10 @@ _OPTIONAL = ("level", "subject")
 
 
 def parquet_batches(path: Path, layout: Layout, key: str) -> Iterator[pa.Table]:
-    """The fields of a parquet file, a batch of rows at a time.
+    """Yield the fields of a parquet file in batches of rows.
 
     Raises:
-        UserError: the file cannot be read, or lacks a field.
+        UserError: the file is unreadable or lacks a field.
     """
     try:
         file = pq.ParquetFile(path)
@@ -54,17 +54,17 @@ def parquet_batches(path: Path, layout: Layout, key: str) -> Iterator[pa.Table]:
 
 
 def table_batches(dataset: Any, layout: Layout, key: str) -> Iterator[pa.Table]:
-    """The fields of a `datasets.Dataset`, a batch of rows at a time. Raises UserError when it lacks one."""
+    """Yield the fields of a `datasets.Dataset` in batches of rows. Raises UserError if it lacks one."""
     chosen = choose_columns(dataset.features.arrow_schema, layout, key, key)
     for table in dataset.select_columns(_tops(chosen)).with_format("arrow").iter(BATCH):
         yield _fields(table, chosen, key, key)
 
 
 def distinct_rows(batches: Iterable[pa.Table], layout: Layout, key: str, where: str) -> pa.Table:
-    """Distinct rows in order of first appearance: the fields as text, and `copies`, how often each occurs.
+    """Collect distinct rows in order of first appearance: the fields as text, and `copies`, the count of each row.
 
     Raises:
-        UserError: there are no rows.
+        UserError: the data set has no rows.
     """
     known = None
     for batch in batches:
@@ -81,7 +81,7 @@ def distinct_rows(batches: Iterable[pa.Table], layout: Layout, key: str, where: 
 
 
 def choose_columns(schema: pa.Schema, layout: Layout, key: str, where: str) -> dict[str, str]:
-    """Field -> the column it is in. Raises UserError naming the fields that are in none."""
+    """Map each field to its column. Raises UserError with the fields that have none."""
     chosen, missing = {}, []
     for field in FIELDS:
         names = getattr(layout, field)
@@ -131,7 +131,7 @@ def _fields(table: pa.Table, chosen: dict[str, str], key: str, where: str) -> pa
 
 
 def _only_message(prompts: pa.Array, key: str, where: str) -> pa.Array:
-    """Contents of prompts of one user message each."""
+    """Return the contents of prompts that are single user messages."""
     kind = prompts.type.value_type
     if not pa.types.is_struct(kind) or min(kind.get_field_index("role"), kind.get_field_index("content")) < 0:
         raise UserError(
@@ -145,7 +145,7 @@ def _only_message(prompts: pa.Array, key: str, where: str) -> pa.Array:
             "A prompt is more than one message of the user.",
             key=f"{key}: prompt",
             value=where,
-            remedy="Only bare problems and single messages can be brought into another template.",
+            remedy="Only plain problems and single user messages can be put into another template.",
         )
     return pc.struct_field(messages, "content")
 

@@ -1,12 +1,12 @@
-"""Training problems that are evaluation problems, or nearly: equal after normalisation, or sharing n-grams of words.
+"""Find training problems that equal an evaluation problem after normalisation, or share word n-grams with it.
 
-The n-gram rule: the share of an evaluation problem's distinct n-grams that occur in one training problem reaches a
-threshold. A single shared n-gram says little in mathematics ("where m and n are relatively prime positive integers"),
-so the share decides. Problems shorter than n words count when their words are the same in the same order.
+The n-gram rule reports a pair if the fraction of the evaluation problem's distinct n-grams in the training problem
+reaches a threshold. One shared n-gram is weak evidence in mathematics ("where m and n are relatively prime positive
+integers"), so the fraction decides. Problems shorter than n words have to consist of the same words in the same order.
 
-Defaults: n = 10 and half of the n-grams. Phi-1 and Cosmopedia look for candidates with n = 10, too, and Cosmopedia
-decides by half of the evaluation text. GPT-3's n = 13 would leave a tenth of MATH-500 (51 problems have fewer than 13
-words) to the rule for short problems.
+Defaults: n = 10 and half of the n-grams. Phi-1 and Cosmopedia also select candidates with n = 10, and Cosmopedia
+decides by half of the evaluation text. With GPT-3's n = 13 a tenth of MATH-500 (51 problems of fewer than 13 words)
+would fall under the rule for short problems.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from verl_s2d.data.normalised_text import words
 from verl_s2d.data.sources import Record
 
 NGRAM = 10
-"""Words."""
+"""Words per n-gram."""
 SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """A training problem and an evaluation problem that are the same, or nearly.
+    """A training problem that equals or nearly equals an evaluation problem.
 
     Attributes:
-        share: share of the evaluation problem's n-grams found in the training problem, rounded to 3 digits; 1 if exact.
+        share: fraction of the evaluation problem's n-grams in the training problem, rounded to 3 digits; 1 if exact.
     """
 
     eval_set: str
@@ -42,11 +42,11 @@ class Overlap:
 def find_overlaps(
     training: Sequence[Record], evaluation: Mapping[str, Sequence[Record]], *, n: int = NGRAM, share: float = SHARE
 ) -> list[Overlap]:
-    """Every overlapping pair once, ordered by evaluation set and problem, then by falling share.
+    """Find every overlapping pair, ordered by evaluation set and problem, then by decreasing share.
 
     Args:
-        n: words of an n-gram.
-        share: of an evaluation problem's n-grams, in (0, 1], from which a pair is reported.
+        n: words per n-gram.
+        share: smallest fraction, in (0, 1], of an evaluation problem's n-grams that makes an overlap.
     """
     exact: dict[str, list[int]] = defaultdict(list)
     grams: dict[str, list[int]] = defaultdict(list)
@@ -71,7 +71,7 @@ def find_overlaps(
 
 
 def _grams(text: str, n: int) -> set[str]:
-    """Distinct n-grams of a text; of one with fewer than n words, all its words as one gram that no longer text has."""
+    """Return the distinct n-grams of a text. A text of fewer than n words is one gram, which no longer text has."""
     found = words(text)
     if len(found) < n:
         return {"\n".join(found)} if found else set()

@@ -11,20 +11,19 @@ _BLOCKS = 16
 
 
 def full_digest(path: Path) -> str:
-    """Compute the sha256 of all of a file, in hexadecimal.
+    """Compute the sha256 of a whole file, in hexadecimal.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file is unreadable.
     """
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """Compute the identity of a file: its sha256 up to 64 MB; beyond that a sha256 over its size, head, tail and evenly
-    spaced blocks of 1 MB.
+    """Compute the identity of a file: its sha256, or above 64 MB a sha256 of its size and 16 evenly spaced 1 MB blocks.
 
-    A shard of weights that changed at all has changed everywhere, so sampling finds it without reading terabytes.
+    Training changes a weight shard everywhere, so sampled blocks detect it without reading terabytes.
     """
     size = path.stat().st_size
     if size <= FULL_READ_BYTES:
@@ -38,7 +37,7 @@ def file_digest(path: Path) -> str:
 
 
 def directory_digest(path: Path) -> str:
-    """Compute a sha256 over the names and identities of all files below `path`, hidden ones excepted."""
+    """Compute a sha256 over the names and identities of all files below `path`, except hidden ones."""
     sha = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
         name = file.relative_to(path)

@@ -1,4 +1,4 @@
-"""One row a problem: copies removed, contradictions left out, both counted."""
+"""Reduce rows to one per problem: remove copies, drop contradictions, count both."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from verl_s2d.errors import UserError
 
 @dataclass(frozen=True)
 class Contradiction:
-    """Rows with the same problem and different answers; `kept` is None where no answer led, so that none was kept."""
+    """Rows of one problem with different answers; `kept` is None if no answer is most frequent."""
 
     ids: list[str]
     answers: list[str]
@@ -21,12 +21,12 @@ class Contradiction:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What became of the rows of a file: rows = identical + same_text + unresolved + problems kept.
+    """Counts of a file's rows: rows = identical + same_text + unresolved + problems kept.
 
     Attributes:
-        identical: rows that repeated an earlier row, id included. DAPO-Math-17k is published with each row 100 times.
-        same_text: rows with another id or spelling but the same problem (see `text.canonical`).
-        unresolved: rows left out because their copies disagree about the answer.
+        identical: rows that repeat an earlier row, id included. DAPO-Math-17k is published with each row 100 times.
+        same_text: rows of the same problem with another id or spelling (see `normalised_text.canonical`).
+        unresolved: rows dropped because copies of their problem disagree about the answer.
     """
 
     rows: int
@@ -37,15 +37,15 @@ class Duplicates:
 
 
 def deduplicate(records: Sequence[Record], name: str) -> tuple[list[Record], Duplicates]:
-    """One record a problem, in order of first appearance.
+    """Keep one record per problem, in order of first appearance.
 
-    Of several copies the one with the smallest id stays, so that the choice does not depend on the order of the file.
-    Where copies disagree about the answer, the answer that most rows give stays; where none leads, nobody can tell
-    which label is right, and the problem is left out.
+    Of several copies the one with the smallest id is kept, so the choice does not depend on the file's order. If copies
+    disagree about the answer, the most frequent answer wins; on a tie the right label is unknown and the problem is
+    dropped.
 
     Args:
         records: distinct rows, each with the number of its copies.
-        name: of the data set, for the error.
+        name: name of the data set, for the error.
 
     Raises:
         UserError: two different problems have the same id.
@@ -82,8 +82,8 @@ def _require_unique_ids(records: Sequence[Record], name: str) -> None:
     repeated = [i for i, count in Counter(r.id for r in records).items() if count > 1]
     if repeated:
         raise UserError(
-            f"{len(repeated)} ids of {name} stand for more than one problem.",
+            f"{len(repeated)} ids of {name} are used for more than one problem.",
             key=f"{name}: id",
             value=repeated[0],
-            remedy="Give every problem an id of its own; labels are accounted by it.",
+            remedy="Give every problem an id of its own; the label ledger counts by id.",
         )

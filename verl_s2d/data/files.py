@@ -1,4 +1,4 @@
-"""Files that are either complete or absent: written beside their target, flushed, renamed."""
+"""Write files atomically: into a temporary file beside the target, flushed, then renamed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path that becomes `path` when the block ends without an error, and is removed otherwise.
+    """Yield a temporary path that is renamed to `path` after the block, or removed if the block raises.
 
-    A reader sees all of the new file or all of the old one, also after a kill or a power cut.
+    Readers see the complete new file or the complete old one, even after a kill or a power cut.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,23 +37,23 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
 
 def discard_unfinished(path: str | Path) -> None:
-    """Delete the temporary files that a killed process has left of `written_whole(path)`."""
+    """Delete temporary files of `written_whole(path)` that a killed process left behind."""
     path = Path(path)
     for temporary in path.parent.glob(f".{path.name}.*.tmp"):
         temporary.unlink(missing_ok=True)
 
 
 def write_json(value: Any, path: str | Path) -> None:
-    """Write JSON, indented by one space. NaN is refused, because few readers accept it."""
+    """Write JSON, indented by one space. Raises ValueError for NaN, which few readers accept."""
     with written_whole(path) as temporary:
         text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        # surrogatepass: names of files may hold bytes that are no UTF-8.
+        # surrogatepass: file names may contain bytes that are not UTF-8.
         temporary.write_text(text, encoding="utf-8", errors="surrogatepass")
 
 
 def write_parquet(table: pa.Table, path: str | Path) -> None:
     """Write one parquet file."""
-    import pyarrow.parquet as pq  # takes a tenth of a second, which the command line would pay
+    import pyarrow.parquet as pq  # imported here: it takes a tenth of a second, which every command would pay
 
     with written_whole(path) as temporary:
         pq.write_table(table, temporary)

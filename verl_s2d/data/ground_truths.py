@@ -1,4 +1,4 @@
-r"""Published answers as ground truths: one spelling each, or None where a verifier could not use them."""
+r"""Convert published answers to ground truths in a canonical spelling, or None if a verifier could not use them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _BOX = r"\boxed{"
 
 
 def ground_truth(answer: str, kind: Kind) -> str | None:
-    r"""The answer as it is compared, without $ $ and \boxed{} around it.
+    r"""Convert an answer to the text to compare with, without enclosing $ $ and \boxed{}; None if unusable.
 
-    `integer` (DAPO, AIME): decimal digits without leading zeros, grouping commas or a degree sign: "025" is "25", and
-    "336^\circ" is "336". `formula` (MATH): LaTeX with balanced braces, as published.
+    `integer` (DAPO, AIME): decimal digits without leading zeros, grouping commas or a degree sign: "025" becomes "25",
+    and "336^\circ" becomes "336". `formula` (MATH): LaTeX with balanced braces, as published.
     """
     text = _bare(answer)
     if kind == "formula":
@@ -42,7 +42,7 @@ def _bare(text: str) -> str:
 
 
 def _closes(text: str) -> int:
-    """Where the first brace closes that was never opened; the text's length when its braces are balanced, else -1."""
+    """Return the index of the first unmatched closing brace; the text's length if braces are balanced, else -1."""
     depth = 0
     for brace in _BRACE.finditer(text):
         depth += {"{": 1, "}": -1}.get(brace.group(), 0)

@@ -1,4 +1,4 @@
-"""What model directories say about themselves, and whether two fit together; read without torch or transformers."""
+"""Read facts from model directories and check that two models fit together, without torch or transformers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ModelFacts:
         role: `student` or `teacher`, for messages.
         key: the setting that names the model, for messages.
         vocabulary: rows of the embedding.
-        context: longest sequence in tokens, None when the configuration does not say.
+        context: longest sequence in tokens, None if the configuration does not give it.
         eos: ids that end a sequence.
     """
 
@@ -41,7 +41,7 @@ class ModelFacts:
 
     @cached_property
     def tokens(self) -> dict[int, str]:
-        """Token id -> token, added tokens included."""
+        """Read the tokenizer: token id -> token, added tokens included."""
         from tokenizers import Tokenizer
 
         path = self.directory / "tokenizer.json"
@@ -58,10 +58,10 @@ class ModelFacts:
 
 
 def read_model(directory: Path, role: str, key: str | None = None) -> ModelFacts:
-    """Facts of the model in a directory; `key` is the setting that names it, its role unless given.
+    """Read the facts of the model in a directory; `key` is the setting that names it, by default its role.
 
     Raises:
-        UserError: its config.json cannot be read or does not give a vocabulary.
+        UserError: config.json is unreadable or has no vocab_size.
     """
     key = key or role
     try:
@@ -88,10 +88,10 @@ def read_model(directory: Path, role: str, key: str | None = None) -> ModelFacts
 
 
 def hub_files(name: str, revision: str | None, key: str) -> Path:
-    """Directory with the configuration and tokenizer of a hub model, from its cache or fetched now.
+    """Return a directory with a hub model's configuration and tokenizer, from the cache or the network.
 
     Raises:
-        UserError: the hub does not have it or cannot be reached.
+        UserError: the hub does not have the model or is unreachable.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -101,7 +101,7 @@ def hub_files(name: str, revision: str | None, key: str) -> Path:
         try:
             found = hf_hub_download(name, file, revision=revision, etag_timeout=10)
         except Exception as error:  # network, permission and validation errors have no common base
-            # A repository without the file. Not having reached the hub is another kind of the same error.
+            # The repository lacks the file. An unreachable hub raises a subclass of the same error.
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 continue
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -118,7 +118,7 @@ def hub_files(name: str, revision: str | None, key: str) -> Path:
 
 
 def check_pair(student: ModelFacts, teacher: ModelFacts) -> None:
-    """Token ids must mean the same to both, and the teacher must be able to score all of them."""
+    """Raise UserError unless both tokenizers are equal and both vocabularies cover every token id."""
     if student.tokens != teacher.tokens:
         first = min(
             i for i in student.tokens.keys() | teacher.tokens.keys() if student.tokens.get(i) != teacher.tokens.get(i)
@@ -143,7 +143,7 @@ def check_pair(student: ModelFacts, teacher: ModelFacts) -> None:
 
 
 def differences(student: ModelFacts, teacher: ModelFacts) -> list[str]:
-    """What differs without being wrong: end of sequence, chat template, padded vocabulary."""
+    """List the allowed differences: end-of-sequence ids, chat template, padded vocabulary."""
     found = []
     if student.eos != teacher.eos:
         found.append(f"end-of-sequence ids differ: student {sorted(student.eos)}, teacher {sorted(teacher.eos)}")

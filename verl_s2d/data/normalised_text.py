@@ -1,4 +1,4 @@
-"""When two problem texts are the same: with LaTeX's spacing, fonts and synonyms, case and punctuation taken out."""
+"""Normalise problem texts for comparison: remove LaTeX's spacing, fonts and synonyms, case and punctuation."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ _LAYOUT = re.compile(
 _SYNONYM = re.compile(r"\\(?:[dt]frac|[lc]dots|dots[cbmo]|leq|geq|neq)(?![a-z])")
 _SYNONYMS = {"dfrac": "frac", "tfrac": "frac", "leq": "le", "geq": "ge", "neq": "ne"}
 _DECORATION = re.compile(r"[\s{}\"“”„`?;。、]|\*\*")
-# Between digits these are decimal points, lists and ratios; elsewhere they end or divide sentences.
+# Between digits these are decimal points, lists and ratios; elsewhere they are punctuation.
 _PUNCTUATION = re.compile(r"(?<!\d)[.,:]|[.,:](?!\d)")
 _IDEOGRAPHS = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W\d_{_IDEOGRAPHS}]+|\d+")
 
 
 def canonical(text: str) -> str:
-    r"""What is left of a problem when its layout is taken out; two problems with the same result are the same.
+    r"""Remove layout from a problem's text; two problems with the same result count as the same.
 
-    Operators, digits, factorials and primes stay, so that problems that differ by a sign or a number stay different.
+    Operators, digits, factorials and primes are kept, so problems that differ by a sign or a number stay different.
     Texts that are equal up to white space have equal results.
     """
     return _PUNCTUATION.sub("", _DECORATION.sub("", _plain(text)))
 
 
 def words(text: str) -> list[str]:
-    """Letters in a row, digits in a row, and single ideographs, in lower case; layout and symbols are left out."""
+    """Split a text into runs of letters, runs of digits and single ideographs, in lower case, without symbols."""
     return _WORD.findall(_plain(text))
 
 

@@ -1,16 +1,16 @@
-"""`verl-s2d prepare`: published sets -> train.parquet and evaluation parquets in verl's columns, ready for a recipe.
+"""Run `verl-s2d prepare`: published sets to train.parquet and evaluation parquets in verl's columns, for a recipe.
 
     verl-s2d prepare OUT [train=dapo-math-17k] [eval=math500,aime24,aime25] [template=boxed|dapo] [thinking=false]
         [seed=0] [contamination=report|remove] [ngram=10] [overlap=0.5] [sources.<name>=FILE or owner/name[@revision]]
 
-OUT gets train.parquet, <eval name>.parquet, slices.json (the halves 1H and 2H, as the workflow's slices have them for
-the same seed and all labels) and, last, prepared.json: settings, sources, counts, overlaps and digests. Nothing in them
-depends on the time, the machine or the order in which sets are named. All input is checked before anything is written.
+OUT gets train.parquet, <eval name>.parquet, slices.json (the halves 1H and 2H, equal to the workflow's slices for the
+same seed and all labels) and, last, prepared.json: settings, sources, counts, overlaps and digests. Their content does
+not depend on the time, the machine or the order of set names. All input is checked before anything is written.
 
-Thinking mode is one setting for all models of a run. It goes into prepared.json as `chat_template: {enable_thinking:
-...}`, which is what a recipe says under `data.chat_template`, and into every row's extra_info.thinking. The workflow
-hands that mapping to verl as data.apply_chat_template_kwargs in every stage, whoever generates, so that teacher and
-student read the same tokens. The paper does not give it; false is the authors' repository's choice for Qwen3.
+Thinking mode is one setting for all models of a run. It is stored in prepared.json as `chat_template: {enable_thinking:
+...}`, the form of a recipe's `data.chat_template`, and in every row's extra_info.thinking. The workflow passes that
+mapping to verl as data.apply_chat_template_kwargs in every stage, so that teacher and student read the same tokens. The
+paper does not give the setting; the authors' repository chooses false for Qwen3.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ class Options:
     out: str
     train: str = "dapo-math-17k"
     eval: str = "math500,aime24,aime25"
-    """Comma separated."""
+    """Names of evaluation sets, separated by commas."""
     template: str = "boxed"
-    """The prompt's template, in training and evaluation: boxed or dapo. What a source has is stripped."""
+    """Prompt template in training and evaluation: boxed or dapo. A source's own template is stripped."""
     thinking: bool = False
     """enable_thinking of the chat template, for teacher and student."""
     seed: int = 0
-    """Of the halves: that of the row of the recipe."""
+    """Seed of the halves: the seed of a row of the recipe."""
     contamination: str = "report"
-    """report or remove: what to do with training problems that overlap with evaluation problems. What is only reported
-    stays, and a recipe's own check (`problems.check_disjoint`) refuses those that are equal up to white space."""
+    """report or remove training problems that overlap with evaluation problems. Reported ones stay in the training
+    file; a recipe's own check (`problems.check_disjoint`) still refuses those that are equal up to white space."""
     ngram: int = NGRAM
-    """Words of an n-gram."""
+    """Words per n-gram."""
     overlap: float = SHARE
-    """Share of an evaluation problem's n-grams in a training problem, from which the two overlap."""
+    """Smallest fraction of an evaluation problem's n-grams in a training problem that makes an overlap."""
     sources: dict[str, str] = field(default_factory=dict)
-    """Set name -> parquet file or hub id, instead of its own hub id."""
+    """Set name -> parquet file or hub id that replaces its published hub id."""
 
     @property
     def eval_names(self) -> list[str]:
@@ -66,10 +66,10 @@ class Options:
 
 
 def prepare(options: Options) -> dict[str, Any]:
-    """Write the data and return the manifest. With the same settings and sources, the same bytes again.
+    """Write the data and return the manifest. Equal settings and sources give equal bytes.
 
     Raises:
-        UserError: an impossible setting, an unusable source, an empty half, or data of another kind in `out`.
+        UserError: a setting is invalid, a source is unusable, a half is empty, or `out` has data of other settings.
     """
     check_options(options)
     names = [options.train, *options.eval_names]
@@ -113,7 +113,7 @@ def prepare(options: Options) -> dict[str, Any]:
 
 
 def check_options(options: Options) -> None:
-    """Raises UserError for a setting that cannot be, before anything is read."""
+    """Raise UserError for an invalid setting, before anything is read."""
     for key, names in (("train", [options.train]), ("eval", options.eval_names), ("sources", list(options.sources))):
         for name in names:
             if name not in SOURCES:
@@ -121,7 +121,7 @@ def check_options(options: Options) -> None:
     names = [options.train, *options.eval_names]
     if len(set(names)) != len(names):
         raise UserError(
-            "A data set is named twice, or for training and evaluation.",
+            "A data set is named twice, or for both training and evaluation.",
             key="eval",
             value=options.eval,
             remedy="Name each once.",
@@ -129,10 +129,10 @@ def check_options(options: Options) -> None:
     unused = sorted(options.sources.keys() - set(names))
     if unused:
         raise UserError(
-            "The source of a set that is not asked for.",
+            "The source is of a set that is not in use.",
             key=f"sources.{unused[0]}",
             value=options.sources[unused[0]],
-            remedy="Name the set in train or eval, or leave its source out.",
+            remedy="Name the set in train or eval, or leave out its source.",
         )
     template(options.template)
     if options.contamination not in ("report", "remove"):
@@ -140,7 +140,7 @@ def check_options(options: Options) -> None:
             "Not a choice.", key="contamination", value=options.contamination, remedy="Choose report or remove."
         )
     if options.ngram < 2:
-        raise UserError("An n-gram of one word says nothing.", key="ngram", value=options.ngram, remedy="At least 2.")
+        raise UserError("One word is no n-gram.", key="ngram", value=options.ngram, remedy="At least 2.")
     if not 0 < options.overlap <= 1:
         raise UserError("Not a share.", key="overlap", value=options.overlap, remedy="Above 0 and at most 1.")
 
@@ -156,7 +156,7 @@ def _table(records: Sequence[Record], loaded: Loaded, options: Options) -> pa.Ta
 
 
 def _settings(options: Options) -> dict[str, Any]:
-    """What decides the result, besides the sources' contents. Where those lie does not."""
+    """Return the settings that decide the result; the sources' locations do not, their contents do."""
     chosen = asdict(options) | {"eval": options.eval_names}
     return {name: value for name, value in chosen.items() if name not in ("out", "sources")}
 
@@ -182,7 +182,7 @@ def _require(met: bool, key: str, value: int, problem: str) -> None:
 
 
 def _require_ours(out: Path, manifest: Mapping[str, Any]) -> None:
-    """What is in `out` may be replaced by the same, not by something else: a run may be reading it."""
+    """Raise UserError if `out` has other prepared data, which a run may be reading."""
     path = out / MANIFEST
     if not path.exists():
         return

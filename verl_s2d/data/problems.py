@@ -1,4 +1,4 @@
-"""Problems in verl's parquet columns.
+"""Read and check problems in verl's parquet columns.
 
 prompt: list of {role, content}; data_source: str; reward_model: {style, ground_truth}; extra_info: {index, ...}.
 The problem id is extra_info.index, as text, and is unique within a file.
@@ -23,7 +23,7 @@ _FIELDS = {"reward_model": ("style", "ground_truth"), "extra_info": ("index",)}
 
 @dataclass(frozen=True)
 class Problem:
-    """One row. `ground_truth` is empty in files without answers."""
+    """One problem. `ground_truth` is empty in files without answers."""
 
     id: str
     messages: list[dict[str, Any]]
@@ -33,22 +33,22 @@ class Problem:
 
     @property
     def text(self) -> str:
-        """What tells two problems apart: the contents of the messages, white space normalised."""
+        """Join the contents of the messages, with normalised white space; equal texts are equal problems."""
         return "\n".join(" ".join(str(m["content"]).split()) for m in self.messages)
 
 
 def read_table(path: str | Path, *, key: str = "data") -> pa.Table:
-    """The parquet file, its columns checked.
+    """Read a parquet file and check its columns.
 
     Args:
-        key: what to call the file in an error.
+        key: name of the file in errors.
 
     Raises:
-        UserError: the file cannot be read, is empty, or lacks one of verl's columns.
+        UserError: the file is unreadable, has no rows, or lacks one of verl's columns.
     """
     try:
         if Path(path).is_dir():
-            # pyarrow would read all the files in it as one table.
+            # pyarrow would read all files of a directory as one table.
             raise IsADirectoryError("it is a directory")
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
@@ -75,16 +75,16 @@ def read_table(path: str | Path, *, key: str = "data") -> pa.Table:
 
 
 def read_problems(path: str | Path, *, key: str = "data") -> list[Problem]:
-    """The problems of a parquet file, in its order.
+    """Read the problems of a parquet file, in its order.
 
     Raises:
-        UserError: what `read_table` raises, a missing or repeated id, or two ids with the same text.
+        UserError: as in `read_table`, or an id is missing or repeated, or two problems have the same text.
     """
     return problems_of(read_table(path, key=key), path, key=key)
 
 
 def problems_of(table: pa.Table, path: str | Path, *, key: str = "data") -> list[Problem]:
-    """The rows of a table that `read_table` returned, ids and texts checked to be unique."""
+    """Convert a table of `read_table` to problems, and check that ids and texts are unique."""
     rows = table.select(COLUMNS).to_pylist()
     for number, row in enumerate(rows):
         _require_whole(row, number, path, key)
@@ -103,7 +103,7 @@ def problems_of(table: pa.Table, path: str | Path, *, key: str = "data") -> list
         raise UserError(
             f"{nameless} problems of {path} have no id.",
             key=f"{key}: extra_info.index",
-            remedy="Give every problem an id; the accounting of labels is kept by it.",
+            remedy="Give every problem an id; the label ledger counts by id.",
         )
     _require_unique([p.id for p in problems], f"{key}: extra_info.index", path, "Give every problem an id of its own.")
     _require_unique(
@@ -115,15 +115,15 @@ def problems_of(table: pa.Table, path: str | Path, *, key: str = "data") -> list
 def check_disjoint(
     training: Sequence[Problem], evaluation: Mapping[str, Sequence[Problem]], *, role: str = "training"
 ) -> None:
-    """No evaluation problem may be among the training problems, by its text.
+    """Refuse evaluation problems that are among the training problems, by text.
 
-    Ids are not compared: two sources may number their problems alike.
+    Ids are not compared, because two sources may use the same numbers.
 
     Args:
-        role: what `training` is, for the message.
+        role: name of `training` in the message.
 
     Raises:
-        UserError: names the set, the number of shared problems and one of them.
+        UserError: with the set, the number of shared problems and one of them.
     """
     texts = {p.text: p.id for p in training}
     for name, problems in evaluation.items():
@@ -139,7 +139,7 @@ def check_disjoint(
 
 
 def _require_whole(row: Mapping[str, Any], number: int, path: str | Path, key: str) -> None:
-    """Raises UserError for the first column of a row that has no value, or a prompt that is no conversation."""
+    """Raise UserError for the first empty column of a row, or a prompt that is not a list of messages."""
     for column in COLUMNS:
         value = row[column]
         whole = value is not None

@@ -1,4 +1,4 @@
-"""Records as rows in verl's columns, and their digest.
+"""Convert records to rows in verl's columns, and digest the rows.
 
     data_source  str
     prompt       [{role: user, content: template applied to the problem}]
@@ -6,7 +6,7 @@
     reward_model {style: rule, ground_truth: str}
     extra_info   {index: problem id, split: train or test, level, subject (null where unknown), thinking: bool}
 
-All sets have the same columns and types, because verl concatenates the files it is given.
+All sets have the same columns and types, because verl concatenates its data files.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SCHEMA = pa.schema(
 def as_table(
     records: Sequence[Record], *, data_source: str, split: str, template: Template, thinking: bool
 ) -> pa.Table:
-    """One row a record, in their order."""
+    """Build a table with one row per record, in order."""
     rows = [
         {
             "data_source": data_source,
@@ -63,7 +63,7 @@ def as_table(
 
 
 def rows_digest(table: pa.Table) -> str:
-    """sha256 of the rows in order. Unlike the file's, it does not change with the release of pyarrow that wrote it."""
+    """Compute the sha256 of the rows in order. Unlike the file's, it does not depend on pyarrow's release."""
     digest = hashlib.sha256()
     for row in table.to_pylist():
         digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")

@@ -1,9 +1,9 @@
-"""Slices of the labelled problems: `all`, and its two disjoint halves `1h` and `2h`, each also without answers.
+"""Slice the labelled problems into `all` and its disjoint halves `1h` and `2h`, each also without answers.
 
     python -m verl_s2d.data.slices train=FILE out=DIR [labels=N] [seed=S] [eval.<name>=FILE ...]
 
-Which problems are chosen, and in which half they are, follows from the seed and the problem ids alone: not from the
-order of the file, and not from a random number generator whose stream a new release may change.
+The seed and the problem ids alone decide the selection and the halves: not the file's order, and no random number
+generator, whose stream may change with a release.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ class Options:
     """Parquet of labelled problems."""
     out: str
     labels: int | None = None
-    """How many labelled problems are used; null for all."""
+    """Number of labelled problems to use; null for all."""
     seed: int = 0
     eval: dict[str, str] = field(default_factory=dict)
     """Evaluation sets that must not contain any training problem."""
 
 
 def choose(ids: Sequence[str], labels: int | None, seed: int) -> dict[str, list[str]]:
-    """Slice name -> problem ids. `all` is `1h` followed by `2h`; with an odd number `2h` has one more.
+    """Choose the problem ids of each slice. `all` is `1h` followed by `2h`, which has one more if the count is odd.
 
-    Of the same problems and seed, a smaller number of labels gives a subset of a larger one.
+    For the same problems and seed, fewer labels give a subset of more labels.
 
     Raises:
-        UserError: fewer than two labels (a half would be empty), or more than there are problems.
+        UserError: labels are fewer than two, so a half would be empty, or more than the problems.
     """
     count = len(ids) if labels is None else labels
     if count < 2:
         raise UserError(
-            "A slice would be empty: the labels are divided into two halves.",
+            "A slice would be empty, because labels are split into two halves.",
             key="labels",
             value=count,
             remedy="Use at least 2 labelled problems.",
@@ -65,20 +65,20 @@ def choose(ids: Sequence[str], labels: int | None, seed: int) -> dict[str, list[
 
 
 def slices_digest(slices: dict[str, list[str]]) -> str:
-    """sha256 of the ids of every slice, in order."""
+    """Compute the sha256 of the ids of every slice, in order."""
     return hashlib.sha256(json.dumps(slices, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def summary(slices: dict[str, list[str]], seed: int) -> dict[str, Any]:
-    """What slices.json says: the number of labels, the seed, the digest, and the ids of every slice."""
+    """Build the content of slices.json: the number of labels, the seed, the digest, and the ids of every slice."""
     return {"labels": len(slices["all"]), "seed": seed, "digest": slices_digest(slices), "slices": slices}
 
 
 def without_answers(table: pa.Table) -> pa.Table:
-    """The same problems with nothing an answer could be in.
+    """Return the problems without any field that could hold an answer.
 
-    Only verl's four columns are kept, ground_truth is empty text and extra_info has the id alone. No metadata either:
-    pandas and datasets describe the columns they wrote.
+    Only verl's four columns are kept; ground_truth is empty text and extra_info has only the id. Metadata is dropped
+    too, because pandas and datasets store descriptions of the original columns in it.
     """
     model, info = table["reward_model"].combine_chunks(), table["extra_info"].combine_chunks()
     empty = pa.array([""] * table.num_rows, pa.string())
@@ -95,7 +95,7 @@ def write_slices(options: Options) -> dict[str, list[str]]:
     """Write <slice>.parquet and <slice>-prompts.parquet for every slice, then slices.json; returns the ids.
 
     Raises:
-        UserError: unusable data, an impossible number of labels, or evaluation problems among the training problems.
+        UserError: data or the number of labels are unusable, or evaluation problems are among the training problems.
     """
     table = read_table(options.train, key="train")
     problems = problems_of(table, options.train, key="train")

@@ -1,7 +1,7 @@
-"""The published data sets that `prepare` knows, and their rows as records, whichever layout they come in.
+"""Read the published data sets of `prepare` as records, from any of their layouts.
 
-A set is read from its hub repository, or from a local parquet in verl's columns, in the hub's, or in those `prepare`
-itself writes: each field is looked for under the names it is published with.
+A set is read from its hub repository, or from a local parquet with verl's columns, the hub's, or those that `prepare`
+writes: each field is looked up under all names that it is published with.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
 
 @dataclass(frozen=True)
 class Source:
-    """How one published set is read.
+    """Location and format of one published set.
 
     Attributes:
-        hub: repository of the published set, read through the `datasets` library.
-        data_source: verl's column of that name; verl's own scorers know all of these.
-        ids: columns a problem's id may be in, the first of which that is there counts.
+        hub: repository of the published set, read with the `datasets` library.
+        data_source: value of verl's column of that name; verl's own scorers support all of these.
+        ids: columns that may hold a problem's id; the first existing one is used.
     """
 
     name: str
@@ -73,7 +73,7 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class Record:
-    """A distinct row: the bare problem, its answer as a ground truth, and how often the row occurs in the file."""
+    """A distinct row: the problem without template, its answer as a ground truth, and its number of copies."""
 
     id: str
     text: str
@@ -84,7 +84,7 @@ class Record:
 
     @cached_property
     def canonical(self) -> str:
-        """What tells two problems apart, see `text.canonical`."""
+        """Normalise the text; equal results are the same problem (see `normalised_text.canonical`)."""
         return canonical(self.text)
 
 
@@ -93,8 +93,8 @@ class Loaded:
     """Records of one set.
 
     Attributes:
-        identity: where they come from, without anything that depends on the machine.
-        templates: how many rows had which prompt template; `none` for bare problems.
+        identity: origin of the records, independent of the machine.
+        templates: number of rows by prompt template; `none` for problems without one.
     """
 
     source: Source
@@ -107,7 +107,7 @@ def load(source: Source, location: str | None = None) -> Loaded:
     """Read a set from a parquet file or a hub id (`owner/name`, optionally `@revision`); by default its own hub id.
 
     Raises:
-        UserError: it cannot be read, lacks a column, has no rows, or a row lacks its problem, id or usable answer.
+        UserError: the set is unreadable, lacks a column or rows, or a row lacks its problem, id or a usable answer.
     """
     key = f"sources.{source.name}"
     path = Path(location).expanduser() if location is not None else None
@@ -135,7 +135,7 @@ def _from_hub(repository: str, revision: str | None, split: str, key: str) -> tu
             value=repository,
             remedy=f"Check the network and your access to it, or give a local parquet: {key}=<file>.",
         ) from error
-    # `datasets` keeps what it read in a directory named by the commit, whether the hub was reached or not.
+    # `datasets` caches each set in a directory named by its commit, and also reads it from there offline.
     commits = re.findall(r"\b[0-9a-f]{40}\b", " ".join(file["filename"] for file in dataset.cache_files))
     return dataset, {"hub": repository, "split": split, "revision": commits[-1] if commits else revision}
 
@@ -157,9 +157,7 @@ def _records(rows: pa.Table, source: Source, found: Counter[str]) -> list[Record
         row["parsed"] = ground_truths.ground_truth(row["answer"] or "", source.answers)
         found[template or "none"] += row["copies"]
     refuse([r for r in table if not r["text"]], "have no problem", "text", "Remove them.")
-    refuse(
-        [r for r in table if not r["id"]], "have no id", "id", "Labels are accounted by it: give each one of its own."
-    )
+    refuse([r for r in table if not r["id"]], "have no id", "id", "The label ledger counts by id: give each its own.")
     refuse(
         [r for r in table if r["parsed"] is None],
         f"have an answer that is no {source.answers}",
@@ -189,7 +187,7 @@ def _level(text: str | None) -> int | None:
 
 
 def _subject(problem_id: str) -> str | None:
-    """MATH's subject from the path of the problem in it: `test/counting_and_probability/1.json`."""
+    """Derive MATH's subject from a problem's path, such as `test/counting_and_probability/1.json`."""
     parts = problem_id.split("/")
     if len(parts) != 3 or not parts[2].endswith(".json"):
         return None

@@ -1,10 +1,10 @@
-r"""Prompt templates: what stands before and after a problem in the message a model reads.
+r"""Apply and strip prompt templates: the text before and after a problem in a user message.
 
     boxed   <problem> Please reason step by step, and put your final answer within \boxed{}.
     dapo    Solve the following ... Answer: $Answer ... <problem> Remember to put your answer ... after "Answer:".
 
-`boxed` is the instruction of the authors' repository, `dapo` that of DAPO-Math-17k as published, which a sibling paper
-uses; the paper itself (arXiv 2605.12483) names none. Training and evaluation get the same one.
+`boxed` is the instruction of the authors' repository; `dapo` is that of DAPO-Math-17k as published, which a sibling
+paper uses. The paper itself (arXiv 2605.12483) names none. Training and evaluation use the same template.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ TEMPLATES = {
         '\n\nRemember to put your answer on its own line after "Answer:".',
     ),
 }
-# Other spellings of `boxed` that published files have; recognised, never written.
+# Other spellings of `boxed` in published files: stripped, never written.
 _VARIANTS = {"boxed": (Template("", f"\n\n{_BOXED}"), Template("", f"\n{_BOXED}"))}
 
 
 def template(name: str) -> Template:
-    """The template of that name.
+    """Return a template by name.
 
     Raises:
-        UserError: there is none.
+        UserError: the name is unknown.
     """
     if name not in TEMPLATES:
         raise UserError(
@@ -57,9 +57,9 @@ def template(name: str) -> Template:
 
 
 def strip(prompt: str) -> tuple[str, str | None]:
-    """The problem in a prompt, and the name of the template it was in; the prompt itself and None when it was in none.
+    """Strip one template from a prompt; returns (problem, template name), or (prompt, None) without a template.
 
-    One template is taken off: `strip(TEMPLATES[name].apply(x)) == (x, name)` for every text x.
+    `strip(TEMPLATES[name].apply(x)) == (x, name)` for every text x.
     """
     for name, own in TEMPLATES.items():
         for known in (*_VARIANTS.get(name, ()), own):

@@ -1,4 +1,4 @@
-"""Weights of models that others made: safetensors only, because a pickle can run code, and each file whole."""
+"""Check external model weights: safetensors only, because a pickle can run code, and no truncated file."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _MAX_HEADER_BYTES = 100 * 2**20
 
 
 def check_weights(model: str | Path, key: str, *, revision: str | None = None) -> None:
-    """Raises UserError unless the weights of a model directory are there, as safetensors files of the right length.
+    """Raise UserError unless a model directory has its weights as intact safetensors files.
 
-    A hub id is refused when its repository (or what is cached of it) has pickles and no safetensors file.
+    A hub id is refused if its repository, or the cached part of it, has pickles and no safetensors file.
     """
     directory = Path(model)
     if not directory.is_dir():
@@ -45,16 +45,16 @@ def _check_names(names: Iterable[str], model: str, key: str) -> None:
     pickles = sorted(name for name in names if name.endswith(_PICKLES))
     if pickles and not any(name.endswith(".safetensors") for name in names):
         raise UserError(
-            f"The weights are pickled ({pickles[0]}), and loading a pickle can run any code that is in it.",
+            f"The weights are pickled ({pickles[0]}), and loading a pickle can run any code in it.",
             key=key,
             value=model,
-            remedy="Use a revision with safetensors files, or convert it where nothing can be harmed: "
+            remedy="Use a revision with safetensors files, or convert it in an isolated environment: "
             "AutoModelForCausalLM.from_pretrained(...).save_pretrained(<directory>), and its tokenizer likewise.",
         )
 
 
 def _hub_names(name: str, revision: str | None) -> list[str]:
-    """File names of a hub repository, or of its snapshot in the cache; empty when neither can be had."""
+    """List the files of a hub repository, or of its cached snapshot; empty if neither is available."""
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     try:
@@ -65,10 +65,10 @@ def _hub_names(name: str, revision: str | None) -> list[str]:
 
 
 def safetensors_names(path: Path) -> set[str]:
-    """Tensor names in the header of a safetensors file.
+    """Read the tensor names in a safetensors file's header.
 
     Raises:
-        ValueError: the header is damaged or the file is not as long as it says.
+        ValueError: the header is damaged or does not match the file's length.
     """
     size = path.stat().st_size
     with path.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""What a plan will need at full size: parallel layouts, memory per GPU, tokens, FLOPs; from settings and shapes alone.
+"""Estimate a plan's parallel layouts, memory per GPU, tokens and FLOPs, from settings and model shapes alone.
 
-Bytes and FLOPs are closed forms; each module says which and from where. Nothing here needs weights, a GPU or torch.
+Bytes and FLOPs are closed forms; each module gives its formulas and their sources. No weights, GPU or torch needed.
 """

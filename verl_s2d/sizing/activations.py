@@ -1,16 +1,17 @@
-"""What a forward pass leaves for the backward pass, in bytes on one GPU.
+"""Estimate the activations that a forward pass stores for the backward pass, in bytes on one GPU.
 
-Counted tensor by tensor from transformers' decoder layer in `b`-byte compute with flash attention (scores are never
-stored), per token; H, I, A, K are the widths of the residual stream, the feed-forward layer, all queries, all keys:
+Counted tensor by tensor for transformers' decoder layer, computing in b bytes per number with flash attention, which
+stores no scores. Per token, with the widths H of the residual stream, I of the feed-forward layer, A of all queries and
+K of all keys:
 
     each of the two norms   (4 + 2b) H      its fp32 input, the normalised input, its output
     queries and keys        b (A + K), or (4 + 2b) (A + K) with a norm on each head
     values, attention       b K + b A
     feed-forward            4 b I           gate, up, silu(gate), their product
 
-Under tensor parallelism all but the norms is divided, and with sequence parallelism the norms too (Korthikanti et al.
-2022, "Reducing Activation Recomputation in Large Transformer Models", whose counts are for another layer). With
-checkpointing a layer leaves its input, b H, and its own activations exist only while it is recomputed.
+Tensor parallelism shards everything except the norms, and sequence parallelism the norms as well (Korthikanti et al.
+2022, "Reducing Activation Recomputation in Large Transformer Models", which counts another layer). With checkpointing a
+layer stores only its input, b H; its other activations exist while it is recomputed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ from verl_s2d.verl_settings.stage_sizes import Engine
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes: what a pass keeps in all layers, what a recomputed layer adds, what its backward works with beside it."""
+    """Bytes of activations.
+
+    Attributes:
+        kept: stored in all layers by the forward pass.
+        recomputed: recomputed at a time during the backward pass.
+        working: temporaries of a layer's backward pass.
+    """
 
     kept: float
     recomputed: float
@@ -31,10 +38,10 @@ class Activations:
 
 
 def activations(shape: ModelShape, engine: Engine, tokens: int, micro_batches: int = 1) -> Activations:
-    """Of a training pass of `tokens` tokens on this GPU.
+    """Estimate the activations of a training pass over `tokens` tokens on this GPU.
 
     Args:
-        micro_batches: of a mini-batch; under pipeline parallelism the first stage has up to PP of them in flight.
+        micro_batches: number per mini-batch; the first stage of a pipeline has up to PP of them in flight.
     """
     layers = shape.layers / engine.pipeline
     in_flight = min(engine.pipeline, micro_batches)
@@ -48,13 +55,13 @@ def activations(shape: ModelShape, engine: Engine, tokens: int, micro_batches: i
 
 
 def forward_working(shape: ModelShape, engine: Engine, tokens: int) -> float:
-    """Of a pass without gradients: a layer's input and output, its norm in fp32, and the feed-forward tensors."""
+    """Estimate a pass without gradients: a layer's input, output, fp32 norm and feed-forward tensors; bytes."""
     width = engine.compute_bytes * shape.hidden / (engine.tensor if engine.sequence_parallel else 1)
     return tokens * (4 * width + 3 * engine.compute_bytes * shape.intermediate / engine.tensor)
 
 
 def layer_bytes(shape: ModelShape, engine: Engine) -> float:
-    """One layer's activations of one token, without checkpointing."""
+    """Compute the bytes of one layer's activations for one token, without checkpointing."""
     b = engine.compute_bytes
     norms = 2 * (4 + 2 * b) * shape.hidden
     heads = (4 + 2 * b if shape.qk_norm else b) * (shape.queries + shape.keys)

@@ -1,4 +1,4 @@
-"""Count the teacher rollouts that a cache holds, and those among them that the warmups read."""
+"""Count the teacher rollouts in a cache and those that warmups read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from verl_s2d.stages.shared.batch_settings import rows_read
 from verl_s2d.workflow.graph import Node
 
 _WASTE = 0.5
-"""Thrown away beyond this share, a cache is worth a warning."""
+"""Warn if more than this fraction of a cache is unused."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,9 @@ class CacheUse:
     """Rollouts of one cache.
 
     Attributes:
-        sampled, read: rows of the cache, and those among them that some warmup reads.
-        tokens: of a rollout, at most.
+        sampled: rollouts in the cache.
+        read: rollouts that some warmup reads.
+        tokens: maximum tokens of a rollout.
     """
 
     sampled: int
@@ -27,27 +28,27 @@ class CacheUse:
 
     @property
     def sampled_tokens(self) -> int:
-        """At most, with every rollout at its full length."""
+        """Bound the sampled tokens: every rollout at its full length."""
         return self.sampled * self.tokens
 
     @property
     def read_tokens(self) -> int:
-        """As `sampled_tokens`, of the rollouts that are read."""
+        """Bound the tokens that are read: every rollout at its full length."""
         return self.read * self.tokens
 
     @property
     def wasted(self) -> float:
-        """Share of the rollouts that nothing reads, from 0 to 1."""
+        """Return the fraction of rollouts that nothing reads, in [0, 1]."""
         return 1 - self.read / self.sampled
 
 
 def cache_use(rollouts: Node, nodes: Iterable[Node], problems: int | None) -> CacheUse | None:
-    """Compare what a stage samples with what is read of it; None as long as the number of rollouts is not known.
+    """Compare the rollouts that a stage samples with those that are read; None if their number is unknown.
 
     Args:
-        nodes: of the plan. Warmups on one cache read it in the same order, so the longest of them reads all that any
-            of them reads.
-        problems: of the slice that is sampled from, None where not known.
+        nodes: nodes of the plan. All warmups read a cache in the same order, so the longest one reads every rollout
+            that any of them reads.
+        problems: number of problems in the slice, or None if unknown.
     """
     sampled = rollouts.stage.sequences(rollouts, problems)
     if not sampled:
@@ -58,10 +59,10 @@ def cache_use(rollouts: Node, nodes: Iterable[Node], problems: int | None) -> Ca
 
 
 def waste_warning(rollouts: Node, use: CacheUse) -> str | None:
-    """Warn of a cache of which more than half is sampled for nothing."""
+    """Return a warning if more than half of a cache is unused."""
     if use.wasted <= _WASTE:
         return None
     return (
         f"{rollouts.name} samples {use.sampled:,} rollouts, of which the warmup reads {use.read:,} "
-        f"({use.wasted:.0%} is thrown away): leave stages.rollouts.per_prompt out to sample what is read."
+        f"({use.wasted:.0%} is thrown away): leave out stages.rollouts.per_prompt to sample only what is read."
     )

@@ -1,9 +1,9 @@
-"""What a stage costs: tokens, verifier calls, updates, FLOPs; at most, with every response as long as it may be.
+"""Bound a stage's cost in tokens, verifier calls, updates and FLOPs: every response has its maximum length.
 
-A forward pass of a token is 2 N FLOPs for the N parameters of matrices (the input embedding is a look-up), and 2 L A S
-more for attention to S/2 earlier tokens on average (scores and values, 2 FLOPs each, A the width of the queries); with
-its backward pass three times that (Kaplan et al. 2020; Chowdhery et al. 2022, appendix B). What checkpointing computes
-again is not counted.
+A token's forward pass takes 2 N FLOPs for the N parameters of matrices (the input embedding is a look-up), plus 2 L A S
+for attention to S/2 earlier tokens on average (scores and values, 2 FLOPs each; A is the width of all queries). Forward
+and backward pass together take three times that (Kaplan et al. 2020; Chowdhery et al. 2022, appendix B). Recomputation
+by checkpointing is not counted.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from verl_s2d.verl_settings.stage_sizes import Training
 from verl_s2d.workflow.graph import Node
 
 GPU_FLOPS, PASS_MFU, SAMPLING_MFU = 989e12, 0.35, 0.05
-"""Assumptions, not measurements: an H100's dense bf16 peak, and the shares of it that training and scoring, and that
-sampling, reach."""
+"""Assumptions, not measurements: an H100's dense bf16 peak, the MFU of training and scoring, the MFU of sampling."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one stage, at most; None is what cannot be known yet.
+    """Upper bounds on one stage's cost; None if still unknown.
 
     Attributes:
         sampled_tokens, teacher_scored_tokens: response tokens.
-        pass_flops, sampling_flops: of training and scoring; of sampling.
+        pass_flops: FLOPs of training and scoring.
+        sampling_flops: FLOPs of sampling.
     """
 
     sampled_tokens: int | None = 0
@@ -39,14 +39,14 @@ class Cost:
 
     @property
     def gpu_hours(self) -> float | None:
-        """With the assumptions above."""
+        """Convert FLOPs to H100 hours, with the assumptions above."""
         if self.pass_flops is None or self.sampling_flops is None:
             return None
         return (self.pass_flops / PASS_MFU + self.sampling_flops / SAMPLING_MFU) / GPU_FLOPS / 3600
 
 
 def forward_flops(shape: ModelShape, longest: int) -> float:
-    """Of one token in sequences of `longest` tokens."""
+    """Compute the FLOPs of a token's forward pass in sequences of `longest` tokens."""
     matrices = shape.layers * shape.block_parameters + shape.embedding_parameters
     return 2 * matrices + 2 * shape.layers * shape.queries * longest
 
@@ -60,7 +60,7 @@ def training_cost(
     prompt: int,
     response: int,
 ) -> Cost:
-    """Of a stage that trains. One that is to stop where another row did may not know where."""
+    """Bound the cost of a training stage; unknown while its steps depend on another row's result."""
     steps = node.settings["steps"]
     if steps is None:
         return Cost(**dict.fromkeys((f.name for f in fields(Cost)), None))
@@ -87,7 +87,7 @@ def training_cost(
 
 
 def sampling_cost(sequences: int | None, shape: ModelShape | None, *, prompt: int, response: int, scored: bool) -> Cost:
-    """Compute the cost of a stage that only samples; `scored`: a verifier looks at every sample."""
+    """Bound the cost of a stage that only samples; `scored`: a verifier scores every sample."""
     if sequences is None:
         return Cost(sampled_tokens=None, verifier_calls=None if scored else 0, sampling_flops=None)
     flops = None if shape is None else sequences * (prompt + response) * forward_flops(shape, prompt + response)
@@ -95,7 +95,7 @@ def sampling_cost(sequences: int | None, shape: ModelShape | None, *, prompt: in
 
 
 def total(costs: list[Cost]) -> Mapping[str, Any]:
-    """Sums over stages; a figure that one of them lacks is None."""
+    """Sum the costs of stages; a figure that one stage lacks is None."""
 
     def add(name: str) -> float | None:
         values = [getattr(cost, name) for cost in costs]

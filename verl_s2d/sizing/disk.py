@@ -1,9 +1,9 @@
-"""Bytes that the stages of a run write: checkpoints while a stage trains, and what stays when it has ended.
+"""Estimate the bytes that stages write: checkpoints during training, and results that stay.
 
-FSDP checkpoints hold each parameter in the dtype it is kept in (fp32 for what is trained), twice that for Adam's
-moments of the trained ones, and an export in the kept dtype for the next stage: 16 bytes a parameter without adapters.
-Megatron's hold 12 bytes a trained parameter (fp32 weights and moments) and a bf16 export. Samples are at most about 4
-bytes a token: 32-bit ids in a cache of rollouts, text in an evaluation.
+FSDP checkpoints hold every parameter in its training dtype (fp32 if trained), Adam's two moments of each trained
+parameter, and an export for the next stage: 16 bytes per parameter without adapters. Megatron's hold 12 bytes per
+trained parameter (fp32 weights and moments) and a bf16 export. Samples take at most about 4 bytes per token: 32-bit ids
+in a cache of rollouts, text in an evaluation.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class StageDisk:
     """Bytes of one stage.
 
     Attributes:
-        checkpoint: of one; 0 for a stage that trains nothing.
-        kept: most checkpoints at a time.
-        result: what stays for later stages and the report.
+        checkpoint: bytes of one checkpoint; 0 for a stage that does not train.
+        kept: maximum number of checkpoints at a time.
+        result: bytes that stay for later stages and the report.
     """
 
     checkpoint: float
@@ -36,10 +36,10 @@ class StageDisk:
 
 
 def training_disk(node: Node, settings: Mapping[str, Any], training: Training, shape: ModelShape) -> StageDisk | None:
-    """Count a stage that trains; None where its number of steps is not known yet.
+    """Estimate a training stage's disk space; None if its number of steps is unknown.
 
     Args:
-        settings: its composed configuration.
+        settings: composed configuration of the stage.
     """
     engine = training.actor
     trained = trained_parameters(shape, engine)
@@ -55,21 +55,21 @@ def training_disk(node: Node, settings: Mapping[str, Any], training: Training, s
     if steps is None:
         return None if keep is None else StageDisk(checkpoint, keep, export)
     if keep is None:
-        # Such a stage saves by steps alone.
+        # A stage that keeps all checkpoints saves by steps only.
         return StageDisk(checkpoint, -(-steps // node.operations["save_every"]), export)
     return StageDisk(checkpoint, min(keep, steps), export)
 
 
 def sampling_disk(sampled_tokens: int, prompt: int, response: int) -> StageDisk:
-    """Count a stage that only samples, from its response tokens at most and the lengths of prompts and responses."""
+    """Estimate a sampling stage's disk space from the bound on its tokens and the lengths of prompt and response."""
     return StageDisk(0, 0, _TOKEN_BYTES * sampled_tokens * (prompt + response) / response)
 
 
 def run_disk(stages: Iterable[StageDisk]) -> tuple[float, float]:
-    """(most bytes at a time, bytes at the end) of stages that run one after the other."""
+    """Compute (peak bytes, final bytes) of stages that run one after the other."""
     most = left = 0.0
     for stage in stages:
-        # The export is moved out of the last checkpoint, not copied.
+        # The result is the last checkpoint's export, moved and not copied.
         most = max(most, left + max(stage.checkpoint * stage.kept, stage.result))
         left += stage.result
     return most, left

@@ -1,14 +1,14 @@
-"""Parameters, gradients and optimizer states of one model in verl's training engines, in bytes on one GPU.
+"""Estimate parameters, gradients and optimizer states of a model in verl's training engines, in bytes on one GPU.
 
-FSDP2 (torch's fully_shard: ZeRO stage 3 of Rajbhandari et al. 2020): everything is divided among F shards. Parameters
-are kept in `model_dtype` (m bytes; fp32 for what is trained), gradients and both of Adam's moments likewise:
-m P/F + m P_t/F + 2 m P_t/F for P parameters of which P_t are trained. Layers are gathered in the compute dtype (b
-bytes), two at a time with the one fetched ahead, their gradients (b) are reduced in fp32. An update also needs a
-temporary of a moment's size, m P_t/F (torch's foreach AdamW). With no_sync 4 P_t bytes of whole gradients wait for
-the last micro-batch.
+FSDP2 (torch's fully_shard: ZeRO stage 3 of Rajbhandari et al. 2020) shards everything over F ranks. Parameters,
+gradients and both of Adam's moments have `model_dtype` (m bytes; fp32 for trained models):
+m P/F + m P_t/F + 2 m P_t/F for P parameters of which P_t are trained. Layers are all-gathered in the compute dtype (b
+bytes), two at a time because of prefetching; their gradients (b) are reduced in fp32. An update needs a temporary of a
+moment's size, m P_t/F (torch's foreach AdamW). With no_sync, 4 P_t bytes of unsharded gradients accumulate until the
+last micro-batch.
 
-Megatron (its distributed optimizer's documentation): bf16 parameters and fp32 gradients of P/(TP PP) on each GPU, 6
-bytes a parameter, and fp32 copies with both moments, 12 bytes, divided among DP CP ranks when the optimizer is
+Megatron (documentation of its distributed optimizer): bf16 parameters and fp32 gradients, 6 bytes for each of the
+P/(TP PP) parameters of a GPU; fp32 parameters and both moments, 12 bytes, sharded over DP CP ranks if the optimizer is
 distributed.
 
 LoRA: P_t is r (in + out) for every adapted matrix (Hu et al. 2021).
@@ -26,20 +26,21 @@ _FP32 = 4
 
 @dataclass(frozen=True)
 class EngineMemory:
-    """Bytes on one GPU; what is zero the engine does not have.
+    """Bytes on one GPU.
 
     Attributes:
-        parameters, gradients, optimizer: while it works; a streamed engine keeps its own on the host.
-        accumulated: whole gradients that wait for the last micro-batch, and are gone when `gradients` are there.
-        late: of `gradients`, what comes last in a backward pass: the first layer's and the input embedding's.
-        layer, embedding: gathered for a pass.
-        copies: of what was gathered last: torch keeps an all-gather's output until the next one.
-        layer_gradients, embedding_gradients: of them, in the compute dtype.
-        reducing: the largest group of gradients while it is reduced.
+        parameters, gradients, optimizer: resident while the engine is active; 0 for a streamed engine, whose shards
+            stay on the host.
+        accumulated: unsharded gradients until the last micro-batch; freed once `gradients` exist.
+        late: the part of `gradients` that a backward pass makes last, of the first layer and the input embedding.
+        layer, embedding: all-gathered parameters of one layer; of the embedding.
+        copies: buffers for all-gathered parameters; torch keeps an all-gather's output until the next one.
+        layer_gradients, embedding_gradients: gradients of these, in the compute dtype.
+        reducing: the largest group of gradients during its reduction.
         step: temporaries of the optimizer.
-        idle, idle_optimizer: what stays there between the engine's phases.
-        host: on the host, for each GPU.
-        loading: while the checkpoint is read: this GPU's part, and the largest tensor whole.
+        idle, idle_optimizer: resident while the engine is idle.
+        host: memory on the host, for each GPU.
+        loading: peak while reading the checkpoint: this GPU's shard plus the largest unsharded tensor.
     """
 
     parameters: float = 0
@@ -61,7 +62,7 @@ class EngineMemory:
 
 
 def trained_parameters(shape: ModelShape, engine: Engine) -> int:
-    """All of the model's, or those of its adapters."""
+    """Count the model's trained parameters: all of them, or those of its adapters."""
     if not engine.lora_rank:
         return shape.parameters
     adapted = [
@@ -73,20 +74,20 @@ def trained_parameters(shape: ModelShape, engine: Engine) -> int:
 
 
 def _megatron_name(matrix: str) -> str:
-    """Megatron's name of the fused matrix that one of transformers' belongs to."""
+    """Map a matrix of transformers to Megatron's fused matrix that contains it."""
     if matrix in ("q_proj", "k_proj", "v_proj"):
         return "linear_qkv"
     return {"o_proj": "linear_proj", "down_proj": "linear_fc2"}.get(matrix, "linear_fc1")
 
 
 def training_memory(shape: ModelShape, engine: Engine, micro_batches: int = 1) -> EngineMemory:
-    """Of a model that is trained."""
+    """Estimate the memory of a trained model."""
     memory = _megatron if engine.backend == "megatron" else _fsdp
     return memory(shape, engine, trained_parameters(shape, engine), micro_batches)
 
 
 def frozen_memory(shape: ModelShape, engine: Engine) -> EngineMemory:
-    """Of a reference policy or a teacher: no gradients, no optimizer."""
+    """Estimate the memory of a reference policy or a teacher: no gradients, no optimizer."""
     memory = _megatron if engine.backend == "megatron" else _fsdp
     return memory(shape, engine, 0, 1)
 
@@ -97,7 +98,7 @@ def _fsdp(shape: ModelShape, engine: Engine, trained: int, micro_batches: int) -
     layer_trained, embedding_trained = layer * bool(trained), embedding * bool(trained)
     if engine.lora_rank:
         layer_trained, embedding_trained = trained / shape.layers, 0
-    # What is streamed comes as a shard, and is gathered from it.
+    # A streamed layer needs its shard on the GPU beside the gathered copy.
     gathered = b + (shard if engine.streamed and engine.accelerator else 0)
     adapters = trained if engine.lora_rank else 0
     parameters, optimizer = (shape.parameters + adapters) * shard, 2 * trained * shard
@@ -113,7 +114,7 @@ def _fsdp(shape: ModelShape, engine: Engine, trained: int, micro_batches: int) -
         layer_gradients=layer_trained * b,
         embedding_gradients=embedding_trained * b,
         reducing=max(layer_trained, embedding_trained) * (b + _FP32),
-        # On a CPU torch updates one parameter after the other.
+        # On a CPU torch updates parameters one at a time.
         step=trained * shard if engine.accelerator else 0,
         idle=0 if engine.param_offload else parameters,
         idle_optimizer=0 if engine.optimizer_offload else optimizer,

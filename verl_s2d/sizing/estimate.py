@@ -1,4 +1,4 @@
-"""The sizes of a plan as data: for every stage its memory by phase and its cost."""
+"""Estimate each stage's memory by phase, cost and disk space, as plain data."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from verl_s2d.workflow.plan import Plan
 
 GIB = 2**30
 _TIGHT = 0.85
-"""Beyond this share of the GPU the estimate's own error may decide."""
+"""Above this fraction of the GPU's memory the estimate's own error may decide."""
 _SAMPLER_UTILIZATION = 0.92
 """vLLM's default, which verl_s2d.sampling keeps."""
 
 
 class Estimate:
-    """Sizes of the stages of a plan.
+    """Sizes of a plan's stages.
 
     Args:
-        settings: label -> composed configuration of every stage that trains.
-        models: shapes; what depends on an unknown one is left out.
+        settings: label -> composed configuration of every training stage.
+        models: shapes; estimates that need an unknown shape are left out.
     """
 
     def __init__(self, plan: Plan, settings: Mapping[str, Mapping[str, Any]], models: Models):
@@ -45,7 +45,7 @@ class Estimate:
         self._prompt = plan.recipe.data.prompt_tokens
 
     def view(self) -> dict[str, Any]:
-        """`stages`: label -> {memory, cost}; totals; what is assumed; whether everything fits."""
+        """Return `stages` (label -> {memory, cost, disk}), totals, assumptions and whether everything fits."""
         stages, costs, disks, warnings = {}, [], [], []
         for node in self._plan.order:
             if node.label in self._settings:
@@ -106,7 +106,7 @@ class Estimate:
         return training_disk(node, settings, training, shape)
 
     def _sampling(self, node: Node) -> tuple[dict[str, Any] | None, Cost]:
-        """Of a stage that is vLLM alone."""
+        """Estimate a stage that only samples with vLLM."""
         shape, tensor = self._models.shape(node), node.operations["tensor_parallel_size"]
         response = node.stage.response_tokens(node)
         sequences = node.stage.sequences(node, self._problems(node))
@@ -118,7 +118,7 @@ class Estimate:
         large, told = cluster.gpu_memory_gb >= 70, engine(node)
         rollout = Rollout(
             section=node.stage.section,
-            # As many engines as the machine has room for, whatever other machines there are.
+            # Engines of one machine; other machines are not counted.
             world=cluster.gpus_per_node,
             tensor=tensor,
             pipeline=1,
@@ -175,7 +175,7 @@ class Estimate:
         return view
 
     def _problems(self, node: Node) -> int | None:
-        """How many prompts a stage samples from, from its files or else as the recipe expects."""
+        """Count a stage's prompts, from its files or else by the recipe's `data.expected`."""
         expected = self._plan.recipe.data.expected
         if "slices" in node.inputs:
             return slice_size(self._plan, node, expected=expected.get("train"))
@@ -221,7 +221,7 @@ def _cost_view(spent: Cost) -> dict[str, Any]:
 
 
 def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """FLOPs with four digits, hours with one behind the point."""
+    """Round FLOPs to four digits and hours to one decimal."""
 
     def tidy(name: str, value: Any) -> Any:
         if value is None or isinstance(value, int):

@@ -1,4 +1,4 @@
-"""vLLM on one GPU: weights, KV cache, and how many sequences of full length fit."""
+"""Estimate vLLM's memory on one GPU: weights, KV cache, and the number of full-length sequences that fit."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from verl_s2d.sizing.shapes import ModelShape
 from verl_s2d.verl_settings.stage_sizes import Rollout
 
 GRAPH_BYTES = 2 << 30
-"""An assumption: what CUDA graphs, NCCL and the process itself take of vLLM's share."""
+"""An assumption: the part of vLLM's memory that CUDA graphs, NCCL and the process take."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """Bytes on one GPU, and sequences of full length that one replica holds at a time.
+    """vLLM's memory in bytes on one GPU, and its engines.
 
     Attributes:
-        share: gpu_memory_utilization of the GPU: vLLM takes all of it, for whatever the KV cache can use.
-        weights: of this GPU's part of the model.
-        working: a forward pass of max_num_batched_tokens, and the logits of max_num_seqs for the sampler.
-        cache: what is left of the share for keys and values.
-        token_bytes: 2 L K D b / TP (and / PP): keys and values of one token in every layer that is here. Heads of keys
-            and values are copied where there are fewer of them than GPUs (vLLM, PagedAttention).
-        replicas: how many engines there are.
-        limit: sequences of any length that one engine works on at a time (max_num_seqs).
+        share: gpu_memory_utilization times the GPU's memory; vLLM always takes all of it.
+        weights: this GPU's shard of the model.
+        working: a forward pass of max_num_batched_tokens, and the sampler's logits for max_num_seqs sequences.
+        cache: the rest of the share, for keys and values.
+        token_bytes: 2 L K D b / (TP PP), keys and values of one token in this GPU's layers. KV heads are replicated if
+            they are fewer than the GPUs of an engine (vLLM, PagedAttention).
+        longest: tokens of a full-length sequence.
+        replicas: number of engines.
+        limit: maximum concurrent sequences of one engine, of any length (max_num_seqs).
     """
 
     share: float
@@ -37,15 +38,15 @@ class Generation:
 
     @property
     def fits(self) -> int:
-        """Sequences of `longest` tokens at a time, in one replica."""
+        """Count the sequences of `longest` tokens that fit one engine's cache at a time."""
         return max(0, int(self.cache // (self.token_bytes * self.longest)))
 
 
 def generation(rollout: Rollout, shape: ModelShape, longest: int, gpu_bytes: float) -> Generation:
-    """vLLM's memory, as its start-up measures it: weights and one pass first, the cache gets the rest.
+    """Estimate vLLM's memory as its start-up profiles it: weights, one forward pass, and the rest for the cache.
 
     Weights are parameters / (TP PP) in the rollout's dtype. A pass holds, for each token, the residual stream twice
-    and the widest pair of feed-forward activations; the sampler works on logits and probabilities in fp32.
+    and two feed-forward activations; the sampler holds logits and probabilities in fp32.
     """
     gpus, size = rollout.tensor * rollout.pipeline, rollout.dtype_bytes
     weights = shape.parameters * size / gpus

@@ -1,5 +1,8 @@
-"""Parallel sizes against the cluster, the batches and the models: what verl, Megatron or vLLM would refuse, some of
-it only in their workers. Every refusal names the key and what to choose instead."""
+"""Check parallel sizes against the cluster, the batches and the models.
+
+verl, Megatron and vLLM would refuse the same sizes, some of them only in their workers. Every error names the key and
+valid values.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from verl_s2d.workflow.graph import Node
 
 
 def check_layout(recipe: Recipe, node: Node, settings: Mapping[str, Any], models: Models) -> None:
-    """Check a stage that trains, from its composed configuration. Raises what `check_training` raises."""
+    """Check a training stage by its composed configuration. Raises as `check_training` does."""
     training = node.stage.demand(settings, recipe.data.prompt_tokens + node.stage.response_tokens(node))
     check_training(node.name, training, models.shape(node), models.largest_frozen(node), recipe.cluster)
 
@@ -24,7 +27,7 @@ def check_layout(recipe: Recipe, node: Node, settings: Mapping[str, Any], models
 def check_training(
     name: str, training: Training, model: ModelShape | None, teacher: ModelShape | None, cluster: Cluster
 ) -> None:
-    """Check a stage that trains; what depends on a shape is left out where that is None.
+    """Check a training stage; checks that need a shape are skipped if it is None.
 
     Raises:
         UserError: the first size that does not fit.
@@ -50,7 +53,7 @@ def check_rollout(name: str, rollout: Rollout, model: ModelShape | None, cluster
         f"{rollout.section}.pipeline_model_parallel_size",
         rollout.pipeline,
         rollout.world // tensor,
-        "GPUs that are left beside tensor parallelism",
+        "GPUs that tensor parallelism leaves",
     )
     node = cluster.gpus_per_node
     if tensor % node and node % tensor:
@@ -65,10 +68,10 @@ def check_rollout(name: str, rollout: Rollout, model: ModelShape | None, cluster
 
 
 def check_sampler(node: Node, model: ModelShape | None, cluster: Cluster) -> None:
-    """Check the GPUs of one engine of a stage that only samples, which all are on the machine that it runs on.
+    """Check the tensor parallelism of a stage that only samples, whose engines each use GPUs of one machine.
 
     Raises:
-        UserError: they do not divide the machine's, or the model's heads.
+        UserError: it does not divide the machine's GPUs or the model's heads.
     """
     key, tensor = f"{node.stage.section}.tensor_parallel_size", node.operations["tensor_parallel_size"]
     _require_divides(node.name, key, tensor, cluster.gpus_per_node, "GPUs of a machine (cluster.gpus_per_node)")
@@ -77,7 +80,7 @@ def check_sampler(node: Node, model: ModelShape | None, cluster: Cluster) -> Non
 
 
 def check_parallel_sizes(name: str, engine: Engine) -> None:
-    """Check that an engine's parallel sizes divide its GPUs. Raises UserError for the first that does not."""
+    """Raise UserError for the first parallel size of an engine that does not divide its GPUs."""
     rest = engine.world
     for size_name, size in (
         ("tensor_model_parallel_size", engine.tensor),
@@ -117,7 +120,7 @@ def _check_tensor(name: str, key: str, size: int, shape: ModelShape) -> None:
 
 
 def _check_same_layout(name: str, training: Training) -> None:
-    """Megatron's groups are made once a process: by the engine that is built first, which is the reference's."""
+    """Require equal parallel sizes of actor and reference: Megatron makes its groups once per process."""
     actor, other = training.actor, training.reference
     if other is None or actor.backend != "megatron":
         return
@@ -136,7 +139,7 @@ def _check_same_layout(name: str, training: Training) -> None:
 def _check_batches(name: str, training: Training) -> None:
     actor, reference = training.actor, training.reference
     passes = ((training.update, actor), (training.scoring, actor), (training.reference_scoring, reference))
-    # A student without its adapters is scored by its own engine, in the batches of its own log-probabilities.
+    # With adapters the student's own engine is the reference, in the batches of its log-probabilities.
     scored = [(micro, engine) for micro, engine in passes[1:] if micro is not None and engine is not None]
     warmup = training.rollout is None
     check_batches(name, actor, training.batch, training.mini_batch, training.update, scored, warmup=warmup)

@@ -1,4 +1,4 @@
-"""The shape of every model that a plan's stages load, without weights and where possible without a network."""
+"""Find the shape of every model in a plan, without weights and if possible without a network."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _HUB_SECONDS = 3
 
 
 class Models:
-    """Shapes by stage and role; a model is looked up once."""
+    """Shapes of a plan's models by stage and role; each model is looked up once."""
 
     def __init__(self, plan: Plan):
         self._plan = plan
         self._found: dict[str, ModelShape | str] = {}
 
     def shape(self, node: Node, role: str = "model") -> ModelShape | None:
-        """The shape of what a stage reads in a role, followed through the stages that trained it; None when unknown."""
+        """Return the shape of a stage's model in a role, traced back to before its training; None if unknown."""
         source = origin(node, role)
         name = source.location if isinstance(source, External) else source.label
         if name not in self._found:
@@ -37,17 +37,17 @@ class Models:
         return None if isinstance(found, str) else found
 
     def frozen(self, node: Node) -> list[ModelShape | None]:
-        """Shapes of the frozen models that a stage asks, by its signal's order; None for an unknown one."""
+        """Return the shapes of a stage's frozen models in its signal's order; None for an unknown one."""
         return [self.shape(node, role) for role in node.stage.frozen_roles(node)]
 
     def largest_frozen(self, node: Node) -> ModelShape | None:
-        """The largest of them, which decides the fullest moment: they work one after the other. None for none."""
+        """Return the largest frozen model, which decides the peak as they run in turn; None without a known one."""
         known = [shape for shape in self.frozen(node) if shape is not None]
         return max(known, key=lambda shape: shape.parameters, default=None)
 
     @property
     def unknown(self) -> list[str]:
-        """One line for each model asked for in vain: why, and what to do."""
+        """List one line for each model of unknown shape, with the reason and the remedy."""
         return [found for found in self._found.values() if isinstance(found, str)]
 
     def _look_up(self, source: External | Node) -> ModelShape:
@@ -77,7 +77,7 @@ class Models:
 
 
 def origin(node: Node, role: str) -> External | Node:
-    """Follow a model back to before any training: a model from outside, or the script that makes one."""
+    """Trace a model back to before any training: an external model, or the script that makes one."""
     if role in node.externals:
         return node.externals[role]
     source = node.inputs[role]
@@ -102,7 +102,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _of_hub(model: External) -> ModelShape:
-    """From the hub's cache here, the table of published shapes, or the hub, in this order."""
+    """Look up a hub model's shape: in the local cache, then the published shapes, then the hub."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     cached = try_to_load_from_cache(model.location, "config.json", revision=model.revision)

@@ -1,10 +1,10 @@
-"""The phases of a step on one GPU, what each holds in bytes, and which is the fullest.
+"""Estimate the memory of each phase of a step on one GPU, in bytes, and find the peak.
 
-verl's colocated trainer does one thing after the other: models are loaded (FSDP2 moves even what it will stream to the
-GPU first); vLLM samples while the trainer's engines are idle (offloaded, or not); it sleeps while log-probabilities are
-computed and the actor is updated, and keeps its context and CUDA graphs; then it gets the new weights. An update
-is as full as the fullest of its moments: the teacher's pass if there is one, the loss, the first and the last layer's
-backward, the reduction of the largest gradients, the optimizer's step.
+verl's colocated trainer runs its phases in sequence. Models are loaded; FSDP2 first moves even streamed models to the
+GPU. vLLM samples while the trainer's engines are idle, offloaded or not. vLLM sleeps, keeping its context and CUDA
+graphs, while log-probabilities are computed and the actor is updated; then it receives the new weights. An update's
+peak is the largest of its moments: the teacher's pass if any, the loss, the first and the last layer's backward, the
+reduction of the largest gradients, the optimizer's step.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from verl_s2d.sizing.shapes import ModelShape
 from verl_s2d.verl_settings.stage_sizes import Engine, MicroBatch, Training
 
 PROCESS_BYTES = 2 << 30
-"""An assumption: a trainer process' CUDA context, NCCL buffers and fragmentation."""
+"""An assumption: a trainer process's CUDA context, NCCL buffers and fragmentation."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase at its fullest moment: bytes by what they are for."""
+    """The peak of one phase: bytes by purpose."""
 
     name: str
     terms: dict[str, float]
@@ -43,11 +43,11 @@ def training_phases(
     *,
     process_bytes: float = PROCESS_BYTES,
 ) -> list[Phase]:
-    """Of a stage that trains a model of this shape.
+    """Estimate the phases of a stage that trains a model of this shape.
 
     Args:
-        teacher: shape of what the reference engine holds; None: the model's own.
-        generation: vLLM's memory beside it; None for a stage that samples nothing.
+        teacher: shape of the reference engine's model; None: the trained model's.
+        generation: vLLM's memory; None for a stage that does not sample.
     """
     micro_batches = _micro_batches(training)
     actor = training_memory(shape, training.actor, micro_batches)
@@ -59,7 +59,7 @@ def training_phases(
     idle = {"parameters": actor.idle, "optimizer": actor.idle_optimizer}
     phases = []
     if frozen.loading > 0:
-        # verl builds the reference first; a warmup has its student there already.
+        # verl builds the reference first; in a warmup the student is already loaded.
         there = {} if generation is not None else idle
         phases.append(Phase("loading", _sum(there, {"process": process_bytes, "teacher": frozen.loading})))
     if generation is not None:
@@ -79,7 +79,7 @@ def training_phases(
     updates = (Phase("update", _sum(always, beside, terms)) for terms in moments.values())
     phases.append(max(updates, key=lambda phase: phase.total))
     if generation is not None:
-        # An engine that is awake has its weights in its share already.
+        # The share of an engine that does not sleep already includes its weights.
         received = generation.weights + GRAPH_BYTES if training.rollout.sleeps else generation.share
         bucket = {"rollout engine": received + training.rollout.bucket_bytes}
         gathered = {"gathered layers": shape.embedding_parameters * 2.0}
@@ -95,17 +95,17 @@ def update_moments(
     frozen: EngineMemory,
     micro_batches: int,
 ) -> dict[str, dict[str, float]]:
-    """Moments of the last micro-batch of an update: name -> bytes by what they are for."""
+    """Estimate the moments of an update's last micro-batch: name -> bytes by purpose."""
     engine, tokens = training.actor, training.update.tokens_per_gpu(training.longest, training.actor)
     kept = activations(shape, engine, tokens, micro_batches)
     held = {"parameters": actor.parameters, "optimizer": actor.optimizer}
-    # Megatron's gradients are a buffer that is always there.
+    # Megatron's gradient buffer is allocated permanently.
     earlier = actor.gradients if micro_batches > 1 or engine.backend == "megatron" else 0
     before = held | {"gradients": actor.accumulated or earlier}
     head = {"gathered layers": actor.embedding * actor.copies}
     one_layer = {"activations": kept.recomputed + kept.working}
     layer = {"gathered layers": actor.layer * actor.copies + actor.layer_gradients}
-    # FSDP2 keeps a tied embedding whole, with its gradient, until the backward pass is over.
+    # FSDP2 keeps a tied embedding and its gradient unsharded until the backward pass ends.
     root = {"gathered layers": actor.embedding + actor.embedding_gradients if shape.tied else 0}
     moments = {
         "loss": _sum(
@@ -135,11 +135,11 @@ def update_moments(
         "step": _sum(held, {"gradients": actor.gradients, "temporaries": actor.step}),
     }
     if training.loss != "policy" and training.reference is not None:
-        # The teacher's pass runs inside the student's, when the student's activations are all there.
+        # The teacher's pass runs within the student's, when all of the student's activations exist.
         resident = frozen.parameters - frozen.idle
         working = frozen.layer * (1 + frozen.copies) + forward_working(teacher or shape, training.reference, tokens)
         moments["teacher"] = _sum(before, head, {"activations": kept.kept, "teacher": resident + working})
-        # Its head is there with the student's, unless both logits are kept for the backward pass.
+        # Both heads are gathered at the same time, unless both models' logits are kept for the backward pass.
         embedding = frozen.embedding * frozen.copies if training.loss == "divergence" else 0
         moments["loss"] = _sum(moments["loss"], {"teacher": resident + embedding})
     return moments
@@ -157,7 +157,7 @@ def _scoring(
 
 
 def _micro_batches(training: Training) -> int:
-    """Of a mini-batch, on one data-parallel rank."""
+    """Count the micro-batches of a mini-batch on one data-parallel rank."""
     per_rank = max(1, training.mini_batch // training.actor.data_parallel)
     return -(-per_rank // training.update.sequences_at_most(training.longest, training.actor))
 
@@ -171,10 +171,10 @@ def _sum(*parts: dict[str, float]) -> dict[str, float]:
 
 
 def _named(phase: Phase) -> Phase:
-    """Without what is zero."""
+    """Drop terms of zero bytes."""
     return Phase(phase.name, {name: size for name, size in phase.terms.items() if size})
 
 
 def fullest(phases: Iterable[Phase]) -> Phase:
-    """The phase with the highest total."""
+    """Return the phase with the highest total."""
     return max(phases, key=lambda phase: phase.total)

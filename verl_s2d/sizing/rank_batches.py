@@ -1,7 +1,7 @@
-"""Batches against the ranks that share them: what verl asserts, most of it only in its workers.
+"""Check that batches divide among data-parallel ranks; verl asserts most of it only in its workers.
 
-An engine's data-parallel ranks get equal parts of a step's sequences and of a mini-batch's, and cut them into equal
-micro-batches. verl's own check at the start is another one: with FSDP it divides a step by all GPUs.
+An engine's data-parallel ranks get equal parts of a step's and of a mini-batch's sequences, and split them into equal
+micro-batches. verl's start-up check differs: with FSDP it divides a step's sequences by all GPUs.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ def check_batches(
     *,
     warmup: bool = False,
 ) -> None:
-    """Check the batches of a stage that trains.
+    """Check the batches of a training stage.
 
     Args:
-        name: of the stage.
-        batch, mini_batch: sequences of a step and of an update; in the warmup they are the same.
-        scored: micro-batches of log-probabilities, over a whole step, and whose engine they are.
+        name: name of the stage.
+        batch, mini_batch: sequences of a step and of an update; equal in the warmup.
+        scored: (micro-batch, engine) of each computation of log-probabilities over a step.
 
     Raises:
-        UserError: the first that does not divide.
+        UserError: the first size that does not divide.
     """
     ranks, times = actor.data_parallel, "" if warmup else f" x {N}"
     for key, sequences in ((TRAIN if warmup else MINI, mini_batch), (TRAIN, batch)):

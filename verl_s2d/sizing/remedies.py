@@ -1,4 +1,4 @@
-"""Which key to change when a phase does not fit."""
+"""Name the key to change when a phase does not fit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from verl_s2d.verl_settings.stage_sizes import Rollout, Training
 
 
 def remedy_for(phase: Phase, training: Training) -> str:
-    """The key behind the largest part of a phase that a key can make smaller."""
+    """Name the key that reduces a phase's largest reducible term."""
     engine, rollout = training.actor, training.rollout
     batch = {"log-probs": training.scoring, "reference": training.reference_scoring}.get(phase.name) or training.update
     smaller_batch = f"lower {batch.key}" if (batch.sequences or 2) > 1 else f"divide sequences: {_divide(training)}"
@@ -67,7 +67,7 @@ def _spread(training: Training) -> str:
 
 
 def cache_remedy(generation: Generation, rollout: Rollout) -> str:
-    """When not one sequence of full length fits into vLLM's cache."""
+    """Name the key to change when vLLM's cache is smaller than one full-length sequence."""
     if generation.weights > generation.share / 2:
         return f"raise {rollout.section}.tensor_model_parallel_size"
     return f"raise {rollout.section}.gpu_memory_utilization, or shorten data.response_tokens"

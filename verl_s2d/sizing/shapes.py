@@ -1,4 +1,4 @@
-"""Shapes of decoder-only transformers, and their parameters counted from the shape."""
+"""Describe the shape of decoder-only transformers and count their parameters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _FAMILIES = {
-    # model_type -> (a norm on each head's queries and keys, biases of queries, keys and values unless it says)
+    # model_type -> (a norm on each head's queries and keys, biases of queries, keys and values)
     "llama": (False, False),
     "mistral": (False, False),
     "qwen2": (False, True),
@@ -16,22 +16,22 @@ _FAMILIES = {
 
 
 class ShapeUnknown(Exception):
-    """Why the shape of a model is not known."""
+    """The shape of a model is unknown; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A dense decoder with gated feed-forward layers and grouped queries, as Llama, Mistral, Qwen2 and Qwen3 are.
+    """Shape of a dense decoder with gated feed-forward layers and grouped queries: Llama, Mistral, Qwen2, Qwen3.
 
     Attributes:
         hidden: width of the residual stream.
         intermediate: width of the feed-forward layers.
-        heads, kv_heads: of queries; of keys and values.
+        heads, kv_heads: number of query heads; of key and value heads.
         head_dim: width of one head.
         vocabulary: rows of the embedding, padding included.
-        tied: whether the output embedding is the input embedding.
-        qk_norm: whether queries and keys are normalised head by head.
-        qkv_bias: whether their projections have biases.
+        tied: the output embedding is the input embedding.
+        qk_norm: queries and keys are normalised per head.
+        qkv_bias: projections of queries, keys and values have biases.
     """
 
     hidden: int
@@ -47,17 +47,17 @@ class ModelShape:
 
     @property
     def queries(self) -> int:
-        """Width of all queries of a token."""
+        """Return the width of all queries of a token."""
         return self.heads * self.head_dim
 
     @property
     def keys(self) -> int:
-        """Width of all keys of a token, and of all values."""
+        """Return the width of all keys of a token, which is also that of all values."""
         return self.kv_heads * self.head_dim
 
     @property
     def matrices(self) -> dict[str, tuple[int, int]]:
-        """Linear layers of one block: name -> (in, out)."""
+        """List the linear layers of one block: name -> (in, out)."""
         return {
             "q_proj": (self.hidden, self.queries),
             "k_proj": (self.hidden, self.keys),
@@ -70,27 +70,27 @@ class ModelShape:
 
     @property
     def block_parameters(self) -> int:
-        """One block: its matrices, two norms, and where the family has them norms of heads and biases."""
+        """Count one block's parameters: matrices, two norms, and the family's head norms and biases."""
         matrices = sum(a * b for a, b in self.matrices.values())
         biases = (self.queries + 2 * self.keys) * self.qkv_bias
         return matrices + biases + 2 * self.hidden + 2 * self.head_dim * self.qk_norm
 
     @property
     def embedding_parameters(self) -> int:
-        """The input embedding, and just as many the output embedding where it is one of its own."""
+        """Count the input embedding's parameters; an untied output embedding has as many."""
         return self.vocabulary * self.hidden
 
     @property
     def parameters(self) -> int:
-        """All of them, a tied embedding once."""
+        """Count all parameters, a tied embedding once."""
         return self.layers * self.block_parameters + self.embedding_parameters * (2 - self.tied) + self.hidden
 
 
 def shape_of(config: Mapping[str, Any]) -> ModelShape:
-    """The shape that a config.json describes.
+    """Read the shape from a config.json's content.
 
     Raises:
-        ShapeUnknown: another family, or a number that is missing.
+        ShapeUnknown: the family is not supported, or a number is missing.
     """
     config = config.get("text_config") or config
     family = config.get("model_type")
@@ -136,4 +136,4 @@ PUBLISHED = {
     "meta-llama/Llama-3.1-70B-Instruct": _llama3(8192, 28672, 80, 64),
     "meta-llama/Llama-3.3-70B-Instruct": _llama3(8192, 28672, 80, 64),
 }
-"""Models of the recipes, from their published config.json: hub id -> shape."""
+"""Shapes of the recipes' models, from their published config.json: hub id -> shape."""

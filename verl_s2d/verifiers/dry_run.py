@@ -1,9 +1,9 @@
-"""Does a verifier score a problem without raising?
+"""Check that a verifier scores a problem without raising.
 
     python -m verl_s2d.verifiers.dry_run < question.json
 
-Reads {verifier, problem: {data_source, ground_truth, extra_info}} from standard input, and has the verifier score an
-empty response and one that is the ground truth. Writes a last line `S2D {"problem": null or what went wrong}`.
+Reads {verifier, problem: {data_source, ground_truth, extra_info}} from standard input, and scores an empty response and
+the ground truth itself. The last line of output is `S2D {"problem": null or the error's text}`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The reward function that stages 1 and 3 give to verl: a verifier whose every call is written down.
+"""Run a verifier as verl's reward function in stages 1 and 3, and record every call in the ledger.
 
     reward.custom_reward_function.path=pkg://verl_s2d.verifiers.ledgered  name=compute_score
     +reward.custom_reward_function.reward_kwargs.verifier=math  (or /path/file.py:function, or {name:math,form:boxed})
     +reward.custom_reward_function.reward_kwargs.ledger_dir=DIR
 
-verl calls it in threads of several processes at once. Each process appends to a file of its own, one write a line, so
-that lines never mix and a kill loses at most the line being written.
+verl calls it from threads of several processes at once. Each process appends to its own file, with one write per line,
+so that lines never interleave and a kill loses at most the last line.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ def compute_score(
     ledger_dir: str,
     **kwargs: Any,
 ) -> Score:
-    """The verifier's score, after the call has been entered in <ledger_dir>/<host>-<pid>.jsonl as {"id": problem id}.
+    """Score a response after recording the call in <ledger_dir>/<host>-<pid>.jsonl as {"id": problem id}.
 
-    Entered before the verifier runs: the answer has then been handed over, whatever becomes of the call.
+    The call is recorded first, because the label counts as read even if the verifier then fails.
 
     Raises:
-        UserError: unknown verifier, or a problem without an id.
+        UserError: the verifier is unknown or the problem has no id.
     """
     score = resolve(verifier)
     problem = (extra_info or {}).get("index")
     if problem is None:
         raise UserError(
-            "The problem has no id, so that its label cannot be accounted for.",
+            "The problem has no id, so its label cannot be entered in the ledger.",
             key="extra_info.index",
             remedy="Give every problem an id in extra_info.index.",
         )
@@ -57,7 +57,7 @@ def compute_score(
 
 @cache
 def _descriptor(directory: str, pid: int) -> int:
-    """Open for the life of the process; the pid in the key keeps a forked child from writing into its parent's file."""
+    """Open a ledger file for the life of the process; the pid keeps a forked child out of its parent's file."""
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
     file = path / f"{socket.gethostname()}-{pid}.jsonl"

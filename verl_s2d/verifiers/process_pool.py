@@ -1,8 +1,8 @@
-"""A few processes that compare answers, each of which can be killed in the middle of anything.
+"""Compare answers in a pool of processes, each of which can be killed at any time.
 
 Callers are threads of a reward worker. Each call takes a free process, waits for its reply until a deadline, and puts
-the process back. A call whose process was killed from outside is tried once more; one that used up its processor time,
-or memory, or crashed the interpreter, is not: the answer would do it again.
+the process back. A call is retried once if its process was killed from outside. It is not retried after it exceeded its
+CPU time or memory or crashed the interpreter, because the same answer would do so again.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from verl_s2d.errors import UserError
 Outcome = Literal["equal", "different", "raised", "timeout", "died"]
 
 PROCESSES = 2
-"""Of one reward worker. verl runs several workers, and each process holds about 60 MB."""
+"""Processes per reward worker. verl runs several workers, and each process takes about 60 MB."""
 
 _START_SECONDS = 120.0
-"""To import sympy. A second on an idle machine; this is for one that is starting a hundred other processes."""
+"""Time to import sympy: a second on an idle machine, far longer while a hundred other processes start."""
 _WALL_FACTOR = 4
-"""A call may last so many times its processor time, on a machine that is busy otherwise."""
+"""Wall time limit of a call as a multiple of its CPU time limit, for a busy machine."""
 _GRACE_SECONDS = 5.0
 _FREE_SECONDS = 1800.0
-"""To get a process: as long as a hundred callers, all with answers that use up their time, keep the processes busy."""
+"""Time to wait for a free process: a hundred callers may all have answers that exceed their time."""
 _COMMAND = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -45,11 +45,11 @@ main()
 
 
 class _Gone(Exception):
-    """The process, not its child, does not answer any more."""
+    """The process itself, not its child, no longer answers."""
 
 
 class _Process:
-    """One verifier_process and the conversation with it. Used by one thread at a time."""
+    """Client of one verifier process. Used by one thread at a time."""
 
     def __init__(self) -> None:
         self._popen: subprocess.Popen[bytes] | None = None
@@ -61,7 +61,7 @@ class _Process:
         return self._popen.pid if self._popen else None
 
     def ask(self, truth: str, answer: str, seconds: float) -> Outcome:
-        """Raises _Gone, or UserError when the process cannot be started at all."""
+        """Compare two answers. Raises _Gone, or UserError if the process does not start."""
         if self._popen is None:
             self._start()
         outcome: Outcome = "died"
@@ -79,7 +79,7 @@ class _Process:
         popen, self._popen, self._unread = self._popen, None, b""
         if popen is None:
             return
-        # An idle child ends when its input does, and its parent with it.
+        # An idle child ends at the end of its input, and its parent with it.
         with contextlib.suppress(OSError):
             popen.stdin.close()
         try:
@@ -87,24 +87,24 @@ class _Process:
         except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(popen.pid, signal.SIGKILL)
-            # One that even SIGKILL does not end waits for a disk; it is left to init.
+            # A process that survives SIGKILL waits for a disk; init will reap it.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 popen.wait(_GRACE_SECONDS)
         popen.stdout.close()
 
     def forget(self) -> None:
-        """In a forked copy of the owner: let go of the pipes, which belong to the original, and touch nothing else."""
+        """Close the pipes in a forked copy of the owner, without ending the process, which the original still uses."""
         popen, self._popen = self._popen, None
         if popen is not None:
             for pipe in (popen.stdin, popen.stdout):
                 with contextlib.suppress(OSError):
                     pipe.close()
-            # Its destructor would wait for a process that is no child of ours.
+            # Popen's destructor would wait for a process that is not our child.
             popen.returncode = 0
 
     def _start(self) -> None:
         paths = [str(Path(verl_s2d.__file__).resolve().parent.parent), *(p for p in sys.path if p)]
-        # Nothing of the caller's environment: no PYTHON* settings, no secrets. A fixed hash seed keeps sympy's order.
+        # Inherits no PYTHON* settings and no secrets. A fixed hash seed makes sympy's order deterministic.
         environment = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"}
         if "LD_LIBRARY_PATH" in os.environ:
             environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
@@ -134,14 +134,14 @@ class _Process:
         )
 
     def _outcome(self, deadline: float) -> tuple[Outcome, int]:
-        """(outcome of the request sent last, the signal that ended the child or 0)."""
+        """Wait for the last request: (its outcome, the signal that ended the child or 0)."""
         killed = False
         while True:
             reply = self._receive(deadline)
             if reply is None:
                 if killed:
                     raise _Gone
-                # The child waits for something, or the machine is overloaded. Its parent replaces it.
+                # The child is blocked, or the machine is overloaded: let its parent replace it.
                 killed, deadline = True, time.monotonic() + _GRACE_SECONDS
                 os.kill(self._popen.pid, signal.SIGUSR1)
             elif "died" in reply:
@@ -155,13 +155,13 @@ class _Process:
 
     def _send(self, request: dict[str, Any]) -> None:
         try:
-            # Far smaller than a pipe's buffer, so that this does not wait for the reader.
+            # Requests are far smaller than a pipe's buffer, so this does not block.
             self._popen.stdin.write(json.dumps(request).encode() + b"\n")
         except OSError as error:
             raise _Gone from error
 
     def _receive(self, deadline: float) -> dict[str, Any] | None:
-        """The next reply, None at the deadline (of time.monotonic()); raises _Gone at the end of the stream."""
+        """Return the next reply, or None at the deadline (time.monotonic()). Raises _Gone at the end of the stream."""
         poll = select.poll()
         poll.register(self._popen.stdout, select.POLLIN)
         while b"\n" not in self._unread:
@@ -177,7 +177,7 @@ class _Process:
 
 
 class Pool:
-    """PROCESSES processes, started when they are needed, for any number of threads.
+    """A thread-safe pool of processes, which start on first use.
 
     Raises (from `compare`):
         UserError: math-verify is not installed, or its process does not start.
@@ -186,13 +186,13 @@ class Pool:
 
     def __init__(self, processes: int = PROCESSES) -> None:
         self._all = [_Process() for _ in range(processes)]
-        # The one used last comes first: a caller that is alone starts and warms one process only.
+        # Last in, first out: a single caller starts and warms only one process.
         self._free: queue.LifoQueue[_Process] = queue.LifoQueue()
         for process in reversed(self._all):
             self._free.put(process)
 
     def compare(self, truth: str, answer: str, seconds: float) -> Outcome:
-        """Whether the answers are equal, within `seconds` of processor time."""
+        """Compare two answers, within `seconds` of CPU time."""
         try:
             process = self._free.get(timeout=_FREE_SECONDS)
         except queue.Empty:
@@ -210,11 +210,11 @@ class Pool:
             self._free.put(process)
 
     def pids(self) -> list[int]:
-        """Of the processes that run."""
+        """List the pids of running processes."""
         return [process.pid for process in self._all if process.pid is not None]
 
     def close(self) -> None:
-        """End all processes. The next call starts them again."""
+        """End all processes. The next call restarts them."""
         for process in self._all:
             process.close()
 
@@ -228,7 +228,7 @@ _lock = threading.Lock()
 
 
 def shared() -> Pool:
-    """The pool of this operating system process."""
+    """Return this process's pool."""
     global _pool
     with _lock:
         if _pool is None:
@@ -241,7 +241,7 @@ def _after_fork() -> None:
     global _pool, _lock
     _lock = threading.Lock()
     if _pool is not None:
-        # Its processes answer the original.
+        # The pool's processes still serve the original process.
         _pool.forget()
         _pool = None
 

@@ -1,11 +1,11 @@
-"""Problems of the reasoning-gym library, scored by the scorer of their own data set.
+"""Score problems of the reasoning-gym library with their data set's own scorer.
 
-The reasoning-gym entry {question, answer, metadata} travels as JSON text in extra_info.entry. The reward is sparse, as
-the method assumes: 1.0 for full marks of the scorer, else 0.0. Most scorers give part marks to an answer that merely
-contains the right text ("17" for 7), which a policy would learn to exploit.
+The reasoning-gym entry {question, answer, metadata} is JSON text in extra_info.entry. The reward is sparse, as the
+method assumes: 1.0 for a full score, else 0.0. Most scorers give partial scores to answers that merely contain the
+right text ("17" for 7), which a policy would learn to exploit.
 
-Responses are untrusted: only their last characters are looked at, nothing in them is evaluated, and whatever a scorer
-raises on them counts as a wrong answer.
+Responses are untrusted: only their last characters are read, nothing in them is evaluated, and an exception of a scorer
+counts as a wrong answer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from reasoning_gym.utils import extract_answer
 from verl_s2d.errors import UserError
 
 MAX_CHARACTERS = 8192
-"""Of a response, counted from its end. Answers come last."""
+"""Characters read from the end of a response, where answers are."""
 
 EVALUATING_SCORERS = frozenset(
     {
@@ -32,8 +32,7 @@ EVALUATING_SCORERS = frozenset(
         *("bitwise_arithmetic", "number_sorting"),
     }
 )
-"""Data sets whose scorer runs text as Python: the response through eval, the response through sympy's parse_expr (which
-is eval), or text of the entry. Refused."""
+"""Refused data sets, whose scorer evaluates the response or the entry as Python, by eval or sympy's parse_expr."""
 
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
 
@@ -41,10 +40,10 @@ _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
 def compute_score(
     data_source: str, solution_str: str, ground_truth: Any, extra_info: dict[str, Any] | None = None, **_: Any
 ) -> float:
-    """1.0 if the response's answer gets full marks, else 0.0.
+    """Score a response: 1.0 if its answer gets the scorer's full score, else 0.0.
 
     Raises:
-        UserError: the problem, not the response, is unusable: no entry, or a data set without a safe scorer.
+        UserError: the problem has no entry, or its data set no safe scorer.
     """
     entry = _entry(extra_info or {})
     score_answer = _scorer(entry["metadata"]["source_dataset"])
@@ -55,14 +54,14 @@ def compute_score(
 
 
 def check_answer(ground_truth: Any, extra_info: Mapping[str, Any], **_: Any) -> None:
-    """Raises UserError for a problem without its entry, or of a data set without a safe scorer."""
+    """Raise UserError for a problem without its entry, or of a data set without a safe scorer."""
     _scorer(_entry(extra_info)["metadata"]["source_dataset"])
 
 
 def answer_of(response: str, expected: str) -> str | None:
-    """The answer in a response: inside the last <answer> tag, else its last number (or line, if `expected` is not one).
+    """Extract the answer: the last <answer> tag's content, else the last number, or line if `expected` is no number.
 
-    None when there is none.
+    Returns None if there is none.
     """
     response = response[-MAX_CHARACTERS:]
     tagged = extract_answer(response)

@@ -1,4 +1,4 @@
-"""Verifiers by name, or by file and function, with options."""
+"""Find verifiers by name, or by file and function, with options."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ VERIFIERS = {
     "math": "verl_s2d.verifiers.math.mathematics:compute_score",
     "reasoning_gym": "verl_s2d.verifiers.reasoning_gym:compute_score",
 }
-"""Name -> module:function; imported on first use, because a verifier may need a library that others do not.
+"""Name -> module:function; imported on first use, because a verifier may need a library of its own.
 
-A module may have a function `check(**options)` that raises UserError unless the verifier works on this machine, and
-`check_answer(ground_truth, extra_info, **options)` that raises UserError unless it can compare with that answer.
+A module may define `check(**options)`, which raises UserError unless the verifier works on this machine, and
+`check_answer(ground_truth, extra_info, **options)`, which raises UserError unless the verifier can use that answer.
 """
 
 
 def resolve(verifier: str | Mapping[str, Any]) -> Verifier:
-    """The verifier called so, the function in `file.py:function`, or either with options: {name: math, form: boxed}.
+    """Resolve a verifier's name, `file.py:function`, or either with options: {name: math, form: boxed}.
 
-    Options may also come as the JSON text of such a mapping, for command lines. They become keyword arguments of calls.
+    The mapping may also be JSON text, for command lines. Options become keyword arguments of calls.
 
     Raises:
-        UserError: unknown name, a file or function that cannot be loaded, or options without a name.
+        UserError: the name is unknown, a file or function does not load, or options have no name.
     """
     name, options = _name_and_options(verifier)
     return functools.partial(_by_name(name), **options) if options else _by_name(name)
 
 
 def check_answer(verifier: str | Mapping[str, Any], ground_truth: Any, extra_info: Mapping[str, Any]) -> None:
-    """Raises UserError for an answer that a verifier of ours could not compare with."""
+    """Raise UserError for an answer that a built-in verifier cannot use."""
     name, options = _name_and_options(verifier)
     resolve(verifier)
     module = sys.modules[VERIFIERS[name].partition(":")[0]] if name in VERIFIERS else None
@@ -50,13 +50,13 @@ def check_answer(verifier: str | Mapping[str, Any], ground_truth: Any, extra_inf
 
 
 def check(verifier: str | Mapping[str, Any], problem: Mapping[str, Any] | None = None, response: str = "") -> None:
-    """Try a verifier before anything expensive starts.
+    """Check a verifier before anything expensive starts.
 
     Args:
-        problem: data_source, ground_truth and extra_info of a real problem; the verifier then scores `response` to it.
+        problem: data_source, ground_truth and extra_info of a real problem, for which the verifier scores `response`.
 
     Raises:
-        UserError: it cannot be loaded, says itself that it does not work here, raises, or returns no score.
+        UserError: the verifier does not load, fails its own check, raises, or returns no score.
     """
     score = resolve(verifier)
     name, options = _name_and_options(verifier)
@@ -122,7 +122,7 @@ def _by_name(name: str) -> Verifier:
 
 
 def _blocking(verifier: Callable[..., Any]) -> Verifier:
-    """verl lets reward functions be coroutines. Our callers are plain code, or verl's threads without an event loop."""
+    """Wrap a coroutine function, which verl allows as a reward function, for callers without an event loop."""
 
     @functools.wraps(verifier)
     def call(*args: Any, **kwargs: Any) -> Score:

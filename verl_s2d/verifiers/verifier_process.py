@@ -1,17 +1,17 @@
-r"""The process in which answers are compared: it imports math-verify once, and forks a child that may die.
+r"""Compare answers in a separate process, which imports math-verify once and forks a child that may die.
 
-    python -P -s -S -c "..." (see pool.py)  requests on stdin, replies on stdout, a JSON object a line
+    python -P -s -S -c "..." (see process_pool.py)  requests on stdin, replies on stdout, one JSON object per line
 
     {"id": 7, "truth": TeX, "answer": TeX, "seconds": 2.0}  ->  {"id": 7, "equal": true}
                                                                {"id": 7, "raised": "MemoryError"}
                                                                {"died": -27}
 
-The child reads requests itself. When a call takes more processor time than it may, the kernel ends it, also inside of C
-code (a profiling timer whose signal is not handled); it also refuses it memory, files and processes. The parent waits
-for the child's end, says so, and forks another from its own warm and untouched state, in milliseconds.
+The child reads requests itself. The kernel ends it when a call exceeds its CPU time, even inside C code (a profiling
+timer whose signal is not handled), and limits its memory, files and processes. The parent waits for the child's end,
+reports it, and forks another child from its own warm state within milliseconds.
 
-sympy evaluates text as Python wherever it is given a string (sympify, lambdify). So the child has an audit hook, which
-no Python code can take off, and which refuses to run code made from text, to start programs, to write and to connect.
+sympy evaluates strings as Python in many places (sympify, lambdify). The child therefore has an audit hook, which no
+Python code can remove, and which refuses to run code made from text, start programs, write files and connect.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from typing import Any
 MEGABYTES = 1024
 """Address space of the child."""
 MAX_REQUESTS = 2_000
-"""After so many the child is replaced: sympy's caches grow."""
+"""Requests after which the child is replaced, because sympy's caches grow."""
 MAX_RESIDENT_MEGABYTES = 384
-"""After a call that left it larger than this, the child is replaced."""
+"""Resident memory above which the child is replaced after a call."""
 
 CLOSED = 3
 """Exit status of a child that found its input closed."""
@@ -46,9 +46,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Import, warm up, say {"ready": true} or {"error": ...}; then keep a child alive until stdin is closed."""
+    """Import, warm up, reply {"ready": true} or {"error": ...}; then keep a child alive until stdin is closed."""
     replies = os.dup(1)
-    # What a library prints must not look like a reply.
+    # Output of libraries must not mix with replies.
     os.dup2(2, 1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def _serve(agree: Any, replies: int) -> int:
-    """Answers requests until it is time for another child (0) or there are no more (CLOSED)."""
+    """Answer requests until the child should be replaced (0) or its input ends (CLOSED)."""
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     _confine()
@@ -104,19 +104,19 @@ def _serve(agree: Any, replies: int) -> int:
 
 
 def _confine() -> None:
-    """Limits of the child, for good: memory, no files written, no processes, few descriptors, no code from text."""
-    # The parent has one thread only, so its end is what this signal means.
+    """Restrict the child for good: limited memory, no file writes, no processes, few descriptors, no code from text."""
+    # The signal follows the end of the thread that forked, and the parent has only one.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for limit, value in (
         (resource.RLIMIT_AS, MEGABYTES << 20),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NPROC, 0),
         (resource.RLIMIT_NOFILE, 64),
-        # Of a child's whole life; every call has a limit of its own.
+        # A child's total; every call has a limit of its own.
         (resource.RLIMIT_CPU, 3600),
     ):
         resource.setrlimit(limit, (value, value))
-    # Enough for the nesting that we let through, which takes the parser some twenty frames a level.
+    # Enough for the nesting that answer_limits allows, at about twenty frames of the parser per level.
     sys.setrecursionlimit(5_000)
     sys.addaudithook(_refuse)
 

@@ -79,9 +79,9 @@ def test_megatron_names_every_absent_module_and_needs_no_flash_attention(install
 def test_on_a_given_cluster_only_this_machine_was_looked_at(installed, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     (warning,) = check_packages({"a": grpo()}, "cuda")
-    assert "only this machine was looked at" in warning and "flash-attn==2.8.3" in warning
+    assert "only this machine was checked" in warning and "flash-attn==2.8.3" in warning
     (_, gpus) = judge_torch({"torch": "2.11.0+cu130", "built_for": "13.0", "gpus": []}, gpu=True)
-    assert gpus.ok and "not looked at" in gpus.detail
+    assert gpus.ok and "not checked" in gpus.detail
 
 
 def test_a_module_is_found_without_being_imported():

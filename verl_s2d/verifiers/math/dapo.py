@@ -1,8 +1,8 @@
-r"""DAPO's convention: ground truths are integers, and the answer has to be that integer as text.
+r"""Compare answers by DAPO's convention: ground truths are integers, and the answer has to equal them as text.
 
-The rules are those published with DAPO, which verl carries: of the last 300 characters, the last `Answer: ...` line is
-normalised (units, dollar signs, grouping commas and such removed) and compared as text. verl's own function is called,
-so that scores are those of a DAPO run; only its -1 for a wrong answer becomes our 0.
+verl implements the published rules: the last `Answer: ...` line in the last 300 characters is normalised (units, dollar
+signs, grouping commas and the like removed) and compared as text. We call verl's own function, so scores equal those of
+a DAPO run, except that a wrong answer scores 0 here and -1 there.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from verl_s2d.errors import UserError
 from verl_s2d.verifiers.math.extraction import Form
 
 MAX_CHARACTERS = 300
-"""Of a response, counted from its end, as published."""
+"""Characters read from the end of a response, as published."""
 
 _INTEGER = re.compile(r"-?\d+")
 _END_OF_THINKING = "</think>"
 
 
 def require_integer(truth: str) -> None:
-    """Raises UserError for a ground truth of another kind."""
+    """Raise UserError unless the ground truth is an integer."""
     if not _INTEGER.fullmatch(truth):
         raise UserError(
-            "DAPO's convention compares integers, and the ground truth is none.",
+            "DAPO's convention compares integers, but the ground truth is not one.",
             key="reward_model.ground_truth",
             value=truth,
             remedy="Use `convention: math` for this data.",
@@ -31,11 +31,11 @@ def require_integer(truth: str) -> None:
 
 
 def is_correct(response: str, truth: str, form: Form) -> bool:
-    r"""Whether the response's answer is the integer `truth`.
+    r"""Tell whether the response's answer is the integer `truth`.
 
     Args:
-        form: `answer`: the published rule; `boxed`: the last \boxed{} of the last 100 characters, not
-            normalised; `either`: the `Answer:` line where there is one, else the box, as verl does by default.
+        form: `answer`: the published rule; `boxed`: the last \boxed{} in the last 100 characters, not normalised;
+            `either`: the `Answer:` line if there is one, else the box, as verl does by default.
 
     Raises:
         UserError: the ground truth is not an integer.

@@ -1,8 +1,8 @@
-"""Whether two answers mean the same, by math-verify. Runs in a process that may be killed at any time.
+"""Decide whether two answers are equivalent, with math-verify. Runs in a process that may be killed at any time.
 
-math-verify simplifies the difference of whatever it is given, which can take for ever. So an answer whose evaluation
-would be out of all proportion is turned down by its size, and formulas are evaluated at a few points first: a
-difference there refutes, agreement to 25 digits is enough, and simplification is left for what cannot be evaluated.
+math-verify simplifies the difference of two answers, which may never end. So answers that are too costly to evaluate
+are rejected by size, and formulas are first evaluated at a few points: a difference there refutes equivalence,
+agreement to 25 digits is accepted, and only formulas that cannot be evaluated are simplified.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from math_verify.parser import parse_latex_cached
 logging.disable(logging.CRITICAL)
 
 MAX_DIGITS = 2_000
-"""Of any number that evaluating an answer would make; a power of a symbol counts as the power of 10."""
+"""Digits of any number that evaluating an answer would produce; a symbol counts as 10 in a power."""
 MAX_NODES = 2_000
 
 
 def _number(text: str) -> sympy.Number:
-    """The number that the parser's lexer found. The parser itself takes sympy.Number(text), which runs it as Python."""
+    """Convert the lexer's number safely; the parser would call sympy.Number(text), which runs the text as Python."""
     text = text.replace(",", "").replace(" ", "")
     return sympy.Integer(text) if text.isdecimal() else sympy.Float(text)
 
@@ -42,27 +42,27 @@ _SPELLING = NormalizationConfig(
     basic_latex=True, units=True, malformed_operators=True, nits=True, boxed="none", equations=False
 )
 _TOLERANCE = 2e-6
-"""Relative; math-verify rounds to 6 decimals, which makes all small numbers equal."""
+"""Relative tolerance; math-verify rounds to 6 decimals, which makes all small numbers equal."""
 _EXACT = 1e-25
 _NEGLIGIBLE = 1e-30
-"""What evaluation may leave of an exact zero."""
+"""Largest absolute value that evaluation may return for an exact zero."""
 _DIGITS = 50
-"""Of the values at points; far more than _EXACT, since differences lose some."""
+"""Digits of values at points; far more than _EXACT needs, because differences lose some."""
 _PROBES = (137 / 191, -211 / 89, 503 / 131)
 _PIECEWISE = (sympy.Abs, sympy.floor, sympy.ceiling, sympy.sign, sympy.Min, sympy.Max, sympy.Mod, sympy.Piecewise)
-"""Functions of which a few points say little."""
+"""Functions for which agreement at a few points proves little."""
 
 
 def agree(truth: str, answer: str) -> bool:
-    """Whether `answer` is equivalent to `truth`, both TeX without dollar signs. Text that does not parse is not."""
+    """Tell whether `answer` is equivalent to `truth`, both TeX without dollar signs. Unparsable text is not."""
     gold, found = _parse(truth), _parse(answer)
     if gold is None or found is None or _too_large(found):
         return False
     if isinstance(gold, sympy.Interval | sympy.Tuple) and isinstance(found, FiniteSet):
-        # A list of values for an ordered pair: math-verify would sort it.
+        # The answer lists values of an ordered pair; math-verify would sort them.
         found = sympy.Tuple(*found._unsorted_args)
     if isinstance(gold, sympy.Expr) and is_equation(found):
-        # Of `a = b = c` for a value math-verify compares c; taken now, the points below come before simplification.
+        # math-verify compares only c of `a = b = c` with a value; taking c here lets the points below decide first.
         found = take_last_relation(found).rhs
     several = found.args if isinstance(found, sympy.FiniteSet | sympy.Tuple) and isinstance(gold, sympy.Expr) else ()
     if any(_same_at_points(gold, member) is False for member in several):
@@ -70,7 +70,7 @@ def agree(truth: str, answer: str) -> bool:
     same = _same_at_points(gold, found)
     if same is not None:
         return same
-    # Its time limit is an alarm signal, which cannot interrupt what takes long; ours is the end of the process.
+    # Its time limit is an alarm signal, which cannot interrupt slow computations; ours ends the process.
     return bool(verify(gold, found, allow_set_relation_comp=True, timeout_seconds=None))
 
 
@@ -96,7 +96,7 @@ def warm_up() -> None:
 
 
 def _parse(text: str) -> Any:
-    """A sympy object, or None."""
+    """Parse TeX into a sympy object, or None."""
     try:
         parsed = parse_latex_cached(normalize_latex(text, _SPELLING))
     except Exception:
@@ -116,7 +116,7 @@ def _too_large(parsed: Any) -> bool:
 
 
 def _digits(node: Any) -> float:
-    """Decimal digits of the largest number that evaluating `node` makes, estimated from above; may be math.inf."""
+    """Bound the decimal digits of the largest number that evaluating `node` produces; may be math.inf."""
     if isinstance(node, sympy.Rational):
         return (abs(node.p).bit_length() + node.q.bit_length()) * 0.302
     if isinstance(node, sympy.Float):
@@ -135,18 +135,18 @@ def _digits(node: Any) -> float:
 
 
 def _magnitude(node: Any, digits: float) -> float:
-    """About |node|, at least 1, of an exponent or argument of so many digits."""
+    """Estimate |node|, at least 1, for an exponent or argument of the given number of digits."""
     if isinstance(node, sympy.Rational):
         return max(1.0, abs(node.p) / node.q) if digits < 300 else math.inf
     return 10.0**digits if digits < 300 else math.inf
 
 
 def _same_at_points(gold: Any, found: Any) -> bool | None:
-    """Whether two formulas have the same values; None where that cannot be told from a few points."""
+    """Tell whether two formulas have the same values; None if a few points cannot decide it."""
     if not (isinstance(gold, sympy.Expr) and isinstance(found, sympy.Expr)):
         return None
     if isinstance(gold, sympy.Symbol) or isinstance(found, sympy.Symbol):
-        # A word, which the parser may also have read as a product of letters.
+        # A symbol may be a word that the parser reads as a product of letters on the other side.
         return None
     certain = not (gold.has(sympy.Float, *_PIECEWISE) or found.has(sympy.Float, *_PIECEWISE))
     names = sorted({symbol.name for symbol in gold.free_symbols | found.free_symbols})
@@ -164,7 +164,7 @@ def _same_at_points(gold: Any, found: Any) -> bool | None:
 
 
 def _value(expression: sympy.Expr, point: dict[str, sympy.Float]) -> mpmath.mpc | None:
-    """The finite value of `expression` at `point`."""
+    """Evaluate `expression` at `point`; None if the value is not finite."""
     try:
         value = expression.subs({symbol: point[symbol.name] for symbol in expression.free_symbols}).evalf(_DIGITS)
         real, imaginary = value.as_real_imag()

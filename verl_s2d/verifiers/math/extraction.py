@@ -1,7 +1,7 @@
-r"""The final answer in a response: what stands in its last \boxed{}, or after its last `Answer:`.
+r"""Extract the final answer from a response: the content of its last \boxed{}, or of its last line `Answer: ...`.
 
-Only the end of a response is read, and only what follows the model's thinking. Nothing here can take long: every
-pattern is linear in a window of MAX_CHARACTERS.
+Only the end of a response is read, after the model's thinking. Every pattern takes time linear in a window of
+MAX_CHARACTERS.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal
 Form = Literal["boxed", "answer", "either"]
 
 MAX_CHARACTERS = 8192
-"""Of a response, counted from its end. Answers come last."""
+"""Characters read from the end of a response, where answers are."""
 
 _END_OF_THINKING = "</think>"
 _ANSWER_LINE = re.compile(r"(?i)answer[ \t]{0,8}:[ \t*]*(?:\n\s{0,8})?([^\n]+)")
@@ -25,11 +25,11 @@ _CLOSERS = (r"\]", "$$", "$", r"\)")
 
 
 def final_answer(response: str, form: Form) -> str | None:
-    r"""The text of the final answer, without \boxed and math delimiters; None when there is none.
+    r"""Extract the final answer's text, without \boxed and math delimiters; None if there is none.
 
     Args:
-        form: `boxed` reads the last \boxed{} (or \fbox{}), `answer` the last line `Answer: ...`, `either` whichever of
-            the two comes later.
+        form: `boxed` reads the last \boxed{} (or \fbox{}), `answer` the last line `Answer: ...`, `either` the later of
+            the two.
     """
     thinking = response.rfind(_END_OF_THINKING)
     if thinking >= 0:
@@ -38,7 +38,7 @@ def final_answer(response: str, form: Form) -> str | None:
     box = max(text.rfind(r"\boxed"), text.rfind(r"\fbox")) if form != "answer" else -1
     line = _last_answer_line(text) if form != "boxed" else None
     if line is not None and line.start() > box:
-        # Model output such as "**Answer:** $\boxed{5}$" has its box inside of the line, and then `box` is the later.
+        # In output such as "**Answer:** $\boxed{5}$" the box is inside the line, so `box` is later.
         return _undelimited(line.group(1))
     return _boxed(text, box) if box >= 0 else None
 
@@ -46,13 +46,13 @@ def final_answer(response: str, form: Form) -> str | None:
 def _last_answer_line(text: str) -> re.Match[str] | None:
     last = max(_ANSWER_LINE.finditer(text), key=re.Match.start, default=None)
     if last is not None and last.group(1).strip() in _OPENERS:
-        # The formula begins on the line below its delimiter.
+        # The formula starts on the line after its delimiter.
         return re.compile(r"([^\n]+)").search(text, last.end()) or last
     return last
 
 
 def _boxed(text: str, start: int) -> str | None:
-    """What is in the box at `start`; None when it never ends, or is empty."""
+    """Extract the content of the box at `start`; None if it is empty or not closed."""
     opening = start + (len(r"\boxed") if text.startswith(r"\boxed", start) else len(r"\fbox"))
     after = text[opening : opening + 64]
     if not after.lstrip().startswith("{"):
@@ -68,7 +68,7 @@ def _boxed(text: str, start: int) -> str | None:
 
 
 def _undelimited(line: str) -> str | None:
-    r"""Without markdown, quotes, $ $, \( \) and \[ \] around it; of a sentence with one formula, the formula."""
+    r"""Strip markdown, quotes, $ $, \( \) and \[ \] from a line; extract a sentence's only formula."""
     box = max(line.rfind(r"\boxed{"), line.rfind(r"\fbox{"))
     if box >= 0:
         return _boxed(line, box)

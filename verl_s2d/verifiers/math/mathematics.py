@@ -1,16 +1,16 @@
-r"""Mathematical answers, compared by math-verify: 1.0 if the final answer is equivalent to the ground truth, else 0.0.
+r"""Verify mathematical answers with math-verify: 1.0 if the final answer is equivalent to the ground truth, else 0.0.
 
     verifier: {name: math, form: boxed, convention: math, seconds: 2}
 
 | option | default | meaning |
 |---|---|---|
-| form | either | `boxed`: the last \boxed{}; `answer`: the last line `Answer: ...`; `either`: whichever comes later |
+| form | either | `boxed`: the last \boxed{}; `answer`: the last line `Answer: ...`; `either`: the later of the two |
 | convention | math | `math`: equivalence; `dapo`: DAPO's string match against an integer, see dapo.py |
-| seconds | 2.0 | processor time of one comparison; after it the answer counts as wrong |
+| seconds | 2.0 | CPU time limit of one comparison; beyond it the answer counts as wrong |
 
-Only what follows the last </think> counts. Responses are untrusted: text that needs algebra is compared in a process of
-its own (verifier_process.py) with limits of time and memory, and whatever goes wrong there is a wrong answer. Most need
-none, and are decided here.
+Only text after the last </think> counts. Responses are untrusted: answers that need algebra are compared in a separate
+process (verifier_process.py) with limits on time and memory, where any failure counts as a wrong answer. Most answers
+need no algebra and are decided here.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Convention = Literal["math", "dapo"]
 
 _EQUALS = r"(?:=|\\in(?![A-Za-z]))"
 _NAMED = re.compile(rf"\s*\\?[A-Za-z]+(?:_\{{?\w+\}}?)?(?:\s*\([A-Za-z]\))?\s*{_EQUALS}(?!.*{_EQUALS})\s*(?=\S)")
-"""`x =`, `f(x) =` or `x \\in`, once in a text and at its beginning."""
+"""`x =`, `f(x) =` or `x \\in`, at the beginning of a text and nowhere else in it."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `verifier: {name: math, ...}` may say."""
+    """Options of `verifier: {name: math, ...}`."""
 
     form: Form = "either"
     convention: Convention = "math"
@@ -46,11 +46,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A score and how it came about.
+    """A score and its reason.
 
     Attributes:
-        correct: whether the answer counts.
-        how: `text`, `number`, `screened` (decided here), `none` (no answer found), `dapo`, or what the process said:
+        correct: the answer is right.
+        how: `text`, `number`, `screened` (decided here), `none` (no answer found), `dapo`, or the process's outcome:
             `equal`, `different`, `raised`, `timeout`, `died`.
     """
 
@@ -61,17 +61,17 @@ class Verdict:
 def compute_score(
     data_source: str, solution_str: str, ground_truth: Any, extra_info: dict[str, Any] | None = None, **options: Any
 ) -> float:
-    """1.0 if the response's final answer is right, else 0.0.
+    """Score a response: 1.0 if its final answer is right, else 0.0.
 
     Raises:
-        UserError: an option, or the problem's ground truth, is unusable, or math-verify cannot be run.
+        UserError: an option or the problem's ground truth is unusable, or math-verify does not run.
     """
     chosen = _options(tuple((name, options[name]) for name in Options.__dataclass_fields__ if name in options))
     return float(judge(solution_str, ground_truth, chosen).correct)
 
 
 def judge(response: Any, ground_truth: Any, options: Options | None = None) -> Verdict:
-    """The verdict on a response, with its reason. Raises UserError as compute_score does."""
+    """Judge a response and give the reason. Raises UserError as compute_score does."""
     options = options or Options()
     truth = _truth(ground_truth)
     if not isinstance(response, str):
@@ -89,7 +89,7 @@ def judge(response: Any, ground_truth: Any, options: Options | None = None) -> V
 
 
 def check_answer(ground_truth: Any, extra_info: Mapping[str, Any], **options: Any) -> None:
-    """Raises UserError for a ground truth that is no text, no LaTeX with balanced braces, or for DAPO no integer."""
+    """Raise UserError for a ground truth that is not LaTeX with balanced braces, or for DAPO not an integer."""
     truth = _truth(ground_truth)
     if _options(tuple(options.items())).convention == "dapo":
         dapo.require_integer(truth)
@@ -103,9 +103,9 @@ def check_answer(ground_truth: Any, extra_info: Mapping[str, Any], **options: An
 
 
 def check(**options: Any) -> None:
-    r"""Raises UserError unless the verifier works on this machine: it has to find \boxed{1/2} equal to 0.5, and more.
+    r"""Raise UserError unless the verifier works on this machine: \boxed{1/2} has to equal 0.5, and similar cases.
 
-    The comparisons run in the process that training would use, with its limits.
+    The comparisons run in a process like that of training, with its limits.
     """
     chosen = _options(tuple(options.items()))
     if chosen.convention == "dapo":
@@ -183,7 +183,7 @@ def _compare(truth: Answer, answer: Answer, seconds: float) -> Verdict:
         return Verdict(truth.tight == answer.tight, "text")
     if truth.is_text or answer.is_text or (truth.text.isalpha() and answer.text.isalpha()):
         same = truth.letters == answer.letters and bool(truth.letters)
-        # Letters without \text may also be a product, of which the order does not matter.
+        # Letters without \text may also be a product, in any order.
         if same or truth.is_text or answer.is_text:
             return Verdict(same, "text")
     truth, answer = _without_name(truth, answer)
@@ -193,7 +193,7 @@ def _compare(truth: Answer, answer: Answer, seconds: float) -> Verdict:
 
 
 def _without_name(truth: Answer, answer: Answer) -> tuple[Answer, Answer]:
-    """Without `x =` or `x \\in` before one of the two, when the other has none."""
+    """Strip `x =` or `x \\in` from the one that has it, if the other has none."""
     names = [_NAMED.match(side.text) for side in (truth, answer)]
     if bool(names[0]) == bool(names[1]):
         return truth, answer
@@ -205,12 +205,12 @@ def _without_name(truth: Answer, answer: Answer) -> tuple[Answer, Answer]:
 def _same_number(truth: Answer, answer: Answer) -> bool:
     first, second = truth.value, answer.value
     if truth.percent != answer.percent:
-        # 50% is written as 50 and as 0.5.
+        # 50% may be written as 50 or as 0.5.
         plain, per_hundred = (second, first) if truth.percent else (first, second)
         return plain in (per_hundred, per_hundred / 100)
     if first == second:
         return True
-    # A decimal may stand for a fraction when six digits of it are right, as in math-verify.
+    # A decimal equals a fraction if six digits agree, as in math-verify.
     return truth.decimal != answer.decimal and abs(first - second) <= max(abs(first), abs(second)) * 2 / 1_000_000
 
 

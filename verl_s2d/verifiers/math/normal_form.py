@@ -1,7 +1,7 @@
-r"""Answers in one spelling: TeX commands without effect removed, synonyms unified, units and percent signs taken off.
+r"""Normalise answers: remove TeX commands without effect, unify synonyms, split off units and percent signs.
 
-It decides what needs no algebra, and hands the rest to math-verify in spellings that it reads: it takes `3 1/2` for a
-product, does not know repeating decimals, and cuts the base off `52_8`.
+Answers that need no algebra are decided by the normal form; the others reach math-verify in spellings that it parses
+correctly. math-verify reads `3 1/2` as a product, does not support repeating decimals, and drops the base of `52_8`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar)\{?(\d+)\}?")
 _MIXED = re.compile(r"(?<![\d.^_}])(\d{1,12})\s+(\d{1,12})\s*/\s*(\d{1,12})(?!\d)")
 _MIXED_TEX = re.compile(r"([-+]?)(\d{1,30})\s*\\frac\{(\d{1,30})\}\{(\d{1,30})\}")
 _JUXTAPOSED = re.compile(r"((?<![\w.^\\}])\d+|\))\s*(?=\([^(),\[\]]*\))")
-"""A factor before one in parentheses. math-verify adds the two, as in a mixed number."""
+"""A factor before parentheses. math-verify would add the two, as in a mixed number."""
 _DECIMAL = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)")
 _RATIO = re.compile(
     r"([-+]?)(?:\\frac\s*(?:\{([-+]?\d+)\}\s*\{([-+]?\d+)\}|(\d)\s*(\d)|(\d)\s*\{(\d+)\}|\{(\d+)\}\s*(\d))"
@@ -114,16 +114,16 @@ _UNITS = {
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer in one spelling.
+    """An answer in normal form.
 
     Attributes:
         text: TeX without unit, percent and degree sign.
-        unit: a known unit with its power ("cm^2", "degree", "dollar"), None for none or one that is not known.
-        percent: whether a percent sign was taken off.
-        base: the base of a number such as 52_8, as digits; its digits are then in `text`.
-        decimal: whether `value` was written with a decimal point.
-        value: the number, when it is an integer, a decimal or a ratio of integers.
-        is_text: whether it is words and no formula: all in one \\text{}.
+        unit: a known unit with its power ("cm^2", "degree", "dollar"); None without one or if it is unknown.
+        percent: a percent sign was removed.
+        base: the base of a number such as 52_8, in decimal; `text` then has the number's digits.
+        decimal: `value` was written with a decimal point.
+        value: the number, if the answer is an integer, a decimal or a ratio of integers.
+        is_text: the answer is words, all in one \\text{}, and no formula.
     """
 
     text: str
@@ -140,12 +140,12 @@ class Answer:
 
     @property
     def letters(self) -> str:
-        """Its letters and digits in lower case, for the comparison of words: "c" of (C)."""
+        """Extract letters and digits in lower case, to compare words: (C) gives "c"."""
         return _NOT_LETTERS.sub("", _ARTICLE.sub("", self.text.lower().replace(r"\text", "")))
 
 
 def normal_form(answer: str) -> Answer:
-    """`answer` in one spelling. Linear in its length; its numbers are read exactly."""
+    """Normalise an answer, in time linear in its length; numbers are read exactly."""
     text = answer.replace(r"\$", "$")
     unit = "dollar" if text.lstrip().startswith("$") and text.count("$") == 1 else None
     text = text.translate(_CHARACTERS)
@@ -205,7 +205,7 @@ def _repeating(match: re.Match[str]) -> str:
 
 
 def _value(text: str) -> tuple[Fraction | None, bool]:
-    """(exact value, whether it was written as a decimal) of an integer, a decimal or a ratio of integers."""
+    """Read an integer, a decimal or a ratio of integers: (exact value or None, written as a decimal)."""
     tight = text.replace(" ", "")
     if len(tight) > 400:
         return None, False
