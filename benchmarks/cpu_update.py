@@ -1,4 +1,4 @@
-"""Processor time of one update of the quickstart's size in verl's engine, under settings of the CPU overlay.
+"""Measure the CPU time of one update of the quickstart's size in verl's engine, under settings of the CPU overlay.
 
     python -m benchmarks.cpu_update [rounds=9] [sequences=256] [prompt=8] [response=8]
 

@@ -1,4 +1,4 @@
-"""Full-vocabulary distillation losses side by side: time, peak memory and gradient error, forward and backward.
+"""Compare full-vocabulary distillation losses: time, peak memory and gradient error, forward and backward.
 
     python -m benchmarks.divergence [cases=A,B] [methods=floor,ours] [variants=plain] [rounds=5] [threads=1]
 

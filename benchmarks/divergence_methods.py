@@ -1,4 +1,4 @@
-"""The contestants of benchmarks.divergence, but for the peers: problems, floors, the naive method, ours and float64."""
+"""Define the methods of benchmarks.divergence except the peers: problems, floors, the naive one, ours and float64."""
 
 from __future__ import annotations
 

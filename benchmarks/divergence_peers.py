@@ -1,4 +1,4 @@
-"""The peers of benchmarks.divergence, called as their users would."""
+"""Call the peers of benchmarks.divergence as their users would."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An update of stage 2b: our exact `reverse_kl` against verl's own `forward_kl_topk`, in verl's FSDP2 engines.
+"""Compare stage 2b's update by our exact `reverse_kl` with verl's own `forward_kl_topk`, in verl's FSDP2 engines.
 
     python -m benchmarks.opd_stage [cases=small,vocabulary] [rounds=5] [threads=2]
 

@@ -1,4 +1,4 @@
-"""The engines of benchmarks.opd_stage, and the process that measures them: models, batches, updates, clocks, memory.
+"""Measure the engines of benchmarks.opd_stage in one process: models, batches, updates, clocks, memory.
 
     python -m benchmarks.opd_stage_engines MODELS CASE PASS REPEATS THREADS OUT
 

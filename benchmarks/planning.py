@@ -1,4 +1,4 @@
-"""Planning of large graphs: every row of a recipe under so many seeds that it has at least so many stages.
+"""Measure planning of large graphs: every row of a recipe, with enough seeds for the given number of stages.
 
     python -m benchmarks.planning nodes=1000,10000 rounds=3
 

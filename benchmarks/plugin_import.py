@@ -1,4 +1,4 @@
-"""What the plugin adds to `import verl`.
+"""Measure the time that the plugin adds to `import verl`.
 
     python -m benchmarks.plugin_import [pairs=11]
 

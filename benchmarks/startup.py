@@ -1,4 +1,4 @@
-"""Start-up of an OPD stage, from the command to verl's "ready to fit": stock settings against the workflow's.
+"""Measure an OPD stage's start-up, from the command to verl's "ready to fit": stock settings and the workflow's.
 
     python -m benchmarks.startup [pairs=2]
 

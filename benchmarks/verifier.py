@@ -1,4 +1,4 @@
-r"""Throughput of the math verifier on clean responses, and with hostile ones among them.
+r"""Measure the math verifier's throughput on clean responses, and with hostile ones among them.
 
     python benchmarks/verifier.py calls=2000 share=0.1
 

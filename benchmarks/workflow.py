@@ -1,4 +1,4 @@
-"""The workflow's own time: a recipe's run beside the seconds its stages took, and a second run of the finished recipe.
+"""Measure the workflow's own time: a run minus its stages' seconds, and a second run of the finished recipe.
 
     python benchmarks/workflow.py RECIPE NEW_RUN_DIRECTORY [options of verl-s2d run]
 

@@ -1,4 +1,4 @@
-"""`verl-s2d gpu-check`: does everything that a recipe needs work on this machine, and how fast.
+"""Run `verl-s2d gpu-check`: test and time on this machine everything that a recipe needs.
 
-registry.py lists the parts, parts/ has one file each, runner.py runs each of them in a process of its own.
+part_registry.py lists the parts, parts/ has one file each, part_runner.py runs each part in its own process.
 """

@@ -1,4 +1,4 @@
-"""The subcommand: which parts, on what device, where the report goes."""
+"""Implement the subcommand: run the chosen parts on a device and write the report."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def gpu_check(
     scratch: Path | None,
     show: Callable[[str], None],
 ) -> bool:
-    """Run the chosen parts, write the report; returns whether nothing failed.
+    """Run the chosen parts and write the report; returns True if no part failed.
 
     Args:
-        scratch: directory for logs and models, kept; None for a temporary one.
+        scratch: directory for logs and models, which is kept; None for a temporary one.
 
     Raises:
-        UserError: an unknown part, a directory without a model, or device cuda on a machine without a GPU.
+        UserError: a part is unknown, a directory has no model, or device cuda has no GPU on this machine.
     """
     chosen = choose(parts)
     if device != "cpu" and not accelerator_here():
@@ -62,7 +62,7 @@ def gpu_check(
             write_report(scratch / "report.json", settings, results)
             write_report(out, settings, results)
 
-        # A part leads a session of its own: a signal does not reach it, the way out of this block does.
+        # A part is in its own session, which signals do not reach; leaving this block ends it.
         stack.enter_context(Interruption(0, show))
         results = run_parts(chosen, settings, show=show, finished=finished)
     failed = [result.name for result in results if not result.ok]

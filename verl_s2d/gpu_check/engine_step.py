@@ -1,4 +1,4 @@
-"""One step of stage 2a or 2b in verl's engine, without Ray: the workers that a stage has, and what their step did."""
+"""Run one step of stage 2a or 2b in verl's engine without Ray, with the stage's own workers, and record it."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def step_configuration(
     """Compose the warmup's configuration for one step on all rollouts of a cache.
 
     Args:
-        on_cpu: with the overlay for a machine without an accelerator.
-        overrides: `key=value`; they win.
+        on_cpu: use the overlay for a machine without an accelerator.
+        overrides: `key=value`, with the highest priority.
     """
     settings = {"engine.strategy": "fsdp2"}
     if on_cpu:
@@ -73,7 +73,7 @@ def opd_workers(
     """Build student and frozen models as StudentTeacherWorker joins them in stage 2b, without its rollout engine.
 
     Args:
-        config: the warmup's, whose `s2d` is read as stage 2b's, with a signal over the whole vocabulary.
+        config: a warmup configuration whose `s2d` section is stage 2b's, with a full-vocabulary signal.
     """
     worker_config, settings = _worker_config(config), read_warmup_settings(config.s2d)
     frozen_config = dataclasses.replace(
@@ -101,9 +101,9 @@ def _worker_config(config: DictConfig) -> TrainingWorkerConfig:
 def batch_of(
     config: DictConfig, rollouts: CachedRollouts, indices: Sequence[int], *, total: int, temperature: float = 1.0
 ) -> TensorDict:
-    """Collate these cached rollouts as a data-parallel rank's part of a batch of `total`.
+    """Collate these cached rollouts as a data-parallel rank's shard of a batch of `total`.
 
-    Has what both stages' losses read: 2a its loss_mask, 2b prompts, responses and response_mask.
+    The batch has the fields of both stages' losses: loss_mask for 2a; prompts, responses and response_mask for 2b.
     """
     rows = [rollouts[i] for i in indices]
     batch = SFTTensorCollator("no_padding")(rows)
@@ -169,7 +169,7 @@ def record_steps(worker: WarmupWorker | DistilledWorker) -> StepRecord:
 
 
 def fill_adapters(module: torch.nn.Module) -> None:
-    """Give LoRA's second factors, which start at zero and would hide the first ones' gradient, values of their own."""
+    """Randomise LoRA's second factors: their initial zeros would make the first factors' gradient zero."""
     generator = torch.Generator().manual_seed(0)
     for name, parameter in module.named_parameters():
         if ".lora_B." in name:
@@ -182,5 +182,5 @@ def fill_adapters(module: torch.nn.Module) -> None:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """Copy a tensor, gathered when it is sharded."""
+    """Copy a tensor, gathered if it is sharded."""
     return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()

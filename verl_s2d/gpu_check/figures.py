@@ -1,4 +1,4 @@
-"""Checks: a figure, its limit, and whether the figure keeps it. A part writes each to a file as soon as it is known."""
+"""Record checks of figures against limits. A part writes each check to a file at once."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Check:
 
     Attributes:
         part: name of the part.
-        name: what was looked at.
-        state: one of STATES; only FAILED counts against the machine.
-        figure: what was found, in words or as a number with its unit.
-        limit: what the figure has to keep, in words; empty when there is none.
-        value: the bare number, or other data, for whoever reads the JSON report.
+        name: what was measured.
+        state: one of STATES; only FAILED fails the machine.
+        figure: the result, in words or as a number with its unit.
+        limit: the limit in words; empty without one.
+        value: the plain number, or other data, for the JSON report.
     """
 
     part: str
@@ -34,7 +34,7 @@ class Check:
     value: Any = None
 
     def text(self) -> str:
-        """`ok/FAIL part: name  figure  (limit)`."""
+        """Format the check as `ok/FAIL part: name  figure  (limit)`."""
         first, *rest = self.figure.splitlines() or [""]
         line = f"{_MARKS[self.state]} {self.part}: {self.name}  {first}"
         line += f"  ({self.limit})" if self.limit else ""
@@ -42,11 +42,11 @@ class Check:
 
 
 class Recorder:
-    """Takes the checks of one part; each is in the file before the call returns.
+    """Writes the checks of one part to a file, before each call returns.
 
     Args:
         part: name of the part.
-        path: one JSON object a line.
+        path: file of one JSON object per line.
     """
 
     def __init__(self, part: str, path: Path):
@@ -61,16 +61,16 @@ class Recorder:
         self._bounded(name, value, value >= limit, f">= {_number(limit)}{_unit(unit)}", unit)
 
     def expect(self, name: str, ok: bool, figure: Any, limit: str = "", *, value: Any = None) -> None:
-        """Check a condition that the caller has decided."""
+        """Record a condition that the caller has evaluated."""
         self._write(Check(self._part, name, OK if ok else FAILED, str(figure), limit, value))
 
     def figure(self, name: str, value: Any, unit: str = "") -> None:
-        """Record a figure that has no limit."""
+        """Record a figure without a limit."""
         text = _number(value) if isinstance(value, int | float) else str(value)
         self._write(Check(self._part, name, INFORMATION, f"{text}{_unit(unit)}", "", value))
 
     def skip(self, name: str, why: str) -> None:
-        """Record a check that cannot be made here; a skipped check is never ok."""
+        """Record a check that is impossible here; a skipped check is never ok."""
         self._write(Check(self._part, name, SKIPPED, why))
 
     def _bounded(self, name: str, value: float, ok: bool, limit: str, unit: str) -> None:
@@ -80,13 +80,13 @@ class Recorder:
     def _write(self, check: Check) -> None:
         data = asdict(check)
         if isinstance(check.value, float) and not math.isfinite(check.value):
-            data["value"] = str(check.value)  # few readers of JSON take NaN
+            data["value"] = str(check.value)  # few JSON readers accept NaN
         with self._path.open("a") as stream:
             stream.write(json.dumps(data, default=str) + "\n")
 
 
 def read_checks(path: Path) -> list[Check]:
-    """All complete lines of a recorder's file; empty when there is no file."""
+    """Read all complete lines of a recorder's file; empty if the file is missing."""
     if not path.exists():
         return []
     lines = path.read_text().split("\n")[:-1]

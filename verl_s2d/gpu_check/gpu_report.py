@@ -1,4 +1,4 @@
-"""The report of a gpu-check as data: what --out writes and what an issue should hold."""
+"""Build the report of a gpu-check, which --out writes and issues should include."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class PartResult:
     """Findings of one part.
 
     Attributes:
-        state: ok, failed, or killed (its limit passed, which is a failure).
-        seconds: wall time of its process.
-        limit_seconds: when it would have been killed.
-        log_tail: last lines of its log; empty unless it failed.
+        state: ok, failed, or killed at the time limit, which is a failure.
+        seconds: wall time of the part's process.
+        limit_seconds: time limit of the process.
+        log_tail: last lines of the log; empty unless the part failed.
     """
 
     name: str
@@ -42,7 +42,7 @@ class PartResult:
 
 
 def report(settings: Settings, results: Sequence[PartResult]) -> dict[str, Any]:
-    """Settings, versions and every check of every part; secrets of the environment are blotted out."""
+    """Collect settings, versions and every check of every part; secrets of the environment are redacted."""
     data = {
         "format": FORMAT,
         "verl_s2d": __version__,
@@ -58,5 +58,5 @@ def report(settings: Settings, results: Sequence[PartResult]) -> dict[str, Any]:
 
 
 def write_report(path: Path, settings: Settings, results: Sequence[PartResult]) -> None:
-    """Write the report; called after every part, so that a broken connection leaves what was found so far."""
+    """Write the report. Called after every part, so that an interrupted check keeps its results."""
     write_json(report(settings, results), path)

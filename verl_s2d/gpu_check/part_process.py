@@ -1,4 +1,4 @@
-"""The process of one part: python -P -m verl_s2d.gpu_check.part_process MODULE PART SETTINGS CHECKS."""
+"""Run one part in this process: python -P -m verl_s2d.gpu_check.part_process MODULE PART SETTINGS CHECKS."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from verl_s2d.gpu_check.figures import Recorder
 
 
 def main(module: str, part: str, settings_file: str, checks_file: str) -> int:
-    """Run the part; an exception is a failed check with its last line, and its traceback is in the log."""
+    """Run the part; an exception becomes a failed check with its last line, and its traceback goes to the log."""
     record = Recorder(part, Path(checks_file))
     try:
         importlib.import_module(module).run(part_settings.read(Path(settings_file)), record)

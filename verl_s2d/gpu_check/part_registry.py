@@ -1,4 +1,4 @@
-"""The parts of gpu-check, cheapest first, each with the seconds after which its process is killed."""
+"""List the parts of gpu-check, cheapest first, each with its time limit."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Part:
     """One part.
 
     Attributes:
-        name: for --parts, the report, and the module of verl_s2d.gpu_check.parts that has its `run`.
-        about: what it looks at.
-        seconds: limit of its process, several times what it is expected to take.
+        name: name in --parts and the report, and of the module in verl_s2d.gpu_check.parts.
+        about: what the part checks.
+        seconds: time limit of the process, several times the expected time.
     """
 
     name: str
@@ -24,7 +24,7 @@ class Part:
 
     @property
     def module(self) -> str:
-        """Module that has the part's `run(settings, record)`."""
+        """Name the module that has the part's `run(settings, record)`."""
         return f"verl_s2d.gpu_check.parts.{self.name}"
 
 
@@ -42,10 +42,10 @@ PARTS = (
 
 
 def choose(names: Sequence[str] | None) -> list[Part]:
-    """The named parts in the order of PARTS; all of them when None.
+    """Return the named parts in the order of PARTS, or all parts when None.
 
     Raises:
-        UserError: a name that no part has.
+        UserError: a name is unknown.
     """
     known = [part.name for part in PARTS]
     for name in names or ():

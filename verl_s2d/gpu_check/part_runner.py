@@ -1,4 +1,4 @@
-"""Run parts one after the other, each in a process of its own with a limit; a failure does not keep the next back."""
+"""Run parts one after the other, each in its own process with a time limit; a failure does not stop the next."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from verl_s2d.workflow.hosts.process import Handle, SubprocessLauncher, kill_mar
 from verl_s2d.workflow.runner import stage_environment
 
 MARKER = "VERL_S2D_GPU_CHECK"
-"""Environment variable that every process of a part inherits, so that none of them outlives it."""
+"""Environment variable that every process of a part inherits, by which survivors are found and killed."""
 _LOG_LINES = 30
 
 
@@ -28,11 +28,11 @@ def run_parts(
     show: Callable[[str], None],
     finished: Callable[[list[PartResult]], None] = lambda results: None,
 ) -> list[PartResult]:
-    """Run every part and return what each found.
+    """Run every part and return their results.
 
     Args:
-        settings: their scratch directory exists.
-        show: takes each line of text as soon as it is known.
+        settings: settings of the parts; the scratch directory has to exist.
+        show: called at once with each line of text.
         finished: called after every part with the results so far.
     """
     results: list[PartResult] = []
@@ -56,7 +56,7 @@ def _run(part: Part, settings: Settings, show: Callable[[str], None]) -> PartRes
     try:
         code = _watch(handle, checks_file, began + part.seconds, show)
     finally:
-        # The group first; then whatever left it, as the workers of Ray and vLLM do.
+        # First the group, then the processes that left it, such as the workers of Ray and vLLM.
         handle.kill()
         kill_marked(value, MARKER)
     seconds = time.monotonic() - began

@@ -1,4 +1,4 @@
-"""A step of stage 2a or 2b by plain transformers in float32, one sequence at a time: what verl's engine is held to."""
+"""Compute the reference for a step of stage 2a or 2b: plain transformers in float32, one sequence at a time."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def plain_step(
     rank: int = 4,
     alpha: int = 6,
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    """Token-mean divergence over all rollouts, and its gradient by the name of each trained parameter.
+    """Compute the token-mean divergence over all rollouts, and its gradient by parameter name.
 
     Args:
-        rollouts: input_ids and loss_mask of each, (tokens,), as CachedRollouts gives them.
+        rollouts: input_ids and loss_mask of each, (tokens,), as in CachedRollouts.
         objective: forward_kl or reverse_kl.
-        vocab_size: ids from there on have probability zero.
-        lora: values of LoRA's parameters, which alone are then trained.
-        rank, alpha: of LoRA.
+        vocab_size: ids at or above it have probability zero.
+        lora: values of LoRA's parameters, which are then the only trained ones.
+        rank, alpha: LoRA's rank and alpha.
     """
     from transformers import AutoModelForCausalLM
 
@@ -64,10 +64,10 @@ def plain_step(
 
 
 def relative_difference(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> float:
-    """Norm of the difference over the norm of what is expected, over all parameters together.
+    """Divide the norm of the difference by the norm of the expected gradients, over all parameters together.
 
     Raises:
-        ValueError: they are not gradients of the same parameters.
+        ValueError: the gradients are of different parameters.
     """
     if set(found) != set(expected):
         raise ValueError(f"gradients of other parameters: {sorted(set(found) ^ set(expected))[:4]}")

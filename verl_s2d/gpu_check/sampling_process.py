@@ -1,4 +1,4 @@
-"""One sampler in a process of its own: writes what it sampled to a file, then waits to be killed.
+"""Run one sampler in this process: write its samples to a file, then wait to be killed.
 
 python -P -m verl_s2d.gpu_check.sampling_process SETTINGS MODEL OUT
 """
@@ -60,7 +60,7 @@ def sample(settings: Settings, model: str) -> dict[str, Any]:
 
 
 def _sample(sampler: Any, prompts: Sequence[list[int]], sampling: Any) -> tuple[dict[str, list], float]:
-    """Samples by prompt, and seconds."""
+    """Sample each distinct prompt; returns samples by prompt, and seconds."""
     found: dict[str, list] = {}
     unique = [list(prompt) for prompt in dict.fromkeys(map(tuple, prompts))]
     began = time.monotonic()
@@ -73,13 +73,13 @@ def _sample(sampler: Any, prompts: Sequence[list[int]], sampling: Any) -> tuple[
 
 
 def _equal(one: dict[str, list], other: dict[str, list]) -> float:
-    """Share of samples that are equal token by token."""
+    """Compute the fraction of samples that are equal token by token."""
     pairs = [pair for prompt, found in one.items() for pair in zip(found, other[prompt], strict=True)]
     return sum(a[0] == b[0] for a, b in pairs) / len(pairs)
 
 
 def _stop_ids(model: str, tokenizer: Any) -> list[int]:
-    """Ids that end a sequence: those of the generation configuration, and the tokenizer's."""
+    """List the ids that end a sequence, from the generation configuration and the tokenizer."""
     from transformers import GenerationConfig
 
     try:

@@ -1,4 +1,4 @@
-"""The recipe of part `stages`: one row with every kind of stage, problems and verifier made here, no hub."""
+"""Write the recipe of part `stages`: one row with every kind of stage, and its own problems and verifier, no hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from verl_s2d.gpu_check import part_models
 from verl_s2d.gpu_check.part_settings import Settings
 
 STEPS = {"teacher_rl": 2, "warmup": 2, "opd": 3}
-"""Steps of a stage. 2b has one more, so that a kill after the first falls into the second."""
+"""Steps of each stage. 2b has three, so that a kill after its first step interrupts the second."""
 _VERIFIER = '''"""Scores a response by its length: a random model gets about half of them right, so rewards differ."""
 
 
@@ -24,7 +24,7 @@ def score(data_source, solution_str, ground_truth, extra_info=None):
 '''
 _LABELLED, _EVALUATION = 16, 4
 _SHARE = 0.5
-"""Share of the GPU's memory for vLLM: the GPU may be a desktop's."""
+"""Fraction of the GPU's memory for vLLM; a desktop may use the rest."""
 
 
 def write_recipe(settings: Settings) -> Path:
@@ -41,7 +41,7 @@ def write_recipe(settings: Settings) -> Path:
 
 
 def _problems(count: int) -> list[dict[str, Any]]:
-    """Distinct sums in verl's columns."""
+    """Make distinct sums in verl's columns."""
     pairs = random.Random(0).sample([(a, b) for a in range(10) for b in range(10)], count)
     return [
         {
@@ -91,7 +91,7 @@ def _recipe(settings: Settings) -> dict[str, Any]:
 
 
 def _training(settings: Settings, longest: int, samples: int) -> dict[str, Any]:
-    """verl's keys of stages 1 and 2b: micro-batches by tokens."""
+    """Return verl's keys of stages 1 and 2b, with micro-batches by tokens."""
     tokens = 16 * longest
     keys: dict[str, Any] = {
         "data.train_batch_size": 8,

@@ -1,4 +1,4 @@
-"""Time and memory of work on a device."""
+"""Measure time and memory of work on a device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def milliseconds(work: Callable[[], object], device: str, *, rounds: int = 10) -> float:
-    """Median wall time of a call after one that warms up, waiting for the device before and after each."""
+    """Measure the median wall time of a call in ms, after a warm-up, synchronising the device around each call."""
     work()
     times = []
     for _ in range(rounds):
@@ -22,13 +22,13 @@ def milliseconds(work: Callable[[], object], device: str, *, rounds: int = 10) -
 
 
 def wait(device: str) -> None:
-    """Wait until the device has done what was asked of it."""
+    """Wait until the device has finished all submitted work."""
     if device != "cpu":
         torch.cuda.synchronize()
 
 
 def peak_bytes(work: Callable[[], object], device: str) -> int | None:
-    """Bytes that a call adds to what is allocated, at most; None on a CPU, where nobody counts."""
+    """Measure the peak bytes that a call allocates; None on a CPU, which has no such counter."""
     if device == "cpu":
         work()
         return None

@@ -1,4 +1,4 @@
-"""Random Qwen3 checkpoints with a word-level tokenizer: real files for checks that must not ask the hub.
+"""Make random Qwen3 checkpoints with a word-level tokenizer: real files for checks that must not use the hub.
 
 python -m verl_s2d.gpu_check.tiny_model OUT [key=value of Shape ...]
 """
@@ -20,8 +20,8 @@ class Shape:
     """Size of a checkpoint.
 
     Attributes:
-        tokens: words of the tokenizer: WORDS, and fillers up to this number.
-        vocabulary: rows of the embedding; those from `tokens` on are padding, as published Qwen3 models have.
+        tokens: number of words in the tokenizer: WORDS, then fillers.
+        vocabulary: rows of the embedding; those at or above `tokens` are padding, as in published Qwen3 models.
         context: longest sequence.
         spread: standard deviation of the initial weights.
     """
@@ -79,9 +79,9 @@ def write_model(directory: Path, shape: Shape, words: list[str] | None = None) -
 
 
 def made(directory: Path, shape: Shape) -> Path:
-    """The checkpoint of this shape below `directory`, made when it is missing, by a process of its own.
+    """Return the checkpoint of this shape below `directory`; a subprocess makes it if it is missing.
 
-    The caller's process may not touch torch yet: what a part looks at is the order of imports and CUDA's first use.
+    The caller must not import torch yet, because some parts check the order of imports and CUDA's first use.
     """
     name = "-".join(f"{field.name}{getattr(shape, field.name)}" for field in fields(Shape))
     out = directory / "models" / name

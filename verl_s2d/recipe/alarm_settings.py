@@ -1,5 +1,5 @@
-"""Settings of a recipe's `alarms:`. Every threshold is relative to a running median, so none depends on the size of the
-model or the task."""
+"""Define the settings of a recipe's `alarms:`. Thresholds are relative to a running median, so that they do not depend
+on the model's size or the task."""
 
 from __future__ import annotations
 

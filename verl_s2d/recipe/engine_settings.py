@@ -1,4 +1,4 @@
-"""Arguments of vLLM's engine that a recipe may give (`engine:`), and those among them that decide the samples."""
+"""Check the arguments of vLLM's engine in a recipe (`engine:`), and tell which of them decide the samples."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ COMPUTED = {
     "nnodes": _GPUS,
     "node_rank": _GPUS,
 }
-"""Arguments of vLLM that follow from something else -> what to do instead."""
+"""vLLM's arguments that follow from other settings -> remedy."""
 
 OPERATIONAL = frozenset(
     {
@@ -65,8 +65,8 @@ OPERATIONAL = frozenset(
         "safetensors_load_strategy",
     }
 )
-"""Arguments that say how the work is done: up to rounding they leave the samples as they are, so they rebuild nothing.
-When in doubt one is left out of this list. dtype, quantization and kv_cache_dtype make other logits: they decide."""
+"""Arguments that do not change the samples, up to rounding, and therefore rebuild nothing. In doubt an argument is not
+listed here. dtype, quantization and kv_cache_dtype change the logits, so they decide the samples."""
 
 _AT_LEAST_ONE = ("max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes")
 

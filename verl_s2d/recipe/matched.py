@@ -1,4 +1,4 @@
-"""Rows that a recipe adds by matching them to others: `matched:`."""
+"""Define rows that stop where another row's budget is used up: `matched:`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ LedgerItem = Literal["labels", "verifier_calls", "sampled_tokens", "updates"]
 
 
 class Matched(Section):
-    """One more row: `row`, its last stage stopped where the whole row has consumed what the row `to` consumed.
+    """An additional row: `row`, whose last stage stops once the whole row has consumed as much as the row `to`.
 
-    It stops at the first step at or past that, however many steps the stage's settings give. The report states the
-    difference.
+    It stops at the first step at or above that amount, whatever the stage's `steps`. The report shows the difference.
     """
 
     row: str

@@ -9,7 +9,7 @@ from verl_s2d.validation import Refused
 
 
 def pass_at_k(correct: int, samples: int, k: int) -> float:
-    """Probability that at least one of k samples is right: 1 - C(n-c, k) / C(n, k), unbiased (Chen et al. 2021).
+    """Estimate the probability that one of k samples is right: 1 - C(n-c, k) / C(n, k), unbiased (Chen et al. 2021).
 
     Raises:
         ValueError: k is not in 1..samples, or correct not in 0..samples.

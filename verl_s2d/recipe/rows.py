@@ -1,6 +1,6 @@
-"""Rows of the comparison: small functions over one builder. Two rows differ by the stage they drop and nothing else.
+"""Define the rows of the comparison as small functions of a builder. Two rows differ only by the stage they drop.
 
-A row is the model it ends with, evaluated. Stages that rows share have the same digest and are therefore built once.
+A row returns its final model, which is evaluated. Stages that rows share have the same digest and are built once.
 A recipe adds rows of its own with `rows: [full-bridge, my_rows.py:my_row]`: a function like these, in a file beside the
 recipe. Its name in reports is the function's with dashes, or `name` of `name=my_rows.py:my_row`.
 """

@@ -1,4 +1,4 @@
-"""The sections of a recipe. `load_recipe` fills them from yaml; every key, type, bound and relation is checked here."""
+"""Define the sections of a recipe. `load_recipe` fills them from yaml; all keys, types and bounds are checked here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sources of data sets and models: a script of the recipe, a hub id or a directory."""
+"""Define sources of data sets and models: a script of the recipe, a hub id or a directory."""
 
 from __future__ import annotations
 

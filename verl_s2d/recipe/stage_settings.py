@@ -1,4 +1,4 @@
-"""Settings of the stages: the sections below `stages:` of a recipe."""
+"""Define the settings of the stages, the sections below `stages:` of a recipe."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""One file a part: `run(settings, record)` measures, and records every figure with its limit."""
+"""Hold one file per part: `run(settings, record)` measures and records every figure with its limit."""

@@ -1,4 +1,4 @@
-"""Part `divergence`: the exact objectives, eager and compiled: values, gradients, time, memory."""
+"""Check part `divergence`: values, gradients, time and memory of the exact objectives, eager and compiled."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from verl_s2d.objectives.gemm import add_head_gradient, hidden_gradient, logits_
 from verl_s2d.objectives.logits import LinearLogits
 
 _VALUE, _GRADIENT, _COMPILED, _SAME, _TIME, _MEMORY, _GRAPHS = 1e-4, 3e-3, 1e-5, 1e-5, 1.25, 1.15, 3
-"""Limits. Errors are relative to the largest value of float64; time and memory to the bare products and to what two
-blocks of logits and the results take; graphs after 20 numbers of tokens."""
+"""Limits. Errors are relative to the largest float64 value; time is relative to the bare products, memory to the blocks
+of logits and the results; graphs are counted after 20 different numbers of tokens."""
 _BETA = 0.3
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Hidden states and heads of both sides in bf16; the vocabulary's size is that of the tokenizer."""
+    """Hidden states and heads of both models in bf16; the vocabulary has the tokenizer's size."""
 
     student: torch.Tensor
     head: torch.Tensor
@@ -34,12 +34,12 @@ class Problem:
     vocabulary: int
 
     def rows(self, count: int) -> Problem:
-        """The first tokens of it."""
+        """Return the problem's first tokens."""
         return Problem(self.student[:count], self.head, self.teacher[:count], self.teacher_head, self.vocabulary)
 
 
 def run(settings: Settings, record: Recorder) -> None:
-    """Check all objectives against float64, then time and memory at several chunks, then what must not go wrong."""
+    """Check all objectives against float64, then special cases, then time and memory at several chunk sizes."""
     problem = _problem(settings)
     exact_rows = problem.rows(8 if settings.on_cpu else 64)
     for objective in OBJECTIVES:
@@ -67,7 +67,7 @@ def _problem(settings: Settings) -> Problem:
 
 
 def _step(problem: Problem, objective: str, *, compiled: bool, chunk: int | None = None) -> tuple[torch.Tensor, ...]:
-    """Values of each token, and gradients of their mean to hidden states and head."""
+    """Compute values of each token, and gradients of their mean to hidden states and head."""
     student, head = problem.student.clone().requires_grad_(), problem.head.clone().requires_grad_()
     return _values_and_gradients(problem, objective, student, head, compiled=compiled, chunk=chunk)
 
@@ -89,7 +89,7 @@ def _values_and_gradients(problem, objective, student, head, *, compiled, chunk)
 
 
 def _naive(problem: Problem, objective: str) -> tuple[torch.Tensor, ...]:
-    """The same in float64, all logits at a time."""
+    """Compute the same in float64, with all logits at once."""
     student, head = (x.double().requires_grad_() for x in (problem.student, problem.head))
     log_s = (student @ head[: problem.vocabulary].T).log_softmax(-1)
     log_t = (problem.teacher.double() @ problem.teacher_head[: problem.vocabulary].double().T).log_softmax(-1)
@@ -124,7 +124,7 @@ def _norm_error(found: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 def _same(record: Recorder, problem: Problem) -> None:
-    """A student that is its teacher has a divergence of zero."""
+    """Check that the divergence is zero if student and teacher are the same."""
     alike = Problem(problem.student, problem.head, problem.student, problem.head, problem.vocabulary)
     for objective in OBJECTIVES:
         values, by_hidden, _ = _step(alike, objective, compiled=False)
@@ -133,7 +133,7 @@ def _same(record: Recorder, problem: Problem) -> None:
 
 
 def _graphs(record: Recorder, problem: Problem) -> None:
-    """Numbers of tokens differ in every micro-batch: they must not be compiled for one by one."""
+    """Check that a new number of tokens, as in every micro-batch, does not compile a new graph."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     for count in range(1, 21):
@@ -143,7 +143,7 @@ def _graphs(record: Recorder, problem: Problem) -> None:
 
 
 def _nan(record: Recorder, problem: Problem) -> None:
-    """A row that is not finite gives a value that is not, and ends."""
+    """Check that a row of NaN makes only its own value NaN, and that the call ends."""
     broken = Problem(problem.student.clone(), problem.head, problem.teacher, problem.teacher_head, problem.vocabulary)
     broken.student[1] = float("nan")
     began = time.monotonic()
@@ -183,7 +183,7 @@ def _cost(settings: Settings, record: Recorder, problem: Problem, chunk: int) ->
 
 
 def _bare(problem: Problem, chunk: int) -> Callable[[], None]:
-    """The products alone, into memory that is there: both logits, and both of the student's gradients."""
+    """Build the bare products into allocated memory: both logits, and both of the student's gradients."""
     device, columns = problem.student.device, problem.vocabulary
     head, teacher_head = problem.head[:columns], problem.teacher_head[:columns]
     logits = torch.empty(chunk, columns, device=device)

@@ -1,4 +1,4 @@
-"""Part `engines`: a step of 2a and of 2b by verl's own engine on one device, against plain transformers in float32."""
+"""Check part `engines`: steps of 2a and 2b in verl's engine on one device, against plain transformers in float32."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ _BF16 = ["++engine.mixed_precision.param_dtype=bf16", "++engine.mixed_precision.
 _FSDP1 = "engine.strategy=fsdp"
 _OFFLOAD = ["engine.param_offload=true", "engine.optimizer_offload=true"]
 _FLOAT32, _BFLOAT16, _REAL_WEIGHTS = 1e-4, 2e-2, 1e-1
-"""Limits of loss and gradient, relative. bf16 rounds each product to three digits; what many layers of real weights
-make of that is not known beforehand, so the last limit only finds what is wrong altogether."""
+"""Relative limits of loss and gradient. bf16 rounds each product to three digits; its effect over many layers of real
+weights is not known beforehand, so the last limit only finds gross errors."""
 _SAME_MODEL = {"fp32": 1e-4, "bf16": 0.1}
-"""Largest |log pi(actor) - log pi(ref)| of 99.9 % of the tokens, where both are one model in other micro-batches."""
+"""Limit on |log pi(actor) - log pi(ref)| for 99.9 % of the tokens, with one model in different micro-batches."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A step.
+    """One step to check.
 
     Attributes:
         stage: 2a or 2b.
-        tied: input and output embedding are one.
-        overrides: of the warmup's configuration.
+        tied: input and output embedding are shared.
+        overrides: overrides of the warmup's configuration.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Case:
 
 
 def cases(settings: Settings) -> list[Case]:
-    """Untied, tied and LoRA in both stages; on a GPU in bf16, with the teacher offloaded, and once on FSDP1."""
+    """List the cases: untied, tied and LoRA in both stages; on a GPU in bf16, also with offload and on FSDP1."""
     lora, precision = tuple(_LORA), "fp32" if settings.on_cpu else "bf16"
     found = [Case("2a untied", "2a", precision), Case("2b untied", "2b", precision)]
     found += [Case("2a LoRA", "2a", precision, overrides=lora), Case("2b LoRA", "2b", precision, overrides=lora)]
@@ -69,7 +69,7 @@ def cases(settings: Settings) -> list[Case]:
 
 
 def run(settings: Settings, record: Recorder) -> None:
-    """Run every case in this process; one that raises is a failed check, and the next is tried."""
+    """Run every case in this process; a case that raises is a failed check, and the next one runs."""
     _be_the_only_rank()
     cache = _write_rollouts(settings)
     peaks: dict[str, float] = {}
@@ -136,7 +136,7 @@ def _step(settings: Settings, record: Recorder, case: Case, cache: Path) -> floa
         missing = set(gradients) - set(recorded.updated)
         record.expect(f"{case.name}: update", not missing, f"{len(recorded.updated)} parameters", "all trained ones")
     else:
-        # FSDP1 keeps one flat parameter a layer: no gradient has a parameter's name.
+        # FSDP1 keeps one flat parameter per layer, so gradients have no parameter names.
         norm = sum(g.float().square().sum().item() for g in gradients.values()) ** 0.5
         record.at_most(f"{case.name}: gradient norm", abs(metrics["grad_norm"] - norm) / norm, limit)
     record.figure(f"{case.name}: first step", seconds, "s")
@@ -146,7 +146,7 @@ def _step(settings: Settings, record: Recorder, case: Case, cache: Path) -> floa
 
 
 def _same_model(settings: Settings, record: Recorder, cache: Path, precision: str) -> None:
-    """Log-probabilities of the trained and of the frozen engine on one checkpoint, in other micro-batches."""
+    """Compare log-probabilities of the trained and the frozen engine on one checkpoint, in different micro-batches."""
     student, _, size = _pair(settings, False)
     rollouts = CachedRollouts(str(cache))
     case = Case("same", "2b", precision)
@@ -159,7 +159,7 @@ def _same_model(settings: Settings, record: Recorder, cache: Path, precision: st
         batch = engine_step.batch_of(config, rollouts, range(len(rollouts)), total=len(rollouts))
         tu.assign_non_tensor(batch, use_dynamic_bsz=True, max_token_len_per_gpu=tokens, compute_loss=False)
         values.append(tu.get(worker.infer_batch(batch), "log_probs").values().float())
-    # A sequence begins with its prompt: its last row, which predicts the next sequence's first token, does not count.
+    # A sequence's last row would predict the next sequence's first token, a prompt token, so it does not count.
     predicts = torch.roll(batch["loss_mask"].values(), -1).bool()
     difference = (values[0] - values[1])[predicts].abs()
     limit = _SAME_MODEL[precision]
@@ -169,7 +169,7 @@ def _same_model(settings: Settings, record: Recorder, cache: Path, precision: st
 
 
 def _overrides(settings: Settings, case: Case) -> list[str]:
-    """Packed, and cut by tokens so that there are several micro-batches."""
+    """Return overrides for packed sequences, and for several micro-batches by tokens."""
     tokens = _lengths(settings)[2]
     overrides = ["model.use_remove_padding=true", "data.use_dynamic_bsz=true", f"data.max_token_len_per_gpu={tokens}"]
     overrides += [] if case.precision == "fp32" else _BF16
@@ -178,7 +178,7 @@ def _overrides(settings: Settings, case: Case) -> list[str]:
 
 
 def _pair(settings: Settings, tied: bool) -> tuple[Path, Path, int]:
-    """Student, teacher, and the ids that both know. The teacher is random: one that is the student teaches nothing."""
+    """Return student, teacher and the shared vocabulary's size. A random teacher always differs from the student."""
     student = part_models.student(settings, tied=tied)
     tokenizer, config = AutoTokenizer.from_pretrained(student), AutoConfig.from_pretrained(student)
     teacher = part_models.random_teacher(settings, config.get_text_config().vocab_size, len(tokenizer))
@@ -186,12 +186,12 @@ def _pair(settings: Settings, tied: bool) -> tuple[Path, Path, int]:
 
 
 def _lengths(settings: Settings) -> tuple[int, int, int]:
-    """Shortest and longest sequence, and tokens of a micro-batch."""
+    """Return the shortest and longest sequence, and the tokens of a micro-batch."""
     return (4, 15, 24) if settings.on_cpu else (100, 700, 1500)
 
 
 def _write_rollouts(settings: Settings) -> Path:
-    """Eight rollouts of random ids, whose lengths differ."""
+    """Write eight rollouts of random ids with different lengths."""
     shortest, longest, _ = _lengths(settings)
     student, _, size = _pair(settings, False)
     end = AutoConfig.from_pretrained(student).get_text_config().eos_token_id
@@ -220,6 +220,6 @@ def _be_the_only_rank() -> None:
 
 
 def _forget() -> None:
-    """Give back what the last engines held, or the next case's peak would count it."""
+    """Free the last engines' memory, or the next case's peak would include it."""
     gc.collect()
     get_torch_device().empty_cache()

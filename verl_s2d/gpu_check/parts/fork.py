@@ -1,4 +1,4 @@
-"""Part `fork`: a sampling stage up to vLLM's first process, which must not be a fork of one that touched CUDA."""
+"""Check part `fork`: vLLM's first process in a sampling stage must not be forked from one that initialised CUDA."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class _Reached(Exception):
 
 
 def run(settings: Settings, record: Recorder) -> None:
-    """Do what Sampler does, stop where the engine would start, and look at start method and fork."""
+    """Run Sampler up to the start of its engine, and check the start method and a fork."""
     model = str(part_models.student(settings))
-    # The workflow sets these for its stages; a user of the sampler alone has only what the sampler sets.
+    # The workflow sets these for its stages; without it only the sampler sets them.
     for name in CUDA_ENVIRONMENT:
         os.environ.pop(name, None)
     early = "torch" in sys.modules
@@ -69,7 +69,7 @@ def _forked_child(record: Recorder) -> None:
 
 
 def _bad_fork() -> bool | None:
-    """Ask a fork of this process whether torch calls it a bad fork; None when the child did not answer."""
+    """Tell whether torch reports a bad fork in a child of this process; None if the child does not answer."""
     import torch
 
     child = os.fork()

@@ -1,4 +1,4 @@
-"""Part `gemms`: the divergence's matrix products in bf16, sums in float32: their error, and their speed by columns."""
+"""Check part `gemms`: error and speed of the divergence's matrix products, bf16 with float32 sums."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from verl_s2d.gpu_check.timing import milliseconds
 from verl_s2d.objectives.gemm import add_head_gradient, hidden_gradient, logits_of, operand
 
 _LOGITS, _GRADIENTS = 1e-5, 3e-3
-"""Largest error over the largest value. Logits are sums of exact products; gradients are rounded to bf16 first."""
+"""Limits on the largest error over the largest value. Logits sum exact products; gradients are rounded to bf16."""
 _SAMPLED = 64
-"""Rows of which the exact product is made."""
+"""Rows to compare with the exact product."""
 
 
 def run(settings: Settings, record: Recorder) -> None:
-    """Check each product against float64, then time all at sizes that cuBLAS likes more and less."""
+    """Check each product against float64, then time all at sizes that cuBLAS aligns well and badly."""
     if settings.on_cpu:
         tokens, widths, columns = 16, (64,), (501, 512)
     else:
@@ -28,7 +28,7 @@ def run(settings: Settings, record: Recorder) -> None:
 
 
 def _operands(settings: Settings, tokens: int, width: int, columns: int) -> tuple[torch.Tensor, ...]:
-    """Hidden states and head in bf16, and a gradient of logits in float32."""
+    """Make hidden states and head in bf16, and a gradient of logits in float32."""
     generator = torch.Generator(settings.device).manual_seed(0)
     make = {"device": settings.device, "generator": generator}
     hidden = torch.randn(tokens, width, **make).bfloat16()

@@ -1,4 +1,4 @@
-"""Part `machine`: what the hardware, the driver and the installed software are, before anything is loaded."""
+"""Check part `machine`: hardware, driver and installed software, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from verl_s2d.workflow.hosts.ray_places import RL_CPUS_PER_WORKER, Demand, defau
 
 GIB = 2**30
 _SHM_GIB, _GPU_GIB, _SMI_SECONDS = 8, 16, 10
-"""/dev/shm: Ray's and vLLM's processes pass tensors through it. nvidia-smi: verl's probe gives up after as long."""
+"""/dev/shm carries tensors between processes of Ray and vLLM. nvidia-smi: the time limit of verl's own probe."""
 _PINNED = {"torch": "2.11.0", "vllm": "0.24.0", "transformers": "5.9.0"}
-"""Versions that verl 0.9.1 pins; others are told, not refused."""
+"""Versions that verl 0.9.1 pins; others are reported, not refused."""
 
 
 def run(settings: Settings, record: Recorder) -> None:
-    """Look at GPU, CPUs, memory, disk, compiler, versions and flash-attn."""
+    """Check GPU, CPUs, memory, disk, compiler, versions and flash-attn."""
     if settings.on_cpu:
         record.skip("GPU", "needs a GPU")
         gpus = 0
@@ -74,7 +74,7 @@ def _host(settings: Settings, record: Recorder, gpus: int) -> None:
     cpus = len(os.sched_getaffinity(0))
     units = default_storage_units(1)
     held = Demand(1, max(1, gpus), cpus_per_worker=RL_CPUS_PER_WORKER, storage_units=units).cpus(units)
-    # No limit: a head of ours offers Ray as many as verl holds; on a given cluster `check` and the stages ask for them.
+    # No limit: our own Ray head offers enough logical CPUs; on an external cluster `check` and the stages check them.
     record.figure("CPUs", f"{cpus}; verl holds {held} of Ray's for each stage that samples and trains")
     record.figure("host memory", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB, "GiB")
     shared = Path("/dev/shm")
@@ -87,7 +87,7 @@ def _host(settings: Settings, record: Recorder, gpus: int) -> None:
 
 
 def _compiler(record: Recorder) -> None:
-    """Inductor and Triton compile C at run time and include Python.h."""
+    """Check for a C compiler and Python.h, which Inductor and Triton need at run time."""
     compiler = next((found for name in ("gcc", "cc", "clang") if (found := shutil.which(name))), None)
     record.expect("C compiler", compiler is not None, compiler or "none on PATH", "gcc, cc or clang")
     header = Path(sysconfig.get_path("include"), "Python.h")
@@ -108,7 +108,7 @@ def _version(name: str) -> str | None:
 
 
 def _flash_attention(record: Recorder) -> None:
-    """Two packed sequences through flash-attn equal the same two through torch's own attention, each alone."""
+    """Compare two packed sequences in flash-attn with torch's own attention on each sequence."""
     if importlib.util.find_spec("flash_attn") is None:
         record.expect("flash-attn", False, "not installed", "importable")
         return

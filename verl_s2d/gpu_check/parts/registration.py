@@ -1,4 +1,4 @@
-"""Part `registration`: what `import verl` makes of this machine, also in a process from which Ray hides the GPUs."""
+"""Check part `registration`: verl's platform and our registration, also where Ray hides the GPUs."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ print("\\nS2D " + json.dumps(get_platform().device_name))
 
 
 def run(settings: Settings, record: Recorder) -> None:
-    """Ask processes with and without a visible GPU for verl's platform, our registration and our shims."""
+    """Query verl's platform, our registration and our shims in processes with and without a visible GPU."""
     stage = dict(os.environ)
     hidden = stage | {"CUDA_VISIBLE_DEVICES": ""}
     plain = {name: value for name, value in hidden.items() if name != "VERL_PLATFORM"}
     questions = {"platform where no GPU is visible": (hidden, settings.device)}
     if not settings.on_cpu:
         questions["platform"] = (stage, settings.device)
-    # As on a Ray head without a GPU, or for a user of plain verl: nobody has asked for `cpu`.
+    # As on a Ray head without a GPU, or for a user of plain verl: VERL_PLATFORM is not set.
     questions["platform where no GPU is visible and none was asked for"] = (plain, "cuda")
     with ExitStack() as stack:
         registered = stack.enter_context(RegistrationProbe(stage))
@@ -49,6 +49,6 @@ def _registered(settings: Settings, record: Recorder, answer: tuple[Mapping[str,
         return
     shims = sorted(told["shims"])
     expected = ["process_group_backend", "vllm_distribution_name"] if settings.on_cpu else []
-    # The tokenizer of the reward loop is mended on every platform, once that module has been imported.
+    # The reward loop's tokenizer is patched on every platform, once its module is imported.
     found = [name for name in shims if name != "reward_loop_trust"]
     record.expect("shims", found == expected, ", ".join(shims) or "none", f"only {expected or 'reward_loop_trust'}")

@@ -1,4 +1,4 @@
-"""Part `stages`: every kind of stage through `verl-s2d run`, a kill -9 and a resume in stage 2b, the self-test."""
+"""Check part `stages`: every kind of stage with `verl-s2d run`, a kill -9 and a resume in 2b, the self-test."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TIMES = ("gen", "old_log_prob", "ref", "update_actor", "update_weights", "save_
 
 
 def run(settings: Settings, record: Recorder) -> None:
-    """Build one row, kill the run in the second step of stage 2b, resume it, then let a student teach itself."""
+    """Run one row, kill it in the second step of stage 2b, resume it, then run the self-test."""
     recipe = write_recipe(settings)
     run_dir = settings.scratch / "stages" / "run"
     if not _killed_in_opd(record, recipe, run_dir):
@@ -41,7 +41,7 @@ def run(settings: Settings, record: Recorder) -> None:
 
 
 def _killed_in_opd(record: Recorder, recipe: Path, run_dir: Path) -> bool:
-    """Start the run; kill it and all that it started once stage 2b has saved its first step."""
+    """Start the run; kill it and all its processes once stage 2b has logged its first step."""
     log = recipe.with_name("killed.log")
     began = time.monotonic()
     process = _start(["run", str(recipe), "--run-dir", str(run_dir)], log)
@@ -70,7 +70,7 @@ def _first_step(run_dir: Path) -> bool:
 
 
 def _until(process: subprocess.Popen, true: Callable[[], bool], deadline: float) -> bool:
-    """Wait until it is true; False when the process ended, or the time, before."""
+    """Wait until the condition is true; False if the process or the time ends first."""
     while time.monotonic() < deadline:
         ended = process.poll() is not None
         if true():
@@ -82,7 +82,7 @@ def _until(process: subprocess.Popen, true: Callable[[], bool], deadline: float)
 
 
 def _resumed(record: Recorder, run_dir: Path, before: Mapping[str, int]) -> None:
-    """The killed stage went on from its checkpoint, and its ledger is that of a run without a kill."""
+    """Check that the killed stage resumed from its checkpoint, with the ledger of a run without a kill."""
     after = _manifests(run_dir)
     again = [name for name, written in before.items() if after.get(name) != written]
     record.expect("finished stages", not again, f"built again: {again}" if again else "kept", "kept")
@@ -97,12 +97,12 @@ def _resumed(record: Recorder, run_dir: Path, before: Mapping[str, int]) -> None
     ledger = manifest["ledger"]
     scored, sampled = ledger["teacher_scored_tokens"], ledger["sampled_tokens"]
     record.expect("updates in the ledger of 2b", ledger["updates"] == steps, ledger["updates"], str(steps))
-    # What is sampled is scored, each token once: a step that the kill repeated must count once on either side.
+    # Every sampled token is scored once: a step that the kill repeated must count once on both sides.
     record.expect("tokens in the ledger of 2b", 0 < sampled == scored, f"{sampled} sampled, {scored} scored", "equal")
 
 
 def _figures(record: Recorder, kind: str, directory: Path | None) -> None:
-    """Times, tokens per second and memory of a finished stage."""
+    """Record times, tokens per second and memory of a finished stage."""
     manifest = directory and read_manifest(directory)
     record.expect(f"{kind}: built", bool(manifest), directory.name if directory else "no directory", "with a manifest")
     if not manifest:
@@ -162,7 +162,7 @@ def _answer(words: list[str], log: Path) -> Any:
 
 
 def _command(record: Recorder, name: str, words: list[str]) -> bool:
-    """Run a command of ours to its end; whether it succeeded."""
+    """Run a verl-s2d command to its end; returns whether it succeeded."""
     log = Path(words[1]).with_name(f"{name.replace(', ', '-')}.log")
     began = time.monotonic()
     process = _start(words, log)
@@ -189,13 +189,13 @@ def _start(words: list[str], log: Path) -> subprocess.Popen:
 
 
 def _directory(run_dir: Path, kind: str) -> Path | None:
-    """The stage of this kind; the newest where there are several."""
+    """Find the newest stage of this kind."""
     found = [path for path in (run_dir / "stages").glob(f"{kind}-*") if attempts.count(path)]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _manifests(run_dir: Path) -> dict[str, int]:
-    """Stage -> when its manifest was written, in ns."""
+    """Map each stage to its manifest's modification time in ns."""
     return {path.parent.name: path.stat().st_mtime_ns for path in (run_dir / "stages").glob(f"*/{MANIFEST}")}
 
 

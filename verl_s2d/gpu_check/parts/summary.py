@@ -1,4 +1,4 @@
-"""Part `summary`: one line a part, and the hours of a recipe at the speed that was measured here."""
+"""Write part `summary`: one line per part, and the hours of a recipe at the measured speed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from verl_s2d.gpu_check.part_settings import Settings
 
 
 def run(settings: Settings, record: Recorder) -> None:
-    """Read the report so far; repeat what failed, then estimate."""
+    """Summarise the report so far, then estimate the recipe's hours."""
     path = settings.scratch / "report.json"
     if not path.exists():
         record.skip("summary", "no other part was run")
@@ -28,7 +28,7 @@ def run(settings: Settings, record: Recorder) -> None:
 
 
 def _hours(settings: Settings, record: Recorder, parts: list[dict[str, Any]]) -> None:
-    """GPU-hours at most, with every response as long as it may be: the plan's FLOPs at this machine's speeds."""
+    """Bound the GPU-hours, with every response at its maximum length: the plan's FLOPs at this machine's speed."""
     from verl_s2d.checks.sized_plan import sized
     from verl_s2d.recipe.load import load_recipe
     from verl_s2d.report.views import plan_view
@@ -54,7 +54,7 @@ def _hours(settings: Settings, record: Recorder, parts: list[dict[str, Any]]) ->
 def _sampling_hours(settings: Settings, record: Recorder, parts: list[dict[str, Any]], tokens: int | None) -> None:
     speeds = [c["value"] for c in _checks(parts, "vllm") if c["name"] == "speed"]
     if settings.model is None:
-        # A random model of a few layers says nothing about the speed of a real one.
+        # The speed of a random model of a few layers does not predict that of a real one.
         record.skip("GPU-hours of sampling", "needs --model, a model of the recipe's size")
     elif not speeds or tokens is None:
         record.skip("GPU-hours of sampling", "part vllm was not run, or the tokens are not known yet")

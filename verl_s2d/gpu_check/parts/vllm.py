@@ -1,4 +1,4 @@
-"""Part `vllm`: the sampler of rollouts and evaluations: speed, vocabulary, stop ids, seeds, and an end by kill -9."""
+"""Check part `vllm`: the sampler's speed, vocabulary, stop ids and seeds, and its end by kill -9."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from verl_s2d.workflow.hosts.process import kill_marked, marked_processes
 _MARKER = "VERL_S2D_GPU_CHECK_SAMPLER"
 _SECONDS, _GONE_SECONDS = 360, 10
 _SLACK_MIB = 64
-"""Allowance for other processes that took GPU memory in between."""
+"""Tolerance for other processes that allocate GPU memory meanwhile."""
 
 
 def run(settings: Settings, record: Recorder) -> None:
-    """Sample in a process of its own, look at the samples, then kill that process and see what it leaves."""
+    """Sample in a subprocess, check the samples, then kill it and check for leftovers."""
     before = _gpu_mib(settings)
     value, out = secrets.token_hex(8), settings.scratch / "samples.json"
     out.unlink(missing_ok=True)
@@ -73,13 +73,13 @@ def _samples(record: Recorder, answer: dict[str, Any]) -> None:
     stopped = sum(reason == "stop" for _, reason in completions)
     said = f"{len(wrong)} of {len(completions)} wrong, {stopped} stopped"
     record.expect("stop ids", not wrong, said, "an end where one was sampled, and none elsewhere")
-    # Equal up to rounding: in bf16 logits depend on what else is in the batch, so these shares have no limit.
+    # In bf16 the rounding of logits depends on the rest of the batch, so these fractions have no limit.
     record.figure("equal samples, same seeds again", answer["equal_again"])
     record.figure("equal samples, same seeds with half of the prompts", answer["equal_with_fewer"])
 
 
 def _gone(settings: Settings, record: Recorder, value: str, before: int | None) -> None:
-    """After kill -9 of the sampler: no process of it is left, and the GPU's memory is what it was."""
+    """Check that a killed sampler leaves no process and frees the GPU's memory."""
     deadline = time.monotonic() + _GONE_SECONDS
     left, used = marked_processes(value, _MARKER), _gpu_mib(settings)
     while time.monotonic() < deadline and (left or not _returned(before, used)):
@@ -101,7 +101,7 @@ def _returned(before: int | None, used: int | None) -> bool:
 
 
 def _gpu_mib(settings: Settings) -> int | None:
-    """MiB in use on the first GPU, whoever uses them; None where nvidia-smi cannot say."""
+    """Query the MiB in use on the first GPU by all processes; None if nvidia-smi does not answer."""
     if settings.on_cpu:
         return None
     command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]

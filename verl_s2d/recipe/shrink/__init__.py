@@ -1,6 +1,6 @@
-"""`--shrink`: the same recipe at tiny size on this machine. A mapping to a mapping, before validation.
+"""Shrink a recipe to tiny size on this machine (`--shrink`): a mapping to a mapping, before validation.
 
-Sizes, models, data and what a CPU does not have change; rows, strategies, objectives and verl keys stay.
+Sizes, models, data and settings that a CPU lacks change; rows, strategies, objectives and verl keys stay.
 """
 
 from __future__ import annotations

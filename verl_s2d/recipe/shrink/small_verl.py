@@ -1,4 +1,4 @@
-"""Shrink verl's dotted keys: batches, parallel sizes, helpers and memory; on a CPU Megatron makes way for FSDP2."""
+"""Shrink verl's dotted keys: batches, parallel sizes, helpers and memory; on a CPU FSDP2 replaces Megatron."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 BATCH, PART, GROUP, MICRO_BATCH = 8, 4, 8, 4
-"""Prompts of a batch, of a mini-batch that is a part of one, responses of a prompt, sequences of a micro-batch."""
+"""Prompts per batch, prompts per mini-batch if smaller, responses per prompt, sequences per micro-batch."""
 
 LEARNING_RATE = 1e-3
-"""The published 1e-6 would leave a tiny model as it was after two steps."""
+"""The published 1e-6 would not change a tiny model visibly in two steps."""
 
 _DROPPED = (
     *("gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens", "max_model_len"),
