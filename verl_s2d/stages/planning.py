@@ -144,7 +144,7 @@ def _check_roles(recipe: Recipe) -> None:
     for role, source in recipe.models.items():
         if role not in read:
             raise UserError(
-                "No row and no signal reads a model of this role.",
+                "No row reads a model of this role, and no signal does.",
                 key=f"models.{role}",
                 value=source.model_dump(exclude_unset=True),
                 remedy=f"Remove it, or name it as they do: {', '.join(sorted(read))}.",

@@ -56,7 +56,7 @@ def test_stages_of_matched_rows_are_accepted_before_their_budget_is_known(tmp_pa
         ("teacher_rl", {"actor_rollout_ref.actor.loss_agg_mode": "mean"}, "teacher-rl-1h.*loss_agg_mode"),
         ("student_rl", {"data.train_batch_sizes": 4}, "student-rl-2h.*train_batch_sizes"),
         ("opd", {"actor_rollout_ref.actor.use_kl_loss": True}, "opd-1h.*use_kl_loss"),
-        ("opd", {"+s2d.signal.keep_tokens": 2}, "opd-1h.*keep_tokens"),
+        ("opd", {"+s2d.skip_limit": 0}, "opd-1h.*skip_limit"),
         ("student_rl", {"actor_rollout_ref.model.lora_rank": 8}, r"student-rl-2h.*model\.lora\.merge"),
         ("warmup", {"engine.strategy": "ddp"}, "warmup-1h.*engine.strategy"),
         ("teacher_rl", MEGATRON, "teacher-rl-1h.*megatron.tensor_model_parallel_size"),
@@ -81,7 +81,7 @@ def test_megatron_is_accepted_in_every_stage(tmp_path):
     warmup = {"engine": "megatron", "optim": "megatron", "engine.tensor_model_parallel_size": 2}
     changes = {f"stages__{stage}__verl": rl for stage in ("teacher_rl", "opd", "student_rl")}
     changes["stages__warmup__verl"] = {**warmup, "data.train_batch_size": 4}
-    changes |= {"stages__opd__objective": "reverse_kl", "cluster__gpus_per_node": 4, "cluster__device": "cuda"}
+    changes |= {"stages__opd__signal": "reverse_kl", "cluster__gpus_per_node": 4, "cluster__device": "cuda"}
     assert accepted(tmp_path, **changes) == 4
     for role in ("actor", "ref"):
         key = f"actor_rollout_ref.{role}.megatron.use_dist_checkpointing"

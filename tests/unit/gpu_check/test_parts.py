@@ -91,7 +91,7 @@ def test_the_recipe_of_the_stages_is_one_that_a_run_accepts(device, tmp_path):
     recipe = load_recipe(stage_recipe.write_recipe(Settings(device, str(tmp_path), model=str(model))))
     assert recipe.cluster.device == device and recipe.rows == ["full-bridge"]
     assert recipe.models["student"].model == recipe.models["teacher"].model == str(model)
-    assert recipe.stages.opd.objective == "reverse_kl" and recipe.stages.opd.steps == 3
+    assert recipe.stages.opd.signal == {"type": "reverse_kl"} and recipe.stages.opd.steps == 3
     for section in (recipe.evaluation, recipe.stages.rollouts):
         assert section.engine == ({"gpu_memory_utilization": 0.5} if device == "cuda" else {})
     assert Path(recipe.directory / "verifier.py").exists()

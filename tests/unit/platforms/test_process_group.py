@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def test_workers_of_1_2b_and_3_make_it_before_verl_s_engines(monkeypatch, worker
     seen = []
     monkeypatch.setattr(ActorRolloutRefWorker, "init_model", lambda self: seen.append(timeout()))
     made = object.__new__(worker)
-    made._exact = False
+    made._settings = SimpleNamespace(exact=False)
     made.init_model()
     assert seen == [timedelta(hours=2)]
 
@@ -63,7 +64,7 @@ def test_the_warmup_s_worker_makes_it_before_verl_s_engine(monkeypatch):
 
     monkeypatch.setattr(TrainingWorker, "__init__", build)
     with pytest.raises(Built):
-        WarmupWorker(None, teacher_path="t", trust_remote_code=False, objective=None, skip_limit=1)
+        WarmupWorker(None, settings={"teacher": {"path": "t"}}, vocab_size=2)
 
 
 def test_grpo_s_trainer_has_that_worker():

@@ -15,6 +15,7 @@ from tests.support.tiny import WORDS, write_model, write_tokenizer
 from verl_s2d.errors import UserError
 from verl_s2d.stages import stages
 from verl_s2d.stages.merge.merge_adapter import merge
+from verl_s2d.stages.shared.hand_off import hand_off
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.store import checkpoints
@@ -89,12 +90,12 @@ def test_a_stage_hands_over_the_merged_model_also_after_a_kill_in_between(stage,
     expected = checkpoint(step, tied=True)
     (tmp_path / "model.merged").mkdir()
     (tmp_path / "model.merged" / "model.safetensors").write_bytes(b"half")
-    checkpoints.hand_off(node, tmp_path, 3)
+    hand_off(node, tmp_path, 3)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(model(IDS).logits, expected, rtol=1e-5, atol=1e-5)
     before = os.stat(tmp_path / "model" / "model.safetensors")
-    checkpoints.hand_off(node, tmp_path, 3)
+    hand_off(node, tmp_path, 3)
     assert os.stat(tmp_path / "model" / "model.safetensors") == before
 
 
@@ -103,5 +104,5 @@ def test_a_stage_whose_adapter_cannot_be_merged_says_why(stage, tmp_path):
     checkpoint(step, tied=False)
     (step / "lora_train_meta.json").unlink()
     with pytest.raises(StageFailed, match=r"adapter cannot be merged[\s\S]*rank and alpha"):
-        checkpoints.hand_off(node, tmp_path, 3)
+        hand_off(node, tmp_path, 3)
     assert not (tmp_path / "model").exists()

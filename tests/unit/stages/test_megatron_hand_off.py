@@ -14,6 +14,7 @@ from tests.support.ranks.megatron_checkpoint import IDS, STEP, STEPS_TRAINED
 from tests.support.tiny import WORDS, write_tokenizer
 from verl_s2d.platforms.environment import cpu_environment
 from verl_s2d.stages import stages
+from verl_s2d.stages.shared.hand_off import hand_off
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.store import checkpoints
 
@@ -65,6 +66,6 @@ def test_the_next_stage_is_given_the_trained_model(stage):
     layout = {p.relative_to(actor).as_posix() for p in actor.glob("*/*") if any(p.iterdir())}
     assert layout == {"model/huggingface", "optimizer/dist_ckpt", "extra/dist_ckpt"}
     node = Node(stages()["grpo"], "teacher-rl-all", {"steps": STEPS_TRAINED})
-    checkpoints.hand_off(node, directory, STEPS_TRAINED)
+    hand_off(node, directory, STEPS_TRAINED)
     model = AutoModelForCausalLM.from_pretrained(directory / "model", dtype=torch.float32)
     assert torch.allclose(logits_of(model), torch.load(directory / "trained.pt"), atol=1e-5)

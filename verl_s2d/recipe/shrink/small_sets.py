@@ -42,6 +42,7 @@ def main(options: Options) -> None:
         whole = Path(scratch) / "whole"
         arguments = dict(options.args) | published(options.args, Path(scratch))
         command = [sys.executable, options.script, "--out", str(whole), *(f"{k}={v}" for k, v in arguments.items())]
+        # no limit: the script of a recipe; the run that waits for this stage stops it when it is silent.
         if code := subprocess.run(command).returncode:
             sys.exit(code)
         for file in sorted(whole.iterdir()):
