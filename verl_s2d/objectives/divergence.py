@@ -132,6 +132,6 @@ def _check(student, teacher, objective, beta, vocab_size, shard) -> None:
     if student.tokens != teacher.tokens:
         raise ValueError(f"student has {student.tokens} tokens, teacher {teacher.tokens}")
     if shard is not None and vocab_size is None:
-        raise ValueError("a shard needs vocab_size, the size of the whole vocabulary")
+        raise ValueError("a shard needs vocab_size, the whole vocabulary's size")
     if shard is not None and vocab_size < 1:
         raise ValueError(f"vocab_size {vocab_size} is not positive")

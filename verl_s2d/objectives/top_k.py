@@ -106,7 +106,7 @@ def top_k_forward_kl(
     if shard is None:
         columns = vocab_size = shared_size(vocab_size, student.vocab_size)
     elif vocab_size is None:
-        raise ValueError("a shard needs vocab_size, the size of the whole vocabulary")
+        raise ValueError("a shard needs vocab_size, the whole vocabulary's size")
     else:
         columns = max(0, min(vocab_size - shard.first, student.vocab_size))
     _check_shapes(student.tokens, top_ids, top_log_probs, vocab_size)
