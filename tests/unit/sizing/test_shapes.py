@@ -93,13 +93,13 @@ def test_a_stage_has_the_shape_of_the_model_its_training_began_with(tmp_path, of
     models, nodes = models_of(tmp_path, student="Qwen/Qwen3-1.7B", teacher="Qwen/Qwen3-8B")
     assert models.shape(nodes["student-rl-2h"]) == PUBLISHED["Qwen/Qwen3-1.7B"]
     assert models.shape(nodes["evaluate-half-split"]) == PUBLISHED["Qwen/Qwen3-1.7B"]
-    assert models.teacher(nodes["opd-1h"]) == models.shape(nodes["rollouts-1h"]) == PUBLISHED["Qwen/Qwen3-8B"]
-    assert models.teacher(nodes["student-rl-2h"]) is None and models.unknown == []
+    assert models.largest_frozen(nodes["opd-1h"]) == models.shape(nodes["rollouts-1h"]) == PUBLISHED["Qwen/Qwen3-8B"]
+    assert models.largest_frozen(nodes["student-rl-2h"]) is None and models.unknown == []
 
 
 def test_a_model_nobody_knows_offline_is_named_once_with_what_to_do(tmp_path, offline):
     models, nodes = models_of(tmp_path, teacher="some/model")
-    assert models.shape(nodes["rollouts-1h"]) is None and models.teacher(nodes["opd-1h"]) is None
+    assert models.shape(nodes["rollouts-1h"]) is None and models.largest_frozen(nodes["opd-1h"]) is None
     (line,) = models.unknown
     assert line.startswith("teacher: some/model") and "name that under teacher.config" in line
 
@@ -107,10 +107,10 @@ def test_a_model_nobody_knows_offline_is_named_once_with_what_to_do(tmp_path, of
 def test_its_config_json_can_be_given(tmp_path, offline):
     (tmp_path / "shape.json").write_text(json.dumps(config_of(PUBLISHED["Qwen/Qwen3-14B"], "qwen3")))
     models, nodes = models_of(tmp_path, teacher={"model": "some/model", "config": "shape.json"})
-    assert models.teacher(nodes["opd-1h"]) == PUBLISHED["Qwen/Qwen3-14B"]
+    assert models.largest_frozen(nodes["opd-1h"]) == PUBLISHED["Qwen/Qwen3-14B"]
     models, nodes = models_of(tmp_path, teacher={"model": "some/model", "config": "missing.json"})
     with pytest.raises(UserError, match=r"(?s)teacher\.config.*missing.json.*remedy"):
-        models.teacher(nodes["opd-1h"])
+        models.largest_frozen(nodes["opd-1h"])
 
 
 def test_a_model_in_the_hubs_cache_is_read_there(tmp_path, offline):
