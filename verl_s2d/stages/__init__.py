@@ -1,15 +1,15 @@
-"""The method, a folder for each kind of stage.
+"""Implement the method, one folder for each kind of stage.
 
-| stage | folder | who learns | whose states | signal |
+| stage | folder | trained model | states | signal |
 |---|---|---|---|---|
 | 1, teacher RL | grpo | teacher | its own rollouts | verifier, group-relative advantage |
-| rollout cache | rollouts | nobody | the teacher's rollouts | none |
+| rollout cache | rollouts | none | the teacher's rollouts | none |
 | 2a, warmup | warmup | student | cached teacher rollouts | exact forward KL to the teacher |
 | 2b, OPD | opd | student | its own rollouts | teacher: sampled advantage or exact divergence |
 | 3, student RL | grpo | student | its own rollouts | verifier, on labels that no earlier stage has read |
 
-Besides: prepare (a recipe's scripts, slices of the labels), evaluate (avg@k), merge (adapters into weights). `shared`
-holds what several stages have in common.
+Further folders: prepare (a recipe's scripts, slices of the labels), evaluate (avg@k), merge (adapters into weights),
+shared (code of several stages).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Makes the nodes of a row from a recipe: one method a stage, with the settings that decide its result."""
+"""Build the nodes of a row from a recipe: one method per stage, with the settings that determine its result."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Model = Node | External
 
 
 class Builder:
-    """Makes the nodes of one row. Identities of files are computed once and shared through `externals`."""
+    """Builds the nodes of one row. Identities of files are computed once and shared through `externals`."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class Builder:
         stage, key = self._stage("opd"), "stages.opd.signal"
         signal = signal_of_recipe(stage.signal, self.recipe.directory, key=key, default=Opd.default_signal)
         response = stage.response_tokens or self.recipe.data.response_tokens
-        # An exact divergence reads no log-probabilities of the engine that sampled.
+        # An exact divergence does not read the sampler's log-probabilities.
         exact = ["exact"] if isinstance(signal, LossSignal) else []
         verl, operations = self._verl("opd", stage.verl, response, *exact)
         settings = {**self._training(stage, slice_name, verl), "signal": decisive_keys(signal)}
@@ -112,7 +112,7 @@ class Builder:
         return self.node(Opd(), _name("opd", slice_name, of), settings, operations, **inputs)
 
     def _frozen(self, signal: Signal, teacher: Model, key: str) -> dict[str, Model]:
-        """Collect what a signal reads: the models that it asks, by role, and its file where it is a recipe's own."""
+        """Collect the inputs of a signal: its frozen models by role, and the file of a recipe's own signal."""
         read = {role: teacher if role == "teacher" else self.model(role) for role in signal.asks}
         if file := signal_file(signal):
             read[SIGNAL] = self._file(f"{key}.type", file)
@@ -143,20 +143,20 @@ class Builder:
         return self.node(Slices(), "slices", {"labels": data.labels, "seed": self.seed}, **inputs)
 
     def slice_sizes(self) -> dict[str, int]:
-        """Slice name -> its number of problems, from the recipe and its files alone.
+        """Map slice name -> number of problems, from the recipe and its files alone.
 
         Raises:
-            UserError: a script has still to make the training problems, and the recipe does not say how many are used.
+            UserError: the training problems come from a script that has not run, and the recipe gives no number.
         """
         data = self.recipe.data
         if data.labels is not None:
             return slice_sizes(data.labels)
         if data.train is None:
             raise UserError(
-                "To match rows by labels their number has to be known in advance.",
+                "Matching rows by labels needs their number in advance.",
                 key="data.labels",
                 value=None,
-                remedy="Say how many labelled problems are used.",
+                remedy="Set it to the number of labelled problems to use.",
             )
         from verl_s2d.data.problems import read_table
 
@@ -188,8 +188,8 @@ class Builder:
     def _saved_and_watched(self, key: str, settings: dict[str, Any]) -> dict[str, Any]:
         """Return the stage's alarms and minutes between checkpoints, for its operations.
 
-        Alarms that stop the stage are entered into `settings`, with how often it saves: they decide which checkpoint
-        is its result. Such a stage has no checkpoints by the clock, which would make the result depend on the clock.
+        Alarms that stop the stage are entered into `settings` together with `save_every`: they determine which
+        checkpoint is the result. Such a stage saves by steps alone, or its result would depend on the clock.
         """
         alarms = self.recipe.stage_alarms(key).model_dump()
         stopping = {name: alarm for name, alarm in alarms.items() if alarm["action"] == "stop"}
@@ -210,21 +210,21 @@ class Builder:
     def _verl(
         self, kind: str, chosen: Mapping[str, Any], response: int, *more: str
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Overlays and the recipe's keys, split into what decides the result and what does not.
+        """Merge overlays and the recipe's keys, split into (decisive, operational).
 
         Args:
-            response: tokens of a response at most.
-            more: variants of its overlay.
+            response: maximal number of tokens of a response.
+            more: further variants of the stage's overlay.
         """
         tokens = micro_batch_tokens(kind, self.recipe.data.prompt_tokens + response)
         layers = [overlay(kind), *(overlay(kind, variant) for variant in more), tokens]
         if self.device == "cpu":
-            # The warmup has a configuration of its own, to which verl's RL keys mean nothing.
+            # The warmup's configuration has none of verl's RL keys.
             layers.append(overlay("cpu", "warmup" if kind == "warmup" else ""))
         return split_operational(merge(*layers, chosen))
 
     def _verifier(self, settings: dict[str, Any]) -> dict[str, External]:
-        """Enters the verifier into `settings`; returns the file it is in, when it is not one of ours."""
+        """Enter the verifier into `settings`; return the file of a recipe's own verifier."""
         name = self.recipe.verifier
         if not isinstance(name, str):
             settings["verifier"] = json.dumps(name, sort_keys=True)
@@ -276,13 +276,13 @@ class Builder:
         seeded: bool = True,
         **inputs: Any,
     ) -> Node:
-        """Make the node of a stage, which may be one of a recipe's own.
+        """Build the node of a stage, which may be one of a recipe's own.
 
         Args:
-            name: for humans, unique within the row.
-            settings, operations: as of Node.
-            seeded: whether the seed of the row decides its result.
-            inputs: role -> node, or what is read from outside.
+            name: shown to users, unique within the row.
+            settings, operations: as in Node.
+            seeded: the result depends on the row's seed.
+            inputs: role -> node or external.
         """
         several = self._several_seeds and seeded
         return Node(
@@ -296,7 +296,7 @@ class Builder:
 
 
 def _sampler(section: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    """Operations of a stage that samples. What of its `engine:` decides the samples is entered into `settings`."""
+    """Collect the operations of a sampling stage; enter those keys of `engine:` that decide samples into `settings`."""
     decisive, operational = split_engine(section.engine)
     if decisive:
         settings["engine"] = decisive
@@ -304,5 +304,5 @@ def _sampler(section: Any, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _name(stage: str, slice_name: str, of: str) -> str:
-    """What a stage is called: its kind, its slice, and what tells it from others of both."""
+    """Name a stage by its kind, its slice, and a suffix where both repeat."""
     return "-".join(filter(None, (stage, slice_name, of)))

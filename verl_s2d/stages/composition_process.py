@@ -1,10 +1,10 @@
-"""Would verl accept these commands? Composes the configuration of each and runs verl's own checks, and ours, on it.
+"""Check whether verl accepts a list of commands: compose each configuration, then run verl's checks and ours.
 
     python -m verl_s2d.stages.composition_process < commands.json
 
-Reads a list of {name, argv}, argv as `workflow` starts it, from standard input. Writes one line, `S2D ` and a JSON
-object {name: {refused: null, or {problem, key, value, remedy}; settings: the resolved configuration, or null where it
-cannot be composed}}: verl prints to standard output too.
+Reads a list of {name, argv} from standard input. Writes one line, `S2D ` and a JSON object {name: {refused, settings}}:
+refused is null or {problem, key, value, remedy}; settings is the resolved configuration, null where it cannot be
+composed. The prefix tells this line from verl's output.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from verl_s2d.verl_settings.lora_checks import check_lora
 
 
 def examine(argv: Sequence[str]) -> dict[str, Any]:
-    """What is wrong with a command `python -m MODULE overrides...`, and what it sets; nothing for other modules.
+    """Return the refusal and settings of a command `python -m MODULE overrides...`; empty for other modules.
 
     Needs neither models nor data nor an accelerator.
     """
@@ -51,19 +51,19 @@ def examine(argv: Sequence[str]) -> dict[str, Any]:
 def _refusal(error: Exception) -> dict[str, Any]:
     if isinstance(error, UserError):
         return {"problem": error.problem, "key": error.key, "value": repr(error.value), "remedy": error.remedy}
-    # Of hydra's messages the first line says what, and of its cause's why.
+    # The first line of hydra's message names the error, that of its cause the reason.
     messages = [str(e).strip().partition("\n")[0] for e in (error, error.__cause__) if e is not None]
     problem = f"{type(error).__name__}: {'; '.join(filter(None, dict.fromkeys(messages)))}"
     return {"problem": problem, "key": None, "value": None, "remedy": None}
 
 
 def _check_rl(config: DictConfig) -> None:
-    """As verl's main_ppo begins, then our trainer, and what a stage must not do although a user's own command may."""
+    """Run main_ppo's start-up checks, then our trainer's, then those that apply to workflow stages only."""
     auto_set_device(config)
     validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     read_token_budget(config)
     read_save_minutes(config)
-    # verl reads these in its workers.
+    # verl itself reads these only in its workers.
     omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
     for section in ("fsdp_config", "megatron"):
         if config.actor_rollout_ref.ref.get(section) is not None:

@@ -1,7 +1,7 @@
-"""A row that stops where another one ended: its last stage, with a budget instead of the recipe's steps.
+"""Match a row to another one: its last stage gets a budget instead of the recipe's steps.
 
-Labels and updates are known when a recipe is planned, so they become a number of steps there. Verifier calls and
-sampled tokens are what the other row's ledger says once it is built: it becomes an input of the stage.
+Labels and updates are known at planning time and become a number of steps. Verifier calls and sampled tokens are read
+from the other row's ledger once it is built: that row's last stage becomes an input of the matched stage.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from verl_s2d.workflow.identity import External
 def matched_model(
     name: str, chosen: Matched, model: Node | External, target: Node | External, sizes: Callable[[], Mapping[str, int]]
 ) -> Node:
-    """The last stage of row `chosen.row` with the budget that `chosen` gives it.
+    """Build the last stage of row `chosen.row` with the budget of `chosen`.
 
     Args:
-        name: what the matched row is called.
-        model, target: what the rows `chosen.row` and `chosen.to` end with.
-        sizes: slice name -> its number of problems; raises UserError while that cannot be known.
+        name: name of the matched row.
+        model, target: last stages of the rows `chosen.row` and `chosen.to`.
+        sizes: returns slice name -> number of problems; raises UserError while the numbers are not known.
 
     Raises:
         UserError: the rows cannot be matched.
@@ -91,7 +91,7 @@ class _Match:
         if by in ("labels", "updates"):
             if not known:
                 self._refuse(
-                    f"How many {words(by)} row {self._chosen.to} consumes is itself measured by a match.",
+                    f"The number of {words(by)} that row {self._chosen.to} consumes is itself set by a match.",
                     "to",
                     self._chosen.to,
                     "Match to a row that is not matched, or by another item.",
@@ -109,7 +109,7 @@ class _Match:
         )
 
     def _with_rollouts(self, model: Node, settings: Mapping[str, Any]) -> Mapping[str, Node]:
-        """Inputs of the matched stage. A warmup that reads more than its row's cache holds has one of its own."""
+        """Choose the matched stage's inputs: a warmup that reads more rollouts than its row's cache gets its own."""
         rollouts = model.inputs.get("rollouts")
         if rollouts is None or "rows" not in rollouts.settings:
             return model.inputs
@@ -120,13 +120,13 @@ class _Match:
         return {**model.inputs, "rollouts": replace(rollouts, name=name, settings={**rollouts.settings, "rows": rows})}
 
     def _per_step(self, node: Node) -> float:
-        """What one step consumes; for tokens the least it can."""
+        """Return the consumption of one step; for tokens the minimum."""
         if self._chosen.by == "updates":
             return node.stage.updates_per_step(node)
         return batch_setting(node, TRAIN) if self._chosen.by == "labels" else sequences_per_step(node)
 
     def _planned(self, nodes: Iterable[Node]) -> int | None:
-        """What stages will consume together; None when it is not known before they have run."""
+        """Sum the planned consumption of stages; None when it is known only after they have run."""
         by = self._chosen.by
         nodes = [node for node in nodes if by in node.stage.consumes]
         if nodes and (by == "sampled_tokens" or any(node.settings["steps"] is None for node in nodes)):
@@ -136,7 +136,7 @@ class _Match:
         return round(sum(node.settings["steps"] * self._per_step(node) for node in nodes))
 
     def _labels(self, nodes: Iterable[Node]) -> int:
-        """Problems whose answers are read: of each slice what the longest of its stages reads; halves are disjoint."""
+        """Count the labels read: for each slice the maximum over its stages, summed because halves are disjoint."""
         read: dict[str, int] = {}
         for node in nodes:
             size, batch = self._sizes()[node.settings["slice"]], batch_setting(node, TRAIN)
@@ -154,7 +154,7 @@ class _Match:
         return sum(read.values())
 
     def _check_one_pass(self, model: Node, before: Iterable[Node], labels: int) -> None:
-        """A step reads a batch of labels as long as its problems are fresh: to this row, and in a first pass."""
+        """Raise UserError unless the stage reads fresh labels in a first pass: only then each step adds a batch."""
         name, batch = model.settings["slice"], batch_setting(model, TRAIN)
         if any(node.settings["slice"] == name for node in before if "labels" in node.stage.consumes):
             self._refuse(
@@ -178,7 +178,7 @@ class _Match:
 
 
 def _renamed(stage: str, row: str) -> str:
-    """The name of a stage that only one row has; a seed stays at the end."""
+    """Rename a stage for the matched row; a seed stays at the end."""
     stem, space, seed = stage.partition(" ")
     return f"{stem}-{row}{space}{seed}"
 

@@ -1,4 +1,4 @@
-"""Recipe and choices -> plan: which rows and seeds, on which device."""
+"""Make a plan from a recipe: choose rows, seeds and device, and build the graphs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make_plan(
 ) -> Plan:
     """Resolve rows and seeds (the recipe's own unless given) and build the graphs.
 
-    `["all"]` is every row whose models the recipe has.
+    Rows `["all"]` are all rows whose models the recipe has.
 
     Raises:
         UserError: unknown rows, unreadable inputs, missing stage settings.
@@ -62,17 +62,16 @@ def plan_to_keep(
     overrides: Sequence[str] = (),
     shrink: str | None = None,
 ) -> Plan:
-    """Plan everything worth keeping: the rows and seeds of the recipe as it is now, and all that `run` was ever
-    asked for in this directory; or exactly those that are given.
+    """Plan everything that `gc` keeps: the recipe's rows and seeds, and those of every earlier `run` in the directory.
 
     Args:
-        run: a recipe, or the directory of a run, which knows its recipe, the overrides of its last run, and whether it
-            was shrunk.
-        overrides, shrink: of a recipe, as for `load_recipe`.
+        run: a recipe, or the directory of a run, whose record names recipe, overrides and shrinking of the last run.
+        rows, seeds: keep exactly these instead.
+        overrides, shrink: for a recipe, as in `load_recipe`.
 
     Raises:
-        UserError: the directory does not say which recipe it belongs to, or the recipe cannot be planned, or its last
-            run had other overrides: their stages would count as needed by nobody.
+        UserError: the directory does not name its recipe, the recipe cannot be planned, or its last run had other
+            overrides, whose stages would count as waste.
     """
     if run.is_dir():
         record = read_record(run) or {}
@@ -80,14 +79,14 @@ def plan_to_keep(
         overrides, shrink = record.get("overrides", ()), record.get("shrink")
         if not run.is_file():
             raise UserError(
-                "The directory does not name a recipe that is still there.",
+                "The run directory names no existing recipe.",
                 key="run",
                 value=str(run_dir),
                 remedy="Give the recipe: `verl-s2d gc recipe.yaml --run-dir <directory>`.",
             )
         if any(redaction.HIDDEN in override for override in overrides):
             raise UserError(
-                "An override of the last run is a secret, which the directory does not keep.",
+                "An override of the last run is a secret, which the run directory does not store.",
                 key="run",
                 value=overrides,
                 remedy=f"Give the recipe and all overrides: `verl-s2d gc {run} key=value ... --run-dir <directory>`.",
@@ -96,7 +95,7 @@ def plan_to_keep(
     asked = read_record(run_dir or default_run_dir(recipe)) or {}
     if "overrides" in asked and asked["overrides"] != recorded_overrides(overrides):
         raise UserError(
-            "The last run in this directory had other overrides, whose stages would go.",
+            "The last run in this directory had other overrides, whose stages would be removed.",
             key="run",
             value=list(overrides),
             remedy=f"Repeat them ({' '.join(asked['overrides']) or 'none'}), or give the run directory.",
@@ -126,7 +125,7 @@ def build_rows(recipe: Recipe, names: list[str], seeds: list[int], device: str) 
 
 
 def _model(builder: Builder, name: str) -> Model:
-    """Build the model that a row ends with; of a matched one, the other row's last stage with a budget."""
+    """Build the last model of a row; for a matched row, the other row's last stage with a budget."""
     chosen = builder.recipe.matched.get(name)
     if chosen is None:
         return builder.recipe.plain_rows[name](builder)
@@ -135,7 +134,7 @@ def _model(builder: Builder, name: str) -> Model:
 
 
 def _check_roles(recipe: Recipe) -> None:
-    """Raise UserError for a model whose role neither a row nor a signal reads."""
+    """Raise UserError for a model in a role that neither a row nor a signal reads."""
     read = set().union(*map(recipe.roles_of, recipe.plain_rows))
     for name, default in (("warmup", Warmup.default_signal), ("opd", Opd.default_signal)):
         if section := getattr(recipe.stages, name):

@@ -1,4 +1,4 @@
-"""Refusal of verl keys that a stage sets itself."""
+"""Refuse verl keys that a stage sets itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from verl_s2d.verl_settings.overrides import bare_key
 from verl_s2d.workflow.stage import Stage
 
 STAGE_OF_SECTION = {"teacher_rl": Grpo, "student_rl": Grpo, "warmup": Warmup, "opd": Opd}
-"""Section below `stages:` that has verl keys -> the stage that it configures."""
+"""Section below `stages:` with verl keys -> the stage that it configures."""
 
 
 def check_reserved_keys(recipe: Recipe) -> None:
@@ -29,5 +29,5 @@ def check_reserved_keys(recipe: Recipe) -> None:
 
 
 def _remedy(stage: type[Stage], key: str) -> str | None:
-    """Say what to write instead of a key that is reserved, or lies below one that is; None for any other."""
+    """Return the remedy for a reserved key, or a key below one; None for any other."""
     return next((stage.reserved[k] for k in stage.reserved if key == k or key.startswith(f"{k}.")), None)

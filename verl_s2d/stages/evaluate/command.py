@@ -1,4 +1,4 @@
-"""Evaluation of any model, or of a finished stage, on a recipe's evaluation sets: a plan of nothing else."""
+"""Plan the evaluation of single models or finished stages on a recipe's evaluation sets."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from verl_s2d.workflow.store.manifest import is_built
 
 
 def evaluation_plan(plan: Plan, models: Sequence[str]) -> Plan:
-    """A row for each of `models` (and for each seed, where it is not a stage of one): its evaluation.
+    """Plan one evaluation row for each of `models`, and for each seed unless the model is a stage with a seed.
 
     Args:
-        plan: of the rows whose stages can be named.
+        plan: the rows whose stages can be named.
         models: each the name or label of a stage of the plan, a stage's directory, a model directory or a hub id.
 
     Raises:
@@ -40,7 +40,7 @@ def evaluation_plan(plan: Plan, models: Sequence[str]) -> Plan:
 
 
 def _stages(plan: Plan, name: str) -> list[Node]:
-    """Finished stages of this name (one a seed), label or directory; none when no stage of the plan is called so."""
+    """List the finished stages with this name (one per seed), label or directory; empty when the plan has none."""
     found = []
     for node in plan.order:
         directory = plan.context.directory(node)
@@ -66,7 +66,7 @@ def _require_finished(plan: Plan, node: Node) -> None:
         )
     gone = [n for n in ancestors(node) if not n.stage.prepares and not is_built(n, plan.context.directory(n))]
     if gone:
-        # A stage is what it was made of: evaluating it as one would build that again.
+        # Evaluating the stage would build its missing inputs again.
         raise UserError(
             f"{gone[0].name}, from which {node.name} was made, is no longer there.",
             key="model",
@@ -76,7 +76,7 @@ def _require_finished(plan: Plan, node: Node) -> None:
 
 
 def _model(plan: Plan, name: str) -> External:
-    """A model from outside the plan, read as far as it can be without loading it."""
+    """Identify a model from outside the plan, checked as far as possible without loading it."""
     from verl_s2d.data.model_files import hub_files, read_model
 
     path = Path(name).expanduser()
@@ -86,7 +86,7 @@ def _model(plan: Plan, name: str) -> External:
     if not exists and not name.startswith((".", "/", "~")) and "/" not in name:
         near = suggestion(name, [node.name for node in plan.order if node.stage.makes_model(node)])
         raise UserError(
-            "No stage of these rows is called so, and there is no such model directory.",
+            "No stage of these rows has this name, and no such model directory exists.",
             key="model",
             value=name,
             remedy=f"{near} Or give a directory, or a hub id like organisation/name.",

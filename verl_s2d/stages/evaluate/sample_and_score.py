@@ -1,4 +1,4 @@
-"""avg@k of one model on several sets.
+"""Sample answers of one model on several sets and score them: avg@k.
 
     python -m verl_s2d.stages.evaluate.sample_and_score model=MODEL verifier=NAME out=DIR max_tokens=N
         set.<name>=FILE ... [samples=16] [temperature=1] [top_p=1] [top_k=-1] [seed=0]
@@ -113,8 +113,10 @@ def main(options: Options) -> None:
 
 
 def _set_size(problems: Sequence[tuple[str, Problem]]) -> Callable[[Part], float]:
-    """Order of parts: the smallest sets first. They tend to be the hard ones, whose answers are the longest, and an
-    engine that begins those last works on a few of them alone at the end."""
+    """Return the size of a problem's set, to sample the smallest sets first.
+
+    Small sets tend to be hard, with the longest answers: an engine that begins them last ends on a few of them alone.
+    """
     sizes = Counter(name for name, _ in problems)
     return lambda part: min(sizes[name] for name, _ in problems[slice(*part.made_from["prompts"][:2])])
 
@@ -132,11 +134,11 @@ def _ks(options: Options) -> list[int]:
 
 
 def summarise(rows: Sequence[Mapping[str, Any]], samples: int, ks: Sequence[int] = ()) -> dict[str, Any]:
-    """`sets` and `per_problem` of result.json from rows of generations.parquet.
+    """Compute `sets` and `per_problem` of result.json from rows of generations.parquet.
 
-    avg is the mean over problems of the mean over samples, stderr its standard error over problems (null for a single
-    problem), truncated the number of samples cut off by max_tokens. `levels` has both for the problems of each level,
-    where the data has levels.
+    avg is the mean over problems of the mean over samples. stderr is its standard error over problems, null for a
+    single problem. truncated counts the samples cut off by max_tokens. `levels` has avg and stderr for each level of
+    the data, if it has levels.
     """
     by_set: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for row in rows:
@@ -162,7 +164,7 @@ def summarise(rows: Sequence[Mapping[str, Any]], samples: int, ks: Sequence[int]
 
 
 def _average(correct: Sequence[int], samples: int) -> dict[str, Any]:
-    """Of each problem's number of right samples."""
+    """Compute avg and stderr from each problem's number of correct samples."""
     estimate = mean_and_stderr([c / samples for c in correct])
     stderr = estimate.stderr if len(correct) > 1 else None
     return {"n_problems": len(correct), "avg": estimate.mean, "stderr": stderr}

@@ -1,4 +1,4 @@
-"""Samples -> scores, part by part, while other parts are still being sampled."""
+"""Score samples part by part, while other parts are still being sampled."""
 
 from __future__ import annotations
 
@@ -30,14 +30,13 @@ GENERATIONS = pa.schema(
 
 
 class Scorer:
-    """One thread that scores the parts of a request as they become whole. Leaving the context waits for the part that
-    it works on.
+    """A thread that scores the parts of a request as they are completed. Leaving the context waits for the last part.
 
-    Verifiers are called in a thread by verl's reward workers, too; one by one, because they need not be made for more.
+    verl's reward workers call verifiers in a thread, too. Calls are sequential: a verifier need not be thread-safe.
 
     Args:
         problems: (set, problem) of every prompt of the request.
-        name: of the verifier.
+        name: the verifier.
 
     Raises:
         UserError: an unknown verifier.
@@ -52,19 +51,19 @@ class Scorer:
         self._scores: dict[int, Future[list[dict[str, Any]]]] = {}
 
     def check(self, problem: Problem) -> None:
-        """Try the verifier where it will be called. Raises UserError if it does not work."""
+        """Try the verifier in the scoring thread. Raises UserError if it does not work."""
         tried = self._thread.submit(check, self._name, of_verifier(problem))
         tried.result()  # no limit: the verifier's own, or else the watchdog's for a stage that is silent
 
     def score(self, parts: Parts, number: int) -> None:
-        """Have one more part scored. Raises what the verifier has raised for an earlier one."""
+        """Queue a part for scoring. Raises the verifier's exception for an earlier part."""
         for earlier in self._scores.values():
             if earlier.done():
                 earlier.result()  # no limit: it is done
         self._scores[number] = self._thread.submit(self._score, parts, number)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Rows of generations.parquet for all parts, in their order; waits for them."""
+        """Wait for all parts and return their rows of generations.parquet, in order."""
         return [
             row
             for number in sorted(self._scores)
@@ -78,7 +77,7 @@ class Scorer:
         self._thread.shutdown(cancel_futures=True)
 
     def _score(self, parts: Parts, number: int) -> list[dict[str, Any]]:
-        """Rows of a part, which are kept beside it."""
+        """Score a part and store its rows beside it."""
         part = parts[number]
         kept = Path(part.path).with_name(f"scored-{number:05d}")
         made_from = {**part.made_from, "verifier": self._scored_by}
@@ -96,7 +95,7 @@ class Scorer:
 
 
 def of_verifier(problem: Problem) -> dict[str, Any]:
-    """Give a problem in the words of the verifier's signature."""
+    """Map a problem to the arguments of a verifier."""
     return {
         "data_source": problem.data_source,
         "ground_truth": problem.ground_truth,
@@ -107,10 +106,10 @@ def of_verifier(problem: Problem) -> dict[str, Any]:
 def score_samples(
     set_name: str, problem: Problem, samples: Sequence[Completion], verifier: Verifier, tokenizer: Any
 ) -> list[dict[str, Any]]:
-    """Rows of generations.parquet for the samples of one problem; `level` is its extra_info.level, as text."""
+    """Score the samples of one problem into rows of generations.parquet; `level` is its extra_info.level, as text."""
     rows, level = [], problem.extra_info.get("level")
     for number, completion in enumerate(samples):
-        # As verl's reward manager hands responses to a verifier.
+        # Decoded as verl's reward manager does.
         response = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
         score = verifier(solution_str=response, **of_verifier(problem))
         rows.append(
@@ -129,9 +128,9 @@ def score_samples(
 
 
 def is_correct(score: Score) -> bool:
-    """Tell whether a verifier's result means "right": full marks in `acc`, or in the score where there is no `acc`.
+    """Report whether a verifier's result means "correct": 1 in `acc`, or in the score where there is no `acc`.
 
-    Part marks and negative rewards are all "wrong".
+    Partial and negative scores count as wrong.
     """
     value = score.get("acc", score["score"]) if isinstance(score, Mapping) else score
     return float(value) >= 1.0

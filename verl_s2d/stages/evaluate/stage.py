@@ -1,4 +1,4 @@
-"""Evaluation of one model on every evaluation set."""
+"""Evaluate one model on every evaluation set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from verl_s2d.workflow.stage import Command, Context, metrics_file
 
 
 class Evaluate(SamplingStage):
-    """avg@k with its standard error. Evaluation answers are not labels: only its time enters the ledger."""
+    """avg@k with its standard error. Evaluation answers are not labels: the ledger has the time only."""
 
     kind = "evaluate"
     section = "evaluation"

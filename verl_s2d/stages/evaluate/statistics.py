@@ -1,4 +1,4 @@
-"""Statistics of repeated sampling. Plain Python and numpy; accuracies are fractions, not percent."""
+"""Compute statistics of repeated sampling in plain Python and numpy. Accuracies are fractions, not percent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _T_975 = (
 
 
 class Estimate(NamedTuple):
-    """A mean and its standard error (nan where one value is all there is)."""
+    """A mean and its standard error (nan for a single value)."""
 
     mean: float
     stderr: float
@@ -33,14 +33,14 @@ class Interval(NamedTuple):
 
 
 def mean_and_stderr(values: Sequence[float]) -> Estimate:
-    """Mean, and sample standard deviation (ddof=1) / sqrt(number of values)."""
+    """Compute the mean and its standard error: sample standard deviation (ddof=1) / sqrt(number of values)."""
     array = np.asarray(values, dtype=np.float64)
     stderr = array.std(ddof=1) / math.sqrt(len(array)) if len(array) > 1 else math.nan
     return Estimate(float(array.mean()), float(stderr))
 
 
 def t_interval(values: Sequence[float]) -> Interval:
-    """95 % interval of the mean of a few independent values (seeds), by Student's t."""
+    """Compute the 95 % interval of the mean of a few independent values (seeds) by Student's t."""
     mean, stderr = mean_and_stderr(values)
     freedom = len(values) - 1
     if freedom < 1:
@@ -50,7 +50,7 @@ def t_interval(values: Sequence[float]) -> Interval:
 
 
 def paired_bootstrap(a: Sequence[float], b: Sequence[float], *, resamples: int = 10_000, seed: int = 0) -> Interval:
-    """Mean of b - a over the same problems, with the 95 % percentile interval over resampled problems.
+    """Compute the mean of b - a over the same problems, with the 95 % percentile interval over resampled problems.
 
     Args:
         a, b: one value per problem, in the same order.
@@ -67,9 +67,9 @@ def paired_bootstrap(a: Sequence[float], b: Sequence[float], *, resamples: int =
 
 @lru_cache(maxsize=4)
 def _counts(problems: int, resamples: int, seed: int) -> np.ndarray:
-    """(resamples, problems): how often each problem is in a resample; the same as drawing indices, without a gather.
+    """Draw (resamples, problems) counts of each problem in each resample: equals drawing indices, without a gather.
 
-    Kept, because a report compares many rows on few sets.
+    Cached, because a report compares many rows on few sets.
     """
     generator = np.random.default_rng(seed)
     return generator.multinomial(problems, [1 / problems] * problems, size=resamples).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Stages 1 and 3: GRPO against the verifier, on the teacher or on the student."""
+"""Run stages 1 and 3: GRPO on the teacher or on the student, with the verifier's reward."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Grpo(VerlTrainerStage):
         }
 
     def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
-        """Count as every stage that trains does; verl logs the mean length of a response in place of their sum."""
+        """Count as every training stage, with sampled tokens from the mean response length, all that verl logs."""
         sequences, steps = sequences_per_step(node), early_stop.steps_done(directory) or last_step(node, directory)
 
         def sampled(data: Mapping[str, Any]) -> float | None:

@@ -1,4 +1,4 @@
-"""GRPO as a stage runs it: the trainer `s2d_grpo` in verl's V1 registry."""
+"""Register the trainer `s2d_grpo`, GRPO with a token budget and saving on request, in verl's V1 registry."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ POLL_SECONDS = 0.05
 
 @register_trainer("s2d_grpo")
 class GrpoTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
-    """verl's synchronous trainer, unchanged but for where it stops: at the last step, at the one that reaches
-    `s2d.token_budget` if there is one, or at the end of a step in which it was asked to save and stop."""
+    """verl's synchronous trainer with two more reasons to stop at the end of a step.
+
+    The step has reached `s2d.token_budget`, or the trainer was asked to save and stop.
+    """
 
     def __init__(self, config: DictConfig):
         with open_dict(config):
-            # verl compares the mode with "sync" to choose its replay buffer; this class is the choice already made.
+            # verl chooses its replay buffer by comparing the mode with "sync".
             config.trainer.v1.trainer_mode = "sync"
         super().__init__(config)
         # verl polls for finished rollouts every two seconds, which is longer than a small step takes.
         self.replay_buffer.poll_interval = min(self.replay_buffer.poll_interval, POLL_SECONDS)
 
     def _init_resource_pool_mgr(self) -> None:
-        """Give verl's actor and rollout (and reference, if there is one) the worker that waits for slow storage."""
+        """Use the worker that waits for slow storage for actor, rollout and reference."""
         super()._init_resource_pool_mgr()
         from verl_s2d.stages.shared.rollout_worker import RolloutWorker
 

@@ -1,4 +1,4 @@
-"""Hand-off of a stage that trained a LoRA adapter: the next one starts from weights that have taken it in."""
+"""Hand off a stage that trained a LoRA adapter: the next stage starts from merged weights."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
 
 _MERGE_SECONDS = 7200
-"""To read a model of a hundred gigabytes from a slow disk and write it again."""
+"""Limit of a merge: time to read a model of a hundred gigabytes from a slow disk and write it again."""
 
 
 def has_adapter(export: Path) -> bool:
-    """Whether a complete Hugging Face directory holds an adapter beside its weights, as verl's FSDP engine saves it."""
+    """Report whether a complete Hugging Face directory holds an adapter beside its weights, as verl's FSDP saves it."""
     return any(".lora_" in name for file in export.glob("*.safetensors") for name in safetensors_names(file))
 
 
 def merge_adapter(node: Node, export: Path, out: Path, log: Path) -> None:
-    """Write the model with the adapter merged to `out`; what an earlier attempt left there is overwritten.
+    """Write the model with its adapter merged to `out`, over the remains of an earlier attempt.
 
     Raises:
-        StageFailed: it cannot be merged.
+        StageFailed: the adapter cannot be merged.
     """
     arguments = plain_arguments({"checkpoint": str(export.parent), "out": str(out)})
     command = [sys.executable, "-m", "verl_s2d.stages.merge.merge_adapter", *arguments]

@@ -1,11 +1,11 @@
-"""A checkpoint of verl's with a LoRA adapter in it, as a Hugging Face model whose weights have taken the adapter in.
+"""Merge the LoRA adapter of a verl checkpoint into its weights and write a Hugging Face model.
 
     python -m verl_s2d.stages.merge.merge_adapter checkpoint=DIR out=DIR
 
-DIR is what verl's FSDP engine wrote for a step: `actor` of an RL checkpoint, or the step's own directory of a warmup.
-Its `huggingface` has base weights and adapter under peft's names, which neither transformers nor vLLM reads, and
-`lora_train_meta.json` rank and alpha. Each weight becomes W + alpha / rank * B A, computed in float32 and kept in W's
-type, a file at a time.
+DIR is what verl's FSDP engine wrote for a step: `actor` of an RL checkpoint, or the step directory of a warmup.
+Its `huggingface` has base weights and adapter under peft's names, which neither transformers nor vLLM reads; rank and
+alpha are in `lora_train_meta.json`. Each weight becomes W + alpha / rank * B A, computed in float32 and stored in W's
+type, one file at a time.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Options:
 
     checkpoint: str
     out: str
-    """Written anew when it exists."""
+    """Output directory; overwritten when it exists."""
 
 
 def merge(checkpoint: Path, out: Path) -> int:
-    """Write the merged model; returns the number of weights that took an adapter in.
+    """Write the merged model; return the number of weights that were merged with an adapter.
 
     Raises:
         UserError: the checkpoint has no weights, no adapter, or adapters other than LoRA's on linear layers.
@@ -92,7 +92,7 @@ def _check(checkpoint: Path, holders: Mapping[str, Any], adapted: set[str]) -> N
     found = {name for name in holders if ".lora_" in name}
     if not holders or known != found or not found:
         odd = sorted(known ^ found)
-        problem = f"an adapter that is not understood, for example {odd[0]}" if odd else "no weights with an adapter"
+        problem = f"an unsupported adapter, for example {odd[0]}" if odd else "no weights with an adapter"
         raise UserError(
             problem,
             key="checkpoint",

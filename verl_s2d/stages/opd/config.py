@@ -1,4 +1,4 @@
-"""The `s2d` section of a verl command in stage 2b, read and checked before anything starts."""
+"""Read and check the `s2d` section of a verl command in stage 2b, before anything starts."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from verl_s2d.verl_settings.engine_checks import check_logits_visible, check_meg
 from verl_s2d.verl_settings.lora_checks import check_lora
 
 ROLE = "frozen_role"
-"""Entry of a batch: the role of the frozen model whose log-probs the trainer asks its workers for."""
+"""Entry of a batch: role of the frozen model whose log-probs the workers compute."""
 
 
 class OpdConfig(Distillation):
     """Settings of on-policy distillation, the section `s2d`.
 
     Attributes:
-        token_budget: sampled tokens after which to stop; null for as many steps as verl is asked for.
-        save_minutes: minutes without a checkpoint after which to save besides every trainer.save_freq steps; null for
-            by steps only.
-        poll_interval: seconds between looks for finished rollouts.
+        token_budget: sampled tokens after which to stop; null: stop after verl's number of steps.
+        save_minutes: minutes without a checkpoint after which to save, besides every trainer.save_freq steps; null: by
+            steps only.
+        poll_interval: seconds between polls for finished rollouts.
     """
 
     token_budget: int | None = None
@@ -32,10 +32,10 @@ class OpdConfig(Distillation):
 
 
 def read_opd_settings(section: Any) -> OpdConfig:
-    """Read the section alone, as workers get it.
+    """Read the section alone, as workers receive it.
 
     Raises:
-        UserError: a missing or unknown key, or one that has no effect.
+        UserError: a missing or unknown key, or a key without effect.
     """
     return read_distillation(OpdConfig, section, signal="sampled")
 
@@ -44,7 +44,7 @@ def read_opd_config(config: DictConfig) -> OpdConfig:
     """Read `s2d` from verl's config and check it against the rest of that config.
 
     Raises:
-        UserError: as above, or a verl setting under which the teacher would not be the teacher.
+        UserError: as above, or a verl setting under which the reference engine would not compute the teacher.
     """
     opd = read_opd_settings(OmegaConf.select(config, "s2d"))
     _check_verl(config)
@@ -54,7 +54,7 @@ def read_opd_config(config: DictConfig) -> OpdConfig:
 
 
 def _check_full_vocabulary(config: DictConfig, opd: OpdConfig) -> None:
-    """Settings of verl's that an exact divergence as the loss would silently not obey."""
+    """Raise UserError for verl settings that an exact divergence as the loss would silently ignore."""
     actor = config.actor_rollout_ref.actor
     correction = (config.algorithm.get("rollout_correction") or {}).get("rollout_is")
     for key, value, off in (
@@ -63,7 +63,7 @@ def _check_full_vocabulary(config: DictConfig, opd: OpdConfig) -> None:
     ):
         if value not in (off, None):
             raise UserError(
-                f"there is no policy loss with s2d.signal.type={opd.signal.type}, so this would have no effect",
+                f"s2d.signal.type={opd.signal.type} uses no policy loss, so this key has no effect",
                 key=key,
                 value=value,
                 remedy=f"set {key}={'null' if off is None else off}, or use s2d.signal.type=sampled",
@@ -71,7 +71,7 @@ def _check_full_vocabulary(config: DictConfig, opd: OpdConfig) -> None:
     megatron = actor.strategy == "megatron"
     name = "megatron" if megatron else "fsdp_config"
     engine, engine_key = actor.get(name) or {}, f"actor_rollout_ref.actor.{name}"
-    # verl's older key for it: above 1 it replaces the engine's.
+    # verl's deprecated key: above 1 it replaces the engine's.
     if not megatron and (older := actor.get("ulysses_sequence_parallel_size") or 1) > 1:
         engine = OmegaConf.merge(engine, {"ulysses_sequence_parallel_size": older})
     check_logits_visible(config.actor_rollout_ref.model, engine, engine_key)
@@ -85,7 +85,7 @@ def _check_verl(config: DictConfig) -> None:
     model, actor = config.actor_rollout_ref.model, config.actor_rollout_ref.actor
     if config.algorithm.adv_estimator != "s2d_opd":
         raise UserError(
-            "verl gives an estimator rewards and no log-probabilities, so no other than the signal's knows the teacher",
+            "only the signal's estimator sees the teacher: verl passes an estimator rewards, not log-probabilities",
             key="algorithm.adv_estimator",
             value=str(config.algorithm.adv_estimator),
             remedy="set algorithm.adv_estimator=s2d_opd, and write your advantage as a signal, "
@@ -100,7 +100,7 @@ def _check_verl(config: DictConfig) -> None:
     ):
         if on:
             raise UserError(
-                "the teacher takes the place of the reference policy and of every reward in this stage",
+                "this stage has no reference policy and no reward: the teacher replaces both",
                 key=key,
                 value=True,
                 remedy=f"set {key}=False",

@@ -25,7 +25,7 @@ EXACT_METRICS = (
 def sampled_reverse_kl_metrics(
     student_log_probs: torch.Tensor, teacher_log_probs: torch.Tensor, response_mask: torch.Tensor
 ) -> dict[str, float]:
-    """Mean and largest log pi_S - log pi_T over sampled tokens, whose mean estimates KL(pi_S || pi_T) per token.
+    """Compute mean and maximum of log pi_S - log pi_T over sampled tokens; the mean estimates KL(pi_S || pi_T).
 
     Args:
         student_log_probs, teacher_log_probs: (batch, response) of the sampled tokens.
@@ -40,7 +40,7 @@ def sampled_reverse_kl_metrics(
 
 
 def advantage_metrics(advantages: torch.Tensor, response_mask: torch.Tensor) -> dict[str, float]:
-    """Compute the 99.9th percentile of |A| over sampled tokens (nearest rank, so of fewer than 1,000 the largest).
+    """Compute the 99.9th percentile of |A| over sampled tokens (nearest rank: the maximum of fewer than 1,000).
 
     Args:
         advantages: (batch, response).
@@ -52,7 +52,7 @@ def advantage_metrics(advantages: torch.Tensor, response_mask: torch.Tensor) -> 
 
 
 def rollout_metrics(response_mask: torch.Tensor) -> dict[str, float]:
-    """How many tokens were sampled, each of them scored by the teacher once, and tokens per response."""
+    """Count the sampled tokens, each scored by the teacher once, and compute tokens per response."""
     mask = response_mask.bool()
     tokens, rows = int(mask.sum()), int(mask.any(dim=1).sum())
     return {

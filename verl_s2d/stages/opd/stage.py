@@ -1,4 +1,4 @@
-"""Stage 2b: on-policy distillation."""
+"""Run stage 2b: on-policy distillation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from verl_s2d.workflow.stage import Context
 
 
 class Opd(VerlTrainerStage):
-    """The student on its own rollouts, with the teacher for a reward: prompts without answers, and no verifier."""
+    """Trains the student on its own rollouts with the teacher as reward: prompts without answers, no verifier."""
 
     kind = "opd"
     semantics = 2

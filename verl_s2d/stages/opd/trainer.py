@@ -1,4 +1,4 @@
-"""Stage 2b, on-policy distillation: the trainer `s2d_opd` in verl's V1 registry."""
+"""Register the trainer `s2d_opd`, stage 2b (on-policy distillation), in verl's V1 registry."""
 
 from __future__ import annotations
 
@@ -30,20 +30,19 @@ _OF_FIRST = "ref_log_prob"  # verl's name
 
 
 class _NoVerifier:
-    """Stands where verl's reward loop stands: nothing scores a response in this stage."""
+    """Replaces verl's reward loop: no response is scored in this stage."""
 
     reward_loop_worker_handles = None
 
 
 @register_trainer("s2d_opd")
 class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
-    """verl's synchronous trainer with a teacher for a reward.
+    """verl's synchronous trainer with a teacher as reward.
 
-    Sampled: the student, on its own prompts. Scored: each sampled token, by the teacher in the reference engine.
-    Signal, by s2d.signal: an advantage, by default A_t = beta (log pi_T - log pi_old), through verl's ordinary policy
-    loss; or an exact divergence over the vocabulary as the loss, with no policy loss and no pass for log-probs.
-    Deliberately absent: verifier, answers, group normalisation, a KL loss to a reference policy (the teacher takes the
-    reference's place).
+    The student samples; the teacher scores each sampled token in the reference engine. s2d.signal is an advantage, by
+    default A_t = beta (log pi_T - log pi_old), in verl's ordinary policy loss; or an exact divergence over the
+    vocabulary as the loss, without policy loss and log-prob pass. There is no verifier, no answer, no group
+    normalisation and no KL loss to a reference policy, whose place the teacher takes.
     """
 
     def __init__(self, config: DictConfig):
@@ -52,9 +51,9 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
         for difference in check_models(student, self.s2d, student_key="actor_rollout_ref.model.path"):
             logger.warning(difference)
         with open_dict(config):
-            # verl compares the mode with "sync" to choose its replay buffer; this class is the choice already made.
+            # verl chooses its replay buffer by comparing the mode with "sync".
             config.trainer.v1.trainer_mode = "sync"
-            config.actor_rollout_ref.s2d = self.s2d.written()  # the section that travels to the workers
+            config.actor_rollout_ref.s2d = self.s2d.written()  # the section that is sent to the workers
             config.reward.num_workers = 0
         super().__init__(config)
         self.use_reference_policy = True
@@ -62,9 +61,9 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
         self.replay_buffer.poll_interval = min(self.replay_buffer.poll_interval, self.s2d.poll_interval)
 
     def _init_resource_pool_mgr(self) -> None:
-        """Give the workers a reference engine, the teacher's.
+        """Make the workers build a reference engine for the teacher.
 
-        Without a KL loss verl would build none, and with LoRA it would take the student without its adapter for one.
+        Without a KL loss verl would build none; with LoRA it would use the student without its adapter.
         """
         super()._init_resource_pool_mgr()
         from verl_s2d.stages.opd.worker import StudentTeacherWorker
@@ -75,12 +74,12 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
 
     def _setup(self) -> None:
         super()._setup()
-        # With LoRA verl would ask the student without its adapter for the reference's log-probs.
+        # With LoRA verl would compute the reference's log-probs with the student without its adapter.
         self.ref_in_actor = False
         self.reward_loop_manager = _NoVerifier()
 
     def _compute_reward_colocate(self, batch, metrics: dict | None = None):
-        """verl calls this when rollouts come unscored; its later steps want a score tensor, so they get zeros."""
+        """Return zero scores: verl calls this for unscored rollouts, and its later steps need a score tensor."""
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["response_mask"])
         mask = data["response_mask"]
         zeros = torch.zeros_like(mask.to_padded_tensor(0), dtype=torch.float32)
@@ -89,12 +88,12 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
         return batch
 
     def _compute_old_log_prob(self, batch, metrics: dict):
-        # An exact divergence reads none, but verl compares the engines here where the sampler gives its log-probs.
+        # An exact divergence needs no log-probs, but verl compares them with the sampler's here.
         compared = self.config.actor_rollout_ref.rollout.calculate_log_probs
         return super()._compute_old_log_prob(batch, metrics) if compared or not self.s2d.exact else batch
 
     def _compute_ref_log_prob(self, batch, metrics: dict):
-        """Ask every frozen model about the sampled tokens: verl's pass for the reference, once for each model."""
+        """Run verl's reference pass once for each frozen model, on the sampled tokens."""
         if self.s2d.exact:
             return batch
         for role, field in self._log_prob_fields().items():
@@ -109,14 +108,14 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
         return super()._compute_ref_log_prob(batch, metrics)
 
     def _log_prob_fields(self) -> dict[str, str]:
-        """Role -> field of a batch with the log-probs under its model; equal models have one."""
+        """Map role -> the batch field with its model's log-probs; equal models share a field."""
         fields = {}
         for role, model in self.s2d.models.items():
             fields.setdefault(model, f"s2d_log_prob_{role}" if fields else _OF_FIRST)
         return {role: fields[model] for role, model in self.s2d.models.items()}
 
     def _compute_advantage(self, batch, metrics: dict):
-        """Hand the frozen models' log-probs to the registered estimator."""
+        """Pass the frozen models' log-probs to the registered estimator."""
         if self.s2d.exact:
             return self._write_no_advantage(batch, metrics)
         signal, frozen = self.s2d.signal, self._log_prob_fields()
@@ -155,7 +154,7 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
         )
 
     def _write_no_advantage(self, batch, metrics: dict):
-        """verl's metrics want advantages; an exact divergence as the loss has none."""
+        """Write zero advantages: verl's metrics need them, and an exact divergence has none."""
         nested = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["response_mask"])
         mask = nested["response_mask"]
         padded = mask.to_padded_tensor(0)
@@ -168,7 +167,7 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
         )
 
     def _update_actor(self, batch, metrics: dict):
-        """verl's update; what belongs to this stage also, or only, under this stage's names."""
+        """Run verl's update and rename this stage's metrics."""
         batch = super()._update_actor(batch, metrics)
         for ours, theirs in (("s2d/clipped_tokens", "actor/pg_clipfrac"), ("s2d/student_entropy", "actor/entropy")):
             if theirs in metrics:

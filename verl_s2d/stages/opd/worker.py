@@ -1,8 +1,8 @@
-"""verl's workers with the frozen models where the reference policy sits.
+"""Run the frozen models in verl's workers, in place of the reference policy.
 
-verl time-shares a frozen forward-only engine (`ref`) with the actor. It always loads the actor's own checkpoint there;
-these workers load the signal's first role, the teacher, and build further roles the same way beside it. Everything else
-(offload, packing, parallelism) is verl's.
+verl time-shares a frozen forward-only engine (`ref`) with the actor and loads the actor's own checkpoint into it. These
+workers load the signal's first role, the teacher, and build an engine for each further role. Offload, packing and
+parallelism are verl's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class StudentTeacherWorker(RolloutWorker):
         )
 
     def _build_frozen(self, config: TrainingWorkerConfig) -> FrozenWorker:
-        """Build the frozen models where verl builds its reference; returns the first, which verl initialises."""
+        """Build the frozen models when verl builds its reference; return the first, which verl initialises."""
         self._frozen = frozen_workers(config, self._settings.models)
         first, *others = distinct(self._frozen)
         for worker in others:

@@ -1,4 +1,4 @@
-"""Sizes of the slices, before and after they exist."""
+"""Count the problems in slices, before and after the slices exist."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def slice_size(plan: Plan, node: Node, *, expected: int | None = None) -> int | 
     """Count the problems in the slice that a stage reads.
 
     Args:
-        expected: training problems in all, as long as they do not exist.
+        expected: total of training problems, used until they exist.
 
     Returns:
-        None as long as the number cannot be known.
+        The number of problems; None when it cannot be known yet.
     """
     slices, name = node.inputs["slices"], node.settings["slice"]
     if _built(plan, slices):
@@ -39,7 +39,7 @@ def slice_size(plan: Plan, node: Node, *, expected: int | None = None) -> int | 
 
 
 def train_file(plan: Plan, slices: Node) -> Path | None:
-    """Locate the training problems that slices are made of; None as long as a script has to make them."""
+    """Locate the training problems that slices are made of; None until their script has run."""
     if "train" in slices.externals:
         return Path(slices.externals["train"].location)
     source = slices.inputs["source"]

@@ -1,4 +1,4 @@
-"""Before training: a recipe's own scripts, and the slices of the labels."""
+"""Prepare models and data before training: run a recipe's own scripts and slice the labels."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ SLICES = ("all", "1h", "2h")
 
 
 def slice_sizes(labels: int) -> dict[str, int]:
-    """Slice name -> its number of problems."""
+    """Map slice name -> number of problems."""
     return {"all": labels, "1h": labels // 2, "2h": labels - labels // 2}
 
 
 def evaluation_files(node: Node, role: str, context: Context) -> dict[str, Path]:
-    """Evaluation sets a node reads: name -> parquet.
+    """Map name -> parquet for the evaluation sets that a node reads.
 
-    Files named in the recipe, or every parquet beside train.parquet that the data script in `role` wrote (its name is
-    the stem); empty as long as that script has not run.
+    These are the files named in the recipe, or every parquet that the data script in `role` wrote beside train.parquet,
+    named by its stem; empty until that script has run.
     """
     prefix = "eval."
     named = {r[len(prefix) :]: Path(e.location) for r, e in node.externals.items() if r.startswith(prefix)}
@@ -34,7 +34,7 @@ def evaluation_files(node: Node, role: str, context: Context) -> dict[str, Path]
 
 
 class Script(Stage):
-    """`python script --out DIR key=value ...`; writes a model, or train.parquet and evaluation parquets, into DIR."""
+    """Runs `python script --out DIR key=value ...`, which writes a model, or train.parquet and evaluation parquets."""
 
     kind = "script"
     prepares = True
@@ -64,7 +64,7 @@ class Script(Stage):
 
 
 class Slices(Stage):
-    """Labelled problems -> all, first half, second half, and the same without answers."""
+    """Slices labelled problems into all, first half and second half, each also without answers."""
 
     kind = "slices"
     prepares = True

@@ -1,4 +1,4 @@
-"""The cache that stage 2a trains on: rollouts of the teacher.
+"""Sample the teacher's rollouts into the cache that stage 2a trains on.
 
     python -m verl_s2d.stages.rollouts.rollout_cache model=MODEL data=FILE out=DIR max_tokens=N  n=K | rows=R
         [temperature=1] [top_p=1] [top_k=-1] [seed=0] [tensor_parallel_size=1] [trust_remote_code=false]
@@ -52,7 +52,7 @@ SCHEMA = pa.schema(
     ]
 )
 _PROBLEMS_AT_ONCE = 1024
-"""Whose rollouts make a row group of the file: bounds the memory they take before they are written."""
+"""Prompts per row group of the file: bounds the rollouts in memory before they are written."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class Options:
     out: str
     max_tokens: int
     n: int | None = None
-    """Rollouts a prompt."""
+    """Rollouts per prompt."""
     rows: int | None = None
-    """Rollouts in all, instead of n."""
+    """Total number of rollouts, instead of n."""
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = -1
@@ -136,7 +136,7 @@ def main(options: Options) -> None:
 
 
 def _layout(options: Options, problems: int) -> tuple[Sequence[int], int, int]:
-    """Choose problems and samples: (places of the problems in the data, samples of each, how many have one more)."""
+    """Choose problems and samples: (indices of the problems in the data, samples of each, how many have one more)."""
     if (options.n is None) == (options.rows is None):
         raise UserError(
             "How much to sample is said in one way.",

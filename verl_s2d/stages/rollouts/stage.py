@@ -1,4 +1,4 @@
-"""The cache of teacher rollouts that stage 2a trains on."""
+"""Sample the cache of teacher rollouts that stage 2a trains on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from verl_s2d.workflow.stage import Command, Context, metrics_file
 
 
 class Rollouts(SamplingStage):
-    """Responses of the teacher, through vLLM: as many as the warmup reads, or a number for each prompt."""
+    """Samples the teacher's responses with vLLM: as many as the warmup reads, or a number per prompt."""
 
     kind = "rollouts"
     section = "stages.rollouts"
@@ -61,7 +61,7 @@ class Rollouts(SamplingStage):
             return None if problems is None else problems * s["per_prompt"]
         if s["temperature"] > 0:
             return s["rows"]
-        # Greedy rollouts of one prompt are equal, so each is sampled once.
+        # Greedy rollouts of a prompt are equal, so one suffices.
         return None if problems is None else min(s["rows"], problems)
 
     def describe(self, node: Node) -> str:

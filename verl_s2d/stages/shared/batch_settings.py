@@ -1,4 +1,4 @@
-"""Batch sizes of a stage that verl's RL trainer runs: the recipe's, or verl's own where it gives none."""
+"""Read the batch sizes of a stage: the recipe's, or verl's defaults."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ _TOKENS = {"warmup": "data.max_token_len_per_gpu"}
 
 
 def batch_setting(node: Node, key: str) -> Any:
-    """Look up a key of verl's RL configuration for a node: the recipe's value, or verl's."""
+    """Look up a key of verl's RL configuration for a node: the recipe's value, or verl's default."""
     chosen = value_of(merged_verl(node), key, verl_default)
     return verl_default(key) if chosen is verl_default else chosen
 
 
 def micro_batch_tokens(kind: str, longest: int) -> dict[str, int]:
-    """Default of a micro-batch's tokens a GPU: verl's, or two sequences of full length where these are more.
+    """Set a micro-batch's tokens per GPU: the maximum of verl's default and two sequences of full length.
 
     verl asserts that the longest sequence fits.
 
     Args:
-        kind: of the stage, `grpo`, `opd` or `warmup`.
-        longest: tokens of a sequence at most, prompt and response.
+        kind: kind of stage, `grpo`, `opd` or `warmup`.
+        longest: maximal tokens of a sequence, prompt and response.
     """
     key = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
     return {_TOKENS.get(kind, key): max(verl_default(key), 2 * longest)}
 
 
 def require_batch_sizes(node: Node) -> None:
-    """Raises UserError unless the node's prompts a step, prompts an update and responses a prompt are such numbers."""
+    """Raise UserError unless prompts per step, prompts per update and responses per prompt are positive integers."""
     for key in (TRAIN, MINI, N):
         value = batch_setting(node, key)
         if not isinstance(value, int) or value < 1:
@@ -44,10 +44,10 @@ def require_batch_sizes(node: Node) -> None:
 
 
 def rows_read(settings: Mapping[str, Any]) -> int:
-    """Cached rollouts that a warmup with these settings reads: one batch a step.
+    """Count the cached rollouts that a warmup with these settings reads: one batch per step.
 
     Raises:
-        UserError: the batch is no positive integer.
+        UserError: the batch size is not a positive integer.
     """
     batch = value_of(settings["verl"], TRAIN)
     if not isinstance(batch, int) or batch < 1:
@@ -56,5 +56,5 @@ def rows_read(settings: Mapping[str, Any]) -> int:
 
 
 def sequences_per_step(node: Node) -> int:
-    """Responses that a step samples."""
+    """Count the responses that a step samples."""
     return batch_setting(node, TRAIN) * batch_setting(node, N)

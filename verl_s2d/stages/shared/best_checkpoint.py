@@ -1,4 +1,4 @@
-"""The result of a stage that an alarm has stopped: the best checkpoint from before the alarm."""
+"""Choose the result of a stage that an alarm has stopped: the best checkpoint from before the alarm."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from verl_s2d.workflow.watch.metric_logs import read_metrics
 
 
 def hand_off_best(node: Node, directory: Path) -> bool:
-    """Hand off the best checkpoint of a stage that was stopped; report whether it was.
+    """Hand off the best checkpoint of a stopped stage; return False for a stage that was not stopped.
 
     Raises:
-        StageFailed: there is no checkpoint from before the alarm.
+        StageFailed: no checkpoint is older than the alarm.
     """
     stopped = early_stop.read(directory)
     if stopped is None:
@@ -36,9 +36,9 @@ def hand_off_best(node: Node, directory: Path) -> bool:
 
 
 def _best(node: Node, directory: Path, alarm: Mapping[str, Any]) -> tuple[int, float | None]:
-    """(step, validation score) of the best checkpoint from before the alarm; the last one where nothing was validated.
+    """Choose (step, validation score) of the best checkpoint from before the alarm; without validation, the last one.
 
-    A checkpoint counts with the validation of its own step; among equals the later one is the best.
+    A checkpoint has the validation score of its own step. Of equal scores the later step wins.
     """
     saved = directory / "checkpoints"
     newest, metrics = completed_step(saved), read_metrics(directory)

@@ -1,4 +1,4 @@
-"""Where a matched stage stops: at the first step at or past what another row's ledger says."""
+"""Compute where a matched stage stops: the first step that reaches the consumption in the other row's ledger."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from verl_s2d.workflow.store.checkpoints import completed_step
 from verl_s2d.workflow.store.manifest import is_built, read_manifest
 
 SAMPLED_TOKENS = "sampled_tokens.json"
-"""What a trainer with a budget of tokens leaves in every checkpoint."""
+"""File in every checkpoint of a trainer with a token budget."""
 
 
 def wanted(node: Node, stages: Path) -> int | None:
-    """What the whole row is to consume, in units of what it is matched by; None as long as it is not measured.
+    """Return the whole row's budget, in units of the item it is matched by; None until the other row's ledger exists.
 
     Args:
         node: the matched stage.
@@ -33,10 +33,10 @@ def wanted(node: Node, stages: Path) -> int | None:
 
 
 def left(node: Node, stages: Path) -> int | None:
-    """What of it the stages before this one leave to it; None as long as it is not measured.
+    """Return the budget left for this stage after the earlier stages of its row; None until the other ledger exists.
 
     Raises:
-        UserError: nothing.
+        UserError: no budget is left.
     """
     by, total = node.settings["matched"]["by"], wanted(node, stages)
     before = _consumed([n for n in lineage(node) if n is not node], by, stages)
@@ -44,7 +44,7 @@ def left(node: Node, stages: Path) -> int | None:
         return None
     if total <= before:
         raise UserError(
-            f"{node.name} has nothing to do: the stages before it have consumed {before:,} {words(by)}, "
+            f"{node.name} has nothing to do: the stages before it have consumed {before:,} {words(by)}, and "
             f"all of {node.settings['matched']['to']} only {total:,}.",
             key=f"matched.{node.operations['row']}",
             value=total,
@@ -54,9 +54,9 @@ def left(node: Node, stages: Path) -> int | None:
 
 
 def steps_to_ask_for(node: Node, stages: Path) -> int | None:
-    """Steps that a trainer is to be started with; None as long as the other row's ledger is not there.
+    """Return the number of steps to start a trainer with; None until the other row's ledger exists.
 
-    A response is one verifier call, and at least one token, so that by tokens these are the most that there can be.
+    A response is one verifier call and at least one token: matched by tokens, this is an upper bound.
     """
     if node.settings["steps"] is not None:
         return node.settings["steps"]
@@ -65,19 +65,19 @@ def steps_to_ask_for(node: Node, stages: Path) -> int | None:
 
 
 def last_step(node: Node, directory: Path) -> int | None:
-    """The step with which the stage in `directory` is complete; None as long as that cannot be said."""
+    """Return the last step of the stage in `directory`; None while it is not known."""
     if node.settings["steps"] is None and node.settings["matched"]["by"] == "sampled_tokens":
         return _stopped_at(node, directory)
     return steps_to_ask_for(node, directory.parent)
 
 
 def words(by: str) -> str:
-    """A ledger item as people say it."""
+    """Spell out the name of a ledger item."""
     return by.replace("_", " ")
 
 
 def length(node: Node) -> str:
-    """How long a stage that trains goes on, for `plan`."""
+    """Describe the length of a training stage, for `plan`."""
     steps, matched = node.settings["steps"], node.settings.get("matched")
     if matched is None:
         return f"{steps} steps"
@@ -96,7 +96,7 @@ def _consumed(nodes: Iterable[Node], by: str, stages: Path) -> int | None:
 
 
 def _stopped_at(node: Node, directory: Path) -> int | None:
-    """The newest complete checkpoint, if its trainer had sampled the budget by then."""
+    """Return the step of the newest complete checkpoint if it has reached the budget, otherwise None."""
     checkpoints = directory / "checkpoints"
     step, budget = completed_step(checkpoints), left(node, directory.parent)
     if step is None or budget is None:

@@ -22,13 +22,13 @@ class Distillation(Section):
     """Settings of a stage that learns from frozen models.
 
     Attributes:
-        signal: what the models' answers become.
+        signal: turns the frozen models' outputs into an advantage or a loss.
         models: role -> frozen model, in the order of the signal's `asks`.
         chunk_tokens: tokens whose logits exist at a time; null for the default (objectives/chunk_sizes.py).
         materialise_logits: let the engine make all the student's logits, instead of working from hidden states and
             output embedding.
-        health_top_k: log how far the k most likely ids of student and teacher agree; null for not.
-        skip_limit: updates left out in a row, because their gradient was not finite, after which to stop.
+        health_top_k: log the agreement of the k most likely ids of student and teacher; null: off.
+        skip_limit: stop after this many consecutive updates skipped for a gradient that is not finite.
     """
 
     signal: SerializeAsAny[Signal]
@@ -40,7 +40,7 @@ class Distillation(Section):
 
     @property
     def exact(self) -> bool:
-        """Whether the signal is a loss over the whole vocabulary."""
+        """Report whether the signal is a loss over the whole vocabulary."""
         return isinstance(self.signal, LossSignal)
 
     def written(self) -> dict[str, Any]:
@@ -56,12 +56,12 @@ def read_distillation(kind: type[D], section: Any, *, signal: str) -> D:
     """Read `s2d` of a verl command.
 
     Args:
-        kind: the stage's settings.
-        section: the section, a mapping of any make or None.
-        signal: type of the signal where the section gives none.
+        kind: class of the stage's settings.
+        section: the section, any mapping or None.
+        signal: default type of the signal.
 
     Raises:
-        UserError: with the key, the value and the remedy; also for a key that has no effect.
+        UserError: a missing, unknown or invalid key, or a key without effect.
     """
     keys = mapping(section, "s2d")
     chosen = read_signal(mapping(keys.pop("signal", None), "s2d.signal"), default=signal, key="s2d.signal")
@@ -87,10 +87,10 @@ def read_distillation(kind: type[D], section: Any, *, signal: str) -> D:
 
 
 def check_layout(settings: Distillation, *, megatron: bool, sequence_parallel: bool) -> None:
-    """Check an exact signal against the way in which the engine divides rollouts and vocabulary.
+    """Check an exact signal against the engine's sharding of rollouts and vocabulary.
 
     Raises:
-        UserError: what it needs is not in one place.
+        UserError: the signal needs whole rollouts or a common vocabulary shard, and no rank has them.
     """
     for key, value, fits in (
         ("s2d.signal.keep_tokens", settings.signal.keep_tokens, not (megatron or sequence_parallel)),
@@ -98,7 +98,7 @@ def check_layout(settings: Distillation, *, megatron: bool, sequence_parallel: b
     ):
         if value is not None and not fits:
             raise UserError(
-                "this needs whole rollouts and the whole vocabulary on each rank",
+                "this key needs whole rollouts and the whole vocabulary on each rank",
                 key=key,
                 value=value,
                 remedy="leave it out, or use FSDP without sequence parallelism",
@@ -114,7 +114,7 @@ def check_layout(settings: Distillation, *, megatron: bool, sequence_parallel: b
 
 
 def check_models(student: str, settings: Distillation, *, student_key: str) -> list[str]:
-    """Compare every frozen model's tokens with the student's; returns what differs without being wrong.
+    """Compare every frozen model's tokens with the student's; return harmless differences.
 
     Raises:
         UserError: a model that cannot be read, or tokenizers that differ.
@@ -132,10 +132,10 @@ def check_models(student: str, settings: Distillation, *, student_key: str) -> l
 
 
 def mapping(section: Any, key: str) -> dict[str, Any]:
-    """Copy a section of the configuration; an empty one for None.
+    """Copy a section of the configuration; empty for None.
 
     Raises:
-        UserError: it is a value.
+        UserError: the section is a value.
     """
     if section is None:
         return {}
@@ -155,7 +155,7 @@ def model_key(role: str, short: bool = True) -> str:
 
 
 def _models(keys: dict[str, Any], signal: Signal) -> dict[str, FrozenModel]:
-    """Take `models`, and `teacher` for models.teacher, out of the section's keys."""
+    """Remove `models`, and `teacher` (short for models.teacher), from the section's keys and read them."""
     short = mapping(keys.pop("teacher", None), "s2d.teacher")
     sections = mapping(keys.pop("models", None), "s2d.models")
     sections = {role: mapping(section, f"s2d.models.{role}") for role, section in sections.items()}

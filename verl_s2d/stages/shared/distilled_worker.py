@@ -1,4 +1,4 @@
-"""Train in verl's worker with frozen models beside it, and stop after too many updates without an effect."""
+"""Train in verl's worker beside frozen models, and stop after too many consecutive skipped updates."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from verl_s2d.teachers.megatron import is_megatron
 
 
 class NotFiniteError(RuntimeError):
-    """Too many updates in a row had a gradient that is not finite."""
+    """Raised after too many consecutive updates with a gradient that is not finite."""
 
 
 class GuardedWorker(TrainingWorker):
-    """Counts updates whose gradient is not finite, which verl leaves out, and stops after too many in a row.
+    """Counts consecutive updates that verl skips for a gradient that is not finite, and stops at a limit.
 
-    On Megatron verl does not look, and the weights are lost with the first of them: it stops there at once.
+    verl's Megatron engine applies such an update and ruins the weights, so there the first one stops training.
 
     Args:
-        skip_limit: updates left out in a row after which to stop.
+        skip_limit: number of consecutive skipped updates after which to stop.
     """
 
     def __init__(self, config: TrainingWorkerConfig, *, skip_limit: int):
@@ -38,10 +38,10 @@ class GuardedWorker(TrainingWorker):
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"), blocking=False)
     def train_batch(self, data: TensorDict) -> TensorDict | None:
-        """verl's training step.
+        """Run verl's training step.
 
         Raises:
-            NotFiniteError: the limit is reached. The last checkpoint is good: nothing was written since.
+            NotFiniteError: the limit is reached. The last checkpoint is intact: none was written since.
         """
         output = super().train_batch(data)
         if output is not None:
@@ -65,7 +65,7 @@ class GuardedWorker(TrainingWorker):
 
 
 class DistilledWorker(GuardedWorker):
-    """A guarded worker that can be given frozen models: from then on it trains on a full-vocabulary loss."""
+    """A guarded worker that trains on a full-vocabulary loss once it has frozen models."""
 
     def learn_from(
         self,
@@ -76,12 +76,13 @@ class DistilledWorker(GuardedWorker):
         aggregate: Aggregate,
         prefix: str,
     ) -> None:
-        """Train on the loss of the settings' signal.
+        """Set the loss to that of the settings' signal.
 
         Args:
             frozen: the signal's models by role, initialised.
-            vocab_size: real size of the shared vocabulary.
-            aggregate, prefix: of the loss.
+            vocab_size: size of the shared vocabulary without padding.
+            aggregate: reduces the loss over tokens.
+            prefix: prefix of the logged metrics.
         """
         self._frozen_engines = [worker.engine for worker in distinct(frozen)]
         self.loss_fn = FullVocabularyLoss(
@@ -95,9 +96,9 @@ class DistilledWorker(GuardedWorker):
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"), blocking=False)
     def train_batch(self, data: TensorDict) -> TensorDict | None:
-        """Run verl's training step, with the frozen models' engines ready for it.
+        """Run verl's training step with the frozen models' engines in evaluation mode.
 
-        The flags make verl's engines call the loss on the logits first, and skip log-probs.
+        The flags make verl's engines call the loss on the logits and skip log-probs.
         """
         tu.assign_non_tensor(data, distillation_use_topk=True, distillation_only=True, calculate_entropy=False)
         with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""From the last checkpoint of a stage to its result: what verl keeps, which export is handed on."""
+"""Hand off the export in a stage's last checkpoint as its result, and choose how many checkpoints verl keeps."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from verl_s2d.workflow.stage import require_export
 from verl_s2d.workflow.store.checkpoints import completed_step
 
 _KEPT = 2
-"""The newest checkpoint and the one before it, to fall back to when the newest is damaged."""
+"""The newest checkpoint, and one more as a fallback when the newest is damaged."""
 _EXPORTS = ("actor/huggingface", "actor/model/huggingface", "huggingface", "model/huggingface")
-"""Where FSDP and Megatron checkpoints of verl's RL trainer and of the warmup keep the Hugging Face weights."""
+"""Directories of the Hugging Face weights in FSDP and Megatron checkpoints, of verl's RL trainer and of the warmup."""
 
 
 def kept(node: Node, key: str) -> int | None:
-    """Choose how many checkpoints verl keeps while a stage trains: the recipe's number, by default the newest two.
+    """Choose how many checkpoints verl keeps while a stage trains: the recipe's number, by default two.
 
     Args:
         key: verl's name of the number.
 
     Returns:
-        None (all) where an alarm may stop the stage: its result may then be any older checkpoint.
+        The number; None (all) where an alarm may stop the stage, whose result may then be any older checkpoint.
 
     Raises:
-        UserError: a number below two: verl deletes a checkpoint before its successor can be resumed from.
+        UserError: a number below two: verl deletes a checkpoint before its successor is complete.
     """
     chosen = merged_verl(node)
     if key not in map(bare_key, chosen):
@@ -47,7 +47,7 @@ def kept(node: Node, key: str) -> int | None:
 
 
 def find_export(checkpoints: Path, step: int) -> Path | None:
-    """The Hugging Face directory inside the checkpoint of `step`."""
+    """Locate the Hugging Face directory in the checkpoint of `step`."""
     for name in _EXPORTS:
         path = checkpoints / f"global_step_{step}" / name
         if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
@@ -56,12 +56,11 @@ def find_export(checkpoints: Path, step: int) -> Path | None:
 
 
 def hand_off(node: Node, directory: Path, steps: int, *, earlier: bool = False) -> None:
-    """Verify the export of the last step and move it to <stage>/model, a LoRA adapter merged into its weights. Does
-    nothing when that is done already.
+    """Verify the export of the last step and move it to <stage>/model, with a LoRA adapter merged. Safe to repeat.
 
     Args:
         steps: the last step.
-        earlier: `steps` is one before the last, chosen among the complete ones.
+        earlier: `steps` is an earlier step, chosen among the complete ones.
 
     Raises:
         StageFailed: the last step was not reached, or its export is incomplete.
@@ -85,7 +84,7 @@ def hand_off(node: Node, directory: Path, steps: int, *, earlier: bool = False) 
 
 
 def finished(node: Node, directory: Path, steps: int) -> bool:
-    """Whether the export of the last step is there and complete."""
+    """Report whether the export of the last step exists and is complete."""
     try:
         hand_off(node, directory, steps)
     except StageFailed:

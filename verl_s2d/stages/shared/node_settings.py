@@ -1,4 +1,4 @@
-"""Reading what a node's settings and operations say together."""
+"""Read a node's settings and operations together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from verl_s2d.workflow.graph import Node
 
 
 def merged_verl(node: Node) -> dict[str, Any]:
-    """Merge the verl overrides of a node that its stage does not set itself, decisive and operational."""
+    """Merge a node's decisive and operational verl overrides, without those that its stage sets itself."""
     return {**node.settings["verl"], **node.operations["verl"]}
 
 

@@ -1,4 +1,4 @@
-"""The plots of a report, in its order; a stage's table of metrics says which of its metrics each one shows."""
+"""Define the plots of a report, in order; a stage's metrics name the plots that show them."""
 
 from __future__ import annotations
 

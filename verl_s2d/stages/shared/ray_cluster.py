@@ -1,4 +1,4 @@
-"""The Ray cluster of a training command that is its own driver: joined or started as verl's main_ppo does it."""
+"""Join or start the Ray cluster of a training command that is its own driver, as verl's main_ppo does."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from verl_s2d.workflow.hosts.ray_places import Demand, fitting_groups
 
 
 def join_ray(config: DictConfig) -> None:
-    """Join the cluster of RAY_ADDRESS, or start a local one; on a CPU its GPUs are logical.
+    """Join the cluster of RAY_ADDRESS, or start a local one, whose GPUs are logical on a CPU.
 
-    `ray_kwargs.ray_init` goes to ray.init, its runtime_env over verl's own.
+    `ray_kwargs.ray_init` goes to ray.init; its runtime_env overrides verl's.
     """
     if ray.is_initialized():
         return
@@ -32,14 +32,14 @@ def join_ray(config: DictConfig) -> None:
 
 
 def require_cpu_platform(config: DictConfig) -> None:
-    """Check that a command for device `cpu` runs on verl's platform `cpu`, before verl changes the device silently.
+    """Check that a command for device `cpu` runs on verl's platform `cpu`; verl would silently change the device.
 
     Raises:
         UserError: VERL_PLATFORM=cpu is not in the environment.
     """
     if config.trainer.device == "cpu" and get_platform().device_name != "cpu":
         raise UserError(
-            f"verl works on its platform for {get_platform().device_name} here and would change this to it",
+            f"verl runs on its platform for {get_platform().device_name} here and would change this key to that device",
             key="trainer.device",
             value="cpu",
             remedy="set VERL_PLATFORM=cpu in the environment",
@@ -47,10 +47,10 @@ def require_cpu_platform(config: DictConfig) -> None:
 
 
 def require_places(nodes: int, per_node: int) -> None:
-    """verl waits without a limit for the places of its workers, so ask first whether the cluster can ever have them.
+    """Check that the cluster can hold the workers: verl would wait for missing places without a limit.
 
     Raises:
-        UserError: fewer than `nodes` times `per_node` accelerators (and as many CPUs), each group on one node.
+        UserError: fewer than `nodes` nodes have `per_node` accelerators and as many CPUs.
     """
     accelerator = get_platform().ray_resource_name()
     found = [node for node in ray.nodes() if node["Alive"]]

@@ -1,4 +1,4 @@
-"""verl's worker of stages 1, 2b and 3 (actor, rollout and reference), with this project's process group."""
+"""Run verl's worker of stages 1, 2b and 3 (actor, rollout, reference) in this project's process group."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from verl_s2d.platforms.process_group import initialize_process_group
 
 
 class RolloutWorker(ActorRolloutRefWorker):
-    """Creates the process group before the first of verl's engines would."""
+    """Creates the process group before verl's first engine would."""
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self) -> None:

@@ -1,4 +1,4 @@
-"""What the two kinds that only sample have in common: rollouts and evaluation."""
+"""Run the stages that only sample: rollouts and evaluation."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class SamplingStage(Stage):
     """A stage that resumes from the shards it has: its result is in place once its last file is.
 
     Attributes:
-        section: of a recipe that has its settings.
-        scored: whether a verifier scores every sample.
+        section: section of a recipe with the stage's settings.
+        scored: a verifier scores every sample.
     """
 
     section: ClassVar[str]
@@ -28,18 +28,18 @@ class SamplingStage(Stage):
 
     @abstractmethod
     def response_tokens(self, node: Node) -> int:
-        """Length of a response at most."""
+        """Return the maximal length of a response."""
 
     @abstractmethod
     def sequences(self, node: Node, problems: int | None) -> int | None:
-        """Count the responses it samples.
+        """Count the responses that the stage samples.
 
         Args:
-            problems: that it samples from, None where not known.
+            problems: number of prompts; None when it is not known.
         """
 
     def arguments(self, node: Node, context: Context) -> dict[str, Any]:
-        """Those that both modules take."""
+        """Build the arguments that both modules take."""
         return {
             "model": model_location(node, "model", context),
             "weights": content(node, "model", context),
@@ -61,12 +61,12 @@ class SamplingStage(Stage):
         return True
 
     def clean(self, directory: Path) -> None:
-        """The parts of a process that was killed while it removed them."""
+        """Delete the parts that a killed process left."""
         shutil.rmtree(directory / PARTS, ignore_errors=True)
 
 
 def content(node: Node, role: str, context: Context) -> str | None:
-    """Digest of a model's content as far as the run has it already; None for hub models, and before there is one."""
+    """Return the digest of a model's content if the run has it; None for hub models and unfinished stages."""
     if role in node.externals:
         external = node.externals[role]
         return None if external.is_hub else external.identity
@@ -78,12 +78,12 @@ def content(node: Node, role: str, context: Context) -> str | None:
 
 
 def engine(node: Node) -> dict[str, Any]:
-    """Arguments of vLLM's LLM that the recipe gives, decisive and operational."""
+    """Merge the recipe's arguments of vLLM's LLM, decisive and operational."""
     return {**node.settings.get("engine", {}), **node.operations["engine"]}
 
 
 def replicas(node: Node, context: Context) -> int:
-    """Engines that share the stage's work: as many as the machine's GPUs hold. On a CPU they would share its cores."""
+    """Count the engines that share the stage's work: as many as fit on the GPUs; one on a CPU, to keep all cores."""
     if context.device == "cpu":
         return 1
     return max(1, context.cluster.gpus_per_node // node.operations["tensor_parallel_size"])

@@ -1,4 +1,4 @@
-"""When a trainer saves besides every so many steps: by the clock, and on request, after which it stops."""
+"""Save a trainer's checkpoint by the clock, and on request before a stop, besides every save_freq steps."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def read_save_minutes(config: DictConfig) -> float | None:
 
 
 class SaveClock:
-    """Minutes since the last checkpoint, counted from this object's making until there is one.
+    """Minutes since the last checkpoint, or since construction.
 
     Args:
-        minutes: after which a checkpoint is due; None for never.
+        minutes: minutes after which a checkpoint is due; None: never.
     """
 
     def __init__(self, minutes: float | None):
@@ -49,9 +49,11 @@ class SaveClock:
 
 
 class SavesOnRequest:
-    """Mixin before verl's PPOTrainerSync, and before StopsAtTokenBudget: saves at the end of a step when
-    `s2d.save_minutes` have passed since the last checkpoint, and makes the step in which `save_request.ask` was called
-    the last one, with a checkpoint. A resumed trainer goes on with the next step."""
+    """A mixin before verl's PPOTrainerSync and StopsAtTokenBudget that saves by the clock and on request.
+
+    It saves at the end of a step when `s2d.save_minutes` have passed since the last checkpoint. After
+    `save_request.ask` it saves and stops at the end of the current step; a resumed trainer starts with the next step.
+    """
 
     _saved_step: int | None = None
 
@@ -60,7 +62,7 @@ class SavesOnRequest:
         super().__init__(config)
 
     def on_step_end(self) -> None:
-        # verl has saved by now if it was going to.
+        # verl's own save of this step, if any, is done.
         asked = save_request.asked(self.config.trainer.default_local_dir)
         if asked or self._save_clock.due():
             self._save_checkpoint()
@@ -69,7 +71,7 @@ class SavesOnRequest:
         super().on_step_end()
 
     def _save_checkpoint(self) -> None:
-        """Save this step, once: verl would count a second time as another checkpoint and delete the first for it."""
+        """Save this step once: verl would count a second save as another checkpoint and delete an older one."""
         if self._saved_step == self.global_steps:
             return
         super()._save_checkpoint()

@@ -1,4 +1,4 @@
-"""The signal of stages 2a and 2b: from a recipe into a node, from a node into a command."""
+"""Carry the signal of stages 2a and 2b from a recipe into a node, and from a node into a command."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def signal_of_recipe(section: Mapping[str, Any], directory: Path, *, key: str, d
 
     Args:
         section: {type: jsd, beta: 0.3}.
-        directory: of the recipe, from which files of signals count.
+        directory: the recipe's directory; files of signals are relative to it.
         key: dotted key of the section, for messages.
-        default: type of a section that names none.
+        default: type when the section names none.
 
     Raises:
         UserError: an unknown type or key, or a file that does not load.
@@ -41,7 +41,7 @@ def signal_of_recipe(section: Mapping[str, Any], directory: Path, *, key: str, d
 
 
 def require_loss(signal: Signal, *, key: str) -> None:
-    """Raise UserError for an advantage, which is of tokens that the student has sampled."""
+    """Raise UserError for an advantage: it needs tokens that the student sampled."""
     if isinstance(signal, AdvantageSignal):
         raise UserError(
             "An advantage needs rollouts of the student, and this stage trains on cached rollouts of the teacher.",
@@ -57,7 +57,7 @@ def signal_file(signal: Signal) -> str | None:
 
 
 def decisive_keys(signal: Signal) -> dict[str, Any]:
-    """List the keys of a signal for a digest; a file counts by its content, as an input of the node."""
+    """List the keys of a signal for a digest; its file is an input of the node, identified by content."""
     return signal.model_dump(by_alias=True) | {"type": signal.type.rpartition(":")[2]}
 
 

@@ -1,4 +1,4 @@
-"""A verl trainer that stops once so many tokens have been sampled: `s2d.token_budget`, and the mixin that obeys it."""
+"""Stop a verl trainer after a number of sampled tokens: the key `s2d.token_budget` and a mixin."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from omegaconf import DictConfig, OmegaConf
 from verl_s2d.errors import UserError
 
 SAMPLED_TOKENS = "sampled_tokens.json"
-"""In every checkpoint of a trainer with a budget: {"sampled_tokens": sampled up to this step}."""
+"""File in every checkpoint of a trainer with a budget: {"sampled_tokens": tokens sampled up to this step}."""
 _SCHEDULE = {"lr_scheduler_type": "constant", "lr_decay_style": "constant", "lr_warmup_steps_ratio": 0}
 
 
 def read_token_budget(config: DictConfig) -> int | None:
-    """`s2d.token_budget`, None when it is absent or null.
+    """Read `s2d.token_budget`; None when it is absent or null.
 
     Raises:
-        UserError: it is no number of tokens, or the learning rate follows a schedule over the number of steps, which
-            a budget leaves open.
+        UserError: not a number of tokens, or the learning rate follows a schedule over the number of steps, which a
+            budget leaves open.
     """
     if OmegaConf.select(config, "s2d.token_budget", default="absent") == "absent":
         return None
@@ -33,7 +33,7 @@ def read_token_budget(config: DictConfig) -> int | None:
     for name, fits in _SCHEDULE.items():
         if optim.get(name) not in (fits, None):
             raise UserError(
-                "with a budget of tokens the number of steps is not known, over which this schedule would go",
+                "a token budget leaves the number of steps open, and this schedule needs it",
                 key=f"actor_rollout_ref.actor.optim.{name}",
                 value=optim[name],
                 remedy=f"set it to {fits}, or match by verifier_calls or updates",
@@ -42,9 +42,9 @@ def read_token_budget(config: DictConfig) -> int | None:
 
 
 class StopsAtTokenBudget:
-    """Mixin before verl's PPOTrainerSync: the first step that reaches the budget is the last one, with a checkpoint.
+    """A mixin before verl's PPOTrainerSync that saves and stops at the first step that reaches the budget.
 
-    The count is kept in every checkpoint, so that a resumed stage stops where it would have stopped.
+    Every checkpoint stores the count, so a resumed stage stops at the same step.
     """
 
     def __init__(self, config: DictConfig):
@@ -58,7 +58,7 @@ class StopsAtTokenBudget:
         return batch
 
     def on_step_end(self) -> None:
-        # verl has saved by now if it was going to, and next updates the rollout's weights.
+        # verl's own save of this step, if any, is done; the update of the rollout's weights comes next.
         if self._spent():
             every, last = self.config.trainer.save_freq, self.global_steps >= self.total_training_steps
             if every > 0 and not (last or self.global_steps % every == 0):
@@ -68,7 +68,7 @@ class StopsAtTokenBudget:
 
     def _save_checkpoint(self) -> None:
         if self.token_budget is not None:
-            # Before the rest: verl's tracker, written last, is what makes a checkpoint complete.
+            # Written first: verl's tracker, written last, makes a checkpoint complete.
             folder = self._checkpoint(self.global_steps)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / SAMPLED_TOKENS).write_text(json.dumps({"sampled_tokens": self.sampled_tokens}))

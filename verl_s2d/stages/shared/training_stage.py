@@ -1,4 +1,4 @@
-"""A stage that trains: checkpoints, resume, budget and hand-off, which stages 1, 2a, 2b and 3 have in common."""
+"""Share checkpoints, resume, budget and hand-off between the training stages 1, 2a, 2b and 3."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class TrainingStage(Stage):
     """Common parts of the stages that train.
 
     Attributes:
-        configuration: that its trainer composes.
+        configuration: the configuration that the stage's trainer composes.
         keep_key: verl's name of the number of checkpoints to keep.
         model_section: verl's section of the model that is trained.
     """
@@ -59,10 +59,10 @@ class TrainingStage(Stage):
     reserved = _RESERVED
 
     def composed_settings(self, node: Node, context: Context) -> Mapping[str, Any]:
-        """Compose the configuration that its trainer will run with.
+        """Compose the configuration that the stage's trainer will run with.
 
         Raises:
-            UserError: hydra does not accept an override.
+            UserError: hydra rejects an override.
         """
         return composed(self.configuration, self.command(node, context, 1).argv[3:])
 
@@ -72,22 +72,22 @@ class TrainingStage(Stage):
 
         Args:
             settings: verl's configuration, resolved.
-            longest: tokens of a sequence at most, prompt and response.
+            longest: maximal tokens of a sequence, prompt and response.
         """
 
     @abstractmethod
     def updates_per_step(self, node: Node) -> float:
-        """Count the optimizer's updates of one step."""
+        """Count the optimizer updates per step."""
 
     @abstractmethod
     def response_tokens(self, node: Node) -> int:
-        """Length of a response at most."""
+        """Return the maximal length of a response."""
 
     def common_overrides(self, node: Node, context: Context, steps: int | None) -> dict[str, Any]:
-        """Set what every trainer is told: model, steps, checkpoints, machine.
+        """Set the keys of every trainer: model, steps, checkpoints, machine.
 
         Args:
-            steps: to train for; None where a budget decides.
+            steps: number of steps; None where a budget decides.
         """
         directory = context.directory(node)
         return {
@@ -103,7 +103,7 @@ class TrainingStage(Stage):
         }
 
     def adjusted_overrides(self, node: Node) -> dict[str, Any]:
-        """Complete what a recipe may set: loggers, with the two that the workflow reads, and checkpoints to keep."""
+        """Complete keys that a recipe may set: loggers, plus the two that the workflow reads; checkpoints to keep."""
         chosen = value_of(merged_verl(node), "trainer.logger")
         backends = [chosen] if isinstance(chosen, str) else list(chosen or [])
         backends += [name for name in ("console", "file") if name not in backends]
@@ -113,12 +113,12 @@ class TrainingStage(Stage):
         saved = directory / "checkpoints"
         checkpoints.repair(saved)
         for problem in checkpoints.set_aside_damaged(saved):
-            note(f"{node.name} goes on from an older checkpoint: {problem}")
+            note(f"{node.name} resumes from an older checkpoint: {problem}")
         checkpoints.thin_out(saved, kept(node, self.keep_key))
         wrote = checkpoints.world_size(saved)
         if wrote is not None and wrote != cluster.nodes * cluster.gpus_per_node:
             raise StageFailed(
-                f"{node.name} was interrupted with checkpoints of {wrote} processes, and only as many can read them; "
+                f"{node.name} was interrupted with checkpoints of {wrote} processes, which only {wrote} can read; "
                 f"set cluster.nodes x cluster.gpus_per_node to {wrote}, or delete {saved} to start the stage again.",
                 log=directory / "log.txt",
             )
@@ -142,10 +142,10 @@ class TrainingStage(Stage):
         return node.settings["steps"]
 
     def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
-        """Count labels, verifier calls, updates, and the metrics that say which item of the ledger they add to.
+        """Count labels, verifier calls, updates, and the metrics that name a ledger item.
 
-        Steps that an alarm discarded count: they were paid for. Verifier calls are read in every stage, because one
-        that was made by mistake must show.
+        Steps that an alarm discarded count: they were paid for. Verifier calls are counted in every stage, so that an
+        unintended call shows.
         """
         steps, metrics = early_stop.steps_done(directory) or last_step(node, directory), read_metrics(directory)
         labels, calls = verifier_calls(directory)

@@ -1,4 +1,4 @@
-"""A stage that runs verl's own `main_ppo` with our overrides: stages 1, 2b and 3."""
+"""Run stages 1, 2b and 3 through verl's `main_ppo` with our overrides."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _RESERVED = TrainingStage.reserved | {
     "trainer.total_epochs": STEPS,
     "trainer.val_before_train": "Leave it out: evaluation is a stage of its own.",
     "trainer.test_freq": "Set `validate_every:` of stages 1 and 3; evaluation is a stage of its own.",
-    "trainer.v1.trainer_mode": "Leave it out: it is what makes the stage the stage.",
+    "trainer.v1.trainer_mode": "Leave it out: this kind of stage is defined by its value.",
     "actor_rollout_ref.actor.checkpoint.save_contents": STAGE,
     "s2d.token_budget": "Add a row under `matched:` instead.",
 }
 
 
 class VerlTrainerStage(TrainingStage):
-    """Common parts of the stages whose trainer is one of verl's."""
+    """Common parts of the stages that run verl's `main_ppo`."""
 
     configuration = RL
     keep_key = "trainer.max_actor_ckpt_to_keep"
@@ -52,10 +52,10 @@ class VerlTrainerStage(TrainingStage):
     def command(self, node: Node, context: Context, attempt: int) -> Command:
         directory, chosen = context.directory(node), merged_verl(node)
         env = {"VERL_FILE_LOGGER_PATH": str(metrics_file(directory, attempt))}
-        # The trainer is a Ray actor: it inherits the cluster's environment, not that of this stage's process.
+        # The trainer is a Ray actor: it inherits the cluster's environment, not this process's.
         inherited = env | ({"VERL_PLATFORM": "cpu"} if context.device == "cpu" else {})
         runtime = {f"+ray_kwargs.ray_init.runtime_env.env_vars.{k}": v for k, v in inherited.items()}
-        # Ray refuses resource counts when it joins a running cluster, which every stage does.
+        # Every stage joins a running cluster, where Ray rejects resource counts.
         resources = {"ray_kwargs.ray_init.num_cpus": None}
         chosen = {k: v for k, v in chosen.items() if k.lstrip("+") != "ray_kwargs.ray_init.num_gpus"}
         adjusted = self.adjusted_overrides(node) | {STORAGE_UNITS: _storage_units(node, context.cluster)}
@@ -70,7 +70,7 @@ class VerlTrainerStage(TrainingStage):
         return {
             **self.common_overrides(node, context, steps),
             "data.train_files": data,
-            # verl insists on validation files, and does not read them as long as validation is switched off.
+            # verl requires validation files, and does not read them while validation is off.
             "data.val_files": data,
             "data.max_prompt_length": settings["prompt_tokens"],
             "data.max_response_length": settings["response_tokens"],
@@ -90,7 +90,7 @@ class VerlTrainerStage(TrainingStage):
 
     @abstractmethod
     def own_overrides(self, node: Node, context: Context) -> Mapping[str, Any]:
-        """Set what makes the stage the stage; its keys win."""
+        """Return the keys specific to this kind of stage; they override all others."""
 
     def response_tokens(self, node: Node) -> int:
         return node.settings["response_tokens"]
@@ -112,12 +112,12 @@ class VerlTrainerStage(TrainingStage):
 
 
 def _storage_units(node: Node, cluster: Cluster) -> int:
-    """Choose TransferQueue's storage units of a stage: the recipe's number, by default two a node, eight at most."""
+    """Choose the number of TransferQueue's storage units: the recipe's, by default two per node, at most eight."""
     return value_of(merged_verl(node), STORAGE_UNITS, default_storage_units(cluster.nodes))
 
 
 def _token_budget(node: Node, context: Context) -> dict[str, int | None]:
-    """Set the trainer's budget of tokens, for a stage that is matched by them; null until it has been measured."""
+    """Set the trainer's token budget for a stage matched by tokens; null until the other row's ledger exists."""
     if node.settings["steps"] is not None or node.settings["matched"]["by"] != "sampled_tokens":
         return {}
     return {"+s2d.token_budget": left(node, context.directory(node).parent)}

@@ -1,4 +1,4 @@
-"""Read the settings of stage 2a, and refuse what cannot work before Ray starts."""
+"""Read the settings of stage 2a, and refuse those that cannot work before Ray starts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from verl_s2d.teachers.model_pair import real_vocabulary
 from verl_s2d.verl_settings.engine_checks import check_logits_visible, check_megatron, check_weights
 from verl_s2d.verl_settings.lora_checks import check_lora
 
-# Ranks of one of these share their sequences: Ulysses on FSDP, the others on Megatron.
+# Parallel sizes whose ranks share sequences: Ulysses on FSDP, the others on Megatron.
 _PARALLEL_SIZES = (
     "ulysses_sequence_parallel_size",
     "tensor_model_parallel_size",
@@ -40,8 +40,8 @@ class WarmupConfig(Distillation):
     """Settings of the warmup, the section `s2d`.
 
     Attributes:
-        save_minutes: minutes without a checkpoint after which to save besides every trainer.save_freq steps; null for
-            by steps only.
+        save_minutes: minutes without a checkpoint after which to save, besides every trainer.save_freq steps; null: by
+            steps only.
     """
 
     save_minutes: float | None = None
@@ -51,7 +51,7 @@ def read_warmup_settings(section: Any) -> WarmupConfig:
     """Read the section `s2d`.
 
     Raises:
-        UserError: a missing or unknown key, one that has no effect, or a signal that is no loss.
+        UserError: a missing or unknown key, a key without effect, or a signal that is not a loss.
     """
     settings = read_distillation(WarmupConfig, section, signal="forward_kl")
     _require(
@@ -65,27 +65,27 @@ def read_warmup_settings(section: Any) -> WarmupConfig:
 
 
 def check_settings(config: DictConfig) -> WarmupConfig:
-    """Check settings that no data or model could make right; returns those of `s2d`.
+    """Check the settings that depend on neither data nor models; return those of `s2d`.
 
     Raises:
-        UserError: with the key, the value and the remedy.
+        UserError: a setting that cannot work.
     """
     path = config.model.path
     _require(isinstance(path, str) and path != "", "a model is missing", "model.path", path, "set it to a checkpoint")
     settings = read_warmup_settings(config.s2d)
-    # Only some of verl's engine sections have a strategy to override; the rest are told apart by their class.
+    # Only some of verl's engine sections have a strategy; the class identifies the others.
     engine = config.engine.get("strategy") or config.engine.get("_target_")
     megatron = engine == "megatron" or str(engine).endswith(".McoreEngineConfig")
     _require(
         megatron or engine in ("fsdp", "fsdp2"),
-        "the warmup knows how verl's FSDP and Megatron engines lay out tokens and logits, and no other",
+        "the warmup supports verl's FSDP and Megatron engines only",
         "engine.strategy",
         engine,
         "use engine.strategy=fsdp or fsdp2, or engine=megatron",
     )
     _require(
         config.trainer.device != "cpu" or engine == "fsdp2",
-        "on a CPU there is neither Megatron nor FSDP1, which refuses parameters there",
+        "Megatron and FSDP1 do not run on a CPU",
         "engine.strategy",
         engine,
         "set engine.strategy=fsdp2",
@@ -145,7 +145,7 @@ def _check_batches(config: DictConfig) -> None:
 
 
 def check_models(config: DictConfig) -> list[str]:
-    """Compare the tokenizers of the frozen models and the student; returns what differs without being wrong.
+    """Compare the tokenizers of the frozen models and the student; return harmless differences.
 
     Raises:
         UserError: a model that cannot be read, or tokenizers that differ.
@@ -154,10 +154,10 @@ def check_models(config: DictConfig) -> list[str]:
 
 
 def check_cache(config: DictConfig, student: HFModelConfig, rollouts: CachedRollouts) -> int:
-    """Check settings and models against the cache; returns the real size of the shared vocabulary.
+    """Check settings and models against the cache; return the size of the shared vocabulary without padding.
 
     Raises:
-        UserError: with the key, the value and the remedy.
+        UserError: the cache does not fit the settings or the models.
     """
     batch = config.data.train_batch_size
     _require(

@@ -1,4 +1,4 @@
-"""Cached teacher rollouts as training data, in an order that a resumed run continues exactly."""
+"""Read cached teacher rollouts as training data, in an order that a resumed run continues exactly."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ _KEY = "data.train_files"
 
 
 class CachedRollouts(Dataset):
-    """Rollouts of rollouts.parquet; the loss falls on response tokens.
-
-    A rollout without a response has nothing to learn from and is left out.
+    """The rollouts of rollouts.parquet, with the loss on response tokens. Rollouts without a response are left out.
 
     Attributes:
         largest_id: largest token id in the file.
@@ -71,7 +69,7 @@ class CachedRollouts(Dataset):
         return len(self._kept)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """input_ids, position_ids, loss_mask, each (prompt + response,) int64; the mask is 1 on response tokens."""
+        """Return input_ids, position_ids and loss_mask, each (prompt + response,) int64; mask 1 on response tokens."""
         prompt, response = self._prompts[self._kept[index]], self._responses[self._kept[index]]
         ids = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64))
         mask = torch.zeros_like(ids)
@@ -80,7 +78,7 @@ class CachedRollouts(Dataset):
 
 
 class _Sequences:
-    """A column of token id lists in one flat array: as Python lists they would take nine times the memory."""
+    """A column of token id lists in one flat array; Python lists would take nine times the memory."""
 
     def __init__(self, column: pa.ChunkedArray):
         lists = column.cast(pa.large_list(pa.int32())).combine_chunks()
@@ -96,10 +94,10 @@ class _Sequences:
 
 
 class ShuffledPasses(Sampler[int]):
-    """One stream of indices over as many shuffled passes as training needs.
+    """A stream of indices over as many shuffled passes as training needs.
 
-    A batch may straddle two passes. Being one stream, it lets the loader resume by position alone: verl's own epochs
-    lose a pass when a checkpoint falls on the end of one.
+    A batch may span two passes. One stream lets the loader resume by position alone: verl's epochs lose a pass when a
+    checkpoint falls on the end of an epoch.
     """
 
     def __init__(self, size: int, total: int, seed: int):
@@ -119,4 +117,4 @@ class ShuffledPasses(Sampler[int]):
             pass_number += 1
 
     def set_epoch(self, epoch: int) -> None:
-        """verl's trainer calls this; all of training is one epoch here."""
+        """Do nothing: verl's trainer calls this for each epoch, and training is one epoch here."""

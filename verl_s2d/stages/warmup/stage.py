@@ -1,4 +1,4 @@
-"""Stage 2a: forward-KL warmup of the student on cached teacher rollouts."""
+"""Run stage 2a: warm up the student on cached teacher rollouts, by default with the forward KL."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from verl_s2d.workflow.stage import Command, Context, metrics_file
 
 
 class Warmup(TrainingStage):
-    """The student on the teacher's rollouts, with the teacher's whole distribution as target: no rollout server, no
-    verifier, no answers."""
+    """Trains the student on cached teacher rollouts towards the teacher's whole distribution.
+
+    It uses no rollout server, no verifier and no answers.
+    """
 
     kind = "warmup"
     semantics = 2
@@ -83,5 +85,5 @@ class Warmup(TrainingStage):
 
 
 def _declared(key: str) -> str:
-    """Write a key as hydra wants it: the teacher's section stands in s2d_warmup.yaml, other keys are new."""
+    """Strip hydra's `+` from keys that s2d_warmup.yaml declares: those of the teacher's section."""
     return key.removeprefix("+") if key.startswith("+s2d.teacher.") else key

@@ -1,4 +1,4 @@
-r"""Stage 2a, warmup on cached teacher rollouts: the forward KL, or another exact signal.
+r"""Train stage 2a, the warmup on cached teacher rollouts, with the forward KL or another exact signal.
 
     python -m verl_s2d.stages.warmup.trainer model.path=STUDENT s2d.teacher.path=TEACHER \
         data.train_files=rollouts.parquet ...
@@ -37,16 +37,16 @@ logger = logging.getLogger(__name__)
 class WarmupTrainer(SFTTrainer):
     """verl's SFT trainer (loop, checkpoints, resume, logging) with the teacher's distribution in place of labels.
 
-    Ray is joined only after configuration, models and cache have been found good.
+    Ray is joined only after the checks of configuration, models and cache.
 
     Raises:
-        UserError: they are not, or the cluster has no place for the workers.
+        UserError: a check fails, or the cluster has no room for the workers.
     """
 
     def __init__(self, config: DictConfig):
         self._save_clock = SaveClock(read_save_minutes(config))
         super().__init__(config)
-        # verl's loop sums token counts on this device. The driver needs no device, and its node may have none.
+        # verl's loop sums token counts on this device, and the driver's node may have no accelerator.
         self.device_name = "cpu"
 
     def _build_config(self) -> None:
@@ -60,7 +60,7 @@ class WarmupTrainer(SFTTrainer):
         self.vocab_size = check_cache(self.config, self.model_config, self.train_dataset)
 
     def _build_dataloader(self) -> None:
-        """One epoch as long as training, so that a resumed loader continues at the exact batch."""
+        """Build a loader of one epoch as long as training, so that a resumed loader continues at the exact batch."""
         config, size = self.config, len(self.train_dataset)
         self.global_batch_size = config.data.train_batch_size
         passes = math.ceil(config.trainer.total_epochs * size / self.global_batch_size)
@@ -95,7 +95,7 @@ class WarmupTrainer(SFTTrainer):
             checkpoint_config=self.checkpoint_config,
             profiler_config=self.profiler_config,
         )
-        # One group of workers lives in each place; verl's default of ten would ask for ten CPUs a worker.
+        # One group of workers per place; verl's default of ten would reserve ten CPUs per worker.
         self.resource_pool = RayResourcePool(
             process_on_nodes=[config.trainer.n_gpus_per_node] * config.trainer.nnodes, max_colocate_count=1
         )
@@ -123,25 +123,27 @@ class WarmupTrainer(SFTTrainer):
 
     @property
     def save_freq(self) -> int:
-        """Steps between checkpoints; 1 at the end of a step in which one is due by the clock. verl looks there."""
+        """Return the steps between checkpoints; 1 when one is due by the clock. verl reads it after each step."""
         return 1 if self._save_clock.due() else self._save_every
 
     @property
     def total_training_steps(self) -> int:
-        """Where training ends. verl looks at the end of a step, and saves the last one: which is any step in which
-        the trainer is asked to save and stop."""
+        """Return the last step, which verl saves; 0 once the trainer is asked to save and stop.
+
+        verl reads it at the end of each step, so a request makes the current step the last one.
+        """
         return 0 if save_request.asked(self.config.trainer.default_local_dir) else self._wanted_steps
 
     def fit(self) -> None:
         if self.resume_global_step >= self._wanted_steps:
-            print(f"all {self._wanted_steps} steps are in the checkpoint already")
+            print(f"the checkpoint already has all {self._wanted_steps} steps")
             return
         super().fit()
 
 
 @hydra.main(config_path="pkg://verl_s2d.stages.warmup", config_name="s2d_warmup", version_base=None)
 def main(config: DictConfig) -> None:
-    """Train. Bad input ends with one message and exit code 2."""
+    """Train; on bad input print one message and exit with code 2."""
     try:
         require_cpu_platform(config)
         auto_set_device(config)

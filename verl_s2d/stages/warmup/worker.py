@@ -1,4 +1,4 @@
-"""Train in stage 2a's worker: verl's engine for the student, and frozen ones beside it."""
+"""Train the student in stage 2a's worker: verl's engine, with forward-only engines for the frozen models."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from verl_s2d.teachers.frozen_engines import distinct, frozen_workers
 
 
 class WarmupWorker(DistilledWorker):
-    """Trains the student towards the teacher: each frozen model is asked once per micro-batch.
+    """Trains the student towards the teacher, with one forward pass of each frozen model per micro-batch.
 
     Args:
-        config: of the student's engine.
+        config: configuration of the student's worker.
         settings: the section `s2d`.
-        vocab_size: real size of the shared vocabulary.
+        vocab_size: size of the shared vocabulary without padding.
     """
 
     def __init__(self, config: TrainingWorkerConfig, *, settings: Mapping[str, Any], vocab_size: int):
@@ -48,7 +48,7 @@ class WarmupWorker(DistilledWorker):
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"), blocking=False)
     def train_batch(self, data: TensorDict) -> TensorDict | None:
-        """verl's training step; its metrics are those of the whole batch."""
+        """Run verl's training step; reduce its metrics over the whole batch."""
         output = super().train_batch(data)
         if output is not None:
             metrics = tu.get(output, "metrics")
