@@ -62,7 +62,7 @@ MOST_FILES = 20
 MOST_KERNEL_LINES = 4_200
 """The goal is 4,000."""
 
-MOST_VAGUE_DOCSTRINGS = 34
+MOST_VAGUE_DOCSTRINGS = 7
 """Docstrings that begin with a question word or with Of, of about 1,300. The goal is none."""
 _VAGUE = re.compile(r"(Of|What|Where|Whether|Who|Which|How)\b")
 

@@ -39,7 +39,7 @@ class FrozenTeacher:
             self._pipelined = PipelinedTeacher(engine)
 
     def precede(self, student: BaseEngine, loss: Callable[..., Any]) -> None:
-        """Where the teacher is in pipeline stages: let its pass come before each that the student makes with `loss`."""
+        """Run a pipelined teacher's pass before each pass that the student makes with `loss`."""
         if self._pipelined is None:
             return
         run, teacher = student.forward_backward_batch, self._pipelined

@@ -1,4 +1,4 @@
-"""What verl's Megatron engine does its own way: logits sharded by ids, tokens laid out for parallel ranks.
+"""Adapt to verl's Megatron engine: logits sharded by ids, tokens laid out for parallel ranks.
 
 Imports Megatron only when called: elsewhere it need not be installed.
 """
@@ -22,7 +22,7 @@ def is_megatron(engine: BaseEngine) -> bool:
 
 
 def is_pipelined() -> bool:
-    """Whether the layers of Megatron's models here are divided among ranks."""
+    """Report whether the layers of Megatron's models here are divided among ranks."""
     from megatron.core import parallel_state
 
     return parallel_state.get_pipeline_model_parallel_world_size() > 1

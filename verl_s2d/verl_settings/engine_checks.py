@@ -1,4 +1,4 @@
-"""What verl's engines must not do when an objective needs the distribution over the whole vocabulary."""
+"""Refuse what verl's engines must not do when an objective needs the distribution over the whole vocabulary."""
 
 from __future__ import annotations
 

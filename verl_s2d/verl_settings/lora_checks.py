@@ -1,4 +1,4 @@
-"""What of verl's LoRA settings the stages cannot honour, found before anything starts."""
+"""Refuse those of verl's LoRA settings that the stages cannot honour, before anything starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What decides about a stage's layouts, memory and cost; `reading` takes it from a composed verl configuration."""
+"""Sizes of a stage: what decides its layouts, memory and cost; `from_verl` reads them from a composed configuration."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """How many tokens a pass holds. `key` is the setting that says so."""
+    """Tokens that a pass holds. `key` is the setting that decides them."""
 
     sequences: int | None
     tokens: int | None

@@ -1,4 +1,4 @@
-"""What vLLM's own processes need on a CPU so that a trainer can send them new weights.
+"""Prepare vLLM's own processes on a CPU so that a trainer can send them new weights.
 
 Loaded by vLLM in each of its processes (entry point `vllm.general_plugins`), before a model is built.
 """

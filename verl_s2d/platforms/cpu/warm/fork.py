@@ -1,4 +1,4 @@
-"""What a fork of the host does to become the process that was asked for."""
+"""Turn a fork of the host into the process that was asked for."""
 
 from __future__ import annotations
 

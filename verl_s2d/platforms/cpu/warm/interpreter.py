@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def is_program(args: list) -> bool:
-    """Whether the arguments start with `-c code`, `-m module` or a script."""
+    """Report whether the arguments start with `-c code`, `-m module` or a script."""
     if not args or args[0].startswith("-"):
         return len(args) > 1 and args[0] in ("-c", "-m")
     return os.path.isfile(args[0])
@@ -131,7 +131,7 @@ def mirror(host: socket.socket, fds: list, mask: set) -> None:
 
 
 def is_open(fd: int) -> bool:
-    """Whether a descriptor is worth passing on (the directory listing's own one is closed by now)."""
+    """Report whether a descriptor is worth passing on (the directory listing's own one is closed by now)."""
     try:
         return not stat.S_ISDIR(os.fstat(fd).st_mode)
     except OSError:

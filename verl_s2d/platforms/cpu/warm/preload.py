@@ -1,4 +1,4 @@
-"""What a verl stage's processes import: everything heavy except Ray and verl, which are quick once these are there."""
+"""Modules that a stage's processes import: all that is heavy except Ray and verl, which are quick after these."""
 
 from __future__ import annotations
 
