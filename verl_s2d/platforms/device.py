@@ -1,4 +1,4 @@
-"""The device that stages run on."""
+"""Choose the device that stages run on."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from verl_s2d.platforms.environment import ACCELERATORS
 
 
 def resolve_device(choice: str) -> str:
-    """Resolve to `cpu` or `cuda` (verl's word for any accelerator). Driver files decide: torch would take seconds.
+    """Resolve `auto` to `cpu` or `cuda` (verl's word for any accelerator) by driver files: torch would take seconds.
 
     Raises:
-        UserError: `auto` with RAY_ADDRESS on a host without an accelerator, whose cluster may have some.
+        UserError: `auto` with RAY_ADDRESS on a host without an accelerator: the cluster may have accelerators.
     """
     if choice != "auto":
         return choice

@@ -1,4 +1,4 @@
-"""Environment variables that torch, verl and vLLM read before anybody can tell them. Imports none of them."""
+"""Set environment variables that torch, verl and vLLM read at import. Imports none of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CPU_ENVIRONMENT = {
 }
 
 CUDA_ENVIRONMENT = {
-    # vLLM: its engine is a new process. A forked one has no CUDA once its parent has asked the driver anything.
+    # vLLM: start its engine as a new process. CUDA does not work in a fork of a process that has called the driver.
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     # torch: ask NVML, not the driver, whether there is a GPU, so that processes which others fork stay able to use it.
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
@@ -29,7 +29,7 @@ ACCELERATORS = {"/dev/nvidiactl": "nvidia", "/dev/kfd": "amd", "/dev/davinci_man
 
 
 def cpu_requested() -> bool:
-    """Does the environment ask verl for its platform `cpu`? Read as verl reads the variable."""
+    """Report whether VERL_PLATFORM asks for the platform `cpu`, read as verl reads it."""
     return os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu"
 
 
@@ -45,17 +45,17 @@ def accelerator_platform() -> str:
 
 
 def cpu_environment() -> dict[str, str]:
-    """Variables to set for every verl and vLLM process on a machine without an accelerator."""
+    """Return the variables for every verl and vLLM process on a machine without an accelerator."""
     # Trainer, rollout engine and agent loop overlap, and Ray would give each trainer more threads than there are cores.
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // 2))
     return CPU_ENVIRONMENT | {"OMP_NUM_THREADS": threads}
 
 
 def cuda_environment() -> dict[str, str]:
-    """Variables to set for every process that uses an accelerator; those of the user go first."""
+    """Return the variables for every process that uses an accelerator; the user's values win."""
     return {name: os.environ.get(name, value) for name, value in CUDA_ENVIRONMENT.items()}
 
 
 def prepare_for_vllm() -> None:
-    """Set in this process what it needs before torch or vLLM is asked anything. Changes nothing on a CPU."""
+    """Set this process's variables before torch or vLLM is used. Changes nothing on a CPU."""
     os.environ.update(cuda_environment())

@@ -1,4 +1,4 @@
-"""The outcome of loading the plugin in this process."""
+"""Record the outcome of loading the plugin in this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The workers' process group, with a limit that the slowest of their common tasks keeps."""
+"""Create the workers' process group with a timeout longer than their slowest collective task."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""verl's reward workers load the policy's tokenizer with trust_remote_code=True, whatever the configuration says, so
-that code in a checkpoint would run. Here they load it as `actor_rollout_ref.model.trust_remote_code` says.
+"""Make verl's reward workers load the tokenizer with `actor_rollout_ref.model.trust_remote_code`.
 
-On every platform. Twin: patches/verl-reward-loop-trust.patch; stands down when it is applied.
+verl loads it with trust_remote_code=True whatever the configuration, which runs code from the checkpoint. Applied on
+every platform. Twin: patches/verl-reward-loop-trust.patch; does nothing when that is applied.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _install() -> str:
     @functools.wraps(original)
     def _init_reward_fn(self: Any) -> None:
         trusted = bool(self.config.actor_rollout_ref.model.get("trust_remote_code", False))
-        # A worker is a process of its own, so that the name is nobody else's.
+        # A worker is a separate process, so no other code uses the name.
         reward_loop.hf_tokenizer = functools.partial(_load, trusted, load)
         original(self)
 

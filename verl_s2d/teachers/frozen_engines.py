@@ -14,15 +14,15 @@ from verl_s2d.teachers.frozen_model import FrozenModel
 
 
 def frozen_model_config(student: HFModelConfig, model: FrozenModel) -> HFModelConfig:
-    """Put the student's model settings on another checkpoint.
+    """Build a frozen model's configuration from the student's settings and another checkpoint.
 
-    Built anew, not copied: fields that verl derives from the path (hf_config, tokenizer, local path) would stay the
-    student's.
+    It is constructed, not copied: a copy would keep fields that verl derives from the student's path (hf_config,
+    tokenizer, local path).
     """
     settable = {f.name: getattr(student, f.name) for f in dataclasses.fields(student) if f.init}
     kept = ("use_remove_padding", "use_shm", "override_config", "use_liger", "use_fused_kernels", "external_lib")
     settings = {name: settable[name] for name in kept if name in settable}
-    # verl knows no revisions.
+    # verl has no setting for revisions.
     path = snapshot_download(model.path, revision=model.revision) if model.revision else model.path
     return HFModelConfig(path=path, trust_remote_code=model.trust_remote_code, **settings)
 
@@ -38,16 +38,16 @@ class FrozenWorker(TrainingWorker):
 
 
 def frozen_workers(config: TrainingWorkerConfig, models: Mapping[str, FrozenModel]) -> dict[str, FrozenWorker]:
-    """Build a worker for each different model; returns role -> worker, not initialised.
+    """Build a worker for each distinct model; return role -> worker, not initialised.
 
     Args:
-        config: of the student's model and a forward-only engine.
-        models: by role.
+        config: the student's configuration with a forward-only engine.
+        models: role -> frozen model.
     """
     workers = {model: FrozenWorker(config, model=model) for model in dict.fromkeys(models.values())}
     return {role: workers[model] for role, model in models.items()}
 
 
 def distinct(workers: Mapping[str, FrozenWorker]) -> list[FrozenWorker]:
-    """List the workers without the repetitions of those that several roles share."""
+    """List each worker once, also those that several roles share."""
     return list({id(worker): worker for worker in workers.values()}.values())

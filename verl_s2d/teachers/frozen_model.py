@@ -10,13 +10,13 @@ from verl_s2d.validation import Section
 
 
 class FrozenModel(Section):
-    """A checkpoint that is asked and never trained. Equal ones share an engine, whatever their roles.
+    """A checkpoint that is evaluated and never trained. Equal ones share an engine, whatever their roles.
 
     Attributes:
         path: directory or hub id.
-        revision: of a hub id; null for its main branch.
-        trust_remote_code: run the code that the checkpoint brings.
-        placement: colocated: a forward-only engine of verl's in the student's workers.
+        revision: revision of a hub id; null: its main branch.
+        trust_remote_code: run code from the checkpoint.
+        placement: `colocated`, one of verl's forward-only engines in the student's workers.
     """
 
     path: Annotated[str, Field(min_length=1)]

@@ -1,4 +1,4 @@
-"""Ask frozen models in forward-only engines for their logits, one micro-batch at a time."""
+"""Compute the logits of frozen models in forward-only engines, one micro-batch at a time."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ T = TypeVar("T")
 
 
 class FrozenTeacher:
-    """Hands the teacher's logits to a function where they exist: in its forward pass, in the student's own layout.
+    """Passes the teacher's logits to a function inside the teacher's forward pass.
 
-    The same packing and the same slice of a parallel sequence, because it is the same micro-batch in the same engine.
+    They have the student's layout (packing and slice of a parallel sequence): same micro-batch, same kind of engine.
 
     Args:
         engine: a forward-only engine, initialised.
-        linear: hand over hidden states and head, and never make the logits.
+        linear: pass hidden states and head instead of logits.
     """
 
     def __init__(self, engine: BaseEngine, *, linear: bool):
@@ -52,10 +52,10 @@ class FrozenTeacher:
         student.forward_backward_batch = forward_backward_batch
 
     def consult(self, micro_batch: TensorDict, use: Callable[[torch.Tensor | LinearLogits], T]) -> T:
-        """use(teacher) of a micro-batch; teacher is (tokens, V_t) logits, or LinearLogits of as many tokens.
+        """Return use(teacher) for a micro-batch; teacher is (tokens, V_t) logits, or LinearLogits of as many tokens.
 
-        Logits given as a tensor have been divided by the micro-batch's temperature; LinearLogits have not. On Megatron
-        they are this rank's shard of the vocabulary.
+        A tensor of logits has been divided by the micro-batch's temperature; LinearLogits have not. On Megatron both
+        are this rank's shard of the vocabulary.
         """
         if self._pipelined is not None:
             return use(self._pipelined.logits(micro_batch) / uniform_temperature(micro_batch))
@@ -81,14 +81,14 @@ class FrozenTeacher:
 
 
 class FrozenTeachers:
-    """Hands the logits of several frozen models to one function, inside the forward passes of all of them.
+    """Passes the logits of several frozen models to one function, inside the forward passes of all of them.
 
-    A sharded engine has its whole output embedding in its own forward pass only, so each pass runs inside the one
-    before it. Roles with the same engine share a pass.
+    A sharded engine gathers its output embedding only during its own forward pass, so the passes are nested. Roles with
+    the same engine share a pass.
 
     Args:
         engines: role -> forward-only engine, initialised.
-        linear: hand over hidden states and heads, and never make the logits.
+        linear: pass hidden states and heads instead of logits.
     """
 
     def __init__(self, engines: Mapping[str, BaseEngine], *, linear: bool):
@@ -96,12 +96,12 @@ class FrozenTeachers:
         self._teachers = {id(engine): FrozenTeacher(engine, linear=linear) for engine in engines.values()}
 
     def precede(self, student: BaseEngine, loss: Callable[..., Any]) -> None:
-        """See FrozenTeacher.precede."""
+        """Run FrozenTeacher.precede for every engine."""
         for teacher in self._teachers.values():
             teacher.precede(student, loss)
 
     def consult(self, micro_batch: TensorDict, use: Callable[[Mapping[str, GivenLogits | LinearLogits]], T]) -> T:
-        """use(role -> logits) of a micro-batch; see FrozenTeacher.consult."""
+        """Return use(role -> logits) for a micro-batch; logits as in FrozenTeacher.consult."""
 
         def ask(waiting: list[int], found: dict[int, GivenLogits | LinearLogits]) -> T:
             if not waiting:

@@ -1,4 +1,4 @@
-"""The seam between a language model and its output embedding, where logits would be made."""
+"""Replace a language model's output embedding during a forward pass, where logits would be computed."""
 
 from __future__ import annotations
 
@@ -8,32 +8,31 @@ from contextlib import contextmanager
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-# What some families do to the head's output: then hidden states and head are not the whole story of the logits.
+# Settings of model families that transform the head's output: hidden states and head alone do not give their logits.
 _TRANSFORMS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0, "lm_head_multiplier": 1.0}
 
 AtHead = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
 def has_plain_head(module: torch.nn.Module, config) -> bool:
-    """Are the model's logits exactly hidden @ weight.T + bias of its output embedding?
+    """Report whether the model's logits are exactly hidden @ weight.T + bias of its output embedding.
 
     Args:
         module: a Hugging Face causal language model, wrapped by FSDP or not.
-        config: its configuration.
+        config: the model's configuration.
     """
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     plain = all(getattr(text, key, None) in (None, neutral) for key, neutral in _TRANSFORMS.items())
     head = type(module.get_output_embeddings())
-    # FSDP2 makes a sharded head's class one of its own: FSDPModule before the class that it was.
+    # FSDP2 gives a sharded head a subclass of FSDPModule and its original class.
     own = [base for base in head.__mro__[1:] if base is not FSDPModule] if issubclass(head, FSDPModule) else [head]
     return plain and own[0] is torch.nn.Linear
 
 
 class HeadSeam:
-    """Lets a function stand in for the output embedding during a forward pass.
+    """Replaces the output embedding by a function during a forward pass.
 
-    Inside that pass, and only there, a sharded engine has the head's whole weight at hand, and gradients that arrive
-    at it are reduced as ever.
+    Only inside that pass a sharded engine has the head's whole weight, and it reduces the weight's gradients as usual.
     """
 
     def __init__(self, module: torch.nn.Module):
@@ -50,7 +49,7 @@ class HeadSeam:
 
     @contextmanager
     def using(self, function: AtHead) -> Iterator[None]:
-        """(hidden (batch, tokens, H), weight (V, H), bias) -> (batch, tokens, anything), in place of the logits."""
+        """Use function(hidden (batch, tokens, H), weight (V, H), bias) -> (batch, tokens, any) in place of the head."""
         outer, self._function = self._function, function
         try:
             yield

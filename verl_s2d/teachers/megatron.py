@@ -1,4 +1,4 @@
-"""Adapt to verl's Megatron engine: logits sharded by ids, tokens laid out for parallel ranks.
+"""Adapt to verl's Megatron engine: logits sharded over the vocabulary, tokens laid out for parallel ranks.
 
 Imports Megatron only when called: elsewhere it need not be installed.
 """
@@ -17,7 +17,7 @@ from verl_s2d.objectives.vocabulary import VocabularyShard
 
 
 def is_megatron(engine: BaseEngine) -> bool:
-    """Megatron's engine holds a list of model chunks, one per virtual pipeline stage; the others one module."""
+    """Report whether the engine is Megatron's, which holds a list of model chunks, one per virtual pipeline stage."""
     return isinstance(engine.module, list)
 
 
@@ -29,19 +29,19 @@ def is_pipelined() -> bool:
 
 
 def forward(engine: BaseEngine, micro_batch: TensorDict, processor: Callable[..., Any]) -> None:
-    """One micro-batch through the one pipeline stage there is, without Megatron's schedule around it."""
+    """Run a micro-batch through a model with a single pipeline stage, without Megatron's schedule."""
     engine.forward_step(iter([micro_batch]), engine.module[0], processor, _ignored)
 
 
 def _ignored(*_: Any, **__: Any) -> None:
-    """Stands where a schedule would reduce the output to a loss."""
+    """Replace the schedule's reduction of the output to a loss."""
 
 
 def in_sharded_layout(packed: torch.Tensor, micro_batch: TensorDict, data_format: str) -> torch.Tensor:
-    """Packed numbers as those of the logits rows that this rank has, flattened.
+    """Select packed values for the logits rows of this rank, flattened.
 
     Args:
-        packed: (tokens,), all sequences one after the other.
+        packed: (tokens,), all sequences concatenated.
         micro_batch: verl's, with nested input_ids.
         data_format: `thd`, packed sequences each padded to the parallel sizes, or `bshd`, one padded row per sequence.
     """
@@ -55,10 +55,10 @@ def in_sharded_layout(packed: torch.Tensor, micro_batch: TensorDict, data_format
 
 
 def vocabulary_shard(student_ids: int, teacher_ids: int) -> VocabularyShard:
-    """This tensor-parallel rank's part of vocabularies that Megatron divides evenly, each with its own padding.
+    """Return this tensor-parallel rank's shard of vocabularies that Megatron divides evenly, each padded separately.
 
     Args:
-        student_ids, teacher_ids: columns of the logits here.
+        student_ids, teacher_ids: number of logits columns on this rank.
     """
     from megatron.core import parallel_state
 

@@ -12,13 +12,13 @@ from verl_s2d.data.weights import check_weights
 def check_tokens(
     student: str, teacher: str, *, student_key: str, teacher_key: str, revision: str | None = None
 ) -> list[str]:
-    """Compare the tokenizers id by id and the vocabularies with them; returns what differs without being wrong.
+    """Compare the tokenizers id by id, and the vocabularies with them; return harmless differences.
 
     Args:
-        student, teacher: checkpoint directories or hub ids. Nothing is compared where one is on remote storage
-            (`hdfs://` and the like), which only verl can read.
+        student, teacher: checkpoint directories or hub ids. Remote storage such as `hdfs://` is not compared: only verl
+            can read it.
         student_key, teacher_key: the settings that name them, for messages.
-        revision: of a teacher on the hub; null for its main branch.
+        revision: revision of a teacher on the hub; null: its main branch.
 
     Raises:
         UserError: a model that cannot be read, tokenizers that differ, or a vocabulary smaller than the ids in use.
@@ -37,7 +37,7 @@ def check_tokens(
 
 
 def real_vocabulary(tokenizer, *configurations) -> int:
-    """Ids that mean something to every model: rows of an embedding beyond the tokenizer are padding, no token.
+    """Count the ids that are tokens of every model: embedding rows beyond the tokenizer are padding.
 
     Args:
         tokenizer: a transformers tokenizer.

@@ -1,8 +1,8 @@
-"""A teacher in pipeline stages: its pass goes first, and its last stage keeps what the logits are made from.
+"""Run a pipelined teacher over the whole mini-batch before the student, and store its last hidden states.
 
-One micro-batch at a time, in the middle of the student's schedule, its stages could not be run: a rank that asks the
-stage before it would wait for one that is elsewhere in the schedule. Hidden states of a whole batch can be kept where
-its logits never could: hidden size instead of vocabulary, and under sequence parallelism a part of that on each rank.
+The teacher cannot run inside the student's pipeline schedule: its stages would deadlock on ranks busy with another
+micro-batch. Hidden states of a mini-batch fit in memory where its logits would not: hidden size instead of vocabulary,
+and under sequence parallelism a part of it on each rank.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from verl.workers.engine import BaseEngine
 
 
 class _Kept(NamedTuple):
-    """One micro-batch: its token ids, to know it by, and the output embedding's input."""
+    """A micro-batch: its token ids, which identify it, and the output embedding's input."""
 
     ids: torch.Tensor
     hidden: torch.Tensor
@@ -27,7 +27,7 @@ class _Kept(NamedTuple):
 
 
 class PipelinedTeacher:
-    """Hidden states of a Megatron engine's last stage, in the order in which the student's schedule comes to them.
+    """Hidden states of a Megatron engine's last stage, in the order of the student's schedule.
 
     Args:
         engine: forward-only, initialised, with as many pipeline stages as the student's.
@@ -40,9 +40,9 @@ class PipelinedTeacher:
         self._kept: deque[_Kept] = deque()
 
     def run(self, batch: TensorDict) -> None:
-        """The teacher's pass over the batch that the student's engine is about to train on, in the same micro-batches.
+        """Run the teacher over the batch that the student will train on, in the same micro-batches.
 
-        Every rank takes part.
+        Collective: every rank takes part.
         """
         self._kept.clear()
         seen: list[tuple[torch.Tensor, Mapping[str, Any]]] = []
@@ -58,10 +58,10 @@ class PipelinedTeacher:
             self._engine.forward_backward_batch(batch, at_logits, forward_only=True)
 
     def logits(self, micro_batch: TensorDict) -> torch.Tensor:
-        """(tokens, V_t) logits of the next micro-batch, this rank's shard of the vocabulary.
+        """Compute (tokens, V_t) logits of the next micro-batch, this rank's shard of the vocabulary.
 
         Raises:
-            RuntimeError: the student's engine has made other micro-batches than the teacher's.
+            RuntimeError: the student's micro-batches differ from the teacher's.
         """
         ids = micro_batch["input_ids"].values()
         kept = self._kept.popleft() if self._kept else None
@@ -73,7 +73,7 @@ class PipelinedTeacher:
 
     @contextmanager
     def _keeping(self, keep: Callable[[torch.Tensor, Mapping[str, Any]], None]) -> Iterator[None]:
-        """In the head's place on the last stage: what it is given, and one number a token instead of logits."""
+        """Replace the head of the last stage: store its input, and return one number per token instead of logits."""
         if self._head is None:
             yield
             return

@@ -1,6 +1,6 @@
-"""Numbers of a micro-batch's packed tokens where an engine keeps its logits.
+"""Rearrange values of packed tokens into the layout of an engine's logits.
 
-Packed means all sequences one after the other, prompt and response, without padding: (tokens,).
+Packed means all sequences concatenated, prompt and response, without padding: (tokens,).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from verl.utils.ulysses import get_ulysses_sequence_parallel_rank
 def in_logits_layout(
     packed: torch.Tensor, micro_batch: TensorDict, rows: int, *, padded: int | None, fill: float = 0.0
 ) -> torch.Tensor:
-    """Packed numbers as (rows,) numbers of the logits that this rank's engine makes.
+    """Rearrange packed values (tokens,) to (rows,), one for each logits row of this rank.
 
     Args:
         packed: (tokens,).
-        micro_batch: verl's, with nested input_ids.
-        rows: how many logits rows this rank has.
-        padded: the padded sequence length where the engine does not pack, None where it does.
-        fill: what padding gets.
+        micro_batch: verl's micro-batch, with nested input_ids.
+        rows: number of logits rows on this rank.
+        padded: the padded sequence length of an engine that pads; None for one that packs.
+        fill: value of padding.
     """
     if padded is not None:
         nested = torch.nested.nested_tensor_from_jagged(packed, micro_batch["input_ids"].offsets().to(packed.device))
@@ -34,15 +34,15 @@ def in_logits_layout(
 
 
 def next_tokens(micro_batch: TensorDict) -> torch.Tensor:
-    """(tokens,) ids that each packed token's logits predict; that of a sequence's last token is of no sequence."""
+    """Return the (tokens,) target id of each packed position; undefined at the last position of a sequence."""
     return torch.roll(micro_batch["input_ids"].values(), shifts=-1, dims=0)
 
 
 def uniform_temperature(micro_batch: TensorDict) -> float:
-    """The temperature that the engine divides every logit of the micro-batch by.
+    """Return the temperature that the engine divides all logits of the micro-batch by.
 
     Raises:
-        ValueError: there are several.
+        ValueError: the micro-batch has several.
     """
     temperature = tu.get(micro_batch, "temperature", 1.0)
     if isinstance(temperature, torch.Tensor):

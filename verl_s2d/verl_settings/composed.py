@@ -1,4 +1,4 @@
-"""The configuration that a trainer would compose, read without importing verl or torch."""
+"""Compose a trainer's configuration without importing verl or torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from verl_s2d.errors import UserError
 
 RL, WARMUP = ("verl", "trainer/config", "ppo_trainer"), ("verl_s2d", "stages/warmup", "s2d_warmup")
-"""Package, folder in it, and name of the configurations of verl's RL trainer and of stage 2a's trainer."""
+"""(package, folder, name) of the configurations of verl's RL trainer and of stage 2a's trainer."""
 
 Configuration = tuple[str, str, str]
 
@@ -20,9 +20,9 @@ def composed(configuration: Configuration, overrides: Iterable[str] = ()) -> Map
     """Compose a configuration with overrides, `key=value` each, and resolve it.
 
     Raises:
-        UserError: hydra does not accept an override, or verl is not installed.
+        UserError: hydra rejects an override, or verl is not installed.
     """
-    # Where hydra itself writes is no setting of verl's, and only its command line knows it.
+    # hydra's own output directory is not a setting of verl's and is defined on its command line only.
     return _composed(configuration, tuple(text for text in overrides if not text.startswith("hydra.")))
 
 
@@ -43,7 +43,7 @@ def _composed(configuration: Configuration, overrides: tuple[str, ...]) -> Mappi
         with initialize_config_dir(str(_folder(package, folder)), version_base=None):
             return OmegaConf.to_container(compose(name, [verl, *overrides]), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        # Of hydra's messages the first line says what, and of its cause's why.
+        # The first line of hydra's message names the error, that of its cause the reason.
         lines = [str(e).strip().partition("\n")[0] for e in (error, error.__cause__) if e is not None]
         raise UserError(
             f"verl's configuration cannot be composed: {'; '.join(dict.fromkeys(lines))}",

@@ -1,4 +1,4 @@
-"""Refuse what verl's engines must not do when an objective needs the distribution over the whole vocabulary."""
+"""Refuse engine settings that hide the distribution over the whole vocabulary from an objective."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from verl_s2d.errors import UserError
 def check_logits_visible(
     model: Mapping[str, Any], engine: Mapping[str, Any], engine_key: str, model_key: str = "actor_rollout_ref.model"
 ) -> None:
-    """Check verl's model and engine sections; the keys are where they stand, for messages.
+    """Check verl's model and engine sections; the keys name the sections in messages.
 
     Raises:
-        UserError: a setting under which the objective would see no logits, or those of other tokens.
+        UserError: a setting under which the objective would see no logits, or logits of other tokens.
     """
     if model.get("use_fused_kernels"):
         raise UserError(
@@ -46,8 +46,8 @@ def check_megatron(engine: Mapping[str, Any], engine_key: str) -> None:
     """Check verl's Megatron section.
 
     Raises:
-        UserError: a layout in which the teacher's tokens would not be where the student's are, or a replay of routes,
-            which would send them where the student's went.
+        UserError: a layout in which teacher and student hold different tokens, or a replay of the student's expert
+            routes, which the teacher would follow, too.
     """
     replay = (engine.get("router_replay") or {}).get("mode", "disabled")
     if replay != "disabled":
@@ -64,7 +64,7 @@ def check_megatron(engine: Mapping[str, Any], engine_key: str) -> None:
         value = engine.get(name, plain)
         if value not in (plain, None):
             raise UserError(
-                f"an objective over the whole vocabulary is not there for this layout: {why}",
+                f"full-vocabulary objectives do not support this layout: {why}",
                 key=f"{engine_key}.{name}",
                 value=value,
                 remedy=f"set it to {'null' if plain is None else plain}",
@@ -72,10 +72,10 @@ def check_megatron(engine: Mapping[str, Any], engine_key: str) -> None:
 
 
 def check_weights(engine: Mapping[str, Any], engine_key: str) -> None:
-    """Check verl's section of a Megatron engine that is given its model by path.
+    """Check verl's section of a Megatron engine whose model is given by path.
 
     Raises:
-        UserError: verl would load other weights into it.
+        UserError: verl would load other weights.
     """
     if engine.get("use_dist_checkpointing"):
         raise UserError(

@@ -1,4 +1,4 @@
-"""A stage's composed verl configuration -> its sizes."""
+"""Read the sizes of a stage from its composed verl configuration."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def read_rl(settings: Settings, longest: int, *, teacher: bool = False, exact: b
     """Read the configuration of verl's RL trainer, resolved.
 
     Args:
-        longest: tokens of a sequence at most, prompt and response.
-        teacher: a frozen teacher takes the place of the reference policy.
-        exact: an exact divergence from it takes the place of the policy loss.
+        longest: maximal tokens of a sequence, prompt and response.
+        teacher: a frozen teacher replaces the reference policy.
+        exact: an exact divergence replaces the policy loss.
     """
     root, data, world = settings["actor_rollout_ref"], settings["data"], _world(settings)
     actor, model, rollout = root["actor"], root["model"], root["rollout"]
@@ -28,7 +28,7 @@ def read_rl(settings: Settings, longest: int, *, teacher: bool = False, exact: b
     log_prob = ("log_prob_micro_batch_size_per_gpu", "log_prob_max_token_len_per_gpu", "log_prob_use_dynamic_bsz")
     engine = _engine(actor, actor["strategy"], f"{prefix}.actor", model, section_of_engine=True, **on)
     asks_reference = actor["use_kl_loss"] or settings["algorithm"]["use_kl_in_reward"]
-    # verl takes the student without its adapters for the reference policy; a teacher is a model of its own.
+    # verl's reference policy is the student without its adapters; a teacher is a separate model.
     reference = None
     if teacher or (asks_reference and not engine.lora_rank):
         reference = _engine(
@@ -106,7 +106,7 @@ def _engine(
     section_of_engine: bool = False,
     frozen: bool = False,
 ) -> Engine:
-    """verl's engine from the section that configures it; `section_of_engine`: it lies one level deeper."""
+    """Read an engine from the section that configures it; `section_of_engine`: the engine is one level deeper."""
     lora = model.get("lora") or {}
     rank = 0 if frozen else max(lora.get("rank") or 0, model.get("lora_rank") or 0)
     if strategy == "megatron":
@@ -138,7 +138,7 @@ def _engine(
 
 
 def _ulysses(section: Settings, own: Settings) -> int:
-    """verl's key beside fsdp_config is deprecated, and wins where it is more than 1."""
+    """Read the Ulysses size; verl's deprecated key beside fsdp_config wins where it is more than 1."""
     deprecated = section.get("ulysses_sequence_parallel_size") or 1
     return deprecated if deprecated > 1 else own.get("ulysses_sequence_parallel_size") or 1
 
@@ -191,6 +191,6 @@ def _rollout(section: Settings, prefix: str, world: int) -> Rollout:
 
 
 def _chunk(settings: Settings) -> int:
-    """Tokens whose logits exist at a time in an exact divergence."""
+    """Return the number of tokens whose logits exist at a time in an exact divergence."""
     default = chunk_sizes.ON_CPU if settings["trainer"]["device"] == "cpu" else chunk_sizes.ON_ACCELERATOR
     return settings.get("s2d", {}).get("chunk_tokens") or default

@@ -1,4 +1,4 @@
-"""verl's RL configuration as the flattened files that verl ships: its keys and defaults, without composing anything."""
+"""Read keys and defaults of verl's RL configuration from the flattened files that verl ships, without composing it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Refuse those of verl's LoRA settings that the stages cannot honour, before anything starts."""
+"""Refuse verl's LoRA settings that the stages do not support, before anything starts."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from verl_s2d.errors import UserError
 
 
 def check_lora(model: Mapping[str, Any], strategy: str, model_key: str, rollout: str | None = None) -> None:
-    """Check verl's model section; nothing is asked of a model without LoRA.
+    """Check the LoRA keys of verl's model section; a model without LoRA passes.
 
     Args:
-        strategy: the training engine's, fsdp2 or another.
-        model_key: where the section stands, for messages.
-        rollout: name of the engine that samples from the student, None where none does.
+        strategy: the training engine's strategy, fsdp2 or another.
+        model_key: dotted key of the section, for messages.
+        rollout: name of the engine that samples from the student; None without sampling.
 
     Raises:
-        UserError: a setting that would train something else, that the hand-off to the next stage would lose, or that
-            the installed vLLM cannot sample from.
+        UserError: a setting that would train another model, would be lost at the hand-off to the next stage, or is not
+            supported by the installed vLLM.
     """
     rank, section = model.get("lora_rank") or 0, model.get("lora") or {}
     other_rank, merge = section.get("rank") or 0, section.get("merge", False)
     if model.get("lora_adapter_path"):
         raise _refusal(
-            "a stage starts from a model, and its result is one: an adapter to go on from has no place in that",
+            "a stage starts from a model, not from an adapter",
             f"{model_key}.lora_adapter_path",
             model["lora_adapter_path"],
             "merge the adapter into the model (peft's merge_and_unload) and start from that",
@@ -33,7 +33,7 @@ def check_lora(model: Mapping[str, Any], strategy: str, model_key: str, rollout:
         for key, value in (("lora_rank", rank), ("lora.rank", other_rank)):
             if value:
                 raise _refusal(
-                    "LoRA is there with verl's FSDP engine only",
+                    "LoRA is supported with verl's FSDP engine only",
                     f"{model_key}.{key}",
                     value,
                     "set it to 0, or use FSDP",
@@ -53,14 +53,14 @@ def check_lora(model: Mapping[str, Any], strategy: str, model_key: str, rollout:
     alpha = model.get("lora_alpha")
     if not isinstance(alpha, int) or isinstance(alpha, bool) or alpha < 1:
         raise _refusal(
-            "the adapter is scaled by this over its rank, and would do nothing or the opposite",
+            "the adapter is scaled by lora_alpha / lora_rank, so this value has no effect or the opposite one",
             f"{model_key}.lora_alpha",
             alpha,
             "give a whole number above 0",
         )
     if model.get("target_parameters"):
         raise _refusal(
-            "adapters of parameters that are no linear layer's are not merged at the end of a stage",
+            "only adapters of linear layers can be merged at the end of a stage",
             f"{model_key}.target_parameters",
             model["target_parameters"],
             "leave it out, and name linear layers in target_modules",
@@ -75,7 +75,7 @@ def check_lora(model: Mapping[str, Any], strategy: str, model_key: str, rollout:
 
 
 def _vllm_takes_adapters() -> bool:
-    """verl's loader of adapters calls a method that vLLM's mapper of weight names has no longer in 0.30."""
+    """Report whether verl's adapter loader works with the installed vLLM: 0.30 removed a method that it calls."""
     from verl.utils.vllm.utils import is_version_ge
     from vllm.model_executor.models.utils import WeightsMapper
 

@@ -1,4 +1,4 @@
-"""Hydra overrides as flat maps `dotted.key: value`: overlays of this package, merging, and command-line arguments."""
+"""Read, merge and write hydra overrides as flat maps `dotted.key: value`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _OPERATIONAL = (
     "data.dataloader_num_workers",
     "data.filter_overlong_prompts_workers",
 )
-"""Keys (a trailing dot: all keys below) that say how work is done without influence on its result: changing them
-must not retrain anything. When in doubt a key is left out of this list."""
+"""Keys (a trailing dot: all keys below) without influence on the result: changing them must not retrain anything. A key
+in doubt is not in this list."""
 MICRO_BATCHING = (
     "actor_rollout_ref.actor.use_dynamic_bsz",
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
@@ -55,8 +55,8 @@ def overlay(name: str, variant: str = "") -> Mapping[str, Any]:
     """Read an overlay: the flat map of settings on which a stage or platform departs from verl's defaults.
 
     Args:
-        name: of a stage's folder, or `cpu`.
-        variant: of an overlay-<variant>.yaml in that folder.
+        name: a stage's folder, or `cpu`.
+        variant: selects overlay-<variant>.yaml in that folder.
 
     Returns:
         Dotted key -> value; empty when there is no such file.
@@ -72,7 +72,7 @@ def bare_key(key: str) -> str:
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Later layers win, one entry a key. A key written plainly keeps the `+` an earlier layer gave it."""
+    """Merge layers, one entry per key; later layers win. A key without prefix keeps the `+` of an earlier layer."""
     merged: dict[str, tuple[str, Any]] = {}
     for layer in layers:
         for key, value in layer.items():
@@ -83,7 +83,7 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def split_operational(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(what determines the result, what does not)."""
+    """Split overrides into (decisive, operational): those that determine the result and those that do not."""
     keys = _OPERATIONAL_KEYS if micro_batches_matter(overrides) else _OPERATIONAL_KEYS.union(MICRO_BATCHING)
 
     def operational(key: str) -> bool:
@@ -97,10 +97,10 @@ def split_operational(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dic
 def micro_batches_matter(overrides: Mapping[str, Any]) -> bool:
     """Report whether the loss depends on which sequences share a micro-batch.
 
-    A sum over tokens or sequences, divided by numbers of the global batch, does not: verl's vanilla policy loss and the
-    exact divergences are of this kind. Three settings take a number from the micro-batch instead: a policy loss that
-    selects tokens (every mode but verl's vanilla counts), weights of rollout correction made inside the loss, and a
-    norm by the padded width of the responses.
+    A sum over tokens or sequences that is divided by numbers of the global batch does not: verl's vanilla policy loss
+    and the exact divergences. Three settings use a number of the micro-batch instead: a policy loss that selects tokens
+    (every mode except vanilla counts), weights of rollout correction computed inside the loss, and a norm by the padded
+    width of the responses.
     """
 
     def chosen(key: str, default: Any = None) -> Any:
@@ -115,7 +115,7 @@ def micro_batches_matter(overrides: Mapping[str, Any]) -> bool:
 
 
 def value_of(overrides: Mapping[str, Any], key: str, default: Any = None) -> Any:
-    """The value of a dotted key, whatever prefix it is written with."""
+    """Look up the value of a dotted key, whatever its prefix."""
     for written, value in overrides.items():
         if bare_key(written) == key:
             return value
@@ -123,7 +123,7 @@ def value_of(overrides: Mapping[str, Any], key: str, default: Any = None) -> Any
 
 
 def hydra_value(value: Any) -> str:
-    """A Python value in hydra's command-line grammar; text that would be read as something else is quoted."""
+    """Write a Python value in hydra's command-line grammar; text that hydra would read as another type is quoted."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -144,12 +144,12 @@ def hydra_value(value: Any) -> str:
 
 
 def hydra_arguments(overrides: Mapping[str, Any]) -> list[str]:
-    """One argument an override."""
+    """Write one command-line argument per override."""
     return [key if key.startswith("~") else f"{key}={hydra_value(value)}" for key, value in overrides.items()]
 
 
 def plain_arguments(arguments: Mapping[str, Any]) -> list[str]:
-    """key=value for this project's own modules and recipe scripts; None is left out."""
+    """Write key=value arguments for this project's modules and recipe scripts; None is left out."""
 
     def text(value: Any) -> str:
         return value if isinstance(value, str) else json.dumps(value)

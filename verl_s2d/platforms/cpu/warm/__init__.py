@@ -1,8 +1,8 @@
-"""A Python interpreter that starts warm.
+"""Start Python processes warm, as forks of one that has done the imports.
 
-A verl stage is a dozen Python processes (driver, Ray workers, vLLM's engine), and on a small machine nearly all of its
-start-up is the same imports repeated in each. `host` is one process that has imported them once; `interpreter` is a
-small executable that looks like `python`, asks the host to fork, and lives and ends as the fork does; `fork` is how
-that becomes the process asked for. Whoever starts Python through `sys.executable` (Ray, multiprocessing's spawn) then
-starts warm, unchanged.
+A verl stage is a dozen Python processes (driver, Ray workers, vLLM's engine). On a small machine nearly all of its
+start-up time goes into the same imports, repeated in each. `host` is a process that has done them once. `interpreter`
+is a small executable that looks like `python`, asks the host to fork, and ends as the fork ends. `fork` turns the fork
+into the requested process. Programs that start Python through `sys.executable` (Ray, multiprocessing's spawn) then
+start warm without a change.
 """

@@ -1,4 +1,4 @@
-"""Everything below this process: adopting what was orphaned, and ending all of it."""
+"""Adopt orphaned descendants of this process, and kill all descendants."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def adopt_orphans() -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """SIGKILL for this process when `parent` dies; at once if it has died already."""
+    """Have this process killed when `parent` dies; exit at once if it has died already."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
 
 
 def kill_all() -> None:
-    """SIGKILL every descendant, again until nothing is left: a dying process may have just started another."""
+    """Kill every descendant, repeatedly: a dying process may have just started another."""
     for _ in range(200):
         alive = find()
         if not alive:
@@ -44,7 +44,7 @@ def kill_all() -> None:
 
 
 def find() -> list[int]:
-    """Pids of all living descendants."""
+    """List the pids of all living descendants."""
     parents: dict[int, int] = {}
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:

@@ -1,4 +1,4 @@
-"""Turn a fork of the host into the process that was asked for."""
+"""Turn a fork of the host into the requested process."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from verl_s2d.platforms.cpu.warm.descendants import die_with_parent
 
 
 def detach(host: int) -> None:
-    """First thing in a fork, with signals blocked: a session and signal handlers of its own; it dies with the host."""
+    """Give a new fork its own session and signal handlers, and tie its life to the host's. Signals are blocked."""
     die_with_parent(host)
     os.setsid()
     signal.set_wakeup_fd(-1)
-    # What the host was started with (nohup, say) is not what this process was started with.
+    # The host's inherited signal dispositions (nohup, for example) are not those of this process.
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run(request: dict[str, Any], interpreter: Path) -> NoReturn:
-    """Become the requested process and end as it ends.
+    """Become the requested process and exit as it exits.
 
     Args:
-        request: what `interpreter` sent; `received` holds the descriptors here, `fds` their numbers there.
-        interpreter: path that the process takes for its sys.executable.
+        request: sent by `interpreter`; `received` has the descriptors here, `fds` their numbers in the sender.
+        interpreter: path for sys.executable.
     """
     _exit(_outcome(request, interpreter))
 
 
 def _outcome(request: dict[str, Any], interpreter: Path) -> int:
-    """Exit code, or the negative number of the signal to end by, as the interpreter would."""
+    """Run the program; return the interpreter's exit code, or the negative number of the signal to end by."""
     try:
         _become(request, interpreter)
         _execute(request["args"])
@@ -58,7 +58,7 @@ def _outcome(request: dict[str, Any], interpreter: Path) -> int:
 
 
 def _become(request: dict[str, Any], interpreter: Path) -> None:
-    """Take over descriptors, limits, environment, directory and import path."""
+    """Adopt the request's descriptors, limits, environment, directory and import path."""
     _adopt_descriptors(request["received"], request["fds"])
     soft, _ = request["open_files"]
     with contextlib.suppress(OSError, ValueError):
@@ -71,7 +71,7 @@ def _become(request: dict[str, Any], interpreter: Path) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
-    # Whatever this process starts through sys.executable or multiprocessing's spawn starts warm as well.
+    # Children started through sys.executable or multiprocessing's spawn start warm as well.
     sys.executable = str(interpreter)
     if "multiprocessing.spawn" in sys.modules:
         sys.modules["multiprocessing.spawn"].set_executable(sys.executable)
@@ -101,7 +101,7 @@ def _execute(args: Sequence[str]) -> None:
 
 
 def _exit(outcome: int) -> NoReturn:
-    """Leave as the interpreter does, but without tearing down the preloaded modules (seconds, and nothing to gain)."""
+    """Exit as the interpreter does, but without tearing down the preloaded modules, which would take seconds."""
     threading._shutdown()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -114,7 +114,7 @@ def _exit(outcome: int) -> NoReturn:
 
 
 def _adopt_descriptors(received: Sequence[int], wanted: Sequence[int]) -> None:
-    """Give each received descriptor the number it had in the process that sent it; close what that had closed."""
+    """Give each received descriptor its number in the sender; close the standard descriptors that the sender closed."""
     above = max([*wanted, *received, 2]) + 1
     parked = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in received]
     for fd in received:
@@ -128,7 +128,7 @@ def _adopt_descriptors(received: Sequence[int], wanted: Sequence[int]) -> None:
 
 
 def _open_streams(unbuffered: bool) -> None:
-    """Standard streams anew: the host's were made for its own descriptors, and buffered as it was started."""
+    """Reopen the standard streams: the host's belong to its own descriptors and buffering."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         old = getattr(sys, name)
         try:

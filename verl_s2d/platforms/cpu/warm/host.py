@@ -1,11 +1,10 @@
-"""The process that has done the imports: forks on request, and takes everything down with its owner.
+"""Import modules once and fork on request; end all forks with the owner.
 
     python -m verl_s2d.platforms.cpu.warm.host DIRECTORY --preload module,module
 
-writes DIRECTORY/python (see `interpreter`), serves DIRECTORY/socket, and prints one line when it is ready. Its owner
-holds the other end of its standard input; when that closes, for whatever reason (kill -9 included), or on SIGTERM,
-every process that descends from the host is killed. Linux only: it is the child subreaper of everything started through
-it.
+writes DIRECTORY/python (see `interpreter`), serves DIRECTORY/socket, and prints one line when it is ready. The owner
+holds the other end of standard input. When that closes, for any reason (kill -9 included), or on SIGTERM, every
+descendant of the host is killed. Linux only: the host is the child subreaper of its descendants.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ from typing import Any
 from verl_s2d.platforms.cpu.warm import descendants, fork
 
 Request = dict[str, Any]
-"""What `interpreter` sends, with the descriptors that arrived under "received"."""
+"""A request from `interpreter`; "received" has the descriptors that arrived with it."""
 
 
 def write_interpreter(directory: Path) -> Path:
-    """Write DIRECTORY/python, the executable that starts warm; returns its path."""
+    """Write DIRECTORY/python, the executable that starts warm; return its path."""
     source = Path(__file__).with_name("interpreter.py").read_text()
     source = source.replace('SOCKET = ""', f"SOCKET = {str(directory / 'socket')!r}")
     source = source.replace('PYTHON = ""', f"PYTHON = {sys.executable!r}")
@@ -46,20 +45,20 @@ def write_interpreter(directory: Path) -> Path:
 
 
 def main() -> None:
-    """Serve until the owner goes away. In a fork, `serve` returns what to run."""
+    """Serve until the owner ends. In a fork, `serve` returns the request to run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--preload", default="", help="modules to import, comma separated")
     options = parser.parse_args()
     descendants.adopt_orphans()
     announce = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # imports may print; standard output is for the one line that says ready
+    os.dup2(2, 1)  # imports may print, and standard output is reserved for the line that reports readiness
     _preload(filter(None, options.preload.split(",")))
     interpreter = write_interpreter(options.directory)
     server = Server(options.directory / "socket")
     with announce:
         announce.write(f"ready {interpreter}\n")
-    # What is still in a buffer here would be printed once more by every fork.
+    # Every fork would print the contents of an unflushed buffer again.
     sys.stdout.flush()
     sys.stderr.flush()
     request = server.serve()
@@ -68,7 +67,7 @@ def main() -> None:
 
 
 class _Postponed:
-    """Keeps Ray out of the host: its C++ part reads a worker's own environment variables while it is being imported."""
+    """Keeps Ray out of the host: its C++ part reads a worker's environment variables at import."""
 
     @staticmethod
     def find_spec(name: str, *_: object) -> None:
@@ -77,7 +76,7 @@ class _Postponed:
 
 
 def _preload(modules: Iterable[str]) -> None:
-    """Import what can be imported; a module that cannot only costs its time again in each fork."""
+    """Import the modules; one that fails is imported by each fork instead."""
     sys.meta_path.insert(0, _Postponed)
     for module in modules:
         try:
@@ -89,17 +88,17 @@ def _preload(modules: Iterable[str]) -> None:
 
 @dataclass
 class _Arriving:
-    """A request of which parts may still be under way."""
+    """A request that may be incomplete."""
 
     connection: socket.socket
     data: bytearray = field(default_factory=bytearray)
     fds: array.array = field(default_factory=lambda: array.array("i"))
 
     def read(self) -> Request | None:
-        """Take what has come; the request once it is whole.
+        """Read the available bytes; return the request once it is complete.
 
         Raises:
-            ValueError: it ended early, makes no sense, or brought more descriptors than this process may open.
+            ValueError: the request ended early, is malformed, or has more descriptors than this process may open.
         """
         # no limit: the connection does not block
         part, ancillary, flags, _ = self.connection.recvmsg(1 << 16, socket.CMSG_SPACE(253 * self.fds.itemsize))
@@ -124,7 +123,7 @@ class _Arriving:
 
 
 class Server:
-    """Accepts requests and forks; one connection lives as long as its fork. Never waits for a single client."""
+    """Accepts requests and forks. A connection lives as long as its fork. No client can block the server."""
 
     def __init__(self, path: Path):
         self.selector = selectors.DefaultSelector()
@@ -144,16 +143,16 @@ class Server:
         signal.set_wakeup_fd(self.signalled.fileno())
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
-        # A Ctrl-C on the owner's terminal is the owner's to handle.
+        # The owner handles a Ctrl-C on its terminal.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.selector.register(self.listener, selectors.EVENT_READ, self._accept)
         self.selector.register(self.wakeup, selectors.EVENT_READ, self._wake_up)
         self.selector.register(0, selectors.EVENT_READ, self._owner)
 
     def serve(self) -> Request | None:
-        """Loop in the host; return the request in each fork, None when the owner is gone and all else with it."""
+        """Loop in the host; return the request in each fork, and None once the owner and all forks have ended."""
         while not self.ended:
-            for key, _ in self.selector.select():  # no limit: idle until a request comes or its owner has gone
+            for key, _ in self.selector.select():  # no limit: idle until a request arrives or the owner ends
                 request = key.data(key.fileobj)
                 if request is not None:
                     return request
@@ -210,9 +209,9 @@ class Server:
         arriving.release()
 
     def _fork(self) -> int | None:
-        """os.fork, None when the machine has no room for another process. The fork dies with this process."""
+        """Fork; return None when the machine has no room for another process. The fork dies with this process."""
         host = os.getpid()
-        # A signal sent to the fork before it has handlers of its own waits until it has.
+        # Signals to the fork wait until it has installed its own handlers.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             pid = os.fork()
@@ -225,7 +224,7 @@ class Server:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _leave(self, connection: socket.socket) -> None:
-        """In the fork: let go of everything that is the host's."""
+        """Close the host's resources in a fork."""
         self.selector.close()
         for end in (self.listener, self.wakeup, self.signalled, connection, *self.forks.values()):
             end.close()
@@ -234,7 +233,7 @@ class Server:
             arriving.release()
 
     def _signal(self, pid: int, connection: socket.socket) -> None:
-        """A byte is a signal to pass on; the end of the connection is the death of whoever asked for the fork."""
+        """Forward a received byte as a signal; at the end of the connection, its client having died, kill the fork."""
         try:
             number = connection.recv(1)
         except OSError:
@@ -245,7 +244,7 @@ class Server:
                 os.kill(pid, number[0])
         else:
             self.selector.unregister(connection)
-            for kill in (os.killpg, os.kill):  # with its group, as its asker's launcher would have done
+            for kill in (os.killpg, os.kill):  # with its group, as the client's launcher would have done
                 with contextlib.suppress(OSError):
                     kill(pid, signal.SIGKILL)
 
@@ -258,12 +257,12 @@ class Server:
             if pid == 0:
                 return
             connection = self.forks.pop(pid, None)
-            if connection is None:  # an orphan of some fork, adopted as its subreaper
+            if connection is None:  # an orphan of a fork, adopted by the host as subreaper
                 continue
             code = os.waitstatus_to_exitcode(status)
             with contextlib.suppress(OSError):
                 connection.send(bytes([-code, 0] if code < 0 else [0, code]))
-            with contextlib.suppress(KeyError):  # its asker may have gone first
+            with contextlib.suppress(KeyError):  # the client may have ended first
                 self.selector.unregister(connection)
             connection.close()
 

@@ -1,12 +1,12 @@
-"""The executable that looks like `python`: asks the host to fork, then mirrors the fork's life.
+"""Stand in for `python`: ask the host to fork, then mirror the fork.
 
 `write_interpreter` puts a copy of this file, with its two constants filled in, beside the host's socket. It runs with
-`-S -E` and imports only small modules, so it costs a few milliseconds. When the host does not fork (it is gone, or
-cannot), or when the command line asks for what a fork cannot do, it becomes the ordinary interpreter.
+`-S -E` and imports only small modules, so it costs a few milliseconds. It becomes the ordinary interpreter if the host
+does not fork, or when the command line needs more than a fork can do.
 
-It sends 8 bytes of length and a JSON object whose first bytes carry its file descriptors. The host answers `+` once the
-fork exists, and when that ends two bytes: the signal that killed it, or 0, and its exit code. In between every byte
-sent is a signal to pass on, and the end of the connection is the death of this process.
+Protocol: it sends 8 bytes of length and a JSON object whose first bytes carry its file descriptors. The host answers
+`+` once the fork exists, and two bytes when the fork ends: the signal that killed it (or 0) and its exit code. In
+between, every byte sent is a signal to forward, and the end of the connection is the death of this process.
 """
 
 import array
@@ -27,7 +27,7 @@ HARMLESS = {UNBUFFERED, "-B", "-s"}
 DESCRIPTORS_A_MESSAGE = 250
 """Linux passes at most 253."""
 ANSWER_SECONDS = 60
-"""To fork. A host that does not is taken for gone: it kills a fork whose asker has hung up."""
+"""Limit for the fork. A slower host counts as dead; it kills a fork whose client has closed the connection."""
 RUN_SCRIPT = (
     "import runpy, sys; sys.executable = {executable!r}; del sys.argv[0]; "
     "runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -44,11 +44,11 @@ def main() -> None:
     if not is_program(args):
         become_python(sys.argv[1:])
     if is_ray_daemon(args[0]):
-        # It decides with which interpreter workers start.
+        # A daemon keeps this file as its sys.executable, with which it starts workers.
         become_python(["-u", "-c", RUN_SCRIPT.format(executable=os.path.abspath(sys.argv[0])), *args])
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # The program may handle a signal, and say so, before this process has come to pass it on.
+    # The program may install handlers and report readiness before this process can forward signals.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
     host, fds = ask(args, unbuffered)
     if host is None:
@@ -65,12 +65,12 @@ def is_program(args: list) -> bool:
 
 
 def is_ray_daemon(script: str) -> bool:
-    """Ray's agents and monitors end themselves when their parent is not the raylet; its workers do not look."""
+    """Report whether this is one of Ray's agents or monitors, which end when their parent is not the raylet."""
     return "/site-packages/ray/" in script and "/ray/_private/workers/" not in script
 
 
 def ask(args: list, unbuffered: bool) -> tuple:
-    """(connection to the host that has forked, descriptors sent), or (None, []) when it has not."""
+    """Ask the host to fork; return (connection, descriptors sent), or (None, []) when it does not."""
     host = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     fds = [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd != host.fileno() and is_open(fd)]
     os.umask(umask := os.umask(0))
@@ -104,17 +104,17 @@ def ask(args: list, unbuffered: bool) -> tuple:
 
 
 def mirror(host: socket.socket, fds: list, mask: set) -> None:
-    """Pass signals on until the fork ends, then end the same way. They are blocked yet; `mask` is what was before."""
+    """Forward signals until the fork ends, then end the same way. On entry they are blocked; `mask` is the old mask."""
 
     def forward(number: int, _: object) -> None:
         with contextlib.suppress(OSError):
             host.sendall(bytes([number]))  # no limit: one byte, into an empty buffer
 
-    # Also those that were ignored here: the fork ignores them too, until its program decides otherwise.
+    # Also signals that are ignored here: the fork ignores them too, until its program changes that.
     for number in FORWARDED:
         signal.signal(number, forward)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    # The fork holds them now; a pipe kept open here would hide the end of the other side from it.
+    # The fork has its own copies; a pipe kept open here would hide the end of file from its reader.
     for fd in fds:
         os.close(fd)
     status = b""

@@ -1,4 +1,4 @@
-"""Modules that a stage's processes import: all that is heavy except Ray and verl, which are quick after these."""
+"""List the heavy modules that a stage's processes import, except Ray and verl, which import quickly after these."""
 
 from __future__ import annotations
 
