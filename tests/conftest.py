@@ -1,4 +1,9 @@
-"""What all tests have in common: verl's platform `cpu`, which is used only where it is asked for, and no deadlines."""
+"""What all tests have in common: verl's platform `cpu`, which is used only where it is asked for, no deadlines, and Ray
+without tokens.
+
+Ray reads its token mode once per process. A second cluster in the same process may start in another mode, and then
+drops every actor at once, because the driver does not answer it.
+"""
 
 from __future__ import annotations
 
@@ -7,5 +12,6 @@ import os
 from hypothesis import settings
 
 os.environ.setdefault("VERL_PLATFORM", "cpu")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

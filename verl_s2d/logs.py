@@ -21,5 +21,10 @@ def last_lines(log: Path, count: int) -> list[str]:
     except OSError:
         return []
     lines = [line.rsplit("\r", 1)[-1].rstrip() for line in text.splitlines()]
-    plain = [_COLOUR.sub("", line) for line in lines if not _CURSOR.search(line)]
+    plain = [without_colour(line) for line in lines if not _CURSOR.search(line)]
     return [line[:400] for line in plain if not _NOISE.search(line)][-count:]
+
+
+def without_colour(text: str) -> str:
+    """Remove the escape sequences that colour a terminal's text."""
+    return _COLOUR.sub("", text)

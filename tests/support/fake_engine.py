@@ -1,29 +1,22 @@
 """Plays vLLM: samples follow from settings and prompt alone, and prompts end in an order of their own. And a machine
-that dies at a chosen moment.
-
-    python fake_engine.py    is `python -m verl_s2d.sampling.replica` with this engine
-
-FAKE_ENGINE (environment, JSON): {"seconds": 0.1}: a step takes so long. {"first": {"seconds": 1, "end": "raise"}}: the
-same of that engine which starts first in the directory FAKE_DIRECTORY, and how it ends after some steps: it may
-"raise", "exit" or "hang".
+that dies at a chosen moment, and engines that fail in their actors.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import os
 import random
-import sys
+import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
 
-from tests.support.paths import ROOT
+import ray
 
-sys.path.insert(0, str(ROOT))
-
-from verl_s2d.sampling import complete, engine, replica, shards
+from verl_s2d.sampling import complete, engine, engine_pool, shard_worker, shards
+from verl_s2d.sampling.engine_pool import EngineActor
 from verl_s2d.sampling.prompts import prompt_seed
 
 
@@ -79,12 +72,12 @@ class Machine:
                 machine.sampled += [tuple(prompt) for prompt, _ in found]
                 return found
 
-        def write_part(part, of_prompts):
-            shards.write_part(part, of_prompts)
+        def write_part(part, samples):
+            shards.write_part(part, samples)
             machine.whole |= set() if machine.forgets else {tuple(p) for p in part.prompts}
 
-        monkeypatch.setattr(complete, "Sampler", Sampler)
-        monkeypatch.setattr(replica, "write_part", write_part)
+        monkeypatch.setattr(shard_worker, "Sampler", Sampler)
+        monkeypatch.setattr(complete, "write_part", write_part)
 
     def _watched(self, function):
         @functools.wraps(function)
@@ -113,31 +106,69 @@ class Machine:
 
 
 class WilfulSampler(FakeSampler):
-    """As FAKE_ENGINE says."""
+    """As `wilful_actor` was told."""
 
-    def __init__(self, **arguments: object):
-        super().__init__(**arguments)
-        told = json.loads(os.environ.get("FAKE_ENGINE", "{}"))
-        first = told.pop("first", {})
+    def __init__(self, told: dict, directory: Path, **_: object):
+        super().__init__()
+        self._log = directory / f"steps-{os.getpid()}"
+        self._told = {name: value for name, value in told.items() if name != "first"}
         try:
-            (Path(os.environ["FAKE_DIRECTORY"]) / "first").touch(exist_ok=False)
-            told |= first
+            with (directory / "first").open("x") as first:
+                first.write(str(os.getpid()))
+            self._told |= told.get("first", {})
         except FileExistsError:
             pass
-        self._told = told
+        (directory / f"{os.getpid()}").write_text(ray.get_runtime_context().get_node_id())
+        if self._told.get("end") == "load":
+            raise RuntimeError("the engine is out of memory")
+        if "child" in self._told:
+            # As vLLM's engine is one; it outlives its parent where nobody sees to it.
+            subprocess.Popen(["sleep", "600"])
 
     def step(self):
         time.sleep(self._told.get("seconds", 0))
-        end = self._told.get("end") if self._steps == 5 else None
+        end = self._told.get("end") if self._steps == self._told.get("after", 5) else None
         if end == "raise":
             raise RuntimeError("the engine is out of memory")
         if end == "exit":
             os._exit(0)
+        if end == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
         if end == "hang":
             time.sleep(600)
+        self._log.write_text(str(self._steps + 1))
         return super().step()
 
 
-if __name__ == "__main__":
-    replica.Sampler = WilfulSampler
-    replica.main()
+def wilful_actor(directory: Path, **told: object) -> type[EngineActor]:
+    """Make an actor class whose steps take `seconds`, and whose engines `end` at step `after` (5).
+
+    end: "raise", "exit", "kill", "hang", or "load" to raise before the first step. child: start a process that stays.
+    first: the same settings for the actor that starts first in the directory.
+    """
+
+    # Ray sends a class that no module has by value, and with it what it was told.
+    class Wilful(EngineActor):
+        def __init__(self, sampler, settings):
+            shard_worker.Sampler = functools.partial(WilfulSampler, told, directory)
+            super().__init__(sampler, settings)
+
+    return Wilful
+
+
+def hold_until_ready(monkeypatch, count: int) -> set[int]:
+    """Hand out no shard before `count` engines are ready; returns a set that fills with those that complete some."""
+    answer, take, ready, worked = engine_pool._Pool._answer, engine_pool.Share.take, set(), set()
+
+    def watched(self, engine):
+        finished = answer(self, engine)
+        ready.update({engine.number} if engine.place is not None else ())
+        worked.update({engine.number} if finished else ())
+        return finished
+
+    def held(self, waiting):
+        return take(self, waiting) if len(ready) == count else []
+
+    monkeypatch.setattr(engine_pool._Pool, "_answer", watched)
+    monkeypatch.setattr(engine_pool.Share, "take", held)
+    return worked

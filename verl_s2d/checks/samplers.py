@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,8 +26,8 @@ def check_samplers(plan: Plan, nodes: Iterable[Node]) -> None:
     """Check the stages that only sample.
 
     Raises:
-        UserError: the installed vLLM lacks an argument, this machine has no GPU for the engines, or
-            tensor_parallel_size does not fit the machine or the model's heads.
+        UserError: the installed vLLM lacks an argument, there is no GPU here and no RAY_ADDRESS, or
+            tensor_parallel_size does not fit a node or the model's heads.
     """
     models = Models(plan)
     for node in nodes:
@@ -61,12 +62,13 @@ def _check_arguments(node: Node) -> None:
 
 
 def _check_place(node: Node) -> None:
-    if not accelerator_here():
+    if not accelerator_here() and not os.environ.get("RAY_ADDRESS"):
         raise UserError(
-            f"{node.name} samples on the machine that the command runs on, and this one shows no GPU.",
+            f"{node.name} samples on the GPUs of the Ray cluster, which is this machine without RAY_ADDRESS, and this "
+            "one shows no GPU.",
             key="cluster.device",
             value="cuda",
-            remedy="Run the command on a node of the cluster that has GPUs, or choose the device cpu.",
+            remedy="Set RAY_ADDRESS, run the command on a machine that has GPUs, or choose the device cpu.",
         )
 
 

@@ -20,6 +20,9 @@ _WAIT_SECONDS = 600
 
 def main(settings_path: str, model: str, out: str) -> None:
     """Load, sample three times, write, wait."""
+    from verl_s2d.sampling.shard_worker import kill_children_at_death
+
+    kill_children_at_death()
     settings = settings_file.read(Path(settings_path))
     answer = sample(settings, model)
     write_json(answer, out)

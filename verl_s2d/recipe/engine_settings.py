@@ -8,7 +8,7 @@ from typing import Any
 from verl_s2d.validation import Refused, join
 
 _MODEL = "Leave it out: which model is sampled from, and its tokenizer, follow from the stage."
-_GPUS = "Set tensor_parallel_size beside `engine:`. An engine is on one machine, which has as many as its GPUs hold."
+_GPUS = "Set tensor_parallel_size beside `engine:`. An engine is on one node, which has as many as its GPUs hold."
 _SAMPLES = "Leave it out: the samples are token ids, and nothing else is read."
 
 COMPUTED = {

@@ -34,7 +34,7 @@ class Sampler(Section):
     temperature: NonNegative = 1.0
     top_p: NonNegative = 1.0
     tensor_parallel_size: Positive = 1
-    """GPUs that share one engine's model; as many engines start as the machine's GPUs hold. Rebuilds nothing."""
+    """GPUs that share one engine's model; as many engines start as the cluster's GPUs hold. Rebuilds nothing."""
     engine: Engine = {}
     """More arguments of vLLM's LLM: {gpu_memory_utilization: 0.8, max_num_seqs: 64}. The operational ones
     (recipe/engine_settings.py) rebuild nothing; dtype, quantization and others decide the samples."""

@@ -1,8 +1,8 @@
 """Completions of token-id prompts from a model that does not change: the teacher's rollouts and the evaluation.
 
 `engine` is vLLM's offline engine with one model; `prompts` makes token ids of problems; `request` says what to sample;
-`parts` are the files that outlive a kill; `replica` keeps one engine busy, `replicas` several, in processes of their
-own; `complete` samples what is missing. Needs neither verl nor Ray.
+`shards` are the files that outlive a kill; `shard_worker` keeps one engine busy, `engine_pool` several, as Ray actors;
+`complete` samples what is missing. Needs no verl, and no Ray for one engine on a CPU.
 """
 
 PARTS = ".samples"

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from verl_s2d.sampling import PARTS
-from verl_s2d.sampling.engine import Sampler, check_model
-from verl_s2d.sampling.replica import sample_parts
-from verl_s2d.sampling.replicas import sample_with_replicas
-from verl_s2d.sampling.request import Request
-from verl_s2d.sampling.shards import Part, Parts, token_count
+import pyarrow as pa
 
-LOGS = "worker-logs"
+from verl_s2d.sampling import PARTS
+from verl_s2d.sampling.engine import check_model, on_cpu
+from verl_s2d.sampling.request import Request
+from verl_s2d.sampling.shard_worker import ShardWorker, Share
+from verl_s2d.sampling.shards import Part, Parts, token_count, write_part
+
 _PROGRESS_SECONDS = 30.0
 """Between two lines of progress. They are written only while engines make steps, and show a stage's watchdog that it
 lives: a prompt may take longer than that allows silence."""
@@ -32,14 +33,15 @@ def complete(
 
     Args:
         name: what lines of the log begin with.
-        replicas: engines on this machine, at most; one works in this process.
+        replicas: engines, at most: Ray actors on the cluster of RAY_ADDRESS, or on this machine without one. A single
+            engine on a CPU works in this process, without Ray.
         order: parts for which it is smaller are begun first.
         whole: hears the number of every part once its samples are there, also of those from an earlier attempt. What
             it raises ends the sampling.
 
     Raises:
         UserError: a model that cannot be loaded, or fewer GPUs than the engines need.
-        ReplicaFailed: one of several engines failed; the others have been stopped.
+        EngineFailed: Ray actors died until no more could be done.
     """
     parts = Parts(out / PARTS, request)
     progress = _Progress(name, len(request.prompts))
@@ -54,33 +56,36 @@ def complete(
     if len(missing) < len(parts):
         progress.say(f"{len(parts) - len(missing)} of {len(parts)} parts are there from an earlier attempt")
     if missing:
-        wanted = sorted((parts[number] for number in missing), key=order)
-        _sample(request, wanted, replicas, out, progress, lambda number: whole(parts, number))
+
+        def keep(part: Part, samples: pa.Table) -> None:
+            write_part(part, samples)
+            progress.keep(len(part.prompts), token_count(samples))
+            whole(parts, part.number)
+
+        _sample(request, sorted((parts[number] for number in missing), key=order), replicas, progress, keep)
     progress.show()
     return parts
 
 
 def _sample(
-    request: Request, wanted: list[Part], replicas: int, out: Path, progress: _Progress, wrote: Callable[[int], None]
+    request: Request, wanted: list[Part], replicas: int, progress: _Progress, keep: Callable[[Part, pa.Table], None]
 ) -> None:
     count = min(replicas, len(wanted))
-    if count > 1:
+    if count > 1 or not on_cpu(request.device):
+        # Ray takes seconds to import, and one engine on a CPU needs none.
+        from verl_s2d.sampling.engine_pool import sample_with_engines
+
         check_model(request.model, context=request.context, trust_remote_code=request.trust_remote_code)
-        sample_with_replicas(request, wanted, count, out / LOGS, progress.say, progress.report, wrote)
+        sample_with_engines(request, wanted, count, progress.say, progress.report, keep)
         return
     started = time.monotonic()
-    sampler = Sampler(**request.sampler)
+    worker = ShardWorker(request.sampler, request.settings)
     progress.say(f"engine ready in {time.monotonic() - started:.1f} s")
-    remaining = iter(wanted)
-    sample_parts(
-        sampler,
-        request.settings,
-        lambda: next(remaining, None),
-        lambda part: wrote(part.number),
-        progress.report,
-        most_open=len(wanted),
-        at_once=request.sequences_at_once,
-    )
+    waiting, share = deque(wanted), Share(len(wanted), request.sequences_at_once)
+    while (taken := share.take(waiting)) or share.open:
+        for part, samples in share.finish(worker.work(taken)):
+            keep(part, samples)
+        progress.report(*share.sampled)
 
 
 class _Progress:

@@ -57,7 +57,7 @@ class Sampler:
         engine: more arguments of vLLM's LLM; of those below it may replace dtype and enforce_eager.
 
     Raises:
-        UserError: what `on_cpu` and `check_model` find.
+        UserError: a device that is unknown or not here, or what `check_model` finds.
     """
 
     def __init__(
@@ -75,6 +75,8 @@ class Sampler:
         cpu = on_cpu(device)
         if cpu:
             _prepare_cpu()
+        else:
+            _require_accelerator(device)
         vocabulary = check_model(model, context=context, trust_remote_code=trust_remote_code)
         from vllm import LLM
 
@@ -157,28 +159,31 @@ def check_model(model: str, *, context: int, trust_remote_code: bool = False) ->
 
 
 def on_cpu(device: str = "auto") -> bool:
-    """Tell whether an engine works on the CPU: where `device` says `cpu`, or `auto` and there is no accelerator.
+    """Tell whether engines work on the CPU: where `device` is `cpu`, or `auto` on a machine without an accelerator.
 
     Raises:
-        UserError: another device, or `cuda` where this machine shows no accelerator.
+        UserError: another device.
     """
     if device not in DEVICES:
         raise UserError("Unknown device.", key="device", value=device, remedy=f"One of {', '.join(DEVICES)}.")
-    if device == "cpu":
-        return True
+    return device == "cpu" or (device == "auto" and not _accelerator())
+
+
+def _accelerator() -> bool:
     import torch
 
-    if torch.accelerator.is_available():
-        return False
-    if device == "cuda":
+    return torch.accelerator.is_available()
+
+
+def _require_accelerator(device: str) -> None:
+    if not _accelerator():
         raise UserError(
-            "This machine shows no accelerator, and engines work where the command runs.",
+            "torch sees no accelerator where the engine is to work.",
             key="device",
             value=device,
-            remedy="Run it on a node with GPUs (`python -c 'import torch; print(torch.accelerator.is_available())'` "
-            "says True there), or choose the device cpu.",
+            remedy="Look at nvidia-smi and at torch's build there (`python -c 'import torch; "
+            "print(torch.accelerator.is_available())'` says True on a node with GPUs), or choose the device cpu.",
         )
-    return True
 
 
 def _prepare_cpu() -> None:

@@ -19,7 +19,7 @@ from verl_s2d.sampling.request import Request
 
 PROMPTS_A_PART = 16
 """What a kill can lose is the parts that are open: few prompts a part make that little, and let several engines end at
-about the same time. They cost no throughput, because an engine works on several parts at once (`replica`)."""
+about the same time. They cost no throughput, because an engine works on several parts at once (`shard_worker`)."""
 
 _SAMPLES = pa.schema([("response_ids", pa.list_(pa.int32())), ("finish_reason", pa.string())])
 
@@ -93,14 +93,19 @@ class Parts:
         return table
 
 
-def write_part(part: Part, completions: Sequence[Sequence[Completion]]) -> None:
-    """The file of a part from the completions of each of its prompts."""
+def samples_table(completions: Sequence[Sequence[Completion]]) -> pa.Table:
+    """Make the rows (response_ids, finish_reason) of a shard from the completions of each of its prompts."""
     samples = [completion for of_prompt in completions for completion in of_prompt]
     columns = {
         "response_ids": [completion.token_ids for completion in samples],
         "finish_reason": [completion.finish_reason for completion in samples],
     }
-    write_kept(pa.Table.from_pydict(columns, _SAMPLES), Path(part.path), part.made_from)
+    return pa.Table.from_pydict(columns, _SAMPLES)
+
+
+def write_part(part: Part, samples: pa.Table) -> None:
+    """Write the file of a shard."""
+    write_kept(samples, Path(part.path), part.made_from)
 
 
 def token_count(table: pa.Table) -> int:

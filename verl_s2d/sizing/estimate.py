@@ -118,8 +118,7 @@ class Estimate:
         large, told = cluster.gpu_memory_gb >= 70, engine(node)
         rollout = Rollout(
             section=node.stage.section,
-            # Engines of one machine; other machines are not counted.
-            world=cluster.gpus_per_node,
+            world=cluster.nodes * cluster.gpus_per_node,
             tensor=tensor,
             pipeline=1,
             utilization=told.get("gpu_memory_utilization", _SAMPLER_UTILIZATION),

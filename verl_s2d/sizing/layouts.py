@@ -68,13 +68,13 @@ def check_rollout(name: str, rollout: Rollout, model: ModelShape | None, cluster
 
 
 def check_sampler(node: Node, model: ModelShape | None, cluster: Cluster) -> None:
-    """Check the tensor parallelism of a stage that only samples, whose engines each use GPUs of one machine.
+    """Check the tensor parallelism of a stage that only samples, whose engines each use GPUs of one node.
 
     Raises:
-        UserError: it does not divide the machine's GPUs or the model's heads.
+        UserError: it does not divide the node's GPUs or the model's heads.
     """
     key, tensor = f"{node.stage.section}.tensor_parallel_size", node.operations["tensor_parallel_size"]
-    _require_divides(node.name, key, tensor, cluster.gpus_per_node, "GPUs of a machine (cluster.gpus_per_node)")
+    _require_divides(node.name, key, tensor, cluster.gpus_per_node, "GPUs of a node (cluster.gpus_per_node)")
     if model is not None:
         _check_tensor(node.name, key, tensor, model)
 

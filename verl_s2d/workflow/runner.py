@@ -176,7 +176,7 @@ class _Runner:
         require_whole(node, self._plan, self._progress.note)
         node.stage.prepare_resume(node, directory, self._plan.context.cluster, self._progress.note)
         environment = dict(self._environment)
-        if stage.needs_ray:
+        if on_ray := stage.needs_ray(self._plan.context):
             environment |= self._cluster.environment()
         attempt = attempts.begin(directory)
         cluster = self._plan.context.cluster
@@ -196,7 +196,7 @@ class _Runner:
                     alarms=AlarmWatch(node, directory, attempt) if stage.trains else None,
                     progress=self._progress,
                     interruption=self._interruption,
-                    workers=self._cluster if stage.needs_ray else None,
+                    workers=self._cluster if on_ray else None,
                 )
             stage.finalize(node, directory)
             ok = True
@@ -204,7 +204,7 @@ class _Runner:
             seconds = time.monotonic() - began
             attempts.end(directory, attempt, 0 if ok else 1, seconds)
             self._progress.stage_ended(node, seconds, ok)
-        if stage.needs_ray and (lingering := self._cluster.settle()):
+        if on_ray and (lingering := self._cluster.settle()):
             self._progress.note(f"{node.name} has ended, but {lingering}; the Ray head was started again")
 
 

@@ -47,7 +47,6 @@ class Stage(ABC):
         semantics: raised by hand when the meaning of the kind changes, which rebuilds its nodes and their users.
         prepares: the stage is cheap and built first, so that its output can be checked before anything is trained.
         trains: the stage logs steps, raises alarms, saves checkpoints and resumes from them.
-        needs_ray: the stage's process joins the run's Ray cluster.
         consumes: ledger items that the stage fills and rows can be matched by.
         required_files: files that a successful process leaves behind.
         metrics: metrics that the stage logs, read by alarms, plots and ledger.
@@ -58,7 +57,6 @@ class Stage(ABC):
     semantics: ClassVar[int] = 1
     prepares: ClassVar[bool] = False
     trains: ClassVar[bool] = False
-    needs_ray: ClassVar[bool] = False
     consumes: ClassVar[tuple[str, ...]] = ()
     required_files: ClassVar[tuple[str, ...]] = ()
     metrics: ClassVar[Sequence[Metric]] = ()
@@ -116,6 +114,10 @@ class Stage(ABC):
 
     def makes_model(self, node: Node) -> bool:
         """Report whether the result is a model."""
+        return self.trains
+
+    def needs_ray(self, context: Context) -> bool:
+        """Report whether its process joins the run's Ray cluster."""
         return self.trains
 
     def ray_demand(self, node: Node, cluster: Cluster) -> Demand:

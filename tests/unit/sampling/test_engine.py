@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from tests.support import tiny
+from tests.support.fake_engine import hold_until_ready
 from verl_s2d.errors import UserError
-from verl_s2d.sampling import replica, replicas, shards
+from verl_s2d.sampling import complete, shard_worker, shards
 from verl_s2d.sampling.engine import Sampler
 from verl_s2d.sampling.prompts import load_tokenizer, prompt_seed, render_prompt
 from verl_s2d.sampling.request import Settings
@@ -133,16 +134,16 @@ def test_rollouts_that_were_killed_end_as_the_same_file(model, problems, tmp_pat
     rollout_cache.main(rollout_cache.Options(out=str(tmp_path / "undisturbed"), **options))
     left = 3
 
-    def killed(part, completions):
+    def killed(part, samples):
         nonlocal left
         if left == 0:
             raise KeyboardInterrupt
         left -= 1
-        shards.write_part(part, completions)
+        shards.write_part(part, samples)
 
-    monkeypatch.setattr(replica, "SEQUENCES_AHEAD", 7)
+    monkeypatch.setattr(shard_worker, "SEQUENCES_AHEAD", 7)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(replica, "write_part", killed)
+        patch.setattr(complete, "write_part", killed)
         rollout_cache.main(rollout_cache.Options(out=str(tmp_path / "killed"), **options))
     assert not (tmp_path / "killed" / "rollouts.parquet").exists()
     rollout_cache.main(rollout_cache.Options(out=str(tmp_path / "killed"), **options))
@@ -151,22 +152,14 @@ def test_rollouts_that_were_killed_end_as_the_same_file(model, problems, tmp_pat
 
 
 def test_two_engines_make_the_same_file_as_one(model, problems, tmp_path, monkeypatch):
-    """Real ones, in processes of their own; none gets a part before both can work."""
+    """Real ones, in Ray actors; none gets a shard before both can work."""
     monkeypatch.setattr(shards, "PROMPTS_A_PART", 2)
-    hear, held, ready, wrote = replicas._Coordinator._hear, [], set(), set()
-
-    def hear_when_both_are_ready(self, replica, message):
-        ready.update({replica.number} if "ready" in message else ())
-        wrote.update({replica.number} if "wrote" in message else ())
-        held.append((replica, message))
-        while len(ready) == 2 and held:
-            hear(self, *held.pop(0))
-
-    monkeypatch.setattr(replicas._Coordinator, "_hear", hear_when_both_are_ready)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    worked = hold_until_ready(monkeypatch, 2)
     options = {"model": model, "data": problems, "n": 3, "max_tokens": 6}
-    for count in (1, 2):
-        rollout_cache.main(rollout_cache.Options(out=str(tmp_path / str(count)), replicas=count, **options))
-    assert wrote == {0, 1}
+    rollout_cache.main(rollout_cache.Options(out=str(tmp_path / "2"), replicas=2, **options))
+    assert worked == {0, 1}
+    rollout_cache.main(rollout_cache.Options(out=str(tmp_path / "1"), replicas=1, **options))
     for name in ("rollouts.parquet", "rollouts.json"):
         assert (tmp_path / "2" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
 

@@ -18,7 +18,7 @@ from tests.support.fake_engine import FakeSampler, Machine, completions
 from tests.support.sampling_jobs import FILES, job, result
 from verl_s2d.data.problems import read_problems
 from verl_s2d.errors import UserError
-from verl_s2d.sampling import PARTS, replica, shards
+from verl_s2d.sampling import PARTS, shard_worker, shards
 from verl_s2d.sampling.prompts import load_tokenizer, render_prompt
 from verl_s2d.sampling.request import Settings
 from verl_s2d.stages.evaluate import sample_and_score
@@ -44,7 +44,7 @@ def data(tmp_path_factory):
 def small(model, monkeypatch):
     """Parts of 2 prompts, of which two are open at a time; a tokenizer that is loaded once."""
     monkeypatch.setattr(shards, "PROMPTS_A_PART", 2)
-    monkeypatch.setattr(replica, "SEQUENCES_AHEAD", 9)
+    monkeypatch.setattr(shard_worker, "SEQUENCES_AHEAD", 9)
     for module in (rollout_cache, sample_and_score):
         loaded = functools.cache(lambda name, trust_remote_code: load_tokenizer(name))
         monkeypatch.setattr(module, "load_tokenizer", loaded)
@@ -235,18 +235,6 @@ def test_sets_may_share_a_problem(model, machine, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["rollouts", "evaluation"])
-def test_on_cuda_without_a_gpu_nothing_is_sampled(what, model, data, machine, tmp_path, monkeypatch):
-    import torch
-
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    main, options = job(what, model, data, tmp_path / "out", device="cuda")
-    with pytest.raises(UserError, match="shows no accelerator") as refused:
-        main(options)
-    assert (refused.value.key, refused.value.value) == ("device", "cuda") and "node with GPUs" in refused.value.remedy
-    assert machine.sampled == [] and not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("what", ["rollouts", "evaluation"])
 def test_an_argument_that_is_computed_is_refused(what, model, data, machine, tmp_path):
     main, options = job(what, model, data, tmp_path / "out", engine={"max_model_len": 9})
     with pytest.raises(UserError, match="computed") as refused:
@@ -310,14 +298,12 @@ def test_how_much_is_sampled_is_said_in_one_way(how, model, data, tmp_path):
         main(options)
 
 
-def test_equal_prompts_with_other_numbers_of_samples_are_told_apart(tmp_path):
+def test_equal_prompts_with_other_numbers_of_samples_are_told_apart(tmp_path, monkeypatch):
     """The longer one ends first."""
+    monkeypatch.setattr(shard_worker, "Sampler", FakeSampler)
     given = [shards.Part(i, [[7, 7]], n, str(tmp_path / f"part-{i}"), {}) for i, n in enumerate((1, 3))]
-    remaining = iter(given)
-    replica.sample_parts(
-        FakeSampler(), SAMPLING, lambda: next(remaining, None), lambda _: None, lambda *_: None, most_open=2
-    )
+    worker = shard_worker.ShardWorker({}, SAMPLING)
+    tables = dict(worker.work(given).finished + worker.work([]).finished)
     for part in given:
-        table = shards.read_kept(tmp_path / f"part-{part.number}", {}, pytest.fail)
         expected = completions([7, 7], dataclasses.replace(SAMPLING, n=part.samples))
-        assert table["response_ids"].to_pylist() == [c.token_ids for c in expected]
+        assert tables[part.number]["response_ids"].to_pylist() == [c.token_ids for c in expected]

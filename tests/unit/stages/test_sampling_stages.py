@@ -1,4 +1,4 @@
-"""The stages that only sample, as the workflow sees them: engines on all GPUs of a machine, and sizes that fit it."""
+"""The stages that only sample, as the workflow sees them: engines on the GPUs of all nodes, sizes that fit a node."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ EIGHT = {"device": "cuda", "gpus_per_node": 8}
 
 @pytest.fixture(autouse=True)
 def driver(tmp_path, monkeypatch):
-    """The file of a driver; without it the machine has no GPU."""
+    """The file of a driver; without it the machine has no GPU, and no other has without a cluster."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     file = tmp_path / "nvidiactl"
     file.touch()
     monkeypatch.setattr(samplers, "accelerator_here", file.exists)
@@ -52,12 +53,12 @@ def argument(plan, kind, name):
     return arguments(plan, kind)[name]
 
 
-def test_engines_use_all_gpus_of_one_machine(tmp_path):
+def test_engines_use_all_gpus_of_all_nodes(tmp_path):
     plan = plan_of(tmp_path, EIGHT | {"nodes": 2}, rollouts=4)
-    assert argument(plan, "rollouts", "replicas") == "2" and argument(plan, "evaluate", "replicas") == "8"
+    assert argument(plan, "rollouts", "replicas") == "4" and argument(plan, "evaluate", "replicas") == "16"
     sizes = Estimate(plan, {}, Models(plan)).view()["stages"]
     engines = {label.partition("-")[0]: size["memory"]["sampling"]["replicas"] for label, size in sizes.items()}
-    assert engines == {"rollouts": 2, "evaluate": 8}
+    assert engines == {"rollouts": 4, "evaluate": 16}
 
 
 def test_on_a_cpu_there_is_one(tmp_path):
@@ -81,15 +82,18 @@ def test_sizes_that_do_not_fit_are_refused_by_run_and_by_plan(tmp_path, sizes, k
         assert refused.value.key == key and remedy in refused.value.remedy
 
 
-def test_without_a_gpu_nothing_is_sampled_on_cuda(tmp_path, driver):
-    """Engines work where the command runs. On a head without GPUs its CPU would give another result."""
+def test_without_a_gpu_nothing_is_sampled_on_cuda(tmp_path, driver, monkeypatch):
+    """Without a cluster engines work on this machine, whose CPU would give another result."""
     plan = plan_of(tmp_path, EIGHT)
     check_samplers(plan, plan.order)
     driver.unlink()
     with pytest.raises(UserError, match="shows no GPU") as refused:
         check_samplers(plan, plan.order)
     assert (refused.value.key, refused.value.value) == ("cluster.device", "cuda")
-    assert "has GPUs" in refused.value.remedy
+    assert "has GPUs" in refused.value.remedy and "RAY_ADDRESS" in refused.value.remedy
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    check_samplers(plan, plan.order)
+    monkeypatch.delenv("RAY_ADDRESS")
     training = [n for n in plan.order if n.kind not in ("rollouts", "evaluate")]
     check_samplers(plan, training)
     on_cpu = plan_of(tmp_path, {"device": "cpu"})
@@ -98,8 +102,11 @@ def test_without_a_gpu_nothing_is_sampled_on_cuda(tmp_path, driver):
 
 @pytest.mark.parametrize("kind", ["rollouts", "evaluate"])
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
-def test_an_engine_is_told_its_device(kind, device, tmp_path):
-    assert argument(plan_of(tmp_path, EIGHT | {"device": device}), kind, "device") == device
+def test_an_engine_is_told_its_device_and_needs_ray_for_gpus_alone(kind, device, tmp_path):
+    plan = plan_of(tmp_path, EIGHT | {"device": device})
+    assert argument(plan, kind, "device") == device
+    (stage,) = {node.stage for node in plan.order if node.kind == kind}
+    assert stage.needs_ray(plan.context) == (device == "cuda") and not stage.trains
 
 
 def test_what_an_engine_is_told_reaches_it_and_rebuilds_nothing(tmp_path):

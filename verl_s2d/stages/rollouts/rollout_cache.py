@@ -11,7 +11,7 @@ more. A greedy rollout is not repeated.
 Writes rollouts.parquet (prompt_ids, response_ids with EOS where it was generated, finish_reason, problem_id, sample)
 and, last, rollouts.json. Answers in the data file are not looked at. Samples are kept in parts while it works
 (verl_s2d.sampling): the same command goes on where it was killed. `replicas` engines share the work, each on
-tensor_parallel_size GPUs of this machine.
+tensor_parallel_size GPUs of one node of the Ray cluster (RAY_ADDRESS; without it, this machine).
 
 A problem's rollouts follow from the model, the settings and the seed: on a CPU in fp32 exactly, whatever the other
 problems, the number of engines and the kills. On a GPU in bf16 they do up to rounding: logits depend on which sequences

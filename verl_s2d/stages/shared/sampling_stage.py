@@ -38,6 +38,10 @@ class SamplingStage(Stage):
             problems: number of prompts; None when it is not known.
         """
 
+    def needs_ray(self, context: Context) -> bool:
+        """Report whether engines are Ray actors: on GPUs. The one engine on a CPU works in the stage's process."""
+        return context.device != "cpu"
+
     def arguments(self, node: Node, context: Context) -> dict[str, Any]:
         """Build the arguments that both modules take."""
         return {
@@ -83,7 +87,11 @@ def engine(node: Node) -> dict[str, Any]:
 
 
 def replicas(node: Node, context: Context) -> int:
-    """Count the engines that share the stage's work: as many as fit on the GPUs; one on a CPU, to keep all cores."""
+    """Count the engines that share the stage's work: as many as fit on the GPUs of all nodes, each on one node.
+
+    One on a CPU, to keep all cores.
+    """
     if context.device == "cpu":
         return 1
-    return max(1, context.cluster.gpus_per_node // node.operations["tensor_parallel_size"])
+    cluster = context.cluster
+    return max(1, cluster.nodes * (cluster.gpus_per_node // node.operations["tensor_parallel_size"]))

@@ -52,7 +52,6 @@ class TrainingStage(Stage):
     """
 
     trains = True
-    needs_ray = True
     configuration: ClassVar[Configuration]
     keep_key: ClassVar[str]
     model_section: ClassVar[str]

@@ -10,7 +10,7 @@ import pytest
 from tests.support import tiny
 from tests.support.fake_engine import FakeSampler
 from tests.support.sampling_jobs import job
-from verl_s2d.sampling import PARTS, complete, replica, request, shards
+from verl_s2d.sampling import PARTS, request, shard_worker, shards
 from verl_s2d.stages.evaluate import sample_and_score
 
 
@@ -25,7 +25,7 @@ def model(tmp_path_factory):
 def small(monkeypatch):
     """One part of two prompts is open at a time."""
     monkeypatch.setattr(shards, "PROMPTS_A_PART", 2)
-    monkeypatch.setattr(replica, "SEQUENCES_AHEAD", 1)
+    monkeypatch.setattr(shard_worker, "SEQUENCES_AHEAD", 1)
 
 
 def verifier(directory, body):
@@ -53,7 +53,7 @@ def test_a_part_is_scored_while_the_next_is_sampled(model, tmp_path, monkeypatch
         scored.set()
         return rows
 
-    monkeypatch.setattr(complete, "Sampler", Sampler)
+    monkeypatch.setattr(shard_worker, "Sampler", Sampler)
     monkeypatch.setattr(sample_and_score.Scorer, "_score", score)
     data = tiny.write_problems(tmp_path / "problems.parquet", 10)
     main, options = job("evaluation", model, data, tmp_path / "out")
@@ -82,7 +82,7 @@ def test_a_verifier_that_fails_ends_the_sampling(model, tmp_path, monkeypatch):
         finally:
             failed.set()
 
-    monkeypatch.setattr(complete, "Sampler", Sampler)
+    monkeypatch.setattr(shard_worker, "Sampler", Sampler)
     monkeypatch.setattr(sample_and_score.Scorer, "_score", score)
     data = tiny.write_problems(tmp_path / "problems.parquet", 20)
     chosen = verifier(tmp_path, "if solution_str: raise RuntimeError('no such answer')\n    return 0.0")
@@ -93,7 +93,7 @@ def test_a_verifier_that_fails_ends_the_sampling(model, tmp_path, monkeypatch):
 
 
 def test_small_sets_are_begun_first_and_the_file_is_in_the_order_of_the_sets(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(complete, "Sampler", FakeSampler)
+    monkeypatch.setattr(shard_worker, "Sampler", FakeSampler)
     sets = {
         name: str(tiny.write_problems(tmp_path / f"{name}.parquet", n, seed=n))
         for name, n in {"a": 8, "b": 2, "c": 1}.items()
@@ -111,7 +111,7 @@ def test_small_sets_are_begun_first_and_the_file_is_in_the_order_of_the_sets(mod
 
 
 def test_a_digest_that_is_known_is_taken_and_the_model_is_not_read(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(complete, "Sampler", FakeSampler)
+    monkeypatch.setattr(shard_worker, "Sampler", FakeSampler)
     monkeypatch.setattr(request, "directory_digest", lambda _: pytest.fail("read again"))
     data = tiny.write_problems(tmp_path / "problems.parquet", 2)
     main, options = job("rollouts", model, data, tmp_path / "out", weights="model:abc")
