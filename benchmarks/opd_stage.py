@@ -88,7 +88,7 @@ def main(names: list[str], rounds: int, threads: int) -> None:
 
 
 def _measure(name: str, scratch: Path, rounds: int, threads: int) -> tuple[dict, dict[str, dict]]:
-    """What the process for times found, and those for the memory of each update."""
+    """Run one process for times and one for the memory of each update; returns their findings."""
 
     def measure(what: str, repeats: int) -> dict:
         began, out, log = time.perf_counter(), scratch / "result.json", scratch / "log.txt"
@@ -142,7 +142,7 @@ def _figures(timed: dict, memory: dict[str, dict]) -> dict:
 
 
 def _table(name: str, timed: dict, figures: dict) -> str:
-    """What was measured, a line per update, and the ratios that are required."""
+    """Print the measurements, a line per update, and the required ratios."""
     case, ours = CASES[name], figures[OURS]
     lines = [
         f"\n{name}: vocabulary {case.vocabulary}, {case.rollouts} rollouts, {timed['response_tokens']} response tokens "

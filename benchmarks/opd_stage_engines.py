@@ -178,7 +178,7 @@ class Updates:
         return worker
 
     def batch(self, name: str) -> TensorDict:
-        """What an update of that name is given, or the teacher."""
+        """Make the batch of the named update, or the teacher's."""
         return self.rollouts.batch(self._rows if name in (VERL, CHUNKED) else None)
 
     def ask_teacher(self, batch: TensorDict) -> None:

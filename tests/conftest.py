@@ -1,5 +1,4 @@
-"""What all tests have in common: verl's platform `cpu`, which is used only where it is asked for, no deadlines, and Ray
-without tokens.
+"""Set the environment of all tests: verl's platform `cpu` where it is asked for, no deadlines, Ray without tokens.
 
 Ray reads its token mode once per process. A second cluster in the same process may start in another mode, and then
 drops every actor at once, because the driver does not answer it.

@@ -44,7 +44,7 @@ SLIP = 0.03
 
 @dataclass(frozen=True)
 class Role:
-    """What makes a teacher a teacher.
+    """Differences between the teacher and the student.
 
     Attributes:
         styles: shares of demonstrations that are right, ignore the minus signs, stop one total too early.

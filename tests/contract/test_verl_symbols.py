@@ -1,4 +1,4 @@
-"""What verl-s2d takes from verl, TransferQueue and vLLM. A failure names what moved."""
+"""Check the symbols that verl-s2d takes from verl, TransferQueue and vLLM. A failure names what moved."""
 
 from __future__ import annotations
 

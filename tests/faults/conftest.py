@@ -1,4 +1,4 @@
-"""What all faults share: the undisturbed run to compare with, and the table at the end.
+"""Share between all faults the undisturbed run to compare with, and the table at the end.
 
 `S2D_FAULTS=5` makes every test five times, with seeds 0 to 4; by default once, with seed 0.
 """

@@ -47,7 +47,7 @@ class FakeSampler:
 
 
 class Killed(BaseException):
-    """What a process does not survive."""
+    """Ends the process, as a kill does."""
 
 
 class Machine:
@@ -94,7 +94,7 @@ class Machine:
             raise Killed
 
     def run(self, main, options, dies_at=None) -> bool:
-        """Whether it came to its end; otherwise it was killed."""
+        """Run it; return False when it was killed."""
         self.events, self.dies_at = 0, dies_at
         try:
             main(options)

@@ -59,11 +59,8 @@ SAME_CLASSES = frozenset(
 """Names of several classes, which are to become one each."""
 
 MOST_FILES = 20
-MOST_KERNEL_LINES = 4_200
-"""The goal is 4,000."""
+MOST_KERNEL_LINES = 4_000
 
-MOST_VAGUE_DOCSTRINGS = 7
-"""Docstrings that begin with a question word or with Of, of about 1,300. The goal is none."""
 _VAGUE = re.compile(r"(Of|What|Where|Whether|Who|Which|How)\b")
 
 
@@ -138,15 +135,16 @@ def test_the_kernel_is_small():
     assert sum(len(path.read_text().splitlines()) for path in modules() if room(path) == "workflow") < MOST_KERNEL_LINES
 
 
-def test_vague_docstrings_become_fewer():
+def test_docstrings_begin_with_what_their_object_does():
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     found = [
         f"{path.relative_to(ROOT)}: {text.splitlines()[0]}"
-        for path, tree in modules().items()
-        for node in ast.walk(tree)
+        for top in ("verl_s2d", "tests", "recipes", "benchmarks")
+        for path in (ROOT / top).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, documented) and (text := ast.get_docstring(node)) and _VAGUE.match(text)
     ]
-    assert len(found) <= MOST_VAGUE_DOCSTRINGS, "\n".join(found)
+    assert found == [], "\n".join(found)
 
 
 def test_no_test_imports_a_test():

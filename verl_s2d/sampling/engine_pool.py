@@ -44,7 +44,7 @@ class EngineFailed(Exception):
 
 
 class Place(NamedTuple):
-    """Where an engine runs: in words, and the file of its messages on that node."""
+    """Place of an engine: node, process and GPUs in words, and the file of its messages on that node."""
 
     words: str
     log: str

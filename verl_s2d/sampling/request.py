@@ -19,7 +19,7 @@ from verl_s2d.recipe.engine_settings import check_engine, split_engine
 
 @dataclass(frozen=True)
 class Settings:
-    """How every prompt is sampled.
+    """Sampling settings of every prompt.
 
     Attributes:
         n: samples a prompt.
@@ -111,8 +111,8 @@ class Request:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What decides the samples of all prompts, as JSON. Of a model's directory also the content: it may have been
-        made anew under the same name."""
+        """Describe everything that decides the samples of all prompts, as JSON. A model's directory counts by its
+        content: it may have been made anew under the same name."""
         directory = Path(self.model)
         return {
             "model": self.model,

@@ -1,4 +1,4 @@
-"""What outlives a kill: the samples of a few prompts a file, each with what decides its content."""
+"""Store samples so that they outlive a kill: a few prompts a file, each with the identity of its content."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Parts:
             yield pa.concat_tables(found).combine_chunks()
 
     def completions(self, number: int) -> list[list[Completion]]:
-        """Of each prompt of a part. Raises what `tables` raises."""
+        """List the completions of each prompt of a part. Raises what `tables` raises."""
         n = self[number].samples
         rows = self._whole(number).to_pylist()
         samples = [Completion(row["response_ids"], row["finish_reason"]) for row in rows]

@@ -70,7 +70,7 @@ def _ending(results: Path, log: Path) -> dict[str, str]:
 
 
 def problems(ended: list[dict[str, str]], case: str) -> str:
-    """What went wrong with a case, on which ranks; empty where nothing did."""
+    """Collect the errors of a case by rank; empty when there are none."""
     return "\n".join(f"rank {rank}: {endings[case]}" for rank, endings in enumerate(ended) if endings[case])
 
 

@@ -1,4 +1,4 @@
-"""What of the Megatron wiring is tried, without importing anything of it; tests/support/ranks/megatron.py runs it."""
+"""List the cases of the Megatron wiring, without importing Megatron; tests/support/ranks/megatron.py runs them."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ def save(rank: int, world: int, directory: Path) -> None:
 
 
 def resume(rank: int, world: int, directory: Path) -> None:
-    """What was saved is read again, weights and the optimizer's state of each, and steps from there are the same."""
+    """Read a checkpoint again: weights and optimizer state are those saved, and steps from there are the same."""
     saved, fresh = (manager(directory, seed=seed) for seed in (1, 2))
     saved.bridge.load_weights(saved.model, str(directory / "source"))
     train(saved)
@@ -195,7 +195,7 @@ def resume(rank: int, world: int, directory: Path) -> None:
 
 
 def optimizer_state(made: MegatronCheckpointManager) -> list[dict[str, torch.Tensor]]:
-    """Of each parameter, in the optimizer's order."""
+    """Collect the optimizer's state of each parameter, in the optimizer's order."""
     return [
         one.optimizer.state[parameter]
         for one in made.optimizer.chained_optimizers

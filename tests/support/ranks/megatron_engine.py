@@ -192,7 +192,7 @@ def engine(
 
 
 def name_in_whole(name: str, model: GPTModel) -> str:
-    """What a stage's parameter is called in a model that is not in stages."""
+    """Translate a pipeline stage's parameter name to that of the undivided model."""
     if name == "output_layer.weight" and model.share_embeddings_and_output_weights:
         return "embedding.word_embeddings.weight"
     first = parallel_state.get_pipeline_model_parallel_rank() * len(model.decoder.layers)

@@ -187,7 +187,7 @@ def exchanged_only_when_divided_otherwise(rank: int, world: int) -> None:
 
 
 def refused(rank: int, world: int, difference: str, message: str) -> None:
-    """What is wrong on one rank raises on all of them; the next call works again."""
+    """Check that an error on one rank raises on all of them, and that the next call works again."""
     case, last = problem(world, "even"), rank == world - 1
     size = case.sizes[0]
     mine = slice(rank * size, (rank + 1) * size)

@@ -54,7 +54,7 @@ class Problem:
         return divergence(student, teacher, **options), leaves
 
     def own(self, rank: int, whole: list[torch.Tensor]) -> list[torch.Tensor]:
-        """What of the whole gradients is this rank's: its ids, and everything of hidden states."""
+        """Select this rank's part of the whole gradients: its ids, and all of the hidden states'."""
         mine = slice(rank * self.sizes[0], (rank + 1) * self.sizes[0])
         if len(whole) == 1:
             return [whole[0][:, mine]]
@@ -102,7 +102,7 @@ def problem(
 
 
 def gradients(result: Divergence, leaves: list[torch.Tensor], *upstream: torch.Tensor) -> list[torch.Tensor]:
-    """Of divergence, entropy and log-probability of the student, as many as there are upstream gradients."""
+    """Differentiate divergence, entropy and log-probability of the student, as many as there are upstream gradients."""
     outputs = (result.divergence, result.student_entropy, result.student_log_prob)[: len(upstream)]
     return list(torch.autograd.grad(outputs, leaves, list(upstream), retain_graph=True))
 

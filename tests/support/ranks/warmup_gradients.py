@@ -41,7 +41,7 @@ def main(student: str, teacher: str, cache: str, out: str, *overrides: str) -> N
 
 
 def recorded_wants() -> set[tuple[bool, bool, bool]]:
-    """Which gradients the divergence makes from here on: of hidden states, head and bias."""
+    """Record which gradients the divergence makes from here on: of hidden states, head and bias."""
     wanted: set[tuple[bool, bool, bool]] = set()
     original = differentiable.linear_gradients
 

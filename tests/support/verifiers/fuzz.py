@@ -37,7 +37,7 @@ class Fuzz:
 
 @dataclass
 class Findings:
-    """What a run saw: calls and seconds by kind, verdicts, the slowest call, resident memory in MB, and failures."""
+    """Findings of a run: calls and seconds by kind, verdicts, the slowest call, resident memory in MB, failures."""
 
     calls: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))

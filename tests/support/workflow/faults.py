@@ -216,7 +216,7 @@ def manifests(run_dir: Path) -> dict[str, dict]:
 
 
 def determined(run_dir: Path) -> dict[str, Any]:
-    """What a run hands over as far as it follows from its recipe alone: the data and the models made by scripts to the
+    """Collect what follows from a run's recipe alone: the data and the models made by scripts to the
     bit, every label that was read, every update, and the rows of the table.
 
     Not so the weights after GRPO and OPD, and what follows from them: two undisturbed runs differ in those too, because

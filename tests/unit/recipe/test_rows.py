@@ -74,7 +74,7 @@ def test_the_labels_held_out_can_go_upstream_instead(tmp_path):
 
 
 def test_a_teacher_of_the_students_size_is_the_student_after_stage_1(tmp_path):
-    """Where stages 1 and 3 have the same settings, it is the model that direct GRPO ends with, trained once."""
+    """Equal settings of stages 1 and 3 make it the model that direct GRPO ends with, trained once."""
     plan = plan_of(tmp_path, rows=["same-size-teacher", "direct-grpo"])
     bridged, direct = (row.target.inputs["model"] for row in plan.rows)
     assert bridged.inputs["teacher"].digest == direct.digest

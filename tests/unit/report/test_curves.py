@@ -1,4 +1,4 @@
-"""What is kept of the stages' metrics."""
+"""Check which points of the stages' metrics are kept."""
 
 from __future__ import annotations
 

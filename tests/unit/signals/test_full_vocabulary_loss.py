@@ -1,4 +1,4 @@
-"""How the full-vocabulary loss aggregates, and where it lays tokens, without an engine."""
+"""Check the aggregation and the token layout of the full-vocabulary loss, without an engine."""
 
 from __future__ import annotations
 

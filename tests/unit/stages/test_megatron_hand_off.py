@@ -1,4 +1,4 @@
-"""What a stage on Megatron leaves is what the next stage starts from, and what the same stage goes on from.
+"""Check the hand-off of a Megatron stage to the next stage, and its own resume.
 
 Two tensor-parallel ranks write a checkpoint as verl does (tests/support/ranks/megatron_checkpoint.py).
 """

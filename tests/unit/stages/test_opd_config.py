@@ -1,4 +1,4 @@
-"""What the trainer s2d_opd refuses, before it starts a worker: its constructor raises and Ray was never asked."""
+"""Check what the trainer s2d_opd refuses before it starts a worker: its constructor raises, Ray was never asked."""
 
 from __future__ import annotations
 

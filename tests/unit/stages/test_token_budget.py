@@ -1,4 +1,4 @@
-"""What a budget of tokens refuses, and what it makes of the rollouts it is told about."""
+"""Check the refusals of a token budget, and its count of reported rollouts."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def plain_step(
 
 
 class RankFailed(Exception):
-    """What the first rank wrote."""
+    """Carries the output of the first rank that failed."""
 
 
 def run_step(

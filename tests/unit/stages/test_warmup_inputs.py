@@ -1,4 +1,4 @@
-"""What the warmup refuses, with the key and the remedy, and the order in which it reads its cache."""
+"""Check what the warmup refuses, with key and remedy, and the order in which it reads its cache."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def make(directory: Path, node: Node, state: str, outside: Path) -> None:
 
 
 def snapshot(directory: Path) -> dict[str, str]:
-    """What is in a directory; links by where they point."""
+    """Map the files of a directory to their content; links to their targets."""
     found = {}
     for folder, folders, files in os.walk(directory):
         for name in [*files, *(f for f in folders if (Path(folder) / f).is_symlink())]:

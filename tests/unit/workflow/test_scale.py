@@ -24,7 +24,7 @@ GRPO, SCRIPT, SLICES = (stages()[kind] for kind in ("grpo", "script", "slices"))
 
 
 def bytecodes(act: Callable[..., Any], *arguments: Any) -> int:
-    """How many bytecodes of this project and the standard library `act(*arguments)` executes."""
+    """Count the bytecodes of this project and the standard library that `act(*arguments)` executes."""
     count = 0
 
     def trace(frame, event, argument):

@@ -248,7 +248,7 @@ def test_a_process_that_hangs_is_stopped_with_the_actor_and_the_last_lines(tmp_p
 
 def test_a_process_that_waits_for_an_actor_that_died_is_stopped_with_the_reason(tmp_path, monkeypatch):
     class Died:
-        """What Ray reports is in tests/contract/test_ray_deaths.py."""
+        """Stand in for the watch of deaths; Ray's own reports are checked in tests/contract/test_ray_deaths.py."""
 
         def __init__(self, launcher, environment, log):
             assert environment["RAY_ADDRESS"] == "127.0.0.1:6379"

@@ -36,7 +36,7 @@ BATCH, LEARNING_RATE = 32, 3e-3
 
 @dataclass(frozen=True)
 class Family:
-    """What differs between the families.
+    """Differences of an architecture family.
 
     Attributes:
         end: what ends a turn, and generation.

@@ -32,41 +32,23 @@ from verl_s2d.recipe.pass_at_k import check_pass_at, mean_pass_at, usual_ks
 from verl_s2d.sampling.complete import complete
 from verl_s2d.sampling.engine import on_cpu
 from verl_s2d.sampling.prompts import load_tokenizer, render_prompt
-from verl_s2d.sampling.request import Request, Settings
+from verl_s2d.sampling.sampling_options import SamplingOptions
 from verl_s2d.sampling.shards import Part
 from verl_s2d.stages.evaluate.scoring import GENERATIONS, Scorer
 from verl_s2d.stages.evaluate.statistics import mean_and_stderr
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(SamplingOptions):
     """Command line of this module."""
 
-    model: str
     verifier: str
     """Name of a verifier, or file.py:function."""
-    out: str
-    max_tokens: int
     set: dict[str, str] = field(default_factory=dict)
     """Evaluation sets: name -> parquet in verl's columns."""
     samples: int = 16
     pass_at: str = ""
     """The k of pass@k, comma separated; empty for 1, 2, 4, ..., samples."""
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = -1
-    seed: int = 0
-    tensor_parallel_size: int = 1
-    replicas: int = 1
-    device: str = "auto"
-    """`cpu`, `cuda` (any accelerator), or `auto` for what this machine has."""
-    engine: dict[str, Any] = field(default_factory=dict)
-    """More arguments of vLLM's LLM, such as gpu_memory_utilization."""
-    weights: str | None = None
-    """Digest of the model's content, where it is known already; it is read otherwise."""
-    trust_remote_code: bool = False
-    chat_template: dict[str, Any] = field(default_factory=dict)
-    """verl's data.apply_chat_template_kwargs."""
 
 
 def main(options: Options) -> None:
@@ -75,25 +57,14 @@ def main(options: Options) -> None:
     on_cpu(options.device)
     if not options.set:
         raise UserError("There is nothing to evaluate on.", key="set.<name>", remedy="Give set.<name>=<parquet>.")
-    names = ("temperature", "top_p", "top_k", "max_tokens", "seed")
-    settings = Settings(n=options.samples, **{name: getattr(options, name) for name in names})
-    ks = _ks(options)
+    settings, ks = options.settings(options.samples), _ks(options)
     sets = {name: read_problems(file, key=f"set.{name}") for name, file in options.set.items()}
     tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code)
     problems = [(name, problem) for name, members in sets.items() for problem in members]
     print(f"evaluation: {len(problems)} problems, {options.samples} samples each, {options.model}", flush=True)
 
-    request = Request(
-        options.model,
-        [render_prompt(tokenizer, p.messages, options.chat_template) for _, p in problems],
-        settings,
-        files=options.set,
-        trust_remote_code=options.trust_remote_code,
-        tensor_parallel_size=options.tensor_parallel_size,
-        device=options.device,
-        engine=options.engine,
-        weights=options.weights,
-    )
+    prompts = [render_prompt(tokenizer, p.messages, options.chat_template) for _, p in problems]
+    request = options.request(prompts, settings, files=options.set)
     out = Path(options.out)
     with Scorer(problems, options.verifier, tokenizer) as scorer:
         for members in sets.values():

@@ -22,10 +22,9 @@ command is vLLM's way to have that exact, too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,7 +37,7 @@ from verl_s2d.platforms.environment import prepare_for_vllm
 from verl_s2d.sampling.complete import complete
 from verl_s2d.sampling.engine import on_cpu
 from verl_s2d.sampling.prompts import load_tokenizer, render_prompt
-from verl_s2d.sampling.request import Request, Settings
+from verl_s2d.sampling.sampling_options import SamplingOptions
 from verl_s2d.sampling.shards import token_count
 from verl_s2d.stages.warmup.rollout_dataset import ShuffledPasses
 
@@ -55,35 +54,16 @@ _PROBLEMS_AT_ONCE = 1024
 """Prompts per row group of the file: bounds the rollouts in memory before they are written."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """Command line of this module."""
+@dataclass(frozen=True, kw_only=True)
+class Options(SamplingOptions):
+    """Command line of this module; `model` is the teacher."""
 
-    model: str
-    """The teacher: a Hugging Face directory or hub id."""
     data: str
     """Parquet in verl's columns."""
-    out: str
-    max_tokens: int
     n: int | None = None
     """Rollouts per prompt."""
     rows: int | None = None
     """Total number of rollouts, instead of n."""
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = -1
-    seed: int = 0
-    tensor_parallel_size: int = 1
-    replicas: int = 1
-    device: str = "auto"
-    """`cpu`, `cuda` (any accelerator), or `auto` for what this machine has."""
-    engine: dict[str, Any] = field(default_factory=dict)
-    """More arguments of vLLM's LLM, such as gpu_memory_utilization."""
-    weights: str | None = None
-    """Digest of the model's content, where it is known already; it is read otherwise."""
-    trust_remote_code: bool = False
-    chat_template: dict[str, Any] = field(default_factory=dict)
-    """verl's data.apply_chat_template_kwargs."""
 
 
 def main(options: Options) -> None:
@@ -93,24 +73,12 @@ def main(options: Options) -> None:
     problems = read_problems(options.data)
     order, n, extra = _layout(options, len(problems))
     problems = [problems[place] for place in order]
-    names = ("temperature", "top_p", "top_k", "max_tokens", "seed")
-    settings = Settings(n=n, **{name: getattr(options, name) for name in names})
+    settings = options.settings(n)
     tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code)
     prompts = [render_prompt(tokenizer, p.messages, options.chat_template) for p in problems]
     rows = n * len(problems) + extra
     print(f"rollouts: {rows} samples of {len(problems)} prompts, from {options.model}", flush=True)
-    request = Request(
-        options.model,
-        prompts,
-        settings,
-        files={"data": options.data},
-        trust_remote_code=options.trust_remote_code,
-        tensor_parallel_size=options.tensor_parallel_size,
-        device=options.device,
-        engine=options.engine,
-        weights=options.weights,
-        extra=extra,
-    )
+    request = options.request(prompts, settings, files={"data": options.data}, extra=extra)
     out = Path(options.out)
     parts = complete(request, out, name="rollouts", replicas=options.replicas)
 
