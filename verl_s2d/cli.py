@@ -75,10 +75,11 @@ def _shrink(options: argparse.Namespace) -> str | None:
 
 
 def _refuse_overrides(options: argparse.Namespace) -> None:
-    """Raise UserError for overrides beside a run directory: its record has the overrides of its last run."""
-    if options.changes:
-        remedy = "Give the recipe with its overrides, or the run directory alone."
-        raise UserError("A run directory takes no overrides.", key="run", value=options.changes, remedy=remedy)
+    """Raise UserError for overrides or --shrink beside a run directory: its record has those of its last run."""
+    given = [*options.changes, *(["--shrink"] if options.shrink else [])]
+    if given:
+        remedy = "Give the recipe with them, or the run directory alone."
+        raise UserError("A run directory takes neither overrides nor --shrink.", key="run", value=given, remedy=remedy)
 
 
 def _print_json(value: object) -> None:

@@ -10,10 +10,11 @@ from verl_s2d.sizing.layouts import check_training
 from verl_s2d.stages.prepare.slice_sizes import slice_size
 from verl_s2d.stages.shared.batch_settings import MINI, TRAIN, batch_setting, require_batch_sizes
 from verl_s2d.stages.shared.node_settings import merged_verl
+from verl_s2d.stages.shared.training_stage import TrainingStage
 from verl_s2d.stages.shared.verl_trainer import VerlTrainerStage
 from verl_s2d.stages.warmup.stage import Warmup
 from verl_s2d.verl_settings.overrides import value_of
-from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.graph import Node, canonical_json
 from verl_s2d.workflow.plan import Plan
 
 _MICRO = "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"
@@ -25,15 +26,21 @@ _WARMUP_MICRO = "data.micro_batch_size_per_gpu"
 
 def check_batches(plan: Plan, nodes: Iterable[Node]) -> None:
     """Raise UserError for the first stage whose batch sizes contradict each other, its slice or the cluster."""
+    checked: set[str] = set()
     for node in nodes:
         if isinstance(node.stage, VerlTrainerStage):
             _check_rl(node, slice_size(plan, node))
         elif isinstance(node.stage, Warmup):
             _check_warmup(node, slice_size(plan, node.inputs["rollouts"]))
-        if node.stage.trains and _known_engine(node):
+        if isinstance(node.stage, TrainingStage) and _known_engine(node):
+            # Composing takes a tenth of a second; stages of other rows and seeds differ in paths and steps only.
             longest = plan.recipe.data.prompt_tokens + node.stage.response_tokens(node)
-            training = node.stage.demand(node.stage.composed_settings(node, plan.context), longest)
-            check_training(node.name, training, None, None, plan.context.cluster)
+            layout = canonical_json([node.kind, merged_verl(node), node.settings.get("signal"), longest])
+            if layout not in checked:
+                checked.add(layout)
+                _require_engine(node, plan.context.device)
+                training = node.stage.demand(node.stage.composed_settings(node, plan.context), longest)
+                check_training(node.name, training, None, None, plan.context.cluster)
 
 
 def _check_rl(node: Node, problems: int | None) -> None:
@@ -78,6 +85,18 @@ def _check_warmup(node: Node, prompts: int | None) -> None:
         _require_fits(node, batch, rollouts.stage.sequences(rollouts, prompts), "cached rollouts")
     if value_of(verl, dynamic):
         _refuse_sequences(node, verl, (key,), dynamic)
+
+
+def _require_engine(node: Node, device: str) -> None:
+    """Raise UserError for Megatron's engine on a CPU, which verl does not have."""
+    key = "model_engine" if isinstance(node.stage, VerlTrainerStage) else "engine"
+    if device == "cpu" and value_of(merged_verl(node), key) == "megatron":
+        raise UserError(
+            f"{node.name}: verl's Megatron engine needs accelerators.",
+            key=key,
+            value="megatron",
+            remedy="Set cluster.device: cuda, leave the key out for FSDP2, or try the recipe on a CPU with --shrink.",
+        )
 
 
 def _known_engine(node: Node) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from verl_s2d.errors import UserError
 from verl_s2d.sizing.layouts import check_layout
 from verl_s2d.sizing.model_shapes import Models
+from verl_s2d.stages.shared.training_stage import TrainingStage
 from verl_s2d.workflow import attempts
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.plan import Plan
@@ -23,7 +24,7 @@ class CompositionProbe(Probe):
 
     def __init__(self, plan: Plan, nodes: Iterable[Node], environment: Mapping[str, str]):
         self._plan = plan
-        self._nodes = {node.label: node for node in nodes if node.stage.trains}
+        self._nodes = {node.label: node for node in nodes if isinstance(node.stage, TrainingStage)}
         question = []
         for label, node in self._nodes.items():
             attempt = attempts.count(plan.context.directory(node)) + 1

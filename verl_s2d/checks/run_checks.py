@@ -8,6 +8,7 @@ from verl_s2d.checks.disk_space import check_disk
 from verl_s2d.checks.packages import check_packages
 from verl_s2d.checks.registration import RegistrationProbe
 from verl_s2d.errors import UserError
+from verl_s2d.stages.shared.training_stage import TrainingStage
 from verl_s2d.stages.shared.verl_trainer import VerlTrainerStage
 from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.progress import Progress
@@ -30,7 +31,7 @@ class RunChecks:
     def __call__(self, final: bool) -> None:
         self._tell(check_plan(self._plan))
         missing, environment = self._plan.missing(), stage_environment(self._plan.context.device)
-        if self._composition is None and any(node.stage.trains for node in missing):
+        if self._composition is None and any(isinstance(node.stage, TrainingStage) for node in missing):
             self._composition = CompositionProbe(self._plan, missing, environment)
         if self._registration is None and any(isinstance(node.stage, VerlTrainerStage) for node in missing):
             self._registration = RegistrationProbe(environment)

@@ -20,7 +20,7 @@ def composed(configuration: Configuration, overrides: Iterable[str] = ()) -> Map
     """Compose a configuration with overrides, `key=value` each, and resolve it.
 
     Raises:
-        UserError: hydra rejects an override, or verl is not installed.
+        UserError: hydra rejects an override, with its reason; or verl is not installed.
     """
     # hydra's own output directory is not a setting of verl's and is defined on its command line only.
     return _composed(configuration, tuple(text for text in overrides if not text.startswith("hydra.")))

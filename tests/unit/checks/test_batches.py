@@ -9,6 +9,7 @@ from verl_s2d.checks.batch_sizes import check_batches
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.stages.planning import make_plan
+from verl_s2d.stages.shared.training_stage import TrainingStage
 
 GOOD = settings()["stages"]["opd"]["verl"] | FIXED_MICRO_BATCHES
 MEGATRON = {"model_engine": "megatron", "actor_rollout_ref.actor.megatron.tensor_model_parallel_size": 2}
@@ -88,3 +89,29 @@ def test_batches_that_workers_with_parallel_models_would_reject(tmp_path, verl, 
     with pytest.raises(UserError) as refused:
         check_batches(plan, [node for node in plan.order if node.kind == "opd"])
     assert key in refused.value.key and all(word in str(refused.value) for word in words), refused.value
+
+
+def test_megatron_on_a_cpu_is_refused_with_the_ways_out(tmp_path):
+    recipe = write_project(tmp_path, stages__opd__verl={**GOOD, **MEGATRON, **SCORES})
+    plan = make_plan(load_recipe(recipe), run_dir=tmp_path / "run", rows=["half-split"])
+    with pytest.raises(UserError) as refused:
+        check_batches(plan, plan.order)
+    assert refused.value.key == "model_engine" and "--shrink" in refused.value.remedy
+
+
+def test_what_hydra_rejects_names_the_stage(tmp_path):
+    recipe = write_project(tmp_path, stages__warmup__verl={"data.train_batch_size": 4, "engine.no_such_key": 1})
+    plan = make_plan(load_recipe(recipe), run_dir=tmp_path / "run", rows=["half-split"])
+    with pytest.raises(UserError, match=r"warmup-1h: .*no_such_key"):
+        check_batches(plan, plan.order)
+
+
+def test_stages_of_other_seeds_are_not_composed_again(tmp_path, monkeypatch):
+    composed, compose = [], TrainingStage.composed_settings
+    monkeypatch.setattr(
+        TrainingStage, "composed_settings", lambda self, *of: composed.append(self.kind) or compose(self, *of)
+    )
+    recipe = load_recipe(write_project(tmp_path))
+    plan = make_plan(recipe, run_dir=tmp_path / "run", rows=["half-split"], seeds=[0, 1, 2])
+    check_batches(plan, plan.order)
+    assert sorted(composed) == ["grpo", "opd", "warmup"], "stages 1 and 3 of this recipe have equal settings"

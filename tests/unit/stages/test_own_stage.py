@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support.workflow.project import FakeStages, write_project
+from verl_s2d.checks.run_checks import RunChecks
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.report.inputs import finished_rows
 from verl_s2d.stages.planning import make_plan
@@ -18,7 +21,11 @@ from verl_s2d.workflow.stage import Command, Stage, model_location, require_expo
 
 class Copied(Stage):
     kind = "copied"
+    trains = {trains}
     consumes = ("updates",)
+
+    def needs_ray(self, context):
+        return False
 
     def command(self, node, context, attempt):
         source, target = model_location(node, "model", context), str(context.directory(node) / "model")
@@ -42,12 +49,14 @@ def copied_student(b):
 """
 
 
-def test_a_row_with_a_stage_of_its_own_is_planned_run_and_reported(tmp_path):
-    (tmp_path / "mine.py").write_text(FILE)
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_row_with_a_stage_of_its_own_is_planned_checked_run_and_reported(tmp_path, trains):
+    (tmp_path / "mine.py").write_text(FILE.replace("{trains}", str(trains)))
     recipe = write_project(tmp_path, rows=["cold-student", "mine.py:copied_student"])
     plan = make_plan(load_recipe(recipe), run_dir=tmp_path / "run")
     launcher = FakeStages()
-    assert run_plan(plan, PlainProgress(), launcher=launcher) == []
+    with RunChecks(plan, PlainProgress()) as check:
+        assert run_plan(plan, PlainProgress(), launcher=launcher, check=check) == []
     node = next(node for node in plan.order if node.kind == "copied")
     assert read_manifest(plan.context.directory(node))["ledger"]["updates"] == 7
     rows = {row.name: row for row in finished_rows(plan)}

@@ -40,6 +40,8 @@ def small_verl(keys: Mapping[str, Any], device: str) -> dict[str, Any]:
 
 def _small(name: str, value: Any, batch: int | None) -> Any:
     """Return the value of the key whose last part is `name`; batch: prompts of the full batch."""
+    if name in ("train_batch_size", "ppo_mini_batch_size") and not isinstance(value, int):
+        return value  # an interpolation
     if name == "train_batch_size":
         return min(BATCH, value)
     if name == "ppo_mini_batch_size":

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from verl_s2d.errors import UserError
 from verl_s2d.recipe.schema import Cluster
 from verl_s2d.stages.shared.best_checkpoint import hand_off_best
 from verl_s2d.stages.shared.budget import last_step
@@ -24,12 +25,12 @@ from verl_s2d.workflow.watch import early_stop
 from verl_s2d.workflow.watch.metric_logs import read_metrics
 
 SLICE = "Choose the data under `data:`; which slice a stage reads follows from the row."
-MODEL = "Set `student:` or `teacher:`; which model a stage starts from follows from the row."
+MODEL = "Set `models:`, or `student:` and `teacher:`; which model a stage starts from follows from the row."
 STEPS = "Set `steps:` of the stage."
 STAGE = "Leave it out: every stage keeps its checkpoints in its own directory, and resumes from them."
 SEED = "Set `seeds:` of the recipe."
 CLUSTER = "Set it under `cluster:`."
-TRUST = "Set `trust_remote_code: true` under `student:` or `teacher:`, whose code it is."
+TRUST = "Set `trust_remote_code: true` of the model under `models:`, `student:` or `teacher:`, whose code it is."
 _RESERVED = {
     "trainer.total_training_steps": STEPS,
     "trainer.default_local_dir": STAGE,
@@ -63,7 +64,10 @@ class TrainingStage(Stage):
         Raises:
             UserError: hydra rejects an override.
         """
-        return composed(self.configuration, self.command(node, context, 1).argv[3:])
+        try:
+            return composed(self.configuration, self.command(node, context, 1).argv[3:])
+        except UserError as error:
+            raise UserError(f"{node.name}: {error.problem}", key=error.key, remedy=error.remedy) from error
 
     @abstractmethod
     def demand(self, settings: Mapping[str, Any], longest: int) -> Training:
