@@ -74,7 +74,10 @@ def training_cost(
         scored = own if training.scoring is not None else 0
         # A reference policy has the shape of the policy.
         asked = frozen or ([shape] if training.reference_scoring is not None else [])
-        passes = whole * (3 * own * training.epochs + scored + sum(forward_flops(s, training.longest) for s in asked))
+        forward = sum(forward_flops(model, training.longest) for model in asked)
+        # TIP compares every token of a mini-batch before its update.
+        measuring = own + forward if (node.settings.get("signal") or {}).get("keep_tokens") is not None else 0
+        passes = whole * (3 * own * training.epochs + scored + forward + measuring)
         sampling = whole * own if sampled else 0
     return Cost(
         sampled_tokens=tokens if sampled else 0,
