@@ -252,7 +252,7 @@ main(options)
     environment = {**clean, MARKER: marker, "PYTHONPATH": str(ROOT)}
     environment |= {"RAY_ADDRESS": cluster.address} if joined else {}
     before = set(marked_processes(OWN_MARKER))
-    driver = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=tmp_path)
+    driver = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT)
     try:
         deadline = time.monotonic() + 120
         while len(started(tmp_path)) < 2 or not list((tmp_path / "out").glob(f"{PARTS}/part-*")):
