@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -65,6 +66,25 @@ def validated(kind: type[T], data: Any, *, key: str = "", context: Any = None, s
         return TypeAdapter(kind).validate_python(data, context=context, strict=strict)
     except ValidationError as error:
         raise _refused(error, data, key) from None
+
+
+def json_values(values: dict[str, Any]) -> dict[str, Any]:
+    """Validate a mapping whose values cross a command line: refuse what JSON does not have, such as NaN.
+
+    Raises:
+        Refused: a value that would not keep its type.
+    """
+    for key, value in values.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise Refused(
+                "The value cannot be written on a command line.",
+                key=key,
+                value=value,
+                remedy="Use text, finite numbers, true, false, null, lists and mappings.",
+            ) from None
+    return values
 
 
 def suggestion(word: Any, known: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from verl_s2d.validation import validated
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """Read `1e-3` as a number (in yaml 1.1 it is text), and refuse a key given twice."""
+    """Read `1e-3` as a number (in yaml 1.1 it is text) and dates as text, and refuse a key given twice."""
 
     def __init__(self, stream: str):
         super().__init__(stream)
@@ -49,6 +49,11 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in forms if tag != "tag:yaml.org,2002:timestamp"]
+    for first, forms in _Loader.yaml_implicit_resolvers.items()
+}
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = (), *, shrink: str | None = None) -> Recipe:

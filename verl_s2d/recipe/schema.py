@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
 
 from verl_s2d.recipe.alarm_settings import Alarms
 from verl_s2d.recipe.matched import Matched, check_matched
@@ -15,7 +15,7 @@ from verl_s2d.recipe.pass_at_k import check_pass_at
 from verl_s2d.recipe.rows import DEFAULT_ROWS, FILE_NAME, ROWS, Row, check_rows, own_rows, roles_of, row_name
 from verl_s2d.recipe.source import DataScript, ModelSource
 from verl_s2d.recipe.stage_settings import NonNegative, Positive, Sampler, Stages
-from verl_s2d.validation import Refused, Section, validated
+from verl_s2d.validation import Refused, Section, json_values, validated
 
 
 class Data(Section):
@@ -31,11 +31,24 @@ class Data(Section):
     evaluated on. The ledger counts their labels and verifier calls too."""
     labels: Annotated[int, Field(ge=2)] | None = None
     """Number of labelled training problems used; null for all."""
-    chat_template: dict[str, Any] = {}
+    chat_template: Annotated[dict[str, Any], AfterValidator(json_values)] = {}
     """Arguments of the tokenizer's chat template, for example {enable_thinking: false}; the same in every stage."""
     expected: dict[str, int] = {}
     """Number of problems a source is expected to write, {train: 16142, math500: 500}: for the costs in `plan` until it
     has run."""
+
+    @field_validator("chat_template")
+    @classmethod
+    def _names(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for name, value in options.items():
+            if not name.isidentifier():
+                raise Refused(
+                    "A template cannot read an option of this name.",
+                    key=name,
+                    value=value,
+                    remedy="Use letters, digits and _, as in the template.",
+                )
+        return options
 
     @model_validator(mode="after")
     def _one_origin(self) -> Data:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
-from verl_s2d.validation import Refused, Section
+from verl_s2d.validation import Refused, Section, json_values
+
+Args = Annotated[dict[str, Any], AfterValidator(json_values)]
+"""Arguments that reach another process with their types."""
 
 
 class DataScript(Section):
     """A Python file beside the recipe, run as `script --out DIR key=value ...`."""
 
     script: str
-    args: dict[str, Any] = {}
+    args: Args = {}
     """The script's key=value arguments. The value "{seed}" stands for the seed of the row being built."""
     uses: list[str] = []
     """Other files the script reads or imports: a change in them rebuilds its output."""
@@ -32,7 +35,7 @@ class ModelSource(Section):
     config: str | None = None
     """A config.json with the shape of a hub model, for `plan` where the hub cannot be reached."""
     script: str | None = None
-    args: dict[str, Any] = {}
+    args: Args = {}
     uses: list[str] = []
     """script, args, uses: as of a DataScript."""
     trust_remote_code: bool = False

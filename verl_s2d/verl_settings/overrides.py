@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Mapping
 from importlib import resources
@@ -11,7 +10,11 @@ from typing import Any
 
 import yaml
 
-_PLAIN = re.compile(r"[A-Za-z_/][\w/.:@%+-]*")
+from verl_s2d.errors import UserError
+
+_PLAIN = re.compile(r"[A-Za-z_/][\w/.:@%+-]*", re.ASCII)
+_INTERPOLATION = re.compile(r"(\\*)\$\{")
+_NAME = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)
 _RESERVED_WORDS = {"null", "true", "false", "none", "nan", "inf", "yes", "no", "on", "off"}
 
 _OPERATIONAL = (
@@ -123,7 +126,13 @@ def value_of(overrides: Mapping[str, Any], key: str, default: Any = None) -> Any
 
 
 def hydra_value(value: Any) -> str:
-    """Write a Python value in hydra's command-line grammar; text that hydra would read as another type is quoted."""
+    """Write a Python value in hydra's command-line grammar; text that hydra would read as another type is quoted.
+
+    Interpolations stay what they are.
+
+    Raises:
+        UserError: a key inside the value that hydra's grammar has no spelling for.
+    """
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -131,7 +140,7 @@ def hydra_value(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{k}:{hydra_value(v)}" for k, v in value.items()) + "}"
+        return "{" + ",".join(f"{_key(k)}:{hydra_value(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(hydra_value(v) for v in value) + "]"
     text = str(value)
@@ -143,15 +152,29 @@ def hydra_value(value: Any) -> str:
     return "'" + escaped + "\\" * trailing + "'"
 
 
+def without_interpolation(value: Any) -> Any:
+    """Escape what OmegaConf would replace in the text of a value, so that it arrives as it is."""
+    if isinstance(value, Mapping):
+        return {key: without_interpolation(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_interpolation(v) for v in value]
+    return _INTERPOLATION.sub(lambda m: m.group(1) * 2 + "\\${", value) if isinstance(value, str) else value
+
+
+def _key(key: Any) -> str:
+    """Write a key of a mapping, which hydra takes unquoted only."""
+    if isinstance(key, int) and not isinstance(key, bool):
+        return repr(key)
+    if isinstance(key, str) and _NAME.fullmatch(key) and key.lower() not in _RESERVED_WORDS:
+        return key
+    raise UserError(
+        "verl's command line cannot carry a key of this form inside a value.",
+        key="verl",
+        value=key,
+        remedy="Use letters, digits, _ and - in the names of keys, and a letter first.",
+    )
+
+
 def hydra_arguments(overrides: Mapping[str, Any]) -> list[str]:
     """Write one command-line argument per override."""
     return [key if key.startswith("~") else f"{key}={hydra_value(value)}" for key, value in overrides.items()]
-
-
-def plain_arguments(arguments: Mapping[str, Any]) -> list[str]:
-    """Write key=value arguments for this project's modules and recipe scripts; None is left out."""
-
-    def text(value: Any) -> str:
-        return value if isinstance(value, str) else json.dumps(value)
-
-    return [f"{key}={text(value)}" for key, value in arguments.items() if value is not None]

@@ -7,9 +7,11 @@ import json
 import pytest
 
 from tests.support.workflow.project import FIXED_MICRO_BATCHES, settings, write_project, write_scripts
+from verl_s2d import arguments
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.recipe.rows import ROWS
+from verl_s2d.stages.evaluate.sample_and_score import Options as EvaluationOptions
 from verl_s2d.stages.planning import make_plan
 from verl_s2d.workflow.graph import ancestors, build_order
 
@@ -338,8 +340,8 @@ def test_a_verifiers_options_reach_training_and_evaluation(tmp_path):
     plan = plan_of(tmp_path, rows=["direct-grpo"], verifier=chosen)
     argv = command(plan, "student-rl-all").argv[3:]
     assert json.loads(parsed(argv)["+reward.custom_reward_function.reward_kwargs.verifier"]) == chosen
-    evaluated = dict(a.split("=", 1) for a in command(plan, "evaluate-direct-grpo").argv[3:])
-    assert json.loads(evaluated["verifier"]) == chosen
+    evaluated = arguments.parse(command(plan, "evaluate-direct-grpo").argv[3:], EvaluationOptions)
+    assert json.loads(evaluated.verifier) == chosen
 
 
 def test_hydra_reads_the_arguments_as_they_were_meant(tmp_path):

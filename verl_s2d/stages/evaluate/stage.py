@@ -6,10 +6,10 @@ import json
 import sys
 from pathlib import Path
 
+from verl_s2d.arguments import plain_arguments
 from verl_s2d.stages.prepare.stage import evaluation_files
 from verl_s2d.stages.shared.node_settings import verifier_argument
 from verl_s2d.stages.shared.sampling_stage import SamplingStage
-from verl_s2d.verl_settings.overrides import plain_arguments
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.stage import Command, Context, metrics_file

@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from verl_s2d.arguments import plain_arguments
 from verl_s2d.data.weights import safetensors_names
-from verl_s2d.verl_settings.overrides import plain_arguments
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
 

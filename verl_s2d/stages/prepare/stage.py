@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from verl_s2d.verl_settings.overrides import plain_arguments
+from verl_s2d.arguments import plain_arguments
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.stage import Command, Context, Stage, require_export

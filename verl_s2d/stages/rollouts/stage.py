@@ -6,8 +6,8 @@ import json
 import sys
 from pathlib import Path
 
+from verl_s2d.arguments import plain_arguments
 from verl_s2d.stages.shared.sampling_stage import SamplingStage
-from verl_s2d.verl_settings.overrides import plain_arguments
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.ledger import Ledger, empty_ledger

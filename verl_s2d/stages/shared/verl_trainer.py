@@ -13,7 +13,7 @@ from verl_s2d.stages.shared.budget import left, steps_to_ask_for
 from verl_s2d.stages.shared.node_settings import merged_verl
 from verl_s2d.stages.shared.training_stage import MODEL, SEED, SLICE, STAGE, STEPS, TRUST, TrainingStage
 from verl_s2d.verl_settings.composed import RL
-from verl_s2d.verl_settings.overrides import hydra_arguments, merge, value_of
+from verl_s2d.verl_settings.overrides import hydra_arguments, merge, value_of, without_interpolation
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.hosts.ray_places import RL_CPUS_PER_WORKER, Demand, default_storage_units
 from verl_s2d.workflow.stage import Command, Context, metrics_file
@@ -74,7 +74,10 @@ class VerlTrainerStage(TrainingStage):
             "data.val_files": data,
             "data.max_prompt_length": settings["prompt_tokens"],
             "data.max_response_length": settings["response_tokens"],
-            **{f"+data.apply_chat_template_kwargs.{name}": v for name, v in settings["chat_template"].items()},
+            **{
+                f"+data.apply_chat_template_kwargs.{name}": without_interpolation(value)
+                for name, value in settings["chat_template"].items()
+            },
             "data.seed": settings["seed"],
             "actor_rollout_ref.actor.data_loader_seed": settings["seed"],
             "actor_rollout_ref.rollout.seed": settings["seed"],
