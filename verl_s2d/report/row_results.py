@@ -9,7 +9,7 @@ from typing import Any
 
 from verl_s2d.stages.evaluate.statistics import mean_and_stderr, paired_bootstrap, t_interval
 
-LEDGER_NUMBERS = ("verifier_calls", "sampled_tokens", "teacher_scored_tokens", "updates", "seconds")
+LEDGER_NUMBERS = ("verifier_calls", "unsettled_calls", "sampled_tokens", "teacher_scored_tokens", "updates", "seconds")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class RowResult:
 
     Attributes:
         result: content of its evaluation's result.json.
-        ledger: labels_read (problem ids), verifier_calls, sampled_tokens, teacher_scored_tokens, updates, seconds.
+        ledger: labels_read (problem ids), verifier_calls, unsettled_calls, sampled_tokens, teacher_scored_tokens,
+            updates, seconds.
         stages: the stages it is built from, inputs before users, each with kind, name (which may end in "(seed N)"),
             digest, seconds and updates; if known attempts, began and ended (epoch seconds), versions (package ->
             version), curves (`curves.curves_of`) and alarms (step, text).
@@ -45,7 +46,7 @@ class RowResult:
 
 def summarise_row(name: str, members: Sequence[RowResult], sets: Sequence[str]) -> dict[str, Any]:
     """Average a row over its seeds: accuracy on every set (None without results) and ledger."""
-    ledger: dict[str, Any] = {key: fmean(row.ledger[key] for row in members) for key in LEDGER_NUMBERS}
+    ledger: dict[str, Any] = {key: fmean(row.ledger.get(key, 0) for row in members) for key in LEDGER_NUMBERS}
     return {
         "name": name,
         "seeds": [row.seed for row in members],

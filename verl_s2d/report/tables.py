@@ -16,8 +16,17 @@ def rows_table(data: Mapping[str, Any]) -> Table:
     for name in data["sets"]:
         kinds = [f"avg@{samples}", *(["published"] if name in published else [])]
         columns += [Column(f"{kind} {name}" if len(data["sets"]) > 1 else kind) for kind in kinds]
-    ledger = ("labels", "verifier calls", "sampled tokens", "teacher-scored tokens", "updates", "minutes")
-    columns += map(Column, ledger)
+    ledger = {
+        "labels_read": "labels",
+        "verifier_calls": "verifier calls",
+        "unsettled_calls": "without a verdict",
+        "sampled_tokens": "sampled tokens",
+        "teacher_scored_tokens": "teacher-scored tokens",
+        "updates": "updates",
+    }
+    if not any(row["ledger"]["unsettled_calls"] for row in data["rows"]):
+        del ledger["unsettled_calls"]
+    columns += map(Column, (*ledger.values(), "minutes"))
     lines = []
     for row in data["rows"]:
         line = [row["name"]]
@@ -25,8 +34,7 @@ def rows_table(data: Mapping[str, Any]) -> Table:
             line.append(_accuracy(row["sets"][name]))
             if name in published:
                 line.append(f"{row['published'][name]:.1f}" if name in row["published"] else MISSING)
-        counts = ("labels_read", "verifier_calls", "sampled_tokens", "teacher_scored_tokens", "updates")
-        line += [f"{row['ledger'][key]:,.0f}" for key in counts]
+        line += [f"{row['ledger'][key]:,.0f}" for key in ledger]
         lines.append([*line, f"{row['ledger']['seconds'] / 60:.1f}"])
     return Table(_rows_caption(data, bool(published)), columns, lines)
 

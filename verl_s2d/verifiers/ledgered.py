@@ -20,6 +20,7 @@ from typing import Any
 
 from verl_s2d.errors import UserError
 from verl_s2d.verifiers.registry import Score, resolve
+from verl_s2d.verifiers.unsettled import collect_unsettled
 
 
 def compute_score(
@@ -34,10 +35,11 @@ def compute_score(
 ) -> Score:
     """Score a response after recording the call in <ledger_dir>/<host>-<pid>.jsonl as {"id": problem id}.
 
-    The call is recorded first, because the label counts as read even if the verifier then fails.
+    The call is recorded first, because the label counts as read even if the verifier then fails. A call that ends
+    without a verdict is recorded again as {"unsettled": reason, "problem": problem id}.
 
     Raises:
-        UserError: the verifier is unknown or the problem has no id.
+        UserError: the verifier is unknown, the problem has no id, or the result is no finite number.
     """
     score = resolve(verifier)
     problem = (extra_info or {}).get("index")
@@ -47,12 +49,22 @@ def compute_score(
             key="extra_info.index",
             remedy="Give every problem an id in extra_info.index.",
         )
-    line = json.dumps({"id": str(problem)}) + "\n"
-    os.write(_descriptor(ledger_dir, os.getpid()), line.encode())
-    result = score(
-        data_source=data_source, solution_str=solution_str, ground_truth=ground_truth, extra_info=extra_info, **kwargs
-    )
+    _write(ledger_dir, {"id": str(problem)})
+    with collect_unsettled() as unsettled:
+        result = score(
+            data_source=data_source,
+            solution_str=solution_str,
+            ground_truth=ground_truth,
+            extra_info=extra_info,
+            **kwargs,
+        )
+    if unsettled:
+        _write(ledger_dir, {"unsettled": unsettled[0], "problem": str(problem)})
     return result if isinstance(result, dict) else float(result)
+
+
+def _write(ledger_dir: str, entry: Mapping[str, str]) -> None:
+    os.write(_descriptor(ledger_dir, os.getpid()), json.dumps(entry).encode() + b"\n")
 
 
 @cache

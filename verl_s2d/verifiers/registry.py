@@ -7,6 +7,7 @@ import functools
 import importlib
 import inspect
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,6 +17,8 @@ from verl_s2d.errors import UserError
 
 Score = float | Mapping[str, Any]
 Verifier = Callable[..., Score]
+
+_RETURN_A_SCORE = "Return a finite number, or a mapping with `score`, for any response; 0 when it has no answer."
 
 VERIFIERS = {
     "math": "verl_s2d.verifiers.math.mathematics:compute_score",
@@ -31,7 +34,8 @@ A module may define `check(**options)`, which raises UserError unless the verifi
 def resolve(verifier: str | Mapping[str, Any]) -> Verifier:
     """Resolve a verifier's name, `file.py:function`, or either with options: {name: math, form: boxed}.
 
-    The mapping may also be JSON text, for command lines. Options become keyword arguments of calls.
+    The mapping may also be JSON text, for command lines. Options become keyword arguments of calls. A call of a
+    recipe's own function raises UserError for a result that is no score: see `require_score`.
 
     Raises:
         UserError: the name is unknown, a file or function does not load, or options have no name.
@@ -66,8 +70,7 @@ def check(verifier: str | Mapping[str, Any], problem: Mapping[str, Any] | None =
     if problem is None:
         return
     try:
-        result = score(solution_str=response, **problem)
-        float(result["score"] if isinstance(result, Mapping) else result)
+        score(solution_str=response, **problem)
     except UserError:
         raise
     except Exception as error:
@@ -75,8 +78,32 @@ def check(verifier: str | Mapping[str, Any], problem: Mapping[str, Any] | None =
             f"The verifier fails on the response {response!r}: {type(error).__name__}: {error}",
             key="verifier",
             value=name,
-            remedy="Return a number, or a mapping with `score`, for any response; 0 when it has no answer.",
+            remedy=_RETURN_A_SCORE,
         ) from error
+
+
+def require_score(result: Any, verifier: str) -> Score:
+    """Return a verifier's result.
+
+    Raises:
+        UserError: `score` (or the result itself), or `acc` where there is one, is not a finite number.
+    """
+    values = [result]
+    if isinstance(result, Mapping):
+        values = [result.get("score"), *([result["acc"]] if "acc" in result else [])]
+    for value in values:
+        try:
+            finite = not isinstance(value, str) and math.isfinite(value)
+        except (TypeError, ValueError, OverflowError):
+            finite = False
+        if not finite:
+            raise UserError(
+                f"The verifier returned {result!r}, which is no score.",
+                key="verifier",
+                value=verifier,
+                remedy=_RETURN_A_SCORE,
+            )
+    return result
 
 
 def _name_and_options(verifier: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -118,14 +145,15 @@ def _by_name(name: str) -> Verifier:
             remedy=f"Use one of {', '.join(sorted(VERIFIERS))}, or file.py:function.",
         )
     found = user_code.load(name, what="verifier", key="verifier")
-    return _blocking(found) if inspect.iscoroutinefunction(found) else found
+    return _checked(found, name)
 
 
-def _blocking(verifier: Callable[..., Any]) -> Verifier:
-    """Wrap a coroutine function, which verl allows as a reward function, for callers without an event loop."""
+def _checked(verifier: Callable[..., Any], name: str) -> Verifier:
+    """Wrap a recipe's own function: its results are checked, and a coroutine function, as verl allows, is run."""
 
     @functools.wraps(verifier)
     def call(*args: Any, **kwargs: Any) -> Score:
-        return asyncio.run(verifier(*args, **kwargs))
+        result = verifier(*args, **kwargs)
+        return require_score(asyncio.run(result) if inspect.iscoroutine(result) else result, name)
 
     return call

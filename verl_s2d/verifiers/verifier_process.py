@@ -1,6 +1,6 @@
 r"""Compare answers in a separate process, which imports math-verify once and forks a child that may die.
 
-    python -P -s -S -c "..." (see process_pool.py)  requests on stdin, replies on stdout, one JSON object per line
+    python -P -s -S -c "..." (see process_client.py)  requests on stdin, replies on stdout, one JSON object per line
 
     {"id": 7, "truth": TeX, "answer": TeX, "seconds": 2.0}  ->  {"id": 7, "equal": true}
                                                                {"id": 7, "raised": "MemoryError"}

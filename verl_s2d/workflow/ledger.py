@@ -1,4 +1,7 @@
-"""Keep the ledger of a stage: labels read, verifier calls, tokens, updates, seconds. A ledger is a plain JSON dict."""
+"""Keep the ledger of a stage: labels read, verifier calls (of these without a verdict), tokens, updates, seconds.
+
+A ledger is a plain JSON dict.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 Ledger = dict[str, Any]
-_SUMMED = ("verifier_calls", "sampled_tokens", "teacher_scored_tokens", "updates", "seconds")
+_SUMMED = ("verifier_calls", "unsettled_calls", "sampled_tokens", "teacher_scored_tokens", "updates", "seconds")
+
+UNSETTLED = b'{"unsettled": '
+"""Beginning of a line of a call without a verdict."""
 
 
 def empty_ledger(seconds: float = 0.0) -> Ledger:
@@ -16,6 +22,7 @@ def empty_ledger(seconds: float = 0.0) -> Ledger:
     return {
         "labels_read": [],
         "verifier_calls": 0,
+        "unsettled_calls": 0,
         "sampled_tokens": 0,
         "teacher_scored_tokens": 0,
         "updates": 0,
@@ -29,7 +36,8 @@ def add_ledgers(ledgers: Iterable[Mapping[str, Any]]) -> Ledger:
     for ledger in ledgers:
         labels.update(ledger["labels_read"])
         for key in _SUMMED:
-            total[key] += ledger[key]
+            # Ledgers of earlier versions have fewer items.
+            total[key] += ledger.get(key, 0)
     total["labels_read"] = sorted(labels)
     total["seconds"] = round(total["seconds"], 3)
     return total
@@ -40,22 +48,26 @@ def amount(ledger: Mapping[str, Any], item: str) -> int:
     return len(ledger["labels_read"]) if item == "labels" else ledger[item]
 
 
-def verifier_calls(directory: Path) -> tuple[list[str], int]:
-    """Count verifier calls in <stage>/verifier/*.jsonl, one line {"id": ...} per call: (ids of problems read, calls).
+def verifier_calls(directory: Path) -> Ledger:
+    """Count verifier calls in <stage>/verifier/*.jsonl: `labels_read`, `verifier_calls`, `unsettled_calls`.
 
-    A line cut short by a kill counts as a call without an id; the repeated step reads the same label again.
+    A call writes the line {"id": ...}, and another one {"unsettled": problem} if it ended without a verdict. A line cut
+    short by a kill counts as a call without an id; the repeated step reads the same label again.
     """
-    labels, calls = set(), 0
+    labels, calls, unsettled = set(), 0, 0
     for path in sorted((directory / "verifier").glob("*.jsonl")):
         for line in path.read_bytes().splitlines():
             if not line.strip():
+                continue
+            if line.startswith(UNSETTLED):
+                unsettled += 1
                 continue
             calls += 1
             try:
                 labels.add(str(json.loads(line)["id"]))
             except (ValueError, KeyError, TypeError):
                 continue
-    return sorted(labels), calls
+    return {"labels_read": sorted(labels), "verifier_calls": calls, "unsettled_calls": unsettled}
 
 
 def sum_over_steps(

@@ -69,13 +69,14 @@ def test_what_counts_as_right(score, right):
     assert is_correct(score) is right
 
 
-def test_one_seed(tmp_path):
+@pytest.mark.parametrize("unsettled", [{}, {"unsettled_calls": 3}])
+def test_one_seed(tmp_path, unsettled):
     shared = stage("teacher-rl", "aaaa", critic__score__mean=[0.1, 0.2])
     own = stage("opd", "bbbb", "opd", s2d__reverse_kl=[0.5, 0.4], response_length__mean=[4, 4])
     rows = [
         RowResult("cold", 0, result(0, 1, 2), ledger()),
         RowResult("bridge", 0, result(2, 3, 4), ledger(["a", "b"], updates=4, seconds=90.0), [shared, own]),
-        RowResult("full", 0, result(2, 3, 4), ledger(["a"], verifier_calls=1234), [shared]),
+        RowResult("full", 0, result(2, 3, 4), ledger(["a"], verifier_calls=1234, **unsettled), [shared]),
     ]
     report = build_report(rows, Facts("mine", {"student": "a/b"}, "verl-s2d run mine.yaml"))
     report.write(tmp_path)
@@ -91,7 +92,10 @@ def test_one_seed(tmp_path):
     assert first["interval"] == [0.5, 0.5] and last["mean"] == 0.0
 
     text = (tmp_path / "report.md").read_text()
-    assert "| bridge | 75.0 +- 14.4 | 2 | 0 | 0 | 0 | 4 | 1.5 |" in text
+    if unsettled:
+        assert "| without a verdict |" in text and "| full | 75.0 +- 14.4 | 1 | 1,234 | 3 | 0 |" in text
+    else:
+        assert "| bridge | 75.0 +- 14.4 | 2 | 0 | 0 | 0 | 4 | 1.5 |" in text
     assert "| bridge - cold | +50.0 | +50.0 to +50.0 |" in text
     assert "| teacher-rl | 1.00 | 50.0 % | 2 | grpo | aaaa | bridge, full |" in text
     assert "- recipe: mine\n- student: a/b\n" in text and "- repeat: verl-s2d run mine.yaml" in text

@@ -14,6 +14,7 @@ import pytest
 from tests.support import tiny
 from verl_s2d.errors import UserError
 from verl_s2d.verifiers.ledgered import compute_score
+from verl_s2d.workflow.ledger import verifier_calls
 
 SUMS = f"{Path(tiny.__file__)}:score_sum"
 
@@ -105,3 +106,16 @@ def test_called_by_verls_reward_manager(tmp_path):
 
     assert asyncio.run(score()) == {"reward_score": 1.0, "reward_extra_info": {"acc": 1.0}}
     assert entries(tmp_path / "ledger") == ["p5"]
+
+
+def test_a_call_without_a_verdict_is_counted(tmp_path):
+    (tmp_path / "v.py").write_text(
+        "from verl_s2d.verifiers.unsettled import report_unsettled\n"
+        "def score(solution_str, **_):\n"
+        "    if solution_str == 'slow':\n"
+        "        report_unsettled('it took too long')\n"
+        "    return 0.0\n"
+    )
+    for response in ("slow", "fast"):
+        call(1, tmp_path / "stage" / "verifier", response, verifier=f"{tmp_path}/v.py:score")
+    assert verifier_calls(tmp_path / "stage") == {"labels_read": ["p1"], "verifier_calls": 2, "unsettled_calls": 1}

@@ -21,9 +21,12 @@ from tests.support.paths import ROOT
 pytest.importorskip("math_verify")
 from tests.support.verifiers.fuzz import Fuzz, fuzz
 from tests.support.verifiers.hostile_latex import KINDS, TOKENS, TRUTHS, boxed
+from verl_s2d.errors import UserError
+from verl_s2d.verifiers import process_client
 from verl_s2d.verifiers import process_pool as pools
 from verl_s2d.verifiers.math.answer_limits import is_too_complex
 from verl_s2d.verifiers.math.mathematics import Options, Verdict, judge
+from verl_s2d.verifiers.unsettled import collect_unsettled
 from verl_s2d.verifiers.verifier_process import MEGABYTES
 
 BOMB = r"\binom{10000000000}{5000000000}"
@@ -142,13 +145,61 @@ def test_killed_while_idle(pool):
     assert pool.compare("5", "5", 10.0) == "equal"
 
 
-def test_a_child_that_waits_is_replaced(pool):
+@pytest.mark.parametrize("victims", ["child", "parent and child"])
+def test_a_process_that_is_stopped_is_replaced(pool, victims, monkeypatch):
     assert pool.compare("5", "5", 10.0) == "equal"
     (parent,) = pool.pids()
     (child,) = children(parent)
+    monkeypatch.setattr(process_client, "_WALL_SECONDS", 3.0)
+    monkeypatch.setattr(process_client, "_WALL_FACTOR", 0)
+    monkeypatch.setattr(process_client, "_GRACE_SECONDS", 0.5)
+    for pid in [child] if victims == "child" else [parent, child]:
+        os.kill(pid, signal.SIGSTOP)
+    with collect_unsettled() as unsettled:
+        assert pool.compare("7", "7", 10.0) == "equal"
+    assert (pool.pids() == [parent]) == (victims == "child") and unsettled == []
+
+
+def test_a_process_that_waits_for_a_processor_is_not_overdue(pool):
+    """A stopped child gets no processor time, like one of many on a busy machine."""
+    assert pool.compare("5", "5", 10.0) == "equal"
+    (child,) = children(pool.pids()[0])
     os.kill(child, signal.SIGSTOP)
-    assert pool.compare("5", "5", 0.2) == "timeout"
-    assert pool.compare("5", "5", 10.0) == "equal" and pool.pids() == [parent]
+    outcomes = []
+    caller = threading.Thread(target=lambda: outcomes.append(pool.compare("7", "7", 0.2)))
+    caller.start()
+    time.sleep(1.5)
+    os.kill(child, signal.SIGCONT)
+    caller.join(60)
+    assert outcomes == ["equal"] and children(pool.pids()[0]) == [child]
+
+
+def test_no_verdict_is_logged_and_counted(pool, caplog):
+    with collect_unsettled() as unsettled:
+        assert pool.compare("5", "5", 10.0) == "equal"
+        assert pool.compare("5", BOMB, 0.2) == "timeout"
+    (problem,) = unsettled
+    assert "binom" in problem and "0.2 s and 0.4 s" in problem and problem in caplog.text
+
+
+KILLED_AT_ITS_START = "import os, signal; {condition} and os.kill(os.getpid(), signal.SIGKILL)\n"
+
+
+def test_killed_at_its_start(pool, monkeypatch, tmp_path):
+    """The first two starts fail; the call does not notice."""
+    count = f"open({str(tmp_path / 'starts')!r}, 'a+').write('x') and os.path.getsize({str(tmp_path / 'starts')!r}) < 3"
+    killed = KILLED_AT_ITS_START.format(condition=count)
+    monkeypatch.setattr(process_client, "_COMMAND", killed + process_client._COMMAND)
+    assert pool.compare("5", "5", 10.0) == "equal"
+    assert len((tmp_path / "starts").read_text()) == 3
+
+
+def test_a_process_that_never_starts_is_an_error(pool, monkeypatch):
+    monkeypatch.setattr(process_client, "_COMMAND", KILLED_AT_ITS_START.format(condition=True))
+    monkeypatch.setattr(pools, "_PAUSE_SECONDS", 0.001)
+    with pytest.raises(UserError, match="does not start: it was killed"):
+        pool.compare("5", "5", 10.0)
+    assert pool.pids() == []
 
 
 def test_close_leaves_no_processes(pool):

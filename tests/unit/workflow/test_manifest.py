@@ -138,8 +138,12 @@ def test_a_step_whose_line_a_kill_took_counts_with_the_mean():
 def test_verifier_calls_are_counted_and_labels_are_a_set(tmp_path):
     (tmp_path / "verifier").mkdir()
     (tmp_path / "verifier" / "a.jsonl").write_text('{"id": "p2"}\n{"id": "p1"}\n{"id": "p1"}\n{"i')
-    (tmp_path / "verifier" / "b.jsonl").write_text('{"id": "p3"}\n')
-    assert verifier_calls(tmp_path) == (["p1", "p2", "p3"], 5)
+    (tmp_path / "verifier" / "b.jsonl").write_text('{"id": "p3"}\n{"unsettled": "too slow", "problem": "p3"}\n')
+    assert verifier_calls(tmp_path) == {
+        "labels_read": ["p1", "p2", "p3"],
+        "verifier_calls": 5,
+        "unsettled_calls": 1,
+    }
 
 
 def test_ledgers_are_united_and_summed():

@@ -82,6 +82,8 @@ def main(options: Options) -> None:
     parts.remove()
     for name, values in result["sets"].items():
         print(f"evaluation: {name} avg@{options.samples} {100 * values['avg']:.1f} %", flush=True)
+        if values["unsettled"]:
+            print(f"evaluation: {name} {values['unsettled']} samples without a verdict count as wrong", flush=True)
 
 
 def _set_size(problems: Sequence[tuple[str, Problem]]) -> Callable[[Part], float]:
@@ -109,8 +111,8 @@ def summarise(rows: Sequence[Mapping[str, Any]], samples: int, ks: Sequence[int]
     """Compute `sets` and `per_problem` of result.json from rows of generations.parquet.
 
     avg is the mean over problems of the mean over samples. stderr is its standard error over problems, null for a
-    single problem. truncated counts the samples cut off by max_tokens. `levels` has avg and stderr for each level of
-    the data, if it has levels.
+    single problem. truncated counts the samples cut off by max_tokens, unsettled those without a verdict.
+    `levels` has avg and stderr for each level of the data, if it has levels.
     """
     by_set: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for row in rows:
@@ -126,6 +128,7 @@ def summarise(rows: Sequence[Mapping[str, Any]], samples: int, ks: Sequence[int]
             "pass_at": mean_pass_at(list(correct.values()), samples, ks or usual_ks(samples)),
             "mean_tokens": sum(len(row["response_ids"]) for row in members) / len(members),
             "truncated": sum(row["finish_reason"] == "length" for row in members),
+            "unsettled": sum(bool(row.get("unsettled")) for row in members),
             "levels": {
                 level: _average([c for i, c in correct.items() if problems[i][0].get("level") == level], samples)
                 for level in levels

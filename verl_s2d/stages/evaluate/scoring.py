@@ -14,6 +14,7 @@ from verl_s2d.data.problems import Problem
 from verl_s2d.sampling.engine import Completion
 from verl_s2d.sampling.shards import Parts, read_kept, write_kept
 from verl_s2d.verifiers.registry import Score, Verifier, check, resolve
+from verl_s2d.verifiers.unsettled import collect_unsettled
 
 GENERATIONS = pa.schema(
     [
@@ -25,6 +26,7 @@ GENERATIONS = pa.schema(
         ("finish_reason", pa.string()),
         ("correct", pa.bool_()),
         ("level", pa.string()),
+        ("unsettled", pa.bool_()),
     ]
 )
 
@@ -106,12 +108,16 @@ def of_verifier(problem: Problem) -> dict[str, Any]:
 def score_samples(
     set_name: str, problem: Problem, samples: Sequence[Completion], verifier: Verifier, tokenizer: Any
 ) -> list[dict[str, Any]]:
-    """Score the samples of one problem into rows of generations.parquet; `level` is its extra_info.level, as text."""
+    """Score the samples of one problem into rows of generations.parquet; `level` is its extra_info.level, as text.
+
+    `unsettled` marks samples without a verdict, which count as wrong.
+    """
     rows, level = [], problem.extra_info.get("level")
     for number, completion in enumerate(samples):
         # Decoded as verl's reward manager does.
         response = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-        score = verifier(solution_str=response, **of_verifier(problem))
+        with collect_unsettled() as unsettled:
+            score = verifier(solution_str=response, **of_verifier(problem))
         rows.append(
             {
                 "set": set_name,
@@ -122,6 +128,7 @@ def score_samples(
                 "finish_reason": completion.finish_reason,
                 "correct": is_correct(score),
                 "level": None if level is None else str(level),
+                "unsettled": bool(unsettled),
             }
         )
     return rows

@@ -151,11 +151,10 @@ class TrainingStage(Stage):
         unintended call shows.
         """
         steps, metrics = early_stop.steps_done(directory) or last_step(node, directory), read_metrics(directory)
-        labels, calls = verifier_calls(directory)
         summed = {
             metric.ledger: sum_over_steps(metrics, steps, lambda data, key=metric.key: data.get(key))
             for metric in self.metrics
             if metric.ledger is not None
         }
         updates = round(steps * self.updates_per_step(node))
-        return empty_ledger(seconds) | summed | {"labels_read": labels, "verifier_calls": calls, "updates": updates}
+        return empty_ledger(seconds) | summed | verifier_calls(directory) | {"updates": updates}
