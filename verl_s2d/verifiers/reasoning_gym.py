@@ -2,7 +2,8 @@
 
 The reasoning-gym entry {question, answer, metadata} is JSON text in extra_info.entry. The reward is sparse, as the
 method assumes: 1.0 for a full score, else 0.0. Most scorers give partial scores to answers that merely contain the
-right text ("17" for 7), which a policy would learn to exploit.
+right text ("17" for 7), which a policy would learn to exploit. Some give a full score to such answers. An answer must
+therefore also have the expected words and numbers, or the form of a solution where a problem has several (SOLUTIONS).
 
 Responses are untrusted: only their last characters are read, nothing in them is evaluated, and an exception of a scorer
 counts as a wrong answer.
@@ -13,17 +14,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from decimal import Decimal, InvalidOperation
 from functools import cache
 from typing import Any
 
 from reasoning_gym.factory import DATASETS, get_score_answer_fn
-from reasoning_gym.utils import extract_answer
 
 from verl_s2d.errors import UserError
-
-MAX_CHARACTERS = 8192
-"""Characters read from the end of a response, where answers are."""
+from verl_s2d.verifiers.final_text import final_text, is_number, same_tokens
 
 EVALUATING_SCORERS = frozenset(
     {
@@ -34,7 +31,21 @@ EVALUATING_SCORERS = frozenset(
 )
 """Refused data sets, whose scorer evaluates the response or the entry as Python, by eval or sympy's parse_expr."""
 
-_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
+SOLUTIONS = {
+    "jugs": r"\[.*\]",
+    "knight_swap": r"\[.*\]|no",
+    "palindrome_generation": r"[a-z]+",
+    "quantum_lock": r"[A-C](\s*(→|->)\s*[A-C])*",
+    "shortest_path": r"(up|down|left|right)(\s+(up|down|left|right))*|infeasible",
+    "sokoban": r"[UDLR]+",
+    "tower_of_hanoi": r"move disk \d+ from peg \d+ to peg \d+(\s+move disk \d+ from peg \d+ to peg \d+)*",
+    "word_ladder": r"[A-Z]+(\s*,\s*[A-Z]+)+",
+}
+"""Data sets whose problems have several solutions -> the form of one, in any case. Their scorers check the rules."""
+
+_TUPLES = {"arc_agi": ("output",), "rearc": ("output",)}
+"""Data set -> metadata that its scorer compares as a tuple of tuples, which JSON makes a list of lists."""
+_NO_ANSWER = "I do not know"
 
 
 def compute_score(
@@ -46,46 +57,60 @@ def compute_score(
         UserError: the problem has no entry, or its data set no safe scorer.
     """
     entry = _entry(extra_info or {})
-    score_answer = _scorer(entry["metadata"]["source_dataset"])
+    dataset, expected = entry["metadata"]["source_dataset"], entry["answer"]
+    score_answer = _scorer(dataset)
+    answer = final_text(solution_str, number=is_number(expected))
+    if answer is None:
+        return 0.0
+    if not expected.endswith(answer[-1]):
+        answer = answer.rstrip(" .,;:!*`")
+    # Scorers differ in the case that they take.
+    answer = expected if answer.casefold() == expected.casefold() else answer
+    if not _has_form(answer, expected, dataset):
+        return 0.0
     try:
-        return float(score_answer(answer_of(solution_str, entry["answer"]), entry) >= 1.0)
+        return float(score_answer(answer, entry) >= 1.0)
     except Exception:
         return 0.0
 
 
 def check_answer(ground_truth: Any, extra_info: Mapping[str, Any], **_: Any) -> None:
-    """Raise UserError for a problem without its entry, or of a data set without a safe scorer."""
-    _scorer(_entry(extra_info)["metadata"]["source_dataset"])
+    """Raise UserError for a problem without its entry, or whose own answer does not score 1.0, or no answer does."""
+    entry = _entry(extra_info)
+    dataset = entry["metadata"]["source_dataset"]
+    _scorer(dataset)
+    for response, right in ((as_response(ground_truth, extra_info), 1.0), (_NO_ANSWER, 0.0)):
+        score = compute_score("", response, ground_truth, dict(extra_info))
+        if score != right:
+            raise UserError(
+                f"The scorer of this data set is unsound: the response {response[:80]!r} scores {score:g}.",
+                key="source_dataset",
+                value=dataset,
+                remedy="Leave the problem out, or write a verifier of your own (file.py:function).",
+            )
 
 
-def answer_of(response: str, expected: str) -> str | None:
-    """Extract the answer: the last <answer> tag's content, else the last number, or line if `expected` is no number.
-
-    Returns None if there is none.
-    """
-    response = response[-MAX_CHARACTERS:]
-    tagged = extract_answer(response)
-    if tagged is not None:
-        return tagged
-    if _is_number(expected):
-        numbers = _NUMBER.findall(response)
-        return numbers[-1] if numbers else None
-    lines = response.strip().splitlines()
-    return lines[-1].strip() if lines else None
+def as_response(ground_truth: Any, extra_info: Mapping[str, Any], **_: Any) -> str:
+    """Write a problem's own answer as a response."""
+    return f"<answer>{_entry(extra_info)['answer']}</answer>"
 
 
-def _is_number(text: str) -> bool:
-    try:
-        Decimal(text.replace(",", ""))
-    except InvalidOperation:
+def _has_form(answer: str, expected: str, dataset: str) -> bool:
+    """Tell whether an answer is one of the expected form, and not one among several or much more text."""
+    if len(answer) > 4 * len(expected) + 64:
         return False
-    return True
+    if dataset in SOLUTIONS:
+        return re.fullmatch(SOLUTIONS[dataset], answer, re.IGNORECASE | re.DOTALL) is not None
+    return same_tokens(answer, expected)
 
 
 def _entry(extra_info: Mapping[str, Any]) -> dict[str, Any]:
     try:
         entry = json.loads(extra_info["entry"])
-        entry["metadata"]["source_dataset"], entry["answer"]
+        dataset = entry["metadata"]["source_dataset"]
+        for name in _TUPLES.get(dataset, ()):
+            entry["metadata"][name] = tuple(map(tuple, entry["metadata"][name]))
+        answer = entry["answer"]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             "The problem does not carry its reasoning-gym entry.",
@@ -93,6 +118,13 @@ def _entry(extra_info: Mapping[str, Any]) -> dict[str, Any]:
             value=extra_info.get("entry"),
             remedy="Store json.dumps(dataset[i]) in extra_info.entry.",
         ) from error
+    if not isinstance(answer, str) or not answer.strip():
+        raise UserError(
+            "The problem's entry has no answer, so that its scorer cannot be tested.",
+            key="source_dataset",
+            value=dataset,
+            remedy="Choose another data set, or write a verifier of your own (file.py:function).",
+        )
     return entry
 
 
@@ -105,7 +137,7 @@ def _scorer(dataset: str) -> Any:
             value=dataset,
             remedy="Choose another data set, or write a verifier of your own (file.py:function).",
         )
-    if dataset not in DATASETS:
+    if dataset not in DATASETS or dataset == "composite":
         raise UserError(
             "The installed reasoning-gym has no such data set.",
             key="source_dataset",
