@@ -35,10 +35,14 @@ def check_data(plan: Plan) -> dict[Path, tuple[str, list[Problem]]]:
 
     def problems(path: Path, key: str) -> list[Problem]:
         if path not in files:
-            files[path] = key, read_problems(path, key=key)
+            own = key != "data.train"
+            files[path] = key, read_problems(path, key=key, columns=plan.recipe.data.columns, own_columns=own)
         return files[path][1]
 
     for target in {row.seed: row.target for row in plan.rows}.values():
+        for slices in _slices_of_seed(plan, target) if plan.recipe.data.columns else ():
+            # Before the evaluation sets, because the names are those of this file's columns.
+            problems(train_file(plan, slices), "data.train")
         evaluation = {
             name: problems(path, f"data.eval.{name}")
             for name, path in evaluation_files(target, "source", plan.context).items()

@@ -85,7 +85,7 @@ def choose_columns(schema: pa.Schema, layout: Layout, key: str, where: str) -> d
     chosen, missing = {}, []
     for field in FIELDS:
         names = getattr(layout, field)
-        name = next((n for n in names if _type(schema, n) is not None), None)
+        name = next((n for n in names if column_type(schema, n) is not None), None)
         if name is not None:
             chosen[field] = name
         elif field not in _OPTIONAL:
@@ -100,7 +100,8 @@ def choose_columns(schema: pa.Schema, layout: Layout, key: str, where: str) -> d
     return chosen
 
 
-def _type(schema: pa.Schema, name: str) -> pa.DataType | None:
+def column_type(schema: pa.Schema, name: str) -> pa.DataType | None:
+    """Look up the type of a column or of a struct's member (`struct.member`); None if there is none."""
     top, _, member = name.partition(".")
     if top not in schema.names:
         return None

@@ -32,6 +32,12 @@ def ground_truth(answer: str, kind: Kind) -> str | None:
     return f"-{digits}" if number.group(1) == "-" and digits != "0" else digits
 
 
+def last_box(text: str) -> str | None:
+    r"""Return the content of the last \boxed{} of a solution; None without one, or if its braces do not close."""
+    _, box, rest = text.rpartition(_BOX)
+    return rest[: _closes(rest)] if box and 0 <= _closes(rest) < len(rest) else None
+
+
 def _bare(text: str) -> str:
     text = text.strip()
     while len(text) > 2 and text[0] == text[-1] == "$" and text[-2] != "\\":

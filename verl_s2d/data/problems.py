@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from verl_s2d.data.column_names import Columns
+from verl_s2d.data.data_files import read_any
+from verl_s2d.data.messages import plain_messages
+from verl_s2d.data.verl_columns import as_verl, has_columns, needed
 from verl_s2d.errors import UserError
 
 COLUMNS = ("prompt", "data_source", "reward_model", "extra_info")
-_FIELDS = {"reward_model": ("style", "ground_truth"), "extra_info": ("index",)}
 
 
 @dataclass(frozen=True)
@@ -37,50 +39,36 @@ class Problem:
         return "\n".join(" ".join(str(m["content"]).split()) for m in self.messages)
 
 
-def read_table(path: str | Path, *, key: str = "data") -> pa.Table:
-    """Read a parquet file and check its columns.
+def read_table(
+    path: str | Path, *, key: str = "data", columns: Columns | None = None, own_columns: bool = False
+) -> pa.Table:
+    """Read a data file of any format and known layout (data/verl_columns.py) in verl's columns.
 
     Args:
         key: name of the file in errors.
+        columns: names of its columns.
+        own_columns: a file without these columns is read by its own layout, with the template of `columns`.
 
     Raises:
-        UserError: the file is unreadable, has no rows, or lacks one of verl's columns.
+        UserError: the file is unreadable, has no rows, or lacks questions or answers.
     """
-    try:
-        if Path(path).is_dir():
-            # pyarrow would read all files of a directory as one table.
-            raise IsADirectoryError("it is a directory")
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"The data file cannot be read: {reason}", key=key, value=str(path), remedy="Give a parquet file."
-        ) from error
-    missing = [c for c in COLUMNS if c not in table.column_names]
-    for column, fields in _FIELDS.items():
-        if column not in missing:
-            kind = table.schema.field(column).type
-            names = {f.name for f in kind} if pa.types.is_struct(kind) else set()
-            missing += [f"{column}.{f}" for f in fields if f not in names]
-    if missing:
-        raise UserError(
-            f"The data file lacks {', '.join(missing)}.",
-            key=key,
-            value=str(path),
-            remedy="Write verl's columns: prompt, data_source, reward_model {style, ground_truth}, extra_info {index}.",
-        )
+    table = read_any(path, key=key, select=lambda schema: needed(schema, columns))
     if table.num_rows == 0:
         raise UserError("The data file has no rows.", key=key, value=str(path), remedy="Give at least one problem.")
-    return table
+    if columns is not None and own_columns and not has_columns(table.schema, columns):
+        columns = Columns(template=columns.template) if columns.template else None
+    return as_verl(table, columns, key=key, path=path)
 
 
-def read_problems(path: str | Path, *, key: str = "data") -> list[Problem]:
-    """Read the problems of a parquet file, in its order.
+def read_problems(
+    path: str | Path, *, key: str = "data", columns: Columns | None = None, own_columns: bool = False
+) -> list[Problem]:
+    """Read the problems of a data file, in its order; `columns` and `own_columns` as in `read_table`.
 
     Raises:
-        UserError: as in `read_table`, or an id is missing or repeated, or two problems have the same text.
+        UserError: as in `read_table`, or two problems have the same id or the same text.
     """
-    return problems_of(read_table(path, key=key), path, key=key)
+    return problems_of(read_table(path, key=key, columns=columns, own_columns=own_columns), path, key=key)
 
 
 def problems_of(table: pa.Table, path: str | Path, *, key: str = "data") -> list[Problem]:
@@ -91,24 +79,17 @@ def problems_of(table: pa.Table, path: str | Path, *, key: str = "data") -> list
     problems = [
         Problem(
             id=str(row["extra_info"]["index"]),
-            messages=row["prompt"],
+            messages=plain_messages(row["prompt"]),
             data_source=row["data_source"],
             ground_truth=row["reward_model"]["ground_truth"],
             extra_info=row["extra_info"],
         )
         for row in rows
     ]
-    nameless = sum(p.extra_info["index"] is None for p in problems)
-    if nameless:
-        raise UserError(
-            f"{nameless} problems of {path} have no id.",
-            key=f"{key}: extra_info.index",
-            remedy="Give every problem an id; the label ledger counts by id.",
-        )
-    _require_unique([p.id for p in problems], f"{key}: extra_info.index", path, "Give every problem an id of its own.")
     _require_unique(
         [p.text for p in problems], f"{key}: prompt", path, "Remove duplicates: one label would count as two."
     )
+    _require_unique([p.id for p in problems], f"{key}: extra_info.index", path, "Give every problem an id of its own.")
     return problems
 
 

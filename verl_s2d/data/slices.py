@@ -1,6 +1,7 @@
 """Slice the labelled problems into `all` and its disjoint halves `1h` and `2h`, each also without answers.
 
     python -m verl_s2d.data.slices train=FILE out=DIR [labels=N] [seed=S] [eval.<name>=FILE ...]
+        [validation=FILE] [columns.<name>=<column> ...]
 
 The seed and the problem ids alone decide the selection and the halves: not the file's order, and no random number
 generator, whose stream may change with a release.
@@ -18,9 +19,13 @@ from typing import Any
 import pyarrow as pa
 
 from verl_s2d import arguments
+from verl_s2d.data.column_names import columns_of
 from verl_s2d.data.files import write_json, write_parquet
 from verl_s2d.data.problems import COLUMNS, check_disjoint, problems_of, read_problems, read_table
 from verl_s2d.errors import UserError
+
+VALIDATION = "validation"
+VALIDATION_FILE = f"{VALIDATION}.parquet"
 
 
 @dataclass(frozen=True)
@@ -28,13 +33,17 @@ class Options:
     """Command line of this module."""
 
     train: str
-    """Parquet of labelled problems."""
+    """File of labelled problems."""
     out: str
     labels: int | None = None
     """Number of labelled problems to use; null for all."""
     seed: int = 0
     eval: dict[str, str] = field(default_factory=dict)
     """Evaluation sets that must not contain any training problem."""
+    validation: str | None = None
+    """File of validation problems that is to be written in verl's columns, too."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Names of the columns in `train`, and in those of the other files that have them."""
 
 
 def choose(ids: Sequence[str], labels: int | None, seed: int) -> dict[str, list[str]]:
@@ -97,12 +106,16 @@ def write_slices(options: Options) -> dict[str, list[str]]:
     Raises:
         UserError: data or the number of labels are unusable, or evaluation problems are among the training problems.
     """
-    table = read_table(options.train, key="train")
+    columns = columns_of(options.columns)
+    table = read_table(options.train, key="train", columns=columns)
     problems = problems_of(table, options.train, key="train")
-    check_disjoint(problems, {n: read_problems(f, key=f"eval.{n}") for n, f in options.eval.items()})
+    others: dict[str, Any] = {"columns": columns, "own_columns": True}
+    check_disjoint(problems, {n: read_problems(f, key=f"eval.{n}", **others) for n, f in options.eval.items()})
     slices = choose([p.id for p in problems], options.labels, options.seed)
     row = {p.id: i for i, p in enumerate(problems)}
     out = Path(options.out)
+    if options.validation is not None:
+        write_parquet(read_table(options.validation, key=VALIDATION, **others), out / VALIDATION_FILE)
     for name, ids in slices.items():
         rows = table.take([row[i] for i in ids]).combine_chunks()
         write_parquet(rows, out / f"{name}.parquet")

@@ -43,6 +43,11 @@ TEMPLATES = {
 _VARIANTS = {"boxed": (Template("", f"\n\n{_BOXED}"), Template("", f"\n{_BOXED}"))}
 
 
+NONE = "none"
+_FORMS = ("\\boxed", "####", "Answer:", "<answer>")
+"""Parts of a prompt that ask for a form of answer."""
+
+
 def template(name: str) -> Template:
     """Return a template by name.
 
@@ -54,6 +59,24 @@ def template(name: str) -> Template:
             "Unknown prompt template.", key="template", value=name, remedy=f"Choose from {', '.join(TEMPLATES)}."
         )
     return TEMPLATES[name]
+
+
+def check_template(name: str | None) -> None:
+    """Raise UserError for an unknown name of a template; None and `none` are no template."""
+    if name not in (None, NONE):
+        template(name)
+
+
+def ask(prompt: str, name: str | None) -> str:
+    """Put a problem into a template, in place of one that it has.
+
+    Args:
+        name: a template; `none` for the problem alone; None for `boxed`, unless the problem asks for a form of answer.
+    """
+    if name is None:
+        return prompt if any(form in prompt for form in _FORMS) else TEMPLATES["boxed"].apply(prompt)
+    problem, _ = strip(prompt)
+    return problem if name == NONE else template(name).apply(problem)
 
 
 def strip(prompt: str) -> tuple[str, str | None]:

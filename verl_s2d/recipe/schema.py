@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
 
+from verl_s2d.data.column_names import Columns
 from verl_s2d.recipe.alarm_settings import Alarms
 from verl_s2d.recipe.matched import Matched, check_matched
 from verl_s2d.recipe.pass_at_k import check_pass_at
@@ -19,13 +20,16 @@ from verl_s2d.validation import Refused, Section, json_values, validated
 
 
 class Data(Section):
-    """Problems: a script that writes train.parquet and evaluation parquets, or existing files."""
+    """Problems: a script that writes train.parquet and evaluation parquets, or existing files (parquet, jsonl, json or
+    csv; columns of verl or of data/verl_columns.py)."""
 
     prompt_tokens: Positive
     response_tokens: Positive
     source: DataScript | None = None
     train: str | None = None
     eval: dict[str, str] = {}
+    columns: Columns | None = None
+    """Names of the columns in data.train, and in those of the other files that have them."""
     validation: str | None = None
     """Labelled problems on which stages 1 and 3 are scored during training (`validate_every`): neither trained on nor
     evaluated on. The ledger counts their labels and verifier calls too."""
@@ -54,11 +58,18 @@ class Data(Section):
     def _one_origin(self) -> Data:
         if (self.source is None) == (self.train is None):
             raise Refused(
-                "Training problems come either from data.source (a script) or from data.train (a parquet).",
+                "Training problems come either from data.source (a script) or from data.train (a file).",
                 remedy="Give exactly one of data.source and data.train.",
             )
         if self.source is None and not self.eval:
             raise Refused("There is nothing to evaluate on.", key="eval", value={}, remedy="Give {name: file.parquet}.")
+        if self.source is not None and self.columns is not None:
+            raise Refused(
+                "A data script writes verl's columns.",
+                key="columns",
+                value=self.columns.model_dump(exclude_none=True),
+                remedy="Remove data.columns.",
+            )
         if self.source is not None and self.eval:
             raise Refused(
                 "A data script writes its own evaluation sets.",

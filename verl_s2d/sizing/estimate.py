@@ -180,9 +180,9 @@ class Estimate:
             return slice_size(self._plan, node, expected=expected.get("train"))
         files = evaluation_files(node, "source", self._plan.context)
         if files:
-            import pyarrow.parquet as pq
+            from verl_s2d.data.data_files import row_count
 
-            return sum(pq.read_metadata(path).num_rows for path in files.values())
+            return sum(row_count(path, key=f"data.eval.{name}") for name, path in files.items())
         sets = [count for name, count in expected.items() if name != "train"]
         return sum(sets) or None
 

@@ -128,6 +128,7 @@ class Builder:
             "chat_template": self.recipe.data.chat_template,
             "seed": self.seed,
         }
+        settings |= self._columns()
         inputs: dict[str, Model] = {"model": model}
         if self.recipe.data.source is not None:
             inputs["source"] = self._source()
@@ -140,7 +141,24 @@ class Builder:
     def slices(self) -> Node:
         data = self.recipe.data
         inputs = {"train": self._file("data.train", data.train)} if data.source is None else {"source": self._source()}
-        return self.node(Slices(), "slices", {"labels": data.labels, "seed": self.seed}, **inputs)
+        if data.validation is not None and not self._as_verl("data.validation", data.validation):
+            inputs["validation"] = self._file("data.validation", data.validation)
+        return self.node(Slices(), "slices", {"labels": data.labels, "seed": self.seed, **self._columns()}, **inputs)
+
+    def _columns(self) -> dict[str, dict[str, str]]:
+        """Return the setting of the columns' names, where the recipe has them."""
+        columns = self.recipe.data.columns
+        return {"columns": columns.model_dump(exclude_none=True)} if columns else {}
+
+    def _as_verl(self, key: str, name: str) -> bool:
+        """Tell whether verl reads a data file itself, and not what the slices make of it."""
+        from verl_s2d.data.data_files import read_any
+        from verl_s2d.data.verl_columns import is_verl
+
+        if self.recipe.data.columns is not None:
+            return False
+        path = self.recipe.directory / name
+        return self._once((key, "verl"), lambda: path.suffix == ".parquet" and is_verl(read_any(path, key=key)))
 
     def slice_sizes(self) -> dict[str, int]:
         """Map slice name -> number of problems, from the recipe and its files alone.
@@ -158,9 +176,9 @@ class Builder:
                 value=None,
                 remedy="Set it to the number of labelled problems to use.",
             )
-        from verl_s2d.data.problems import read_table
+        from verl_s2d.data.data_files import row_count
 
-        return slice_sizes(read_table(self.recipe.directory / data.train, key="data.train").num_rows)
+        return slice_sizes(row_count(self.recipe.directory / data.train, key="data.train"))
 
     def _grpo(self, key: str, name: str, model: Model, slice_name: str, *, of: str = "") -> Node:
         stage = self._stage(key)
@@ -261,7 +279,7 @@ class Builder:
     def _file(self, key: str, name: str) -> External:
         return self._once((key, name), lambda: file_external(self.recipe.directory / name, key, name))
 
-    def _once(self, key: Any, make: Callable[[], External]) -> External:
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._externals:
             self._externals[key] = make()
         return self._externals[key]

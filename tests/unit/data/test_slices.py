@@ -102,8 +102,7 @@ def test_integer_ids_become_text(tmp_path):
     ("rows", "key", "said"),
     [
         ([], "train", "no rows"),
-        ([{"prompt": "x"}], "train", "data_source, reward_model, extra_info"),
-        ([problem(0) | {"extra_info": {"id": "x"}}], "train", "extra_info.index"),
+        ([{"prompt": "x"}], "train", "lacks a column of the answer"),
         ([problem(0), problem(1, index="p0")], "train: extra_info.index", "more than once"),
         ([problem(0), problem(1, text="question  0 ")], "train: prompt", "more than once"),
     ],

@@ -13,7 +13,7 @@ _SCRIPT = Path(__file__).with_name("small_sets.py")
 
 def small_data(data: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     """Return the section with a script as its source, whether it had files or a script."""
-    small = {key: value for key, value in data.items() if key not in ("source", "train", "eval", "expected")}
+    small = {key: value for key, value in data.items() if key not in ("source", "train", "eval", "expected", "columns")}
     uses = [str(_SCRIPT.with_name("digit_sums.py"))]
     if data.get("source") is not None:
         source = data["source"]
@@ -24,6 +24,7 @@ def small_data(data: Mapping[str, Any], directory: Path) -> dict[str, Any]:
         files = {"train": data["train"], **{f"eval.{name}": file for name, file in data["eval"].items()}}
         args = {name: str(directory / Path(file).expanduser()) for name, file in files.items()}
         uses += args.values()
+        args |= {f"columns.{name}": value for name, value in (data.get("columns") or {}).items()}
     small["source"] = {"script": str(_SCRIPT), "args": args, "uses": uses}
     if small.get("labels"):
         small["labels"] = min(TRAIN_PROBLEMS, small["labels"])

@@ -1,6 +1,6 @@
 """Write the shortest problems of files, or of those that a recipe's data script writes.
 
-    python small_sets.py --out DIR train=FILE eval.NAME=FILE ...
+    python small_sets.py --out DIR train=FILE eval.NAME=FILE ... [columns.NAME=COLUMN ...]
     python small_sets.py --out DIR script=FILE [args.KEY=VALUE ...]
 
 A script whose arguments name sets that `verl-s2d prepare` publishes gets tiny files in their place, so nothing is
@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 TRAIN_PROBLEMS, EVALUATION_PROBLEMS = 24, 4
 
@@ -29,6 +30,7 @@ class Options:
     eval: dict[str, str] = field(default_factory=dict)
     script: str | None = None
     args: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict)
 
 
 def main(options: Options) -> None:
@@ -36,7 +38,7 @@ def main(options: Options) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if options.script is None:
         for name, file in {"train": options.train, **options.eval}.items():
-            cut(Path(file), out / f"{name}.parquet")
+            cut(Path(file), out / f"{name}.parquet", options.columns)
         return
     with tempfile.TemporaryDirectory() as scratch:
         whole = Path(scratch) / "whole"
@@ -64,12 +66,13 @@ def published(args: Mapping[str, str], directory: Path) -> dict[str, str]:
     return {key: str(file) for name, file in files.items() if (key := f"sources.{name}") not in args}
 
 
-def cut(file: Path, to: Path) -> None:
-    """Write the shortest problems of a parquet in verl's columns, in their order."""
+def cut(file: Path, to: Path, columns: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Write the shortest problems of a data file in verl's columns, in their order."""
+    from verl_s2d.data.column_names import columns_of
     from verl_s2d.data.files import write_parquet
     from verl_s2d.data.problems import read_table
 
-    table = read_table(file)
+    table = read_table(file, columns=columns_of(columns), own_columns=to.stem != "train")
     lengths = [sum(len(str(m["content"]).encode()) for m in messages) for messages in table["prompt"].to_pylist()]
     most = TRAIN_PROBLEMS if to.stem == "train" else EVALUATION_PROBLEMS
     write_parquet(table.take(sorted(sorted(range(len(lengths)), key=lengths.__getitem__)[:most])), to)

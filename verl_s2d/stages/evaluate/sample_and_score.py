@@ -4,7 +4,7 @@
         set.<name>=FILE ... [samples=16] [temperature=1] [top_p=1] [top_k=-1] [seed=0]
         [tensor_parallel_size=1] [trust_remote_code=false] [replicas=1] [device=auto]
         [engine.<name>=<value> ...] [weights=DIGEST] [pass_at=1,4,16]
-        [chat_template.<name>=<value> ...]
+        [chat_template.<name>=<value> ...] [columns.<name>=<column> ...]
 
 Writes generations.parquet (every sample, its text and score) and, last, result.json. Samples and their scores are kept
 in parts while it works (verl_s2d.sampling): the same command goes on where it was killed. `replicas` engines share the
@@ -24,6 +24,7 @@ from typing import Any
 import pyarrow as pa
 
 from verl_s2d import arguments
+from verl_s2d.data.column_names import columns_of
 from verl_s2d.data.files import discard_unfinished, write_json, write_parquet
 from verl_s2d.data.problems import Problem, read_problems
 from verl_s2d.errors import UserError
@@ -45,7 +46,9 @@ class Options(SamplingOptions):
     verifier: str
     """Name of a verifier, or file.py:function."""
     set: dict[str, str] = field(default_factory=dict)
-    """Evaluation sets: name -> parquet in verl's columns."""
+    """Evaluation sets: name -> data file."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Names of the columns in those sets that have them."""
     samples: int = 16
     pass_at: str = ""
     """The k of pass@k, comma separated; empty for 1, 2, 4, ..., samples."""
@@ -58,7 +61,11 @@ def main(options: Options) -> None:
     if not options.set:
         raise UserError("There is nothing to evaluate on.", key="set.<name>", remedy="Give set.<name>=<parquet>.")
     settings, ks = options.settings(options.samples), _ks(options)
-    sets = {name: read_problems(file, key=f"set.{name}") for name, file in options.set.items()}
+    columns = columns_of(options.columns)
+    sets = {
+        name: read_problems(file, key=f"set.{name}", columns=columns, own_columns=True)
+        for name, file in options.set.items()
+    }
     tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code)
     problems = [(name, problem) for name, members in sets.items() for problem in members]
     print(f"evaluation: {len(problems)} problems, {options.samples} samples each, {options.model}", flush=True)

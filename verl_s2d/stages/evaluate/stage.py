@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from verl_s2d.arguments import plain_arguments
-from verl_s2d.stages.prepare.stage import evaluation_files
+from verl_s2d.stages.prepare.stage import columns_arguments, evaluation_files
 from verl_s2d.stages.shared.node_settings import verifier_argument
 from verl_s2d.stages.shared.sampling_stage import SamplingStage
 from verl_s2d.workflow.failures import StageFailed
@@ -31,6 +31,7 @@ class Evaluate(SamplingStage):
             "samples": s["samples"],
             "max_tokens": s["max_tokens"],
             **{f"set.{name}": str(path) for name, path in evaluation_files(node, "source", context).items()},
+            **columns_arguments(node),
         }
         env = {"VERL_FILE_LOGGER_PATH": str(metrics_file(context.directory(node), attempt))}
         argv = [sys.executable, "-m", "verl_s2d.stages.evaluate.sample_and_score", *plain_arguments(arguments)]

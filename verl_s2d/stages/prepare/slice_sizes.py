@@ -28,9 +28,9 @@ def slice_size(plan: Plan, node: Node, *, expected: int | None = None) -> int | 
     if count is None:
         train = train_file(plan, slices)
         if train is not None:
-            import pyarrow.parquet
+            from verl_s2d.data.data_files import row_count
 
-            count = pyarrow.parquet.read_metadata(train).num_rows
+            count = row_count(train, key="data.train")
         elif expected is not None:
             count = expected
         else:

@@ -11,6 +11,7 @@ from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.stage import Command, Context, Stage, require_export
 
 TRAIN_FILE = "train.parquet"
+VALIDATION = "validation"
 SLICES = ("all", "1h", "2h")
 
 
@@ -31,6 +32,11 @@ def evaluation_files(node: Node, role: str, context: Context) -> dict[str, Path]
         return named
     directory = context.directory(node.inputs[role])
     return {p.stem: p for p in sorted(directory.glob("*.parquet")) if p.name != TRAIN_FILE}
+
+
+def columns_arguments(node: Node) -> dict[str, str]:
+    """Build the arguments with the names of a data file's columns."""
+    return {f"columns.{name}": value for name, value in node.settings.get("columns", {}).items()}
 
 
 class Script(Stage):
@@ -81,7 +87,10 @@ class Slices(Stage):
             "out": str(context.directory(node)),
             "labels": node.settings["labels"],
             "seed": node.settings["seed"],
+            **columns_arguments(node),
         }
+        if VALIDATION in node.externals:
+            arguments[VALIDATION] = node.externals[VALIDATION].location
         return Command([sys.executable, "-m", "verl_s2d.data.slices", *plain_arguments(arguments)])
 
     def describe(self, node: Node) -> str:
