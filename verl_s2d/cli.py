@@ -1,4 +1,4 @@
-"""verl-s2d check | plan | run | status | evaluate | report | verify | gc | gpu-check | prepare.
+"""verl-s2d check | plan | run | status | evaluate | report | verify | gc | gpu-check | prepare | convert.
 
 Exit codes: 0 done, 1 a stage or check failed, 2 bad input, 130 interrupted by Ctrl-C, 143 interrupted by SIGTERM. The
 last two are 128 + the signal's number, which schedulers expect of a preempted job; running the command again resumes.
@@ -227,6 +227,15 @@ def _prepare(options: argparse.Namespace) -> int:
     return OK
 
 
+def _convert(options: argparse.Namespace) -> int:
+    from verl_s2d import arguments
+    from verl_s2d.data.formats import convert
+
+    given = [f"file={options.file}", f"out={options.out}", *options.settings]
+    print(convert.text_of(convert.convert(arguments.parse(given, convert.Options)), options.out))
+    return OK
+
+
 def _write_report(plan: Plan | None, options: argparse.Namespace) -> int:
     """Write and print the report of a plan's rows; without a plan, of all rows found in the run directory."""
     from verl_s2d.report.inputs import finished_rows, found_rows, recorded_facts, report_of
@@ -264,6 +273,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "gc": _gc,
     "gpu-check": _gpu_check,
     "prepare": _prepare,
+    "convert": _convert,
 }
 
 if __name__ == "__main__":

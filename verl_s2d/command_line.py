@@ -93,6 +93,16 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("out", type=Path, help="directory to write")
     prepare.add_argument("settings", nargs="*", metavar="key=value", help=settings)
     prepare.add_argument("--json", action="store_true", help="print the manifest as JSON on standard output")
+    text = "a parquet, jsonl, json or csv file in any known columns to verl's: duplicates removed, problems held out"
+    settings = (
+        "question, answer, id (columns), after (a mark before the answer, as ####), data_source, "
+        "template=boxed|dapo|none, holdout, seed, eval.<name>=<file>; described in verl_s2d/data/formats/convert.py"
+    )
+    convert = commands.add_parser("convert", help=text, description=text)
+    convert.set_defaults(command="convert")
+    convert.add_argument("file", help="the data file")
+    convert.add_argument("out", help="directory to write")
+    convert.add_argument("settings", nargs="*", metavar="key=value", help=settings)
     return parser
 
 

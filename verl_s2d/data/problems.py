@@ -14,10 +14,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from verl_s2d.data.column_names import Columns
-from verl_s2d.data.data_files import read_any
-from verl_s2d.data.messages import plain_messages
-from verl_s2d.data.verl_columns import as_verl, has_columns, needed
+from verl_s2d.data.formats.column_names import Columns
+from verl_s2d.data.formats.data_files import read_any
+from verl_s2d.data.formats.messages import plain_messages
+from verl_s2d.data.formats.verl_columns import as_verl, has_columns, needed
 from verl_s2d.errors import UserError
 
 COLUMNS = ("prompt", "data_source", "reward_model", "extra_info")
@@ -42,7 +42,7 @@ class Problem:
 def read_table(
     path: str | Path, *, key: str = "data", columns: Columns | None = None, own_columns: bool = False
 ) -> pa.Table:
-    """Read a data file of any format and known layout (data/verl_columns.py) in verl's columns.
+    """Read a data file of any format and known layout (data/formats/verl_columns.py) in verl's columns.
 
     Args:
         key: name of the file in errors.
@@ -76,7 +76,20 @@ def problems_of(table: pa.Table, path: str | Path, *, key: str = "data") -> list
     rows = table.select(COLUMNS).to_pylist()
     for number, row in enumerate(rows):
         _require_whole(row, number, path, key)
-    problems = [
+    problems = as_problems(rows)
+    _require_unique(
+        [p.text for p in problems],
+        f"{key}: prompt",
+        path,
+        "Remove duplicates, as `verl-s2d convert` does: one label would count as two.",
+    )
+    _require_unique([p.id for p in problems], f"{key}: extra_info.index", path, "Give every problem an id of its own.")
+    return problems
+
+
+def as_problems(rows: Sequence[Mapping[str, Any]]) -> list[Problem]:
+    """Build problems of whole rows in verl's columns."""
+    return [
         Problem(
             id=str(row["extra_info"]["index"]),
             messages=plain_messages(row["prompt"]),
@@ -86,11 +99,6 @@ def problems_of(table: pa.Table, path: str | Path, *, key: str = "data") -> list
         )
         for row in rows
     ]
-    _require_unique(
-        [p.text for p in problems], f"{key}: prompt", path, "Remove duplicates: one label would count as two."
-    )
-    _require_unique([p.id for p in problems], f"{key}: extra_info.index", path, "Give every problem an id of its own.")
-    return problems
 
 
 def check_disjoint(

@@ -19,8 +19,8 @@ from typing import Any
 import pyarrow as pa
 
 from verl_s2d import arguments
-from verl_s2d.data.column_names import columns_of
 from verl_s2d.data.files import write_json, write_parquet
+from verl_s2d.data.formats.column_names import columns_of
 from verl_s2d.data.problems import COLUMNS, check_disjoint, problems_of, read_problems, read_table
 from verl_s2d.errors import UserError
 

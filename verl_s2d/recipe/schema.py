@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
 
-from verl_s2d.data.column_names import Columns
+from verl_s2d.data.formats.column_names import Columns
 from verl_s2d.recipe.alarm_settings import Alarms
 from verl_s2d.recipe.matched import Matched, check_matched
 from verl_s2d.recipe.pass_at_k import check_pass_at
@@ -21,7 +21,7 @@ from verl_s2d.validation import Refused, Section, json_values, validated
 
 class Data(Section):
     """Problems: a script that writes train.parquet and evaluation parquets, or existing files (parquet, jsonl, json or
-    csv; columns of verl or of data/verl_columns.py)."""
+    csv; columns of verl or of data/formats/verl_columns.py)."""
 
     prompt_tokens: Positive
     response_tokens: Positive

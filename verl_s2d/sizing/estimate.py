@@ -180,7 +180,7 @@ class Estimate:
             return slice_size(self._plan, node, expected=expected.get("train"))
         files = evaluation_files(node, "source", self._plan.context)
         if files:
-            from verl_s2d.data.data_files import row_count
+            from verl_s2d.data.formats.data_files import row_count
 
             return sum(row_count(path, key=f"data.eval.{name}") for name, path in files.items())
         sets = [count for name, count in expected.items() if name != "train"]

@@ -152,8 +152,8 @@ class Builder:
 
     def _as_verl(self, key: str, name: str) -> bool:
         """Tell whether verl reads a data file itself, and not what the slices make of it."""
-        from verl_s2d.data.data_files import read_any
-        from verl_s2d.data.verl_columns import is_verl
+        from verl_s2d.data.formats.data_files import read_any
+        from verl_s2d.data.formats.verl_columns import is_verl
 
         if self.recipe.data.columns is not None:
             return False
@@ -176,7 +176,7 @@ class Builder:
                 value=None,
                 remedy="Set it to the number of labelled problems to use.",
             )
-        from verl_s2d.data.data_files import row_count
+        from verl_s2d.data.formats.data_files import row_count
 
         return slice_sizes(row_count(self.recipe.directory / data.train, key="data.train"))
 

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.published_rows import LAYOUTS, deepscaler, gsm8k, gsm8k_of_verl, math_of_verl, openr1
-from verl_s2d.data.column_names import Columns
+from verl_s2d.data.formats.column_names import Columns
+from verl_s2d.data.formats.verl_columns import is_verl
 from verl_s2d.data.problems import read_problems, read_table
-from verl_s2d.data.verl_columns import is_verl
 from verl_s2d.errors import UserError
 
 COUNT = 6

@@ -11,8 +11,8 @@ from tests.support.workflow.project import write_project
 from verl_s2d import arguments
 from verl_s2d.checks import check_plan
 from verl_s2d.data import slices
+from verl_s2d.data.formats.verl_columns import is_verl
 from verl_s2d.data.problems import read_problems
-from verl_s2d.data.verl_columns import is_verl
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.stages.planning import make_plan

@@ -68,8 +68,8 @@ def published(args: Mapping[str, str], directory: Path) -> dict[str, str]:
 
 def cut(file: Path, to: Path, columns: Mapping[str, str] = MappingProxyType({})) -> None:
     """Write the shortest problems of a data file in verl's columns, in their order."""
-    from verl_s2d.data.column_names import columns_of
     from verl_s2d.data.files import write_parquet
+    from verl_s2d.data.formats.column_names import columns_of
     from verl_s2d.data.problems import read_table
 
     table = read_table(file, columns=columns_of(columns), own_columns=to.stem != "train")

@@ -24,8 +24,8 @@ from typing import Any
 import pyarrow as pa
 
 from verl_s2d import arguments
-from verl_s2d.data.column_names import columns_of
 from verl_s2d.data.files import discard_unfinished, write_json, write_parquet
+from verl_s2d.data.formats.column_names import columns_of
 from verl_s2d.data.problems import Problem, read_problems
 from verl_s2d.errors import UserError
 from verl_s2d.platforms.environment import prepare_for_vllm

@@ -28,7 +28,7 @@ def slice_size(plan: Plan, node: Node, *, expected: int | None = None) -> int | 
     if count is None:
         train = train_file(plan, slices)
         if train is not None:
-            from verl_s2d.data.data_files import row_count
+            from verl_s2d.data.formats.data_files import row_count
 
             count = row_count(train, key="data.train")
         elif expected is not None:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from verl_s2d.data.messages import plain_messages
+from verl_s2d.data.formats.messages import plain_messages
 from verl_s2d.errors import UserError
 
 FORMATS = (".parquet", ".jsonl", ".json", ".csv")

@@ -16,10 +16,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from verl_s2d.data.column_names import Columns
 from verl_s2d.data.columns import column_type
+from verl_s2d.data.formats.column_names import Columns
+from verl_s2d.data.formats.messages import is_messages, plain_messages
 from verl_s2d.data.ground_truths import ground_truth, last_box
-from verl_s2d.data.messages import is_messages, plain_messages
 from verl_s2d.data.templates import ask, check_template
 from verl_s2d.errors import UserError
 from verl_s2d.validation import suggestion
@@ -60,32 +60,35 @@ def is_verl(table: pa.Table) -> bool:
     return text and named and None not in _values(table, _INDEX)
 
 
-def as_verl(table: pa.Table, columns: Columns | None, *, key: str, path: str | Path) -> pa.Table:
+def as_verl(table: pa.Table, columns: Columns | None, *, key: str, path: str | Path, strict: bool = True) -> pa.Table:
     """Convert a table of any known layout to verl's columns; other columns of plain values go to extra_info.
 
     Args:
         columns: names of columns that the file has; None for a known layout.
         key, path: name of the file in errors.
+        strict: otherwise missing answers are empty, and ids that several rows of verl's share are made anew.
 
     Raises:
         UserError: no column has the question or the answer, a named column is absent, a problem has no answer, or the
             rows have no common type.
     """
-    if columns is None and is_verl(table):
+    if columns is None and strict and is_verl(table):
         return table
     chosen, names = columns or Columns(), table.schema.names
     check_template(chosen.template)
     own = {"prompt", "reward_model"} <= set(names)
     question = _choose(table, chosen.question, ("prompt",) if own else _QUESTIONS, "question", key, path)
     answer = _choose(table, chosen.answer, _ANSWERS, "answer", key, path, optional=_is_chat(table, question))
-    identity = chosen.id or next((n for n in _IDS if n != question and _is_unique(table, n)), None)
+    identity = chosen.id or next((n for n in _IDS if n != question and _is_id(table, n, strict)), None)
     if chosen.id is not None:
         _choose(table, chosen.id, (), "id", key, path)
 
     prompts = [plain_messages(value) for value in _values(table, question)]
     texts = [_reply(p) for p in prompts] if answer is None else _values(table, answer)
     untouched = answer == TRUTH and chosen.after is None
-    truths = texts if untouched else _truths(texts, chosen.after, f"{key}: {answer or question}", path)
+    truths = texts if untouched else _truths(texts, chosen.after)
+    if strict and not untouched:
+        _require_answers(texts, truths, chosen.after, f"{key}: {answer or question}", path)
     asked = [_messages(prompt, chosen.template) for prompt in prompts]
     ids = _values(table, identity) if identity else [None] * table.num_rows
     used = {question, answer, identity, "data_source", "prompt", "messages", "extra_info"}
@@ -149,12 +152,15 @@ def _is_present(table: pa.Table, name: str) -> bool:
     return table.num_rows == 0 or table[top].null_count < table.num_rows
 
 
-def _is_unique(table: pa.Table, name: str) -> bool:
-    """Tell whether a column can be the id. Ids of verl's own column are not judged here but refused by the reader."""
+def _is_id(table: pa.Table, name: str, strict: bool) -> bool:
+    """Tell whether a column can be the id: it has one of its own for every row.
+
+    If strict, ids of verl's own column are not judged here: the reader refuses repeated ones.
+    """
     if column_type(table.schema, name) is None:
         return False
     values = _values(table, name)
-    return name == _INDEX or (None not in values and len({str(value) for value in values}) == len(values))
+    return (name == _INDEX and strict) or (None not in values and len({str(value) for value in values}) == len(values))
 
 
 def _is_chat(table: pa.Table, question: str | None) -> bool:
@@ -178,10 +184,16 @@ def _messages(prompt: Any, template: str | None) -> Any:
     return [*asked[:-1], {**asked[-1], "content": ask(asked[-1]["content"], template)}]
 
 
-def _truths(answers: Sequence[Any], after: str | None, key: str, path: str | Path) -> list[str]:
+def _truths(answers: Sequence[Any], after: str | None) -> list[str]:
     texts = [_as_text(answer) for answer in answers]
-    mark = after or (_MARK if texts and all(_MARK in text for text in texts) else None)
-    truths = [_final(text, mark) for text in texts]
+    marked = any(texts) and all(_MARK in text for text in texts if text)
+    return [_final(text, after or (_MARK if marked else None)) for text in texts]
+
+
+def _require_answers(
+    answers: Sequence[Any], truths: Sequence[str], after: str | None, key: str, path: str | Path
+) -> None:
+    """Raise UserError for rows without an answer."""
     bad = [number for number, truth in enumerate(truths) if not truth]
     if bad:
         why = f"no answer after {after!r}" if after else "no answer"
@@ -191,19 +203,10 @@ def _truths(answers: Sequence[Any], after: str | None, key: str, path: str | Pat
             value=answers[bad[0]],
             remedy="Remove them: `verl-s2d convert` leaves such rows out and counts them.",
         )
-    return truths
-
-
-def final_answer(answer: Any, mark: str | None) -> str:
-    r"""Return the answer at the end of a text, empty if there is none.
-
-    Args:
-        mark: what stands before it; None: the last \boxed{}, or the whole text without one.
-    """
-    return _final(_as_text(answer), mark)
 
 
 def _final(text: str, mark: str | None) -> str:
+    r"""Return the answer behind a mark; without a mark that in the last \boxed{}, or the whole text."""
     if mark is not None:
         _, found, text = text.rpartition(mark)
         text = text.strip() if found else ""
