@@ -59,11 +59,11 @@ def test_not_equivalent(truth, answer):
 @pytest.mark.parametrize(
     ("response", "boxed", "answer", "either"),
     [
-        (r"\boxed{3} and \boxed{4}", "4", None, "4"),
+        (r"\boxed{3} and \boxed{4}", "3, 4", None, "3, 4"),
         (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{1}{\sqrt{2}}", None, r"\frac{1}{\sqrt{2}}"),
         (r"\boxed{\left\{ 1, 2 \right.}", r"\left\{ 1, 2 \right.", None, r"\left\{ 1, 2 \right."),
         (r"\boxed{\boxed{5}}", "5", None, "5"),
-        (r"\fbox{5}, \boxed 7", "7", None, "7"),
+        (r"\fbox{5}, then \boxed 7", "7", None, "7"),
         (r"\boxed{5} \boxed{6", None, None, None),
         (r"\boxed{}", None, None, None),
         ("Answer: 34", None, "34", "34"),
@@ -136,7 +136,7 @@ def test_check():
 
 
 def test_check_without_math_verify(monkeypatch):
-    without = "import sys; sys.modules['math_verify'] = None\n"
+    without = "import sys; sys.modules['latex2sympy2_extended'] = None\n"
     monkeypatch.setattr(process_client, "_COMMAND", without + process_client._COMMAND)
     monkeypatch.setattr(process_pool, "_pool", process_pool.Pool(1))
     with pytest.raises(UserError, match="does not start") as caught:

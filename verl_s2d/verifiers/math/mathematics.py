@@ -1,12 +1,16 @@
-r"""Verify mathematical answers with math-verify: 1.0 if the final answer is equivalent to the ground truth, else 0.0.
+r"""Verify mathematical answers: 1.0 if the final answer is equivalent to the ground truth, else 0.0.
 
     verifier: {name: math, form: boxed, convention: math, seconds: 2}
 
 | option | default | meaning |
 |---|---|---|
-| form | either | `boxed`: the last \boxed{}; `answer`: the last line `Answer: ...`; `either`: the later of the two |
+| form | either | `boxed`: the last \boxed{}, or several in a row; `answer`: the last line `Answer: ...`; |
+| | | `either`: the later of the two (a box counts more than a line in prose), or a last line `#### 72` |
 | convention | math | `math`: equivalence; `dapo`: DAPO's string match against an integer, see dapo.py |
 | seconds | 2.0 | CPU time limit of one comparison; beyond it the answer counts as wrong |
+
+Ground truths are answers, numbers of any type, or solutions that mark their answer (reference_answers.py). Values are
+compared exactly; a decimal stands for a number without an end if six digits or more are right. A unit may be left out.
 
 Only text after the last </think> counts. Responses are untrusted: answers that need algebra are compared in a separate
 process (verifier_process.py) with limits on time and memory, where any failure counts as a wrong answer. Most answers
@@ -15,7 +19,6 @@ need no algebra and are decided here.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
@@ -24,15 +27,13 @@ from verl_s2d.data.ground_truths import ground_truth as formula
 from verl_s2d.errors import UserError
 from verl_s2d.verifiers.math import dapo
 from verl_s2d.verifiers.math.answer_limits import is_too_complex, is_too_long, is_unprintable
+from verl_s2d.verifiers.math.compare_forms import same_form
 from verl_s2d.verifiers.math.extraction import Form, final_answer
 from verl_s2d.verifiers.math.normal_form import Answer, normal_form
+from verl_s2d.verifiers.math.reference_answers import reference_answer
 from verl_s2d.verifiers.process_pool import shared
 
 Convention = Literal["math", "dapo"]
-
-_EQUALS = r"(?:=|\\in(?![A-Za-z]))"
-_NAMED = re.compile(rf"\s*\\?[A-Za-z]+(?:_\{{?\w+\}}?)?(?:\s*\([A-Za-z]\))?\s*{_EQUALS}(?!.*{_EQUALS})\s*(?=\S)")
-"""`x =`, `f(x) =` or `x \\in`, at the beginning of a text and nowhere else in it."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def compute_score(
 def judge(response: Any, ground_truth: Any, options: Options | None = None) -> Verdict:
     """Judge a response and give the reason. Raises UserError as compute_score does."""
     options = options or Options()
-    truth = _truth(ground_truth)
+    truth = reference_answer(ground_truth)
     if not isinstance(response, str):
         return Verdict(False, "none")
     if options.convention == "dapo":
@@ -90,7 +91,7 @@ def judge(response: Any, ground_truth: Any, options: Options | None = None) -> V
 
 def check_answer(ground_truth: Any, extra_info: Mapping[str, Any], **options: Any) -> None:
     """Raise UserError for a ground truth that is not LaTeX with balanced braces, or for DAPO not an integer."""
-    truth = _truth(ground_truth)
+    truth = reference_answer(ground_truth)
     if _options(tuple(options.items())).convention == "dapo":
         dapo.require_integer(truth)
     elif formula(truth, "formula") is None:
@@ -159,66 +160,16 @@ def _options(given: tuple[tuple[str, Any], ...]) -> Options:
     return Options(**dict(given))
 
 
-def _truth(ground_truth: Any) -> str:
-    text = str(ground_truth).strip() if isinstance(ground_truth, str | int | float) else ""
-    if not text:
-        raise UserError(
-            "The problem has no ground truth that could be compared.",
-            key="reward_model.ground_truth",
-            value=ground_truth,
-            remedy="Give every problem its final answer as text.",
-        )
-    boxed = final_answer(text, "boxed") if text.startswith((r"\boxed", r"\fbox")) else None
-    return boxed or text
-
-
 def _compare(truth: Answer, answer: Answer, seconds: float) -> Verdict:
-    if truth.base and answer.base and truth.base != answer.base:
-        return Verdict(False, "text")
-    if truth.unit and answer.unit and truth.unit != answer.unit:
-        return Verdict(False, "text")
-    if truth.tight == answer.tight and truth.tight:
-        return Verdict(True, "text")
-    if truth.base or answer.base:
-        return Verdict(truth.tight == answer.tight, "text")
-    if truth.is_text or answer.is_text or (truth.text.isalpha() and answer.text.isalpha()):
-        same = truth.letters == answer.letters and bool(truth.letters)
-        # Letters without \text may also be a product, in any order.
-        if same or truth.is_text or answer.is_text:
-            return Verdict(same, "text")
-    truth, answer = _without_name(truth, answer)
-    if truth.value is not None and answer.value is not None:
-        return Verdict(_same_number(truth, answer), "number")
-    return _by_algebra(truth, answer, seconds)
-
-
-def _without_name(truth: Answer, answer: Answer) -> tuple[Answer, Answer]:
-    """Strip `x =` or `x \\in` from the one that has it, if the other has none."""
-    names = [_NAMED.match(side.text) for side in (truth, answer)]
-    if bool(names[0]) == bool(names[1]):
-        return truth, answer
-    if names[0]:
-        return normal_form(truth.text[names[0].end() :]), answer
-    return truth, normal_form(answer.text[names[1].end() :])
-
-
-def _same_number(truth: Answer, answer: Answer) -> bool:
-    first, second = truth.value, answer.value
-    if truth.percent != answer.percent:
-        # 50% may be written as 50 or as 0.5.
-        plain, per_hundred = (second, first) if truth.percent else (first, second)
-        return plain in (per_hundred, per_hundred / 100)
-    if first == second:
-        return True
-    # A decimal equals a fraction if six digits agree, as in math-verify.
-    return truth.decimal != answer.decimal and abs(first - second) <= max(abs(first), abs(second)) * 2 / 1_000_000
+    decided = same_form(truth, answer)
+    return Verdict(*decided) if decided is not None else _by_algebra(truth, answer, seconds)
 
 
 def _by_algebra(truth: Answer, answer: Answer, seconds: float) -> Verdict:
     if not answer.text or is_too_complex(answer.text, truth.text, rational=truth.value is not None):
         return Verdict(False, "screened")
-    outcome = shared().compare(truth.text, answer.text, seconds)
-    if outcome == "different" and truth.percent != answer.percent:
-        texts = [rf"\frac{{{s.text}}}{{100}}" if s.percent else s.text for s in (truth, answer)]
-        outcome = shared().compare(*texts, seconds)
+    texts = [side.text for side in (truth, answer)]
+    if truth.percent != answer.percent:
+        texts = [rf"\frac{{{side.text}}}{{100}}" if side.percent else side.text for side in (truth, answer)]
+    outcome = shared().compare(*texts, seconds)
     return Verdict(outcome == "equal", outcome)
