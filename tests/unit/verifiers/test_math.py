@@ -153,8 +153,8 @@ def test_check_of_a_verifier_that_raises(monkeypatch, tmp_path):
         mathematics.check()
     (tmp_path / "v.py").write_text("def raises(**_): raise KeyError('x')\ndef text(**_): return 'right'")
     problem = {"data_source": "s", "ground_truth": "3", "extra_info": {}}
-    for name in ("raises", "text"):
-        with pytest.raises(UserError, match="fails on the response ''"):
+    for name, message in (("raises", "fails on the response ''"), ("text", "returned 'right', which is no score")):
+        with pytest.raises(UserError, match=message):
             check(f"{tmp_path}/v.py:{name}", problem)
     check(f"{tmp_path}/v.py:raises")
 
