@@ -1,4 +1,5 @@
-"""One process that has imported verl answers every test that asks verl about stages, instead of one process a test."""
+"""One process that has imported verl answers every test that asks verl about stages or renders prompts, instead of one
+process a test."""
 
 from __future__ import annotations
 
@@ -17,11 +18,17 @@ _SERVER = """
 import json, os, sys
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # verl prints to standard output
+from verl_s2d.sampling.render_process import answers as render
 from verl_s2d.stages.composition_process import examine
 for line in sys.stdin:
-    found = {command["name"]: examine(command["argv"]) for command in json.loads(line)}
+    question = json.loads(line)
+    if isinstance(question, list):
+        found = {command["name"]: examine(command["argv"]) for command in question}
+    else:
+        found = render(question, sys.stderr)
     print(json.dumps(found), file=answers, flush=True)
 """
+RENDER = "verl_s2d.sampling.render_process"
 _MATTERS = ("CUDA", "HF_", "PYTHON", "VERL", "VLLM")
 """Prefixes of the variables on which an answer depends."""
 
@@ -35,8 +42,8 @@ class Server:
             [sys.executable, "-P", "-c", _SERVER], stdin=pipe, stdout=pipe, env=dict(environment), text=True
         )
 
-    def ask(self, commands: list[dict[str, Any]]) -> dict[str, Any]:
-        self._process.stdin.write(json.dumps(commands, default=str) + "\n")
+    def ask(self, question: Any) -> dict[str, Any]:
+        self._process.stdin.write(json.dumps(question, default=str) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         assert answer, "the process that answers for verl has ended; its messages are on standard error"
@@ -67,10 +74,12 @@ def _shared_composition(request, monkeypatch, composition_servers):
     start = Probe.__init__
 
     def init(probe, arguments, environment, question=None, **rest):
-        if not isinstance(probe, CompositionProbe):
+        if not isinstance(probe, CompositionProbe) and arguments[-1] != RENDER:
             start(probe, arguments, environment, question, **rest)
             return
         key = tuple(sorted(item for item in environment.items() if item[0].startswith(_MATTERS)))
+        if arguments[-1] == RENDER:
+            key = next(iter(composition_servers), key)
         if key not in composition_servers:
             composition_servers[key] = Server(environment)
         probe._answer = (composition_servers[key].ask(question), "")

@@ -7,6 +7,7 @@ from verl_s2d.checks.answers import check_answers
 from verl_s2d.checks.batch_sizes import check_batches
 from verl_s2d.checks.data_slices import check_data
 from verl_s2d.checks.model_pairs import check_models
+from verl_s2d.checks.rendered_prompts import check_prompts
 from verl_s2d.checks.samplers import cache_warnings, check_samplers
 from verl_s2d.checks.software import check_verifier, check_versions
 from verl_s2d.checks.verl_keys import check_verl_keys
@@ -35,4 +36,6 @@ def check_plan(plan: Plan) -> list[str]:
     check_samplers(plan, missing)
     check_vllm(missing, plan.context.device)
     check_answers(plan, problems)
-    return [*cache_warnings(plan, missing), *check_models(plan)]
+    warnings = [*cache_warnings(plan, missing), *check_models(plan)]
+    check_prompts(plan, problems)
+    return warnings

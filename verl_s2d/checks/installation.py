@@ -15,6 +15,7 @@ from verl_s2d.checks.disk_space import check_disk
 from verl_s2d.checks.model_pairs import check_models, models_of_rows
 from verl_s2d.checks.packages import check_packages
 from verl_s2d.checks.registration import RegistrationProbe
+from verl_s2d.checks.rendered_prompts import check_prompts
 from verl_s2d.checks.samplers import cache_warnings, check_samplers
 from verl_s2d.checks.software import check_verifier, check_versions
 from verl_s2d.checks.verl_keys import check_verl_keys
@@ -57,6 +58,7 @@ def check_everything(plan: Plan | None) -> list[Finding]:
         _attempt("engines that sample", lambda: check_samplers(plan, plan.order) or "fit this machine and the models"),
         _attempt("teacher rollouts", lambda: "\n".join(cache_warnings(plan, plan.order)) or "most of them are read"),
         _attempt("data", lambda: _data(plan)),
+        _attempt("prompts", lambda: check_prompts(plan, check_data(plan))),
         *_models(plan),
         *_composition(plan),
     ]

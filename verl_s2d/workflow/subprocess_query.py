@@ -27,6 +27,7 @@ class Probe:
         environment: the process's environment; None for this process's.
         question: sent to standard input as JSON.
         what: what the process does, for error messages.
+        progress: the last argument becomes a file descriptor of this process's standard error, for lines to be seen.
     """
 
     def __init__(
@@ -36,14 +37,17 @@ class Probe:
         question: Any = None,
         *,
         what: str = "import verl",
+        progress: bool = False,
     ):
         self._what = what
+        shown = [os.dup(2)] if progress else []
         with tempfile.TemporaryFile("w+") as given:
             json.dump(question, given, default=str)
             given.seek(0)
             self._process = subprocess.Popen(
                 # -P: a directory called verl in the working directory must not be taken for the package.
-                [sys.executable, "-P", *arguments],
+                [sys.executable, "-P", *arguments, *map(str, shown)],
+                pass_fds=shown,
                 stdin=given,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -51,6 +55,8 @@ class Probe:
                 text=True,
                 start_new_session=True,
             )
+        for descriptor in shown:
+            os.close(descriptor)
         self._answer: tuple[Any, str] | None = None
 
     def answer(self) -> tuple[Any, str]:

@@ -115,6 +115,7 @@ def write_safetensors(path: Path, tensors: dict[str, bytes]) -> Path:
 
 
 WORDS = ["<pad>", "<eos>", "a", "b", "c"]
+TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if enable_thinking %}{% endif %}"
 
 
 def write_model(
@@ -125,6 +126,7 @@ def write_model(
     context: int = 64,
     eos: int = 1,
     weight: bytes = b"w",
+    template: str | None = TEMPLATE,
 ) -> Path:
     """A model directory as far as anything without torch can see."""
     from tokenizers import Tokenizer, models
@@ -135,6 +137,8 @@ def write_model(
     Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<pad>")).save(
         str(directory / "tokenizer.json")
     )
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
     write_safetensors(directory / "model.safetensors", {"weight": weight * 8})
     return directory
 
