@@ -3,9 +3,9 @@ r"""Run `verl-s2d convert`: a data file as people have it to train.parquet, and 
     verl-s2d convert FILE OUT [question=COLUMN] [answer=COLUMN] [after=####] [id=COLUMN] [data_source=NAME]
         [template=boxed|dapo|none] [holdout=0] [seed=0] [eval.<name>=FILE ...]
 
-FILE is parquet, jsonl, json or csv. Known columns are found by themselves (data/formats/verl_columns.py). Left out and counted
-are rows without a question or an answer, repeated problems, problems whose copies disagree about the answer, and
-training problems that are in an evaluation set. `holdout` problems become OUT/held_out.parquet, `eval.<name>`
+FILE is parquet, jsonl, json or csv. Known columns are found by themselves (verl_columns.py). Left out and counted are
+rows without a question or an answer, repeated problems, problems whose copies disagree about the answer, and training
+problems that are in an evaluation set. `holdout` problems become OUT/held_out.parquet, `eval.<name>`
 OUT/<name>.parquet. The same file and settings give the same rows.
 """
 
