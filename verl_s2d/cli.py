@@ -1,4 +1,4 @@
-"""verl-s2d check | plan | run | status | evaluate | report | verify | gc | gpu-check | prepare | convert.
+"""verl-s2d check | plan | run | status | evaluate | report | verify | gc | gpu-check | prepare | convert | init.
 
 Exit codes: 0 done, 1 a stage or check failed, 2 bad input, 130 interrupted by Ctrl-C, 143 interrupted by SIGTERM. The
 last two are 128 + the signal's number, which schedulers expect of a preempted job; running the command again resumes.
@@ -236,6 +236,14 @@ def _convert(options: argparse.Namespace) -> int:
     return OK
 
 
+def _init(options: argparse.Namespace) -> int:
+    from verl_s2d.starter.init import InitOptions, init
+
+    given = {name: getattr(options, name) for name in InitOptions.__dataclass_fields__}
+    print(init(InitOptions(**given)))
+    return OK
+
+
 def _write_report(plan: Plan | None, options: argparse.Namespace) -> int:
     """Write and print the report of a plan's rows; without a plan, of all rows found in the run directory."""
     from verl_s2d.report.inputs import finished_rows, found_rows, recorded_facts, report_of
@@ -274,6 +282,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "gpu-check": _gpu_check,
     "prepare": _prepare,
     "convert": _convert,
+    "init": _init,
 }
 
 if __name__ == "__main__":

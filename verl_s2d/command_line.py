@@ -103,6 +103,19 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("file", help="the data file")
     convert.add_argument("out", help="directory to write")
     convert.add_argument("settings", nargs="*", metavar="key=value", help=settings)
+    text = "a recipe of your own: data converted, sizes by data and machine; then check it and run it"
+    init = commands.add_parser("init", help=text, description=text)
+    init.set_defaults(command="init")
+    init.add_argument("directory", type=Path, help="directory to write, whose name is the recipe's")
+    init.add_argument("--student", required=True, metavar="MODEL", help="model directory or hub id")
+    init.add_argument("--teacher", required=True, metavar="MODEL", help="model directory or hub id, same tokenizer")
+    init.add_argument("--data", required=True, type=Path, metavar="FILE", help="questions and answers, as for convert")
+    init.add_argument("--eval", type=Path, metavar="FILE", help="evaluation problems (default: some are held out)")
+    init.add_argument(
+        "--gpus", type=int, metavar="N", help="write it for N GPUs, 0 for a CPU (default: this machine's)"
+    )
+    init.add_argument("--verifier", default="math", help="name of a verifier (default: math)")
+    init.add_argument("--steps", type=int, metavar="N", help="steps of every stage (default: by the data; on a CPU 2)")
     return parser
 
 

@@ -165,7 +165,7 @@ def _hold_out(sets: dict[str, Converted], options: Options) -> None:
             value=options.holdout,
             remedy=f"From 0 to {max(0, count - 2)}.",
         )
-    drawn = set(choose([p.id for p in train.problems], options.holdout, options.seed)["all"])
+    drawn = set(choose([p.id for p in train.problems], None, options.seed)["all"][: options.holdout])
     places = [i for i, problem in enumerate(train.problems) if problem.id in drawn]
     held = Converted(train.table, train.problems, options.holdout)
     held.select(places)

@@ -1,0 +1,1 @@
+"""Start a recipe of a user's own: `verl-s2d init`."""
