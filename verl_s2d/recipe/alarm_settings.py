@@ -86,6 +86,20 @@ class ScoreCollapse(Fall):
     window: int = Field(10, ge=3)
 
 
+class NoSignal(Alarm):
+    """A value has been zero at the first `patience` logged steps: the mean score or the largest advantage of 1 and 3
+    (zero if the responses of every group score alike), the gradient norm of 2a and 2b."""
+
+    patience: int = Field(5, ge=1)
+
+
+class Truncation(Alarm):
+    """At least this share of the responses is cut off at its maximal length, at `patience` steps in a row."""
+
+    share: float = Field(0.9, gt=0, le=1)
+    patience: int = Field(3, ge=1)
+
+
 class Alarms(Section):
     """Configure the alarms of all stages; `alarms:` of a stage replaces single keys for that stage."""
 
@@ -95,3 +109,5 @@ class Alarms(Section):
     entropy_collapse: EntropyCollapse = EntropyCollapse()
     score_collapse: ScoreCollapse = ScoreCollapse()
     kl_blow_up: KlBlowUp = KlBlowUp()
+    no_signal: NoSignal = NoSignal()
+    truncation: Truncation = Truncation()

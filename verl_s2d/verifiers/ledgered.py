@@ -22,6 +22,9 @@ from verl_s2d.errors import UserError
 from verl_s2d.verifiers.registry import Score, resolve
 from verl_s2d.verifiers.unsettled import collect_unsettled
 
+_UNSETTLED = b'{"unsettled": '
+"""Beginning of the line of a call without a verdict."""
+
 
 def compute_score(
     data_source: str,
@@ -74,3 +77,25 @@ def _descriptor(directory: str, pid: int) -> int:
     path.mkdir(parents=True, exist_ok=True)
     file = path / f"{socket.gethostname()}-{pid}.jsonl"
     return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+
+def verifier_calls(directory: Path) -> dict[str, Any]:
+    """Count verifier calls in <stage>/verifier/*.jsonl: `labels_read`, `verifier_calls`, `unsettled_calls`.
+
+    A call writes the line {"id": ...}, and another one {"unsettled": problem} if it ended without a verdict. A line cut
+    short by a kill counts as a call without an id; the repeated step reads the same label again.
+    """
+    labels, calls, unsettled = set(), 0, 0
+    for path in sorted((directory / "verifier").glob("*.jsonl")):
+        for line in path.read_bytes().splitlines():
+            if not line.strip():
+                continue
+            if line.startswith(_UNSETTLED):
+                unsettled += 1
+                continue
+            calls += 1
+            try:
+                labels.add(str(json.loads(line)["id"]))
+            except (ValueError, KeyError, TypeError):
+                continue
+    return {"labels_read": sorted(labels), "verifier_calls": calls, "unsettled_calls": unsettled}

@@ -5,16 +5,11 @@ A ledger is a plain JSON dict.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 Ledger = dict[str, Any]
 _SUMMED = ("verifier_calls", "unsettled_calls", "sampled_tokens", "teacher_scored_tokens", "updates", "seconds")
-
-UNSETTLED = b'{"unsettled": '
-"""Beginning of a line of a call without a verdict."""
 
 
 def empty_ledger(seconds: float = 0.0) -> Ledger:
@@ -46,28 +41,6 @@ def add_ledgers(ledgers: Iterable[Mapping[str, Any]]) -> Ledger:
 def amount(ledger: Mapping[str, Any], item: str) -> int:
     """Return the amount of an item in a ledger; for `labels` their number."""
     return len(ledger["labels_read"]) if item == "labels" else ledger[item]
-
-
-def verifier_calls(directory: Path) -> Ledger:
-    """Count verifier calls in <stage>/verifier/*.jsonl: `labels_read`, `verifier_calls`, `unsettled_calls`.
-
-    A call writes the line {"id": ...}, and another one {"unsettled": problem} if it ended without a verdict. A line cut
-    short by a kill counts as a call without an id; the repeated step reads the same label again.
-    """
-    labels, calls, unsettled = set(), 0, 0
-    for path in sorted((directory / "verifier").glob("*.jsonl")):
-        for line in path.read_bytes().splitlines():
-            if not line.strip():
-                continue
-            if line.startswith(UNSETTLED):
-                unsettled += 1
-                continue
-            calls += 1
-            try:
-                labels.add(str(json.loads(line)["id"]))
-            except (ValueError, KeyError, TypeError):
-                continue
-    return {"labels_read": sorted(labels), "verifier_calls": calls, "unsettled_calls": unsettled}
 
 
 def sum_over_steps(

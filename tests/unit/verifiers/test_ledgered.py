@@ -13,8 +13,7 @@ import pytest
 
 from tests.support import tiny
 from verl_s2d.errors import UserError
-from verl_s2d.verifiers.ledgered import compute_score
-from verl_s2d.workflow.ledger import verifier_calls
+from verl_s2d.verifiers.ledgered import compute_score, verifier_calls
 
 SUMS = f"{Path(tiny.__file__)}:score_sum"
 

@@ -46,7 +46,7 @@ def raised(found: Detectors, values, metric: str, first: int = 1):
 @given(level=st.floats(-100, 100), noise=st.floats(0, 30), seed=SEEDS)
 def test_noise_around_a_constant_raises_nothing(name, level, noise, seed):
     values = [random.Random(seed + i).gauss(level, noise) for i in range(200)]
-    window = {f"{name}__window": 40}
+    window = {f"{name}__window": 40, "no_signal__action": "ignore"}
     assert raised(detectors(**window), values, METRIC[name]) == []
 
 
@@ -106,6 +106,46 @@ def test_the_validation_score_goes_before_the_training_score():
 def test_negative_scores_are_no_collapse():
     assert raised(detectors(), [-0.8, -0.82, -0.78] * 20, "critic/score/mean") == []
     assert raised(detectors("opd"), [0.0] * 40, "critic/score/mean") == []
+
+
+@pytest.mark.parametrize("metric", ["critic/score/mean", "critic/advantages/max"])
+def test_a_signal_that_was_never_there_is_told_once(metric):
+    (alarm,) = raised(detectors(), [0.0] * 100, metric)
+    assert (alarm.alarm, alarm.since, alarm.step) == ("no_signal", 1, 5)
+    assert "since step 1" in alarm.text and "verifier" in alarm.text
+    assert raised(detectors(), [0.0] * 4 + [0.1] + [0.0] * 100, metric) == [], "a score that falls is a collapse"
+
+
+def test_the_score_of_gsm8k_under_a_verifier_that_reads_boxes():
+    """Every right answer in the form that the prompts ask for scores 0."""
+    found = detectors()
+    logged = {"critic/score/mean": 0.0, "critic/advantages/max": 0.0, "actor/loss": 0.0, "actor/grad_norm": 0.0}
+    alarms = [alarm for step in range(1, 101) for alarm in found.feed(step, logged)]
+    assert {(alarm.alarm, alarm.step) for alarm in alarms} == {("no_signal", 5)}
+
+
+def test_a_scorer_of_minus_one_has_no_signal_without_a_spread_either():
+    found = detectors()
+    logged = {"critic/score/mean": -1.0, "critic/advantages/max": 0.0}
+    alarms = [alarm for step in range(1, 101) for alarm in found.feed(step, logged)]
+    assert [(alarm.alarm, alarm.metric) for alarm in alarms] == [("no_signal", "critic/advantages/max")]
+
+
+@pytest.mark.parametrize(("kind", "metric"), [("opd", "actor/grad_norm"), ("warmup", "train/grad_norm")])
+def test_a_gradient_that_was_never_there_is_told(kind, metric):
+    (alarm,) = raised(detectors(kind), [0.0] * 20, metric)
+    assert alarm.alarm == "no_signal"
+
+
+@pytest.mark.parametrize("kind", ["grpo", "opd"])
+def test_responses_that_are_nearly_all_cut_off_are_told_once_an_episode(kind):
+    ratios = [0.5, 0.95, 0.95, 0.2, *[0.95] * 10, 0.1, *[1.0] * 3]
+    alarms = raised(detectors(kind), ratios, "response_length/clip_ratio")
+    assert [(alarm.alarm, alarm.since, alarm.step) for alarm in alarms] == [
+        ("truncation", 5, 7),
+        ("truncation", 16, 18),
+    ]
+    assert "cut off" in alarms[0].text
 
 
 def test_an_alarm_that_is_ignored_is_silent():

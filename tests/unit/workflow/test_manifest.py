@@ -16,9 +16,10 @@ from tests.support.workflow.project import write_model, write_safetensors
 from verl_s2d.data.files import write_json
 from verl_s2d.logs import last_lines
 from verl_s2d.stages import stages
+from verl_s2d.verifiers.ledgered import verifier_calls
 from verl_s2d.workflow import attempts
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.ledger import add_ledgers, empty_ledger, sum_over_steps, verifier_calls
+from verl_s2d.workflow.ledger import add_ledgers, empty_ledger, sum_over_steps
 from verl_s2d.workflow.store import checkpoints
 from verl_s2d.workflow.store.manifest import MANIFEST, is_built, read_manifest, write_manifest
 from verl_s2d.workflow.store.saved_weights import export_problem

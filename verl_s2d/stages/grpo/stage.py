@@ -32,6 +32,9 @@ class Grpo(VerlTrainerStage):
     consumes = ("labels", "verifier_calls", "sampled_tokens", "updates")
     metrics = (
         Metric("critic/score/mean", panels.SCORE, alarm="score_collapse"),
+        Metric("critic/score/mean", alarm="no_signal"),
+        Metric("critic/advantages/max", alarm="no_signal"),
+        Metric("response_length/clip_ratio", alarm="truncation"),
         Metric("actor/kl_loss", panels.POLICY_KL, alarm="kl_blow_up"),
         Metric("actor/ppo_kl", alarm="kl_blow_up"),
         Metric("actor/loss", panels.RL_LOSS, alarm="loss_spike"),

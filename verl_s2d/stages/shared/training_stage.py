@@ -13,12 +13,13 @@ from verl_s2d.stages.shared.best_checkpoint import hand_off_best
 from verl_s2d.stages.shared.budget import last_step
 from verl_s2d.stages.shared.hand_off import finished, hand_off, kept
 from verl_s2d.stages.shared.node_settings import merged_verl
+from verl_s2d.verifiers.ledgered import verifier_calls
 from verl_s2d.verl_settings.composed import Configuration, composed
 from verl_s2d.verl_settings.overrides import value_of
 from verl_s2d.verl_settings.stage_sizes import Training
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.ledger import Ledger, empty_ledger, sum_over_steps, verifier_calls
+from verl_s2d.workflow.ledger import Ledger, empty_ledger, sum_over_steps
 from verl_s2d.workflow.stage import Context, Stage, model_location, trusts_remote_code
 from verl_s2d.workflow.store import checkpoints
 from verl_s2d.workflow.watch import early_stop

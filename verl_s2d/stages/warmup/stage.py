@@ -39,7 +39,7 @@ class Warmup(TrainingStage):
         Metric("train/loss", panels.DISTILLATION_LOSS, alarm="loss_spike"),
         Metric("train/student_entropy", panels.DISTILLATION_ENTROPY, "student", alarm="entropy_collapse"),
         Metric("train/teacher_entropy", panels.DISTILLATION_ENTROPY, "teacher"),
-        Metric("train/grad_norm", panels.GRAD_NORM),
+        Metric("train/grad_norm", panels.GRAD_NORM, alarm="no_signal"),
         Metric("train/teacher_scored_tokens", ledger="teacher_scored_tokens"),
     )
     reserved = (

@@ -18,6 +18,11 @@ _FALLING = ("entropy_collapse", "score_collapse")
 _NOT_WATCHED = ("perf/", "timing", "actor/perf/", "train/mfu", "rollout_corr/", "training/")
 """Prefixes of metrics that do not depend on the update."""
 _VALIDATION = "validation score"
+_ZERO = 1e-9
+_CAUSES = {
+    "no_signal": "do the prompts ask for the form that the verifier reads?",
+    "truncation": "nearly all responses are cut off at their maximal length",
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Raised:
         step: step at which the detector was certain.
         since: first step of the problem; the last good checkpoint is older.
         value: metric at `step`; None when it is not finite.
-        reference: median of the metric before, None for `not_finite`.
+        reference: median of the metric before, None for an alarm without one.
         limit: the bound that was crossed, None for `not_finite`.
     """
 
@@ -48,10 +53,11 @@ class Raised:
         if self.limit is None:
             return f"{what}: {self.metric} at step {self.step}"
         since = f" (since step {self.since})" if self.since != self.step else ""
-        return (
-            f"{what}: {self.metric} was {self.value:.4g} at step {self.step}{since}; "
-            f"its median was {self.reference:.4g}, the limit {self.limit:.4g}"
+        bounds = (
+            f"its median was {self.reference:.4g}, the limit {self.limit:.4g}" if self.reference is not None else ""
         )
+        value = f"{self.metric} was {self.value:.4g} at step {self.step}{since}"
+        return f"{what}: {value}; {bounds or _CAUSES[self.alarm]}"
 
     def data(self) -> dict[str, Any]:
         """Return the entry of alarms.jsonl."""
@@ -68,7 +74,7 @@ class Detectors:
     def __init__(self, metrics: Sequence[Metric], settings: Settings):
         self._metrics = metrics
         self._settings = {name: s for name, s in settings.items() if s["action"] != "ignore"}
-        self._series: dict[tuple[str, str], _Series] = {}
+        self._series: dict[tuple[str, str], _Series | _Range] = {}
         self._not_finite: set[str] = set()
 
     def feed(self, step: int, data: Mapping[str, Any]) -> list[Raised]:
@@ -91,7 +97,7 @@ class Detectors:
             for metric, value in self._values(name, data):
                 if not isinstance(value, int | float) or not math.isfinite(value):
                     continue
-                series = self._series.setdefault((name, metric), _Series(settings, falling=name in _FALLING))
+                series = self._series.setdefault((name, metric), _detector(name, settings))
                 found = series.feed(step, value)
                 if found is not None:
                     yield Raised(name, step, found[0], metric, value, found[1], found[2], settings["action"])
@@ -104,6 +110,32 @@ class Detectors:
         if name == "score_collapse" and (score is not None or (name, _VALIDATION) in self._series):
             return
         yield from ((metric, data[metric]) for metric in metrics if metric in data)
+
+
+def _detector(name: str, settings: Mapping[str, Any]) -> _Series | _Range:
+    if name == "no_signal":
+        return _Range(settings["patience"], most=_ZERO, from_start=True)
+    if name == "truncation":
+        return _Range(settings["patience"], least=settings["share"])
+    return _Series(settings, falling=name in _FALLING)
+
+
+class _Range:
+    """A metric whose absolute value is bad between fixed bounds, with `from_start` only until it first leaves them."""
+
+    def __init__(self, patience: float, *, least: float = 0.0, most: float = math.inf, from_start: bool = False):
+        self._patience, self._least, self._most, self._from_start = patience, least, most, from_start
+        self._inside, self._since = 0, 0
+
+    def feed(self, step: int, value: float) -> tuple[int, None, float] | None:
+        """Return (since, None, limit) at the step at which a problem is certain, otherwise None."""
+        if self._least <= abs(value) <= self._most:
+            self._inside += 1
+            self._since = step if self._inside == 1 else self._since
+            return (self._since, None, self._least) if self._inside == self._patience else None
+        self._inside = 0
+        self._patience = math.inf if self._from_start else self._patience
+        return None
 
 
 class _Series:
