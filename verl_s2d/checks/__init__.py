@@ -10,6 +10,7 @@ from verl_s2d.checks.model_pairs import check_models
 from verl_s2d.checks.rendered_prompts import check_prompts
 from verl_s2d.checks.samplers import cache_warnings, check_samplers
 from verl_s2d.checks.software import check_verifier, check_versions
+from verl_s2d.checks.verifier_trial import try_on_data
 from verl_s2d.checks.verl_keys import check_verl_keys
 from verl_s2d.workflow.plan import Plan
 
@@ -36,6 +37,7 @@ def check_plan(plan: Plan) -> list[str]:
     check_samplers(plan, missing)
     check_vllm(missing, plan.context.device)
     check_answers(plan, problems)
+    try_on_data(plan, problems)
     warnings = [*cache_warnings(plan, missing), *check_models(plan)]
     check_prompts(plan, problems)
     return warnings

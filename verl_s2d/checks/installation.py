@@ -18,6 +18,7 @@ from verl_s2d.checks.registration import RegistrationProbe
 from verl_s2d.checks.rendered_prompts import check_prompts
 from verl_s2d.checks.samplers import cache_warnings, check_samplers
 from verl_s2d.checks.software import check_verifier, check_versions
+from verl_s2d.checks.verifier_trial import try_on_data
 from verl_s2d.checks.verl_keys import check_verl_keys
 from verl_s2d.data.model_files import ModelFacts
 from verl_s2d.errors import UserError
@@ -58,6 +59,7 @@ def check_everything(plan: Plan | None) -> list[Finding]:
         _attempt("engines that sample", lambda: check_samplers(plan, plan.order) or "fit this machine and the models"),
         _attempt("teacher rollouts", lambda: "\n".join(cache_warnings(plan, plan.order)) or "most of them are read"),
         _attempt("data", lambda: _data(plan)),
+        _attempt("scores", lambda: "\n".join(try_on_data(plan, check_data(plan)))),
         _attempt("prompts", lambda: check_prompts(plan, check_data(plan))),
         *_models(plan),
         *_composition(plan),

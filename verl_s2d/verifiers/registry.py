@@ -10,6 +10,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 from verl_s2d import user_code
@@ -23,11 +24,13 @@ _RETURN_A_SCORE = "Return a finite number, or a mapping with `score`, for any re
 VERIFIERS = {
     "math": "verl_s2d.verifiers.math.mathematics:compute_score",
     "reasoning_gym": "verl_s2d.verifiers.reasoning_gym:compute_score",
+    "verl": "verl_s2d.verifiers.verl_scorers:compute_score",
 }
 """Name -> module:function; imported on first use, because a verifier may need a library of its own.
 
-A module may define `check(**options)`, which raises UserError unless the verifier works on this machine, and
-`check_answer(ground_truth, extra_info, **options)`, which raises UserError unless the verifier can use that answer.
+A module may define `check(**options)`, which raises UserError unless the verifier works on this machine,
+`check_answer(ground_truth, extra_info, **options)`, which raises UserError unless the verifier can use that answer, and
+`as_response(ground_truth, extra_info)`, which writes that answer as a response.
 """
 
 
@@ -46,11 +49,14 @@ def resolve(verifier: str | Mapping[str, Any]) -> Verifier:
 
 def check_answer(verifier: str | Mapping[str, Any], ground_truth: Any, extra_info: Mapping[str, Any]) -> None:
     """Raise UserError for an answer that a built-in verifier cannot use."""
-    name, options = _name_and_options(verifier)
-    resolve(verifier)
-    module = sys.modules[VERIFIERS[name].partition(":")[0]] if name in VERIFIERS else None
+    module, options = _module_and_options(verifier)
     if hasattr(module, "check_answer"):
         module.check_answer(ground_truth, extra_info, **options)
+
+
+def writer_of(verifier: str | Mapping[str, Any]) -> Callable[..., str] | None:
+    """Return the function that writes a problem's answer as a response to this verifier, None if it has none."""
+    return getattr(_module_and_options(verifier)[0], "as_response", None)
 
 
 def check(verifier: str | Mapping[str, Any], problem: Mapping[str, Any] | None = None, response: str = "") -> None:
@@ -62,20 +68,28 @@ def check(verifier: str | Mapping[str, Any], problem: Mapping[str, Any] | None =
     Raises:
         UserError: the verifier does not load, fails its own check, raises, or returns no score.
     """
-    score = resolve(verifier)
-    name, options = _name_and_options(verifier)
-    module = sys.modules[VERIFIERS[name].partition(":")[0]] if name in VERIFIERS else None
+    module, options = _module_and_options(verifier)
     if hasattr(module, "check"):
         module.check(**options)
-    if problem is None:
-        return
+    if problem is not None:
+        score_of(verifier, problem, response)
+
+
+def score_of(verifier: str | Mapping[str, Any], problem: Mapping[str, Any], response: str) -> float:
+    """Score a response to a problem: data_source, ground_truth and extra_info.
+
+    Raises:
+        UserError: the verifier raises, or returns no score.
+    """
+    score, name = resolve(verifier), _name_and_options(verifier)[0]
     try:
-        score(solution_str=response, **problem)
+        result = require_score(score(solution_str=response, **problem), name)
+        return float(result["score"] if isinstance(result, Mapping) else result)
     except UserError:
         raise
     except Exception as error:
         raise UserError(
-            f"The verifier fails on the response {response!r}: {type(error).__name__}: {error}",
+            f"The verifier fails on the response {response[:200]!r}: {type(error).__name__}: {error}",
             key="verifier",
             value=name,
             remedy=_RETURN_A_SCORE,
@@ -104,6 +118,13 @@ def require_score(result: Any, verifier: str) -> Score:
                 remedy=_RETURN_A_SCORE,
             )
     return result
+
+
+def _module_and_options(verifier: str | Mapping[str, Any]) -> tuple[ModuleType | None, dict[str, Any]]:
+    """Return the module of a built-in verifier, None for a recipe's own."""
+    name, options = _name_and_options(verifier)
+    resolve(verifier)
+    return (sys.modules[VERIFIERS[name].partition(":")[0]] if name in VERIFIERS else None), options
 
 
 def _name_and_options(verifier: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.support.workflow.project import write_project
@@ -46,8 +46,8 @@ def raised(found: Detectors, values, metric: str, first: int = 1):
 @given(level=st.floats(-100, 100), noise=st.floats(0, 30), seed=SEEDS)
 def test_noise_around_a_constant_raises_nothing(name, level, noise, seed):
     values = [random.Random(seed + i).gauss(level, noise) for i in range(200)]
-    window = {f"{name}__window": 40, "no_signal__action": "ignore"}
-    assert raised(detectors(**window), values, METRIC[name]) == []
+    assume(max(map(abs, values)) > 1e-6)
+    assert raised(detectors(**{f"{name}__window": 40}), values, METRIC[name]) == []
 
 
 @pytest.mark.parametrize("name", METRIC)

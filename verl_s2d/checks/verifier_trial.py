@@ -1,0 +1,134 @@
+"""Try the verifier on every data set: ground truths and solutions of the data itself have to score."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from verl_s2d.errors import UserError
+from verl_s2d.verifiers.trial import Trial, try_verifier
+from verl_s2d.workflow.identity import file_external
+from verl_s2d.workflow.plan import Plan
+from verl_s2d.workflow.subprocess_query import Probe
+
+if TYPE_CHECKING:
+    from verl_s2d.data.problems import Problem
+
+PROBLEMS = 24
+"""Problems of each file to try, and one more of each further data source."""
+_NEARLY_NONE = 0.05
+"""Share of right scores up to which a verifier is taken not to read a form at all."""
+_MANY = 4
+"""Solutions below this number prove nothing."""
+_known: dict[str, dict[str, Trial]] = {}
+"""Trials in this process by verifier and problems, because a plan is checked more than once."""
+
+
+def try_on_data(plan: Plan, files: Mapping[Path, tuple[str, list[Problem]]]) -> list[str]:
+    """Score ground truths and solutions of every file; return a line per file, for people to look at.
+
+    Args:
+        files: file -> (its name in messages, its problems).
+
+    Raises:
+        UserError: the verifier raises or returns no score, a built-in one gives no ground truth a score, or any gives
+            none of the data's own solutions a score although the prompts ask for no other form.
+    """
+    samples = {key: _sample(problems) for key, problems in files.values()}
+    trials, lines = _trials(plan, samples), []
+    for key, problems in files.values():
+        trial = trials[key]
+        _require_truths(plan, key, trial)
+        _require_solutions(plan, key, trial, problems)
+        lines.append(f"{key}: {trial.text()}")
+        if trial.form is None:
+            lines.append(f"warning: {key}: the verifier gives no ground truth a score, in any common form")
+    return lines
+
+
+def _sample(problems: Sequence[Problem]) -> list[Problem]:
+    """Choose problems from all over a file, with one of every data source."""
+    chosen = {round(i * (len(problems) - 1) / PROBLEMS) for i in range(PROBLEMS + 1)}
+    sources: dict[str, int] = {}
+    for number, problem in enumerate(problems):
+        sources.setdefault(problem.data_source, number)
+    return [problems[number] for number in sorted(chosen | set(sources.values()))]
+
+
+def _trials(plan: Plan, samples: Mapping[str, Sequence[Problem]]) -> dict[str, Trial]:
+    chosen, identity = plan.recipe.verifier, ""
+    if isinstance(chosen, str) and ":" in chosen:
+        file, _, function = chosen.rpartition(":")
+        path = plan.recipe.directory / file
+        identity, chosen = file_external(path, "verifier", plan.recipe.verifier).identity, f"{path}:{function}"
+    rows = {
+        key: [
+            {"data_source": p.data_source, "ground_truth": p.ground_truth, "extra_info": p.extra_info} for p in sample
+        ]
+        for key, sample in samples.items()
+    }
+    known = hashlib.sha256(pickle.dumps((str(chosen), identity, rows))).hexdigest()
+    if known not in _known:
+        # A recipe's own file may import anything and may hang, and verl takes seconds to import.
+        apart = identity or chosen == "verl"
+        _known[known] = _in_process(chosen, rows) if apart else {key: _here(chosen, key, rows[key]) for key in rows}
+    return _known[known]
+
+
+def _here(verifier: Any, key: str, rows: Sequence[Mapping[str, Any]]) -> Trial:
+    try:
+        return try_verifier(verifier, rows)
+    except UserError as error:
+        raise UserError(error.problem, key=f"{key}: {error.key}", value=error.value, remedy=error.remedy) from error
+
+
+def _in_process(verifier: str, rows: Mapping[str, list[dict[str, Any]]]) -> dict[str, Trial]:
+    """Run the trials in a process of their own. Rows travel as parquet: dates, bytes and decimals keep their types."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with tempfile.TemporaryDirectory() as directory:
+        files = {key: str(Path(directory) / f"{number}.parquet") for number, key in enumerate(rows)}
+        for key, file in files.items():
+            pq.write_table(pa.Table.from_pylist(rows[key]), file)
+        question = {"verifier": verifier, "files": files}
+        with Probe(["-m", "verl_s2d.verifiers.trial"], None, question, what="a trial of the verifier") as probe:
+            answer, failure = probe.answer()
+    if answer is None:
+        answer = {"problem": failure, "remedy": "Run the verifier by hand to see where it fails.", "value": verifier}
+    if answer["problem"] is not None:
+        raise UserError(answer["problem"], key="verifier", value=answer["value"], remedy=answer["remedy"])
+    return {key: Trial(**trial) for key, trial in answer["trials"].items()}
+
+
+def _require_truths(plan: Plan, key: str, trial: Trial) -> None:
+    """Refuse truths that a built-in verifier never gives a score; one of a recipe's own may read any form."""
+    chosen = plan.recipe.verifier
+    if (isinstance(chosen, str) and ":" in chosen) or trial.right > _NEARLY_NONE * trial.truths:
+        return
+    raise UserError(
+        f"The verifier gives {trial.right} of {trial.truths} ground truths, as responses, a score ({trial.text()}).",
+        key=f"{key}: reward_model.ground_truth",
+        value=trial.truth[:200],
+        remedy="Give the final answer alone as the ground truth, or choose a verifier that reads these (math, verl, or "
+        "file.py:function).",
+    )
+
+
+def _require_solutions(plan: Plan, key: str, trial: Trial, problems: Sequence[Problem]) -> None:
+    """Refuse solutions without a score, unless the prompts ask for the form that the verifier does read."""
+    if trial.solutions < _MANY or trial.solved > _NEARLY_NONE * trial.solutions:
+        return
+    if trial.form and any(trial.form in problem.text for problem in problems):
+        return
+    form = f"ask for {trial.form} in the prompts" if trial.form else "correct the ground truths"
+    raise UserError(
+        f"Responses as the data asks for them would have no reward: {trial.text()}.",
+        key=f"{key}: extra_info",
+        value=str(plan.recipe.verifier),
+        remedy=f"Choose a verifier that reads these solutions (math, verl, or file.py:function), or {form}.",
+    )

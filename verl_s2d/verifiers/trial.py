@@ -1,0 +1,141 @@
+r"""Score what a data set itself holds: its ground truths in the forms that verifiers read, and its own solutions.
+
+    python -m verl_s2d.verifiers.trial < question.json
+
+Reads {"verifier": name, "files": {set: parquet of data_source, ground_truth and extra_info}} from standard input. Its
+last line of output is `S2D {"problem": of an error or null, "value", "remedy", "trials": {set: the fields of Trial}}`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from verl_s2d.errors import UserError
+from verl_s2d.verifiers.registry import score_of, writer_of
+
+NO_ANSWER = "I do not know"
+FORMS = {
+    r"\boxed{}": r"\boxed{{{}}}",
+    "Answer:": "Answer: {}",
+    "####": "#### {}",
+    "<answer>": "<answer>{}</answer>",
+    "": "{}",
+}
+"""Mark that prompts ask for -> how a response writes the answer."""
+_SOLUTIONS = ("solution", "answer", "response", "rationale", "reasoning")
+_LONGER = 20
+"""Characters by which a solution is longer than its answer, at least."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Scores of a sample of one data set.
+
+    Attributes:
+        truth, response, score: one ground truth, as a response in the form that scored most often.
+        form: that form's mark; None if no truth scored more than NO_ANSWER.
+        no_answer: score of the response NO_ANSWER to the same problem.
+        truths, right: sampled problems, and how many truths scored.
+        solutions, solved: solutions in the data, and how many of them scored.
+    """
+
+    truth: str
+    response: str
+    score: float
+    form: str | None
+    no_answer: float
+    truths: int
+    right: int
+    solutions: int
+    solved: int
+
+    def text(self) -> str:
+        """Describe the trial in one line."""
+        scores = f"{_short(self.response)} -> {self.score:g}, {NO_ANSWER} -> {self.no_answer:g}"
+        solved = f"; {self.solved} of {self.solutions} solutions of the data score" if self.solutions else ""
+        return f"truth {_short(self.truth)}: {scores}{solved}"
+
+
+def try_verifier(verifier: str | Mapping[str, Any], problems: Sequence[Mapping[str, Any]]) -> Trial:
+    """Score the ground truths and solutions of problems.
+
+    Args:
+        problems: data_source, ground_truth and extra_info of each.
+
+    Raises:
+        UserError: the verifier raises or returns no score.
+    """
+    write, found, solutions = writer_of(verifier), {}, []
+    for number, problem in enumerate(problems):
+        score_of(verifier, problem, "")
+        ignorant = score_of(verifier, problem, NO_ANSWER)
+        responses = {"<answer>": write(**problem)} if write else _written(problem["ground_truth"])
+        for form, response in responses.items():
+            score = score_of(verifier, problem, response)
+            if score > ignorant or number == 0:
+                found.setdefault(form, []).append((problem, response, score, ignorant))
+            if score > ignorant:
+                break
+        solutions += [score_of(verifier, problem, text) > ignorant for text in _solutions(problem)]
+    scored = {form: [shown for shown in members if shown[2] > shown[3]] for form, members in found.items()}
+    best = max(scored, key=lambda form: len(scored[form]))
+    problem, response, score, ignorant = (scored[best] or found[best])[0]
+    return Trial(
+        truth=_answer(problem["ground_truth"]),
+        response=response,
+        score=score,
+        form=best if scored[best] else None,
+        no_answer=ignorant,
+        truths=len(problems),
+        right=sum(map(len, scored.values())),
+        solutions=len(solutions),
+        solved=sum(solutions),
+    )
+
+
+def _written(truth: Any) -> dict[str, str]:
+    return {mark: form.format(_answer(truth)) for mark, form in FORMS.items()}
+
+
+def _answer(truth: Any) -> str:
+    """Return the text of a ground truth; of several right ones, as search tasks have them, the first."""
+    if isinstance(truth, Mapping) and "target" in truth:
+        truth = truth["target"]
+    if isinstance(truth, list | tuple) and truth and isinstance(truth[0], str):
+        truth = truth[0]
+    return str(truth)
+
+
+def _solutions(problem: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the first text of extra_info that is a solution and not the bare answer."""
+    shortest = len(_answer(problem["ground_truth"])) + _LONGER
+    texts = [(problem["extra_info"] or {}).get(name) for name in _SOLUTIONS]
+    yield from [text for text in texts if isinstance(text, str) and len(text) >= shortest][:1]
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 80 else f"{line[:77]}..."
+
+
+def main() -> None:
+    """Answer one question."""
+    import pyarrow.parquet as pq
+
+    question = json.load(sys.stdin)
+    told: dict[str, Any] = {"problem": None, "trials": {}}
+    for name, file in question["files"].items():
+        try:
+            told["trials"][name] = asdict(try_verifier(question["verifier"], pq.read_table(file).to_pylist()))
+        except UserError as error:
+            told |= {"problem": f"{error.problem} ({name})", "value": str(error.value), "remedy": str(error.remedy)}
+            break
+    print(f"\nS2D {json.dumps(told)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
