@@ -75,18 +75,13 @@ def _trials(plan: Plan, samples: Mapping[str, Sequence[Problem]]) -> dict[str, T
     if known not in _known:
         # A recipe's own file may import anything and may hang, and verl takes seconds to import.
         apart = identity or chosen == "verl"
-        _known[known] = _in_process(chosen, rows) if apart else {key: _here(chosen, key, rows[key]) for key in rows}
+        _known[known] = (
+            _in_process(plan, chosen, rows) if apart else {key: try_verifier(chosen, rows[key], key) for key in rows}
+        )
     return _known[known]
 
 
-def _here(verifier: Any, key: str, rows: Sequence[Mapping[str, Any]]) -> Trial:
-    try:
-        return try_verifier(verifier, rows)
-    except UserError as error:
-        raise UserError(error.problem, key=f"{key}: {error.key}", value=error.value, remedy=error.remedy) from error
-
-
-def _in_process(verifier: str, rows: Mapping[str, list[dict[str, Any]]]) -> dict[str, Trial]:
+def _in_process(plan: Plan, verifier: str, rows: Mapping[str, list[dict[str, Any]]]) -> dict[str, Trial]:
     """Run the trials in a process of their own. Rows travel as parquet: dates, bytes and decimals keep their types."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -99,9 +94,9 @@ def _in_process(verifier: str, rows: Mapping[str, list[dict[str, Any]]]) -> dict
         with Probe(["-m", "verl_s2d.verifiers.trial"], None, question, what="a trial of the verifier") as probe:
             answer, failure = probe.answer()
     if answer is None:
-        answer = {"problem": failure, "remedy": "Run the verifier by hand to see where it fails.", "value": verifier}
+        answer = {"problem": failure, "key": "verifier", "remedy": "Run the verifier by hand to see where it fails."}
     if answer["problem"] is not None:
-        raise UserError(answer["problem"], key="verifier", value=answer["value"], remedy=answer["remedy"])
+        raise UserError(answer["problem"], key=answer["key"], value=plan.recipe.verifier, remedy=answer["remedy"])
     return {key: Trial(**trial) for key, trial in answer["trials"].items()}
 
 

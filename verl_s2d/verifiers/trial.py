@@ -3,7 +3,7 @@ r"""Score what a data set itself holds: its ground truths in the forms that veri
     python -m verl_s2d.verifiers.trial < question.json
 
 Reads {"verifier": name, "files": {set: parquet of data_source, ground_truth and extra_info}} from standard input. Its
-last line of output is `S2D {"problem": of an error or null, "value", "remedy", "trials": {set: the fields of Trial}}`.
+last line of output is `S2D {"problem": of an error or null, "key", "remedy", "trials": {set: the fields of Trial}}`.
 """
 
 from __future__ import annotations
@@ -60,27 +60,37 @@ class Trial:
         return f"truth {_short(self.truth)}: {scores}{solved}"
 
 
-def try_verifier(verifier: str | Mapping[str, Any], problems: Sequence[Mapping[str, Any]]) -> Trial:
+def try_verifier(verifier: str | Mapping[str, Any], problems: Sequence[Mapping[str, Any]], name: str) -> Trial:
     """Score the ground truths and solutions of problems.
 
     Args:
         problems: data_source, ground_truth and extra_info of each.
+        name: name of the data set in errors.
 
     Raises:
         UserError: the verifier raises or returns no score.
     """
+
+    def scored_by(problem: Mapping[str, Any], response: str) -> float:
+        try:
+            return score_of(verifier, problem, response)
+        except UserError as error:
+            where = f"(problem {(problem['extra_info'] or {}).get('index')} of {name})"
+            message = f"{error.problem.rstrip('.')} {where}."
+            raise UserError(message, key=error.key, value=error.value, remedy=error.remedy) from error
+
     write, found, solutions = writer_of(verifier), {}, []
     for number, problem in enumerate(problems):
-        score_of(verifier, problem, "")
-        ignorant = score_of(verifier, problem, NO_ANSWER)
+        scored_by(problem, "")
+        ignorant = scored_by(problem, NO_ANSWER)
         responses = {"<answer>": write(**problem)} if write else _written(problem["ground_truth"])
         for form, response in responses.items():
-            score = score_of(verifier, problem, response)
+            score = scored_by(problem, response)
             if score > ignorant or number == 0:
                 found.setdefault(form, []).append((problem, response, score, ignorant))
             if score > ignorant:
                 break
-        solutions += [score_of(verifier, problem, text) > ignorant for text in _solutions(problem)]
+        solutions += [scored_by(problem, text) > ignorant for text in _solutions(problem)]
     scored = {form: [shown for shown in members if shown[2] > shown[3]] for form, members in found.items()}
     best = max(scored, key=lambda form: len(scored[form]))
     problem, response, score, ignorant = (scored[best] or found[best])[0]
@@ -130,9 +140,9 @@ def main() -> None:
     told: dict[str, Any] = {"problem": None, "trials": {}}
     for name, file in question["files"].items():
         try:
-            told["trials"][name] = asdict(try_verifier(question["verifier"], pq.read_table(file).to_pylist()))
+            told["trials"][name] = asdict(try_verifier(question["verifier"], pq.read_table(file).to_pylist(), name))
         except UserError as error:
-            told |= {"problem": f"{error.problem} ({name})", "value": str(error.value), "remedy": str(error.remedy)}
+            told |= {"problem": error.problem, "key": error.key, "remedy": error.remedy}
             break
     print(f"\nS2D {json.dumps(told)}", flush=True)
 

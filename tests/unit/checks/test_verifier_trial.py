@@ -63,7 +63,7 @@ def test_solutions_in_a_form_that_the_verifier_does_not_read_are_refused(tmp_pat
 
 @pytest.mark.parametrize("verifier", ["math", "verl"])
 def test_gsm8k_as_verl_writes_it(verifier):
-    trial = try_verifier(verifier, rows([gsm8k(i) for i in range(8)]))
+    trial = try_verifier(verifier, rows([gsm8k(i) for i in range(8)]), "data.train")
     assert (trial.right, trial.truths, trial.solved, trial.solutions) == (8, 8, 8, 8)
 
 
@@ -78,7 +78,7 @@ def test_math_with_its_solutions(verifier):
         )
         for i in range(1, 6)
     ]
-    trial = try_verifier(verifier, rows(problems))
+    trial = try_verifier(verifier, rows(problems), "data.train")
     assert (trial.right, trial.solved, trial.solutions, trial.form) == (5, 5, 5, r"\boxed{}")
 
 
@@ -87,7 +87,7 @@ def test_math_with_its_solutions(verifier):
 )
 def test_data_sources_that_verl_cannot_score_are_refused(source, said):
     with pytest.raises(UserError, match=said) as caught:
-        try_verifier("verl", rows([problem(0, "1", source=source)]))
+        try_verifier("verl", rows([problem(0, "1", source=source)]), "data.train")
     assert caught.value.key == "data_source" and caught.value.value == source
 
 
@@ -127,5 +127,7 @@ def test_a_verifier_of_ones_own_that_fails_is_refused(tmp_path, returned, said):
     with pytest.raises(UserError, match=said) as caught:
         tried(tmp_path, "verifier.py:score", [problem(0, "1")], f"def score(solution_str, **_): return {returned}")
     assert (
-        caught.value.key == "verifier" and "finite number" in caught.value.remedy and "data.train" in str(caught.value)
+        caught.value.key == "verifier"
+        and "finite number" in caught.value.remedy
+        and "problem p0 of data.train" in str(caught.value)
     )

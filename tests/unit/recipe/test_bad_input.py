@@ -341,7 +341,7 @@ def test_k_larger_than_the_samples(tmp_path):
     ("body", "words"),
     [
         ("    raise RuntimeError('no judge')", ["RuntimeError: no judge", "problem held-0 of data.eval.held"]),
-        ("    return None", ["TypeError"]),
+        ("    return None", ["no score"]),
         ("    return 1 / len(kwargs['solution_str'])", ["ZeroDivisionError", "response ''"]),
         ("    import missing_library", ["missing_library"]),
         ("    import sys; sys.exit(3)", ["trial of the verifier"]),
