@@ -42,13 +42,14 @@ def agree(truth: str, answer: str) -> bool:
     """Tell whether `answer` is equivalent to `truth`, both TeX without dollar signs. Unparsable text is not."""
     truth, answer = _bare(truth), _bare(answer)
     several = collection(truth), collection(answer)
-    if any(several):
-        if all(several) and _same_items(*several):
+    chains = [chain(text) if items is None else None for text, items in zip((truth, answer), several, strict=True)]
+    if all(several):
+        if _same_items(*several):
             return True
-    elif (chains := (chain(truth), chain(answer))) != (None, None):
+    elif any(chains):
         if _same_relations(*chains, truth, answer):
             return True
-    elif not (is_region(truth) and is_region(answer)):
+    elif not any(several) and not (is_region(truth) and is_region(answer)):
         return _same_formula(truth, answer)
     return (is_region(truth) or is_region(answer)) and same_region(truth, answer)
 
@@ -124,7 +125,12 @@ def _same_relations(truth: Chain | None, answer: Chain | None, whole_truth: str,
         return None not in values and _same(*values)
     if truth.is_equation and answer.is_equation:
         return _same_equations(_reduced(truth), _reduced(answer))
-    if truth.is_equation or answer.is_equation or len(truth.relations) != len(answer.relations):
+    if truth.is_equation != answer.is_equation:
+        # One gives a set to a name, x \in (1,2), the other describes it, 1 < x < 2.
+        truths = _value(truth) if truth.is_equation else whole_truth
+        answers = _value(answer) if answer.is_equation else whole_answer
+        return truths is not None and answers is not None and same_region(truths, answers)
+    if len(truth.relations) != len(answer.relations):
         return False
     pairs = _pairs(answer)
     for pair in _pairs(truth):

@@ -38,7 +38,7 @@ latex2sympy2.convert_number = _number
 
 _CASE = latex2sympy2.ConversionConfig(lowercase_symbols=False)
 _REFUSED = re.compile(
-    r"[\d.]\s+[\d.]|\d_|\\_|[?']|(?:\\[lr]?dots|\\cdots)(?![A-Za-z])|[=<>]|\\(?:le|ge|ne|in|approx)(?![A-Za-z])"
+    r"[\d.]\s+[\d.]|\d\s*_|\\_|[?']|\\(?:prime|top)(?![A-Za-z])|(?:\\[lr]?dots|\\cdots)(?![A-Za-z])|[=<>]|\\(?:le|ge|ne|in|approx)(?![A-Za-z])"
 )
 """Texts that the parser reads in part only, or as something else: 1 2 as a sum, 1.1_2 without its base."""
 _SYMBOLS = [
@@ -46,6 +46,7 @@ _SYMBOLS = [
     (re.compile(r"(?<![\\A-Za-z{])E(?=_)"), r"\\text{E}"),
     (re.compile(r"(?<![A-Za-z\\])((?:[A-Z](?=[A-Z]))*)I(?!\s*\()(?![a-z])"), r"\1\\text{I}"),
     (re.compile(r"\\gamma(?![A-Za-z])"), r"\\text{gamma}"),
+    (re.compile(r"\^\{\s*T\s*\}"), r"^{\\text{T}}"),
     (re.compile(r"([A-Za-z])('+)"), lambda m: rf"\text{{{m.group(1)}{'prime' * len(m.group(2))}}}"),
     (re.compile(r"_\{\s*\\(?:text|mathrm|operatorname)?\s*\{?([A-Za-z]+)\s*\}?\s*\}"), r"_{\1}"),
 ]

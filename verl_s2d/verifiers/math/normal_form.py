@@ -21,9 +21,10 @@ _LEADING = re.compile(
     re.IGNORECASE,
 )
 _CHOICE = re.compile(
-    r"(?:\\text\{\s*\(?\s*([A-H])\s*[).:]\s*\}|\(\s*(?:\\text\{)?([A-H])\s*\}?\)\s|\\text\{\s*\(?\s*([A-H])\s*\)\s+(?=\d[^{}]*\}$))\s*"
-    r"(?=\S)"
+    r"(?:\\text\{\s*\(?\s*([A-H])\s*[).:]\s*\}|\(\s*(?:\\text\{)?([A-H])\s*\}?\)\s|([A-H])[.):]\s"
+    r"|\\text\{\s*\(?\s*([A-H])\s*\)\s+(?=\d[^{}]*\}$))\s*(?=[^\s+*/^_!=<>,;:.)-]|-\s?[\d\\])(?!.*\([A-H]\)|.*\b[A-H][.):]|[A-H]$)"
 )
+"""The letter of a multiple choice before its answer, and no other letter after it."""
 _JUXTAPOSED = re.compile(r"((?<![\w.^\\}])\d+|\))\s*(?=\([^(),\[\]]*\))")
 """A factor before parentheses. The parser would add the two, as in a mixed number."""
 _WORDS = re.compile(r"[a-z0-9.,:;'()\s]*")
@@ -77,7 +78,7 @@ def normal_form(answer: str) -> Answer:
     text = text.strip().rstrip(".,;\\").strip()
     if match := _CHOICE.match(text):
         rest = text[match.end() :]
-        return replace(normal_form(rest.rstrip("}") if match.group(3) else rest), choice=match[match.lastindex])
+        return replace(normal_form(rest.rstrip("}") if match.group(4) else rest), choice=match[match.lastindex])
     if written := _TEXT.fullmatch(text):
         inner = written.group(1).strip()
         if not re.search(r"\d", inner):

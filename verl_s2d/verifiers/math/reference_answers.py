@@ -21,7 +21,7 @@ _MISSING = frozenset(("nan", "null", "<na>", "n/a", "nat", "inf", "-inf"))
 _DELIMITERS = ((r"\[", r"\]"), (r"\(", r"\)"), ("$$", "$$"), ("$", "$"))
 _NEXT_SENTENCE = re.compile(r"[a-z0-9$)}]{2}[.!?]\s+[A-Z]")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
-_SOLUTION_WORDS = 12
+_SOLUTION_WORDS = 8
 """Words from which on text of several sentences is a solution, and no answer."""
 
 

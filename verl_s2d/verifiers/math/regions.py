@@ -62,8 +62,6 @@ def _read(text: str) -> sympy.Set | None:
     if (name := text.replace(" ", "")) in _NAMED:
         return _NAMED[name]
     if (relations := chain(text)) is not None:
-        if relations.relations == ("=",) and parse(relations.sides[0]) is not None:
-            return read(relations.sides[1])
         return _solutions(relations)
     if (outer := enclosed(text)) is None:
         return None
@@ -78,7 +76,11 @@ def _read(text: str) -> sympy.Set | None:
         return None
     if brackets == r"\{\}":
         return sympy.FiniteSet(*values)
-    return sympy.Interval(*values, brackets[0] == "(", brackets[1] == ")") if len(values) == 2 else None
+    if len(values) != 2:
+        return None
+    interval = sympy.Interval(*values, brackets[0] == "(", brackets[1] == ")")
+    # Numbers that fall are no interval, but a pair.
+    return None if interval is sympy.S.EmptySet else interval
 
 
 def _solutions(relations: Chain) -> sympy.Set | None:

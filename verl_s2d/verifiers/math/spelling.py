@@ -47,6 +47,7 @@ _SYNONYMS = [
     (re.compile(r"(?<![\d})\s])\\text\{([A-Za-z])\}"), r"\1"),
     (re.compile(r"\\text\{\s*\(?\s*([-+]?\d[\d.,]*)\s*\)?\s*\}"), r"\1"),
     (re.compile(r"\\text\{\s*([,;])?\s*\}"), r"\1 "),
+    (re.compile(r"\\text\{([^{}]*)\}\s*/\s*\\text\{\s*([^{}]*)\}"), r"\\text{\1/\2}"),
     (re.compile(r"\\(?:leq|leqslant)(?![A-Za-z])"), r"\\le"),
     (re.compile(r"\\(?:geq|geqslant)(?![A-Za-z])"), r"\\ge"),
     (re.compile(r"\\neq(?![A-Za-z])"), r"\\ne"),
@@ -75,6 +76,7 @@ _WORD = r"(?:and|or)"
 _TEXT_WORD = re.compile(
     rf"\s*,?\s*\\text\{{\s*,?\s*({_WORD})\s*,?\s*\}}\s*,?\s*|\s*,\s*({_WORD})\s+|(?<=[\w}})])\s+({_WORD})\s+"
 )
+_NUMBERS_IN_TEXT = re.compile(r"\\text\{([-+\d.,\s]*\d[-+\d.,\s]*)\}")
 _INEQUALITY = re.compile(r"[<>]|\\[lgn]e(?![A-Za-z])")
 
 
@@ -92,5 +94,6 @@ def spell(text: str) -> str:
         return f" \\l{word} " if inequalities else ", "
 
     text = _TEXT_WORD.sub(conjunction, text).replace("$", "")
+    text = _NUMBERS_IN_TEXT.sub(r"\1", text)
     text = brace_arguments(text)
     return _SPACES[0].sub(" ", text).strip()

@@ -60,7 +60,7 @@ UNITS = {
 """Spelling -> unit. A unit that is not listed is dropped, too, but can't tell two answers apart."""
 SCALES = {
     **{"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12},
-    **{"hundreds": 10**2, "thousands": 10**3, "millions": 10**6, "billions": 10**9},
+    **{"dozens": 12, "hundreds": 10**2, "thousands": 10**3, "millions": 10**6, "billions": 10**9},
 }
 _NO_UNITS = frozenset(
     re.findall(
@@ -70,11 +70,14 @@ _NO_UNITS = frozenset(
         "mod modulo power squared cubed pi half third quarter twice double triple to from than is are was "
         "were equals equal point with without between mean any all none other another divided multiplied sqrt "
         "root factorial log sin cos tan base choose remainder undefined infinity infinite negative positive "
-        "even odd prime otherwise when where for i e x y z ",
+        "even odd prime otherwise when where for i e x y z tens halves thirds fourths fifths sixths sevenths "
+        "eighths ninths tenths hundredths thousandths score gross lakh lakhs crore crores ",
     )
 )
 """Words that change a number or the claim about it; no text that contains one is a unit."""
 
+_LETTERS = frozenset("msghlLNJWV")
+"""Units of one letter. M is a million to some, K a thousand."""
 _POWER = r"\s*(?:\^\s*\{?\s*([23])\s*\}?)?\s*$"
 _TEXT_UNIT = re.compile(r"(?<=[\d}\w)])\s*\\text\{\s*([^{}]{1,60}?)\s*\}" + _POWER)
 _WORD_UNIT = re.compile(
@@ -132,7 +135,7 @@ def _is_unit(words: str) -> bool:
         return False
     alone = words.rstrip(".")
     if len(alone) == 1:
-        return alone.lower() in UNITS
+        return alone in _LETTERS
     return not any(word in _NO_UNITS or word in SCALES for word in re.findall("[a-z]+", words.lower()))
 
 
