@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import traceback
 
 from wrapt import when_imported
@@ -33,6 +34,7 @@ def _import_after(trigger: str, module: str, what: str) -> None:
 def _register() -> None:
     from verl_s2d.platforms.cpu import platform  # noqa: F401  (registers the platform)
     from verl_s2d.platforms.environment import cpu_requested
+    from verl_s2d.platforms.template_date import VARIABLE, freeze_template_date
 
     STATUS.done.append("platform cpu")
     _import_after(
@@ -43,6 +45,8 @@ def _register() -> None:
     _import_after(
         "verl.experimental.reward_loop.reward_loop", "verl_s2d.platforms.reward_loop", "reward tokenizer as configured"
     )
+    if VARIABLE in os.environ:
+        when_imported("transformers.utils.chat_template_utils")(lambda _: freeze_template_date())
     if cpu_requested():
         from verl_s2d.platforms.cpu import shims
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from verl_s2d.errors import UserError
-from verl_s2d.stages.prepare.slice_sizes import train_file
-from verl_s2d.stages.prepare.stage import Slices, evaluation_files
+from verl_s2d.stages.prepare.slice_sizes import Changes, evaluation_sets, limits_to_come, train_file, validation_set
+from verl_s2d.stages.prepare.stage import Slices
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.store.manifest import is_built
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def check_data(plan: Plan) -> dict[Path, tuple[str, list[Problem]]]:
-    """Check the files of problems, as far as they exist.
+    """Check the files of problems, as far as they exist, with overlong prompts dropped or cut as they will be.
 
     Returns:
         file -> (its name in messages, its problems).
@@ -33,25 +34,26 @@ def check_data(plan: Plan) -> dict[Path, tuple[str, list[Problem]]]:
 
     files: dict[Path, tuple[str, list[Problem]]] = {}
 
-    def problems(path: Path, key: str) -> list[Problem]:
+    def problems(path: Path, key: str, limits: Changes) -> list[Problem]:
         if path not in files:
             own = key != "data.train"
-            files[path] = key, read_problems(path, key=key, columns=plan.recipe.data.columns, own_columns=own)
+            # What a stage has written is in verl's columns.
+            columns = None if path.is_relative_to(plan.context.run_dir) else plan.recipe.data.columns
+            files[path] = key, _limited(read_problems(path, key=key, columns=columns, own_columns=own), limits)
         return files[path][1]
 
     for target in {row.seed: row.target for row in plan.rows}.values():
+        limits = limits_to_come(plan, target)
         for slices in _slices_of_seed(plan, target) if plan.recipe.data.columns else ():
             # Before the evaluation sets, because the names are those of this file's columns.
-            problems(train_file(plan, slices), "data.train")
+            problems(train_file(plan, slices), "data.train", limits)
         evaluation = {
-            name: problems(path, f"data.eval.{name}")
-            for name, path in evaluation_files(target, "source", plan.context).items()
-            if "source" not in target.inputs or built(target.inputs["source"])
+            name: problems(path, f"data.eval.{name}", limits) for name, path in evaluation_sets(plan, target).items()
         }
         for slices in _slices_of_seed(plan, target):
             train = train_file(plan, slices)
             if train is not None:
-                trained_on, labels = problems(train, "data.train"), plan.recipe.data.labels
+                trained_on, labels = problems(train, "data.train", limits), plan.recipe.data.labels
                 if len(trained_on) < 2:
                     raise UserError(
                         "A half of the training problems would be empty.",
@@ -67,13 +69,19 @@ def check_data(plan: Plan) -> dict[Path, tuple[str, list[Problem]]]:
                         remedy=f"At most {len(trained_on)}, or null for all.",
                     )
                 check_disjoint(trained_on, evaluation)
-                if (name := plan.recipe.data.validation) is not None:
-                    validation = problems(plan.recipe.directory / name, "data.validation")
+                if (path := validation_set(plan, target)) is not None:
+                    validation = problems(path, "data.validation", limits)
                     check_validation(validation, trained_on)
                     check_disjoint(validation, evaluation, role="validation")
             if built(slices):
                 check_slices(plan.context.directory(slices))
     return files
+
+
+def _limited(problems: list[Problem], limits: Changes) -> list[Problem]:
+    changes = limits([problem.messages for problem in problems])
+    kept = [(problem, changes.get(i, problem.messages)) for i, problem in enumerate(problems)]
+    return [replace(problem, messages=list(messages)) for problem, messages in kept if messages is not None]
 
 
 def check_validation(validation: list[Problem], trained_on: list[Problem]) -> None:

@@ -11,6 +11,7 @@ from verl_s2d.checks.model_pairs import models_of_rows
 from verl_s2d.data.model_files import ModelFacts
 from verl_s2d.data.slices import choose
 from verl_s2d.errors import UserError
+from verl_s2d.platforms.template_date import DEFAULT
 from verl_s2d.sizing.model_shapes import origin
 from verl_s2d.stages.evaluate.stage import Evaluate
 from verl_s2d.stages.prepare.render_cache import Renderer, rendered
@@ -59,14 +60,15 @@ def check_prompts(plan: Plan, files: Mapping[Path, tuple[str, list[Problem]]]) -
         _require_text(file)
     trusted = {role: plan.recipe.models[role].trust_remote_code for role in models}
     answers = rendered(
-        {role: Renderer(model.directory, trusted[role]) for role, model in models.items()},
+        {role: Renderer(str(model.directory), trust_remote_code=trusted[role]) for role, model in models.items()},
         [problem.messages for problem in problems],
         plan.recipe.data.chat_template,
-        plan.recipe.data.prompt_tokens,
+        plan.recipe.data.template_date,
     )
     for role, answer in answers.items():
         _require_rendered(role, answer, read)
     _require_options_read(plan.recipe.data.chat_template, answers)
+    _require_date_read(plan.recipe.data.template_date, answers)
     for role, answer in answers.items():
         for file in read:
             _require_whole(role, answer, file)
@@ -142,6 +144,16 @@ def _require_options_read(options: Mapping[str, Any], answers: Mapping[str, Mapp
                 value=value,
                 remedy=suggestion(name, sorted(names)),
             )
+
+
+def _require_date_read(date: str, answers: Mapping[str, Mapping[str, Any]]) -> None:
+    if date != DEFAULT and not any("strftime_now" in answer["reads"] for answer in answers.values()):
+        raise UserError(
+            "No model's chat template prints the date.",
+            key="data.template_date",
+            value=date,
+            remedy="Remove it.",
+        )
 
 
 def _require_whole(role: str, answer: Mapping[str, Any], file: _File) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
 
 from verl_s2d.data.formats.column_names import Columns
+from verl_s2d.platforms.template_date import DEFAULT
 from verl_s2d.recipe.alarm_settings import Alarms
 from verl_s2d.recipe.matched import Matched, check_matched
 from verl_s2d.recipe.pass_at_k import check_pass_at
@@ -25,6 +27,10 @@ class Data(Section):
 
     prompt_tokens: Positive
     response_tokens: Positive
+    overlong_prompts: Literal["refuse", "drop", "cut"] = "refuse"
+    """Treatment, in every stage and evaluation, of prompts that are longer than prompt_tokens with the chat template of
+    any model: refuse the run, drop the problem before slices are made, or cut text from the start of its longest
+    message. The ledger counts them."""
     source: DataScript | None = None
     train: str | None = None
     eval: dict[str, str] = {}
@@ -37,9 +43,20 @@ class Data(Section):
     """Number of labelled training problems used; null for all."""
     chat_template: Annotated[dict[str, Any], AfterValidator(json_values)] = {}
     """Arguments of the tokenizer's chat template, for example {enable_thinking: false}; the same in every stage."""
+    template_date: str = DEFAULT
+    """The date that chat templates print which read the clock (strftime_now): the same in every stage."""
     expected: dict[str, int] = {}
     """Number of problems a source is expected to write, {train: 16142, math500: 500}: for the costs in `plan` until it
     has run."""
+
+    @field_validator("template_date")
+    @classmethod
+    def _is_a_date(cls, text: str) -> str:
+        try:
+            date.fromisoformat(text)
+        except ValueError:
+            raise Refused("This is no date.", value=text, remedy=f"Write it like {DEFAULT}.") from None
+        return text
 
     @field_validator("chat_template")
     @classmethod

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from verl_s2d.errors import UserError
+from verl_s2d.platforms.template_date import freeze_template_date
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,6 +21,7 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
     """
     from transformers import AutoTokenizer
 
+    freeze_template_date()
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:

@@ -2,15 +2,17 @@
 
     python -m verl_s2d.sampling.render_process FD
 
-Reads {models: {key: {name, path, trust_remote_code}}, prompts: [messages, ...], options} as JSON from standard input
-and prints `S2D {key: answer, ...}`. FD is a file descriptor for lines about the progress. An answer is {refused: text}
-for a tokenizer that cannot be used, {failed: place of the prompt, reason} for a template that raises, or
+Reads {models: {key: {name, path, trust_remote_code}}, prompts: [messages, ...], options, date} as JSON from standard
+input and prints `S2D {key: answer, ...}`. FD is a file descriptor for lines about the progress. An answer is
+{refused: text} for a tokenizer that cannot be used, {failed: place of a prompt, reason} for a template that raises, or
 
     tokens  length of every prompt
     texts   digest of every rendered text
     empty   places of prompts without the text of their last message
     reads   names that the template reads and does not set
     shown   the first prompt with its special tokens in brackets
+
+With `cut: N` the answer is {cut: [messages or null, ...]}: every prompt shortened to N tokens with each of the models.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from verl_s2d.errors import UserError
+from verl_s2d.platforms.template_date import VARIABLE
 from verl_s2d.sampling.prompts import load_tokenizer
 
 if TYPE_CHECKING:
@@ -95,9 +98,45 @@ def _render(
         raise _Failed(first, f"{type(error).__name__}: {error}") from error
 
 
+def cut(
+    tokenizers: Sequence[PreTrainedTokenizerBase], messages: Messages, options: Mapping[str, Any], limit: int
+) -> Messages | None:
+    """Remove text from the start of the longest message until no tokenizer makes more than `limit` tokens of it.
+
+    Cutting the text, and not the tokens, leaves the template's own tokens whole.
+
+    Returns:
+        The messages; None when nothing of the longest message would be left.
+
+    Raises:
+        _Failed: a template cannot render them.
+    """
+    place = max(range(len(messages)), key=lambda i: len(messages[i]["content"]))
+    text = messages[place]["content"]
+
+    def without(start: int) -> list[Mapping[str, Any]]:
+        return [*messages[:place], {**messages[place], "content": text[start:]}, *messages[place + 1 :]]
+
+    def fits(start: int) -> bool:
+        return all(
+            len(tokenizer(rendered, add_special_tokens=False)["input_ids"]) <= limit
+            for tokenizer in tokenizers
+            for rendered in _render(tokenizer, [without(start)], options, 0)
+        )
+
+    too_long, short = -1, len(text)
+    while short - too_long > 1:
+        middle = (too_long + short) // 2
+        too_long, short = (too_long, middle) if fits(middle) else (middle, short)
+    return without(short) if text[short:].strip() else None
+
+
 def _is_lost(tokenizer: PreTrainedTokenizerBase, messages: Messages, text: str, options: Mapping[str, Any]) -> bool:
     """Tell whether the rendered text is the same without the text of the last message."""
-    last = messages[-1]["content"].strip()
+    last = messages[-1]["content"]
+    if not isinstance(last, str):
+        return False
+    last = last.strip()
     if not last or last in text:
         return not last
     try:
@@ -108,17 +147,25 @@ def _is_lost(tokenizer: PreTrainedTokenizerBase, messages: Messages, text: str, 
 
 def _names_read(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """List what the template reads, and the parameters of the function that renders it."""
-    from jinja2 import meta
+    from jinja2 import meta, nodes
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     source = tokenizer.get_chat_template()
     environment = _compile_jinja_template(source).environment
     parameters = inspect.signature(tokenizer.apply_chat_template).parameters
-    return sorted(meta.find_undeclared_variables(environment.parse(source)) | parameters.keys())
+    tree = environment.parse(source)
+    # jinja's own list leaves out the functions that transformers gives to every template.
+    functions = {node.name for node in tree.find_all(nodes.Name)} & environment.globals.keys()
+    return sorted(meta.find_undeclared_variables(tree) | functions | parameters.keys())
 
 
 def answers(question: Mapping[str, Any], progress: TextIO) -> dict[str, Any]:
     """Answer a question as it is described above; lines about the progress go to `progress`."""
+    os.environ[VARIABLE] = question["date"]
+    if "cut" in question:
+        tokenizers = [_load(model) for model in question["models"].values()]
+        options, limit = question["options"], question["cut"]
+        return {"cut": [cut(tokenizers, messages, options, limit) for messages in question["prompts"]]}
     prompts, found, last = question["prompts"], {}, time.monotonic()
     for key, model in question["models"].items():
 
@@ -129,11 +176,14 @@ def answers(question: Mapping[str, Any], progress: TextIO) -> dict[str, Any]:
                 print(f"prompts of the {name}: {done:,} of {len(prompts):,} rendered", file=progress, flush=True)
 
         try:
-            tokenizer = load_tokenizer(model["path"], trust_remote_code=model["trust_remote_code"])
-            found[key] = examine(tokenizer, prompts, question["options"], say)
+            found[key] = examine(_load(model), prompts, question["options"], say)
         except UserError as error:
             found[key] = {"refused": error.problem}
     return found
+
+
+def _load(model: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    return load_tokenizer(model["path"], trust_remote_code=model["trust_remote_code"])
 
 
 def main() -> None:

@@ -17,8 +17,7 @@ from verl_s2d.sizing.model_shapes import Models
 from verl_s2d.sizing.phases import Phase, fullest, training_phases
 from verl_s2d.sizing.remedies import cache_remedy, remedy_for
 from verl_s2d.sizing.shapes import ModelShape
-from verl_s2d.stages.prepare.slice_sizes import slice_size
-from verl_s2d.stages.prepare.stage import evaluation_files
+from verl_s2d.stages.prepare.slice_sizes import evaluation_sets, slice_size
 from verl_s2d.stages.rollouts.stage import Rollouts
 from verl_s2d.stages.shared.sampling_stage import SamplingStage, engine
 from verl_s2d.verl_settings.stage_sizes import Rollout, Training
@@ -178,7 +177,7 @@ class Estimate:
         expected = self._plan.recipe.data.expected
         if "slices" in node.inputs:
             return slice_size(self._plan, node, expected=expected.get("train"))
-        files = evaluation_files(node, "source", self._plan.context)
+        files = evaluation_sets(self._plan, node)
         if files:
             from verl_s2d.data.formats.data_files import row_count
 

@@ -8,8 +8,8 @@
 | 2b, OPD | opd | student | its own rollouts | teacher: sampled advantage or exact divergence |
 | 3, student RL | grpo | student | its own rollouts | verifier, on labels that no earlier stage has read |
 
-Further folders: prepare (a recipe's scripts, slices of the labels), evaluate (avg@k), merge (adapters into weights),
-shared (code of several stages).
+Further folders: prepare (a recipe's scripts, the limit of prompts, slices of the labels), evaluate (avg@k), merge
+(adapters into weights), shared (code of several stages).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def stages() -> Mapping[str, Stage]:
     from verl_s2d.stages.evaluate.stage import Evaluate
     from verl_s2d.stages.grpo.stage import Grpo
     from verl_s2d.stages.opd.stage import Opd
-    from verl_s2d.stages.prepare.stage import Script, Slices
+    from verl_s2d.stages.prepare.stage import LimitedPrompts, Script, Slices
     from verl_s2d.stages.rollouts.stage import Rollouts
     from verl_s2d.stages.warmup.stage import Warmup
 
-    return {stage.kind: stage() for stage in (Script, Slices, Grpo, Rollouts, Warmup, Opd, Evaluate)}
+    return {stage.kind: stage() for stage in (Script, LimitedPrompts, Slices, Grpo, Rollouts, Warmup, Opd, Evaluate)}

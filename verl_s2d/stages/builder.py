@@ -14,7 +14,9 @@ from verl_s2d.signals.signal import LossSignal, Signal
 from verl_s2d.stages.evaluate.stage import Evaluate
 from verl_s2d.stages.grpo.stage import Grpo
 from verl_s2d.stages.opd.stage import Opd
+from verl_s2d.stages.prepare.overlong import DROP, REFUSE
 from verl_s2d.stages.prepare.stage import Script, Slices, slice_sizes
+from verl_s2d.stages.problem_inputs import ProblemInputs, column_names, template_settings
 from verl_s2d.stages.rollouts.stage import Rollouts
 from verl_s2d.stages.shared.batch_settings import micro_batch_tokens, rows_read
 from verl_s2d.stages.shared.signal_settings import (
@@ -48,6 +50,7 @@ class Builder:
     ):
         self.recipe, self.row, self.seed, self.device = recipe, row, seed, device
         self._externals, self._several_seeds = externals, several_seeds
+        self._problems = ProblemInputs(recipe, self._file, self._source, self._model, self.node)
 
     def model(self, role: str) -> Model:
         """Return the recipe's model of a role, or the stage whose script makes it.
@@ -76,7 +79,7 @@ class Builder:
             "top_p": stage.top_p,
             "top_k": stage.top_k,
             "response_tokens": self.recipe.data.response_tokens,
-            "chat_template": self.recipe.data.chat_template,
+            **template_settings(self.recipe),
             "seed": self.seed,
         }
         name = _name("rollouts", slice_name, of)
@@ -125,30 +128,24 @@ class Builder:
             "temperature": chosen.temperature,
             "top_p": chosen.top_p,
             "max_tokens": chosen.max_tokens or self.recipe.data.response_tokens,
-            "chat_template": self.recipe.data.chat_template,
+            **template_settings(self.recipe),
             "seed": self.seed,
         }
         settings |= self._columns()
-        inputs: dict[str, Model] = {"model": model}
-        if self.recipe.data.source is not None:
-            inputs["source"] = self._source()
-        for name, file in self.recipe.data.eval.items():
-            inputs[f"eval.{name}"] = self._file(f"data.eval.{name}", file)
-        inputs |= self._verifier(settings)
+        inputs = {"model": model, **self._problems.of("eval"), **self._verifier(settings)}
         operations = _sampler(chosen, settings)
         return self.node(Evaluate(), f"evaluate-{self.row}", settings, operations, **inputs)
 
     def slices(self) -> Node:
         data = self.recipe.data
-        inputs = {"train": self._file("data.train", data.train)} if data.source is None else {"source": self._source()}
-        if data.validation is not None and not self._as_verl("data.validation", data.validation):
+        inputs, limited = self._problems.of("train"), data.overlong_prompts != REFUSE
+        if data.validation is not None and not limited and not self._as_verl("data.validation", data.validation):
             inputs["validation"] = self._file("data.validation", data.validation)
         return self.node(Slices(), "slices", {"labels": data.labels, "seed": self.seed, **self._columns()}, **inputs)
 
     def _columns(self) -> dict[str, dict[str, str]]:
-        """Return the setting of the columns' names, where the recipe has them."""
-        columns = self.recipe.data.columns
-        return {"columns": columns.model_dump(exclude_none=True)} if columns else {}
+        """Return the setting of the columns' names; none where a stage has read the files before."""
+        return column_names(self.recipe) if self.recipe.data.overlong_prompts == REFUSE else {}
 
     def _as_verl(self, key: str, name: str) -> bool:
         """Tell whether verl reads a data file itself, and not what the slices make of it."""
@@ -164,12 +161,12 @@ class Builder:
         """Map slice name -> number of problems, from the recipe and its files alone.
 
         Raises:
-            UserError: the training problems come from a script that has not run, and the recipe gives no number.
+            UserError: the number of training problems is known only after a stage has run, and the recipe gives none.
         """
         data = self.recipe.data
         if data.labels is not None:
             return slice_sizes(data.labels)
-        if data.train is None:
+        if data.train is None or data.overlong_prompts == DROP:
             raise UserError(
                 "Matching rows by labels needs their number in advance.",
                 key="data.labels",
@@ -188,7 +185,7 @@ class Builder:
         inputs = {"model": model, "slices": self.slices(), **self._verifier(settings)}
         if stage.validate_every is not None:
             settings["validate_every"] = stage.validate_every
-            inputs["validation"] = self._file("data.validation", self.recipe.data.validation)
+            inputs |= self._problems.of("validation")
         return self.node(Grpo(), _name(name, slice_name, of), settings, operations, **inputs)
 
     def _training(self, stage: Any, slice_name: str, verl: dict[str, Any]) -> dict[str, Any]:
@@ -198,7 +195,7 @@ class Builder:
             "steps": stage.steps,
             "prompt_tokens": data.prompt_tokens,
             "response_tokens": data.response_tokens,
-            "chat_template": data.chat_template,
+            **template_settings(self.recipe),
             "seed": self.seed,
             "verl": verl,
         }

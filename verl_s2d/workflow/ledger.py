@@ -9,13 +9,22 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 Ledger = dict[str, Any]
-_SUMMED = ("verifier_calls", "unsettled_calls", "sampled_tokens", "teacher_scored_tokens", "updates", "seconds")
+_SUMMED = (
+    "overlong_prompts",
+    "verifier_calls",
+    "unsettled_calls",
+    "sampled_tokens",
+    "teacher_scored_tokens",
+    "updates",
+    "seconds",
+)
 
 
 def empty_ledger(seconds: float = 0.0) -> Ledger:
     """Return a ledger with only the time filled in."""
     return {
         "labels_read": [],
+        "overlong_prompts": 0,
         "verifier_calls": 0,
         "unsettled_calls": 0,
         "sampled_tokens": 0,

@@ -19,6 +19,8 @@ from verl_s2d.data import slices
 from verl_s2d.workflow.hosts.process import SubprocessLauncher
 
 STAGE = Path(__file__).with_name("stage.py")
+REAL = ("verl_s2d.data.slices", "verl_s2d.stages.prepare.limit_prompts")
+"""Modules that run as they are."""
 NO_STAGES = {"verl_s2d.workflow.hosts.cluster_ready": 0, "verl_s2d.workflow.watch.ray_deaths": 1}
 """Modules that ask Ray, with their exit codes here: the cluster is ready, and cannot be asked about deaths."""
 
@@ -33,7 +35,7 @@ class FakeStages(SubprocessLauncher):
         argv = list(argv)
         if argv[2] in NO_STAGES:
             return Ended(NO_STAGES[argv[2]])
-        if argv[1] == "-m" and argv[2] != "verl_s2d.data.slices":
+        if argv[1] == "-m" and argv[2] not in REAL:
             self.started.append(argv[2:])
             argv = [sys.executable, str(STAGE), *argv[2:]]
         else:
@@ -140,6 +142,19 @@ def write_model(
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
     write_safetensors(directory / "model.safetensors", {"weight": weight * 8})
+    return directory
+
+
+def write_chat_model(directory: Path, template: str, **rest) -> Path:
+    """A model whose tokenizer splits at white space: a token for each word of the problems and two that mark turns."""
+    from tokenizers import AddedToken, Tokenizer, pre_tokenizers
+
+    words = ["<pad>", "<eos>", "problem", "held", *map(str, range(20))]
+    write_model(directory, words=words, vocabulary=32, template=template, **rest)
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    tokenizer.add_special_tokens([AddedToken(mark, special=True) for mark in ("<user>", "<end>")])
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(directory / "tokenizer.json"))
     return directory
 
 

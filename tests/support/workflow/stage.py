@@ -51,6 +51,11 @@ def play(
             "per_problem": dict.fromkeys(names, problems),
         }
         (stage / "result.json").write_text(json.dumps(result))
+    elif module.endswith("limit_prompts"):
+        for key, file in arguments.items():
+            if key == "train" or key.startswith("eval."):
+                shutil.copy(file, stage / f"{key.removeprefix('eval.')}.parquet")
+        (stage / "prompts.json").write_text(json.dumps({"files": {}}))
     else:
         logged = json.loads(environment.get("FAKE_METRICS", "{}")).get(stage.name.partition("-")[0], {})
         train(arguments, stage, behaviour, environment["VERL_FILE_LOGGER_PATH"], say, called, logged)

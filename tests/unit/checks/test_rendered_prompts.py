@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 
-from tests.support.workflow.project import TEMPLATE, write_model, write_project
+from tests.support.workflow.project import TEMPLATE, write_chat_model, write_model, write_project
 from tests.support.workflow.refusal import refuse
 from verl_s2d.checks import check_plan
 from verl_s2d.checks.data_slices import check_data
 from verl_s2d.checks.rendered_prompts import check_prompts
 from verl_s2d.data.slices import choose
+from verl_s2d.platforms.template_date import VARIABLE
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.sampling.prompts import load_tokenizer, render_prompt
 from verl_s2d.sampling.render_process import examine
@@ -27,20 +28,8 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-WORDS = ["<pad>", "<eos>", "problem", "held", *map(str, range(20))]
-
-
 def plan_of(tmp_path, **changes):
     return make_plan(load_recipe(write_project(tmp_path, **changes)), run_dir=tmp_path / "run", rows=["half-split"])
-
-
-def with_marks(directory, template):
-    """A model whose tokenizer splits at white space and has tokens that mark the turns."""
-    write_model(directory, words=WORDS, vocabulary=32, template=template)
-    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    tokenizer.add_special_tokens([AddedToken(mark, special=True) for mark in ("<user>", "<end>")])
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(directory / "tokenizer.json"))
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
@@ -85,7 +74,7 @@ def test_content_that_is_no_text(tmp_path):
 def test_prompts_longer_than_the_limit(tmp_path, name, key):
     def prepare():
         for role in ("student", "teacher", "sft"):
-            with_marks(tmp_path / role, TEMPLATE)
+            write_chat_model(tmp_path / role, TEMPLATE)
         path = tmp_path / f"{name}.parquet"
         rows = pq.read_table(path).to_pylist()
         rows[1]["prompt"][0]["content"] += " 1" * 20
@@ -101,7 +90,7 @@ def test_only_problems_with_a_label_count(tmp_path):
     ids = [f"problem-{i}" for i in range(20)]
     unused = next(i for i in range(20) if f"problem-{i}" not in choose(ids, 16, 0)["all"])
     for role in ("student", "teacher"):
-        with_marks(tmp_path / role, TEMPLATE)
+        write_chat_model(tmp_path / role, TEMPLATE)
     rows = pq.read_table(tmp_path / "train.parquet").to_pylist()
     rows[unused]["prompt"][0]["content"] += " 1" * 20
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
@@ -123,8 +112,8 @@ def test_options_that_no_template_reads(tmp_path):
 def test_one_prompt_is_shown_with_its_special_tokens(tmp_path):
     plan = plan_of(tmp_path)
     for role in ("student", "teacher"):
-        with_marks(tmp_path / role, "{% for m in messages %}<user> {{ m.content }} <end>{% endfor %}")
-    with_marks(tmp_path / "teacher", "{% for m in messages %}{{ m.content }} <end>{% endfor %}")
+        write_chat_model(tmp_path / role, "{% for m in messages %}<user> {{ m.content }} <end>{% endfor %}")
+    write_chat_model(tmp_path / "teacher", "{% for m in messages %}{{ m.content }} <end>{% endfor %}")
     shown = check_prompts(plan, check_data(plan)).splitlines()
     assert shown[0] == "21 rendered, the longest has 4 tokens"
     prompts = dict(zip(shown[1::2], shown[2::2], strict=True))
@@ -149,7 +138,7 @@ def test_equal_prompts_are_rendered_once(tmp_path, monkeypatch):
 
 
 def test_lengths_are_those_of_the_prompts_that_are_sampled(tmp_path):
-    with_marks(tmp_path, "{% for m in messages %}<user> {{ m.content }} <end>{% endfor %}{{ suffix }}")
+    write_chat_model(tmp_path, "{% for m in messages %}<user> {{ m.content }} <end>{% endfor %}{{ suffix }}")
     tokenizer = load_tokenizer(str(tmp_path))
     prompts = [[{"role": "user", "content": f"problem {' 1' * i}"}] for i in range(5)]
     answer = examine(tokenizer, prompts, {"suffix": " held"}, lambda done: None)
@@ -158,3 +147,40 @@ def test_lengths_are_those_of_the_prompts_that_are_sampled(tmp_path):
 
 def test_the_process_answers(tmp_path, own_composition_process):
     assert check_plan(plan_of(tmp_path)) == []
+
+
+DATED = "{{ strftime_now('%d %b %Y') }} {% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("given", "printed"), [({}, "26 Jul 2024"), ({"data__template_date": "2025-01-02"}, "02 Jan 2025")]
+)
+def test_a_date_in_a_template_is_the_recipes(tmp_path, given, printed, monkeypatch):
+    plan = plan_of(tmp_path, **given)
+    write_chat_model(tmp_path / "student", DATED)
+    write_chat_model(tmp_path / "teacher", DATED)
+    monkeypatch.setattr("verl_s2d.checks.rendered_prompts._shown", lambda answers, count: answers)
+    answers = check_prompts(plan, check_data(plan))
+    text = f"{printed} held 0"
+    assert answers["student"]["texts"][0] == hashlib.sha256(text.encode()).hexdigest()[:16]
+    for node in plan.order:
+        command = node.stage.command(node, plan.context, 1)
+        if node.kind in ("rollouts", "evaluate"):
+            monkeypatch.setenv(VARIABLE, command.env[VARIABLE])
+            tokenizer = load_tokenizer(str(tmp_path / "student"))
+            messages = [{"role": "user", "content": "held 0"}]
+            assert render_prompt(tokenizer, messages) == tokenizer(text, add_special_tokens=False)["input_ids"]
+        if node.kind in ("grpo", "opd"):
+            date = given.get("data__template_date", "2024-07-26")
+            assert f"+ray_kwargs.ray_init.runtime_env.env_vars.{VARIABLE}='{date}'" in command.argv
+
+
+def test_another_date_is_another_result(tmp_path):
+    plans = [plan_of(tmp_path, **given) for given in ({}, {"data__template_date": "2025-01-02"})]
+    plain, dated = ({node.name: node.digest for node in plan.order} for plan in plans)
+    assert {name for name in plain if plain[name] == dated[name]} == {"slices"}
+
+
+@pytest.mark.parametrize(("date", "word"), [("2025-01-02", "prints the date"), ("tomorrow", "no date")])
+def test_dates_without_effect_or_meaning(tmp_path, date, word):
+    refuse(tmp_path, "data.template_date", word, data__template_date=date)

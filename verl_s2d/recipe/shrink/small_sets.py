@@ -17,6 +17,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
+
+from verl_s2d import arguments
+from verl_s2d.arguments import plain_arguments
 
 TRAIN_PROBLEMS, EVALUATION_PROBLEMS = 24, 4
 
@@ -29,7 +33,7 @@ class Options:
     train: str | None = None
     eval: dict[str, str] = field(default_factory=dict)
     script: str | None = None
-    args: dict[str, str] = field(default_factory=dict)
+    args: dict[str, Any] = field(default_factory=dict)
     columns: dict[str, str] = field(default_factory=dict)
 
 
@@ -42,8 +46,8 @@ def main(options: Options) -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         whole = Path(scratch) / "whole"
-        arguments = dict(options.args) | published(options.args, Path(scratch))
-        command = [sys.executable, options.script, "--out", str(whole), *(f"{k}={v}" for k, v in arguments.items())]
+        given = dict(options.args) | published(options.args, Path(scratch))
+        command = [sys.executable, options.script, "--out", str(whole), *plain_arguments(given)]
         # no limit: the script of a recipe; the run that waits for this stage stops it when it is silent.
         if code := subprocess.run(command).returncode:
             sys.exit(code)
@@ -54,7 +58,7 @@ def main(options: Options) -> None:
                 shutil.copy(file, out)
 
 
-def published(args: Mapping[str, str], directory: Path) -> dict[str, str]:
+def published(args: Mapping[str, Any], directory: Path) -> dict[str, str]:
     """Return `sources.NAME` -> tiny file for the published sets that the arguments of `verl-s2d prepare` name."""
     from verl_s2d.data.sources import SOURCES
     from verl_s2d.recipe.shrink.digit_sums import write_sets
@@ -79,6 +83,4 @@ def cut(file: Path, to: Path, columns: Mapping[str, str] = MappingProxyType({}))
 
 
 if __name__ == "__main__":
-    from verl_s2d import arguments
-
     arguments.run(main, Options)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from verl_s2d.arguments import plain_arguments
 from verl_s2d.stages.prepare.stage import columns_arguments, evaluation_files
-from verl_s2d.stages.shared.node_settings import verifier_argument
+from verl_s2d.stages.shared.node_settings import template_environment, verifier_argument
 from verl_s2d.stages.shared.sampling_stage import SamplingStage
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
@@ -34,6 +34,7 @@ class Evaluate(SamplingStage):
             **columns_arguments(node),
         }
         env = {"VERL_FILE_LOGGER_PATH": str(metrics_file(context.directory(node), attempt))}
+        env |= template_environment(node)
         argv = [sys.executable, "-m", "verl_s2d.stages.evaluate.sample_and_score", *plain_arguments(arguments)]
         return Command(argv, env)
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from verl_s2d.data.slices import VALIDATION_FILE
-from verl_s2d.stages.prepare.stage import VALIDATION
+from verl_s2d.stages.prepare.stage import validation_file
 from verl_s2d.stages.shared import panels
 from verl_s2d.stages.shared.batch_settings import sequences_per_step
 from verl_s2d.stages.shared.budget import last_step, length
@@ -53,10 +52,7 @@ class Grpo(VerlTrainerStage):
     def own_overrides(self, node: Node, context: Context) -> Mapping[str, Any]:
         validation: dict[str, Any] = {}
         if "validate_every" in node.settings:
-            slices, file = node.inputs["slices"], node.externals[VALIDATION].location
-            # The slices have it in verl's columns, where the file itself has others.
-            made = str(context.directory(slices) / VALIDATION_FILE)
-            validation["data.val_files"] = made if VALIDATION in slices.externals else file
+            validation["data.val_files"] = validation_file(node, context)
             validation["trainer.test_freq"] = node.settings["validate_every"]
         return {
             "trainer.v1.trainer_mode": "s2d_grpo",

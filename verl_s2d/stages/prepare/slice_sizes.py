@@ -1,14 +1,18 @@
-"""Count the problems in slices, before and after the slices exist."""
+"""Locate the problems of a run and count those in slices, before and after they have been prepared."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from verl_s2d.stages.prepare.stage import TRAIN_FILE, slice_sizes
+from verl_s2d.stages.prepare.overlong import DROP, LIMITED_VALIDATION, Messages, shortened
+from verl_s2d.stages.prepare.stage import TRAIN_FILE, LimitedPrompts, evaluation_files, slice_sizes
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.store.manifest import is_built
+
+Changes = Callable[[Sequence[Messages]], Mapping[int, Messages | None]]
 
 
 def slice_size(plan: Plan, node: Node, *, expected: int | None = None) -> int | None:
@@ -30,7 +34,7 @@ def slice_size(plan: Plan, node: Node, *, expected: int | None = None) -> int | 
         if train is not None:
             from verl_s2d.data.formats.data_files import row_count
 
-            count = row_count(train, key="data.train")
+            count = row_count(train, key="data.train") - _to_drop(plan, slices, train)
         elif expected is not None:
             count = expected
         else:
@@ -38,12 +42,54 @@ def slice_size(plan: Plan, node: Node, *, expected: int | None = None) -> int | 
     return slice_sizes(count)[name]
 
 
-def train_file(plan: Plan, slices: Node) -> Path | None:
-    """Locate the training problems that slices are made of; None until their script has run."""
-    if "train" in slices.externals:
-        return Path(slices.externals["train"].location)
-    source = slices.inputs["source"]
-    return plan.context.directory(source) / TRAIN_FILE if _built(plan, source) else None
+def train_file(plan: Plan, node: Node) -> Path | None:
+    """Locate the training problems that a stage reads, or what they are made of; None until a script has run."""
+    if "train" in node.externals:
+        return Path(node.externals["train"].location)
+    source = node.inputs.get("source")
+    if source is None:
+        return None
+    return plan.context.directory(source) / TRAIN_FILE if _built(plan, source) else train_file(plan, source)
+
+
+def evaluation_sets(plan: Plan, node: Node) -> dict[str, Path]:
+    """Locate the evaluation sets that a stage reads, or what they are made of; empty until a script has run."""
+    source = node.inputs.get("source")
+    if source is None:
+        return evaluation_files(node, "source", plan.context)
+    return evaluation_files(node, "source", plan.context) if _built(plan, source) else evaluation_sets(plan, source)
+
+
+def validation_set(plan: Plan, node: Node) -> Path | None:
+    """Locate the validation problems, as the stage that limits the prompts of `node` has left them."""
+    name, source = plan.recipe.data.validation, node.inputs.get("source")
+    if name is not None and source is not None and isinstance(source.stage, LimitedPrompts) and _built(plan, source):
+        return plan.context.directory(source) / LIMITED_VALIDATION
+    return None if name is None else plan.recipe.directory / name
+
+
+def limits_to_come(plan: Plan, node: Node) -> Changes:
+    """Return what will become of the overlong prompts that a stage reads: prompts -> changes, as in `shortened`.
+
+    Nothing changes where prompts are refused, have been limited already, or cannot be rendered before a script has run.
+    """
+    source = node.inputs.get("source")
+    if source is None or not isinstance(source.stage, LimitedPrompts) or _built(plan, source):
+        return lambda prompts: {}
+    if not all(_built(plan, node) for node in source.inputs.values()):
+        return lambda prompts: {}
+    models = source.stage.renderers(source, plan.context)
+    return lambda prompts: shortened(prompts, models, source.stage.limit(source))
+
+
+def _to_drop(plan: Plan, slices: Node, train: Path) -> int:
+    if plan.recipe.data.overlong_prompts != DROP:
+        return 0
+    from verl_s2d.data.problems import read_problems
+
+    problems = read_problems(train, key="data.train", columns=plan.recipe.data.columns)
+    changes = limits_to_come(plan, slices)([problem.messages for problem in problems])
+    return sum(messages is None for messages in changes.values())
 
 
 def _built(plan: Plan, node: Node) -> bool:

@@ -1,17 +1,32 @@
-"""Prepare models and data before training: run a recipe's own scripts and slice the labels."""
+"""Prepare models and data before training: run a recipe's own scripts, limit prompts and slice the labels."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 from verl_s2d.arguments import plain_arguments
+from verl_s2d.data.slices import VALIDATION_FILE
+from verl_s2d.platforms.template_date import DEFAULT
+from verl_s2d.stages.prepare.overlong import DROP, LIMITED_VALIDATION, SUMMARY, Limit
+from verl_s2d.stages.prepare.render_cache import Renderer
+from verl_s2d.stages.shared.node_settings import template_environment
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.stage import Command, Context, Stage, require_export
+from verl_s2d.workflow.ledger import Ledger, empty_ledger
+from verl_s2d.workflow.stage import (
+    Command,
+    Context,
+    Stage,
+    model_location,
+    require_export,
+    trusts_remote_code,
+)
 
 TRAIN_FILE = "train.parquet"
-VALIDATION = "validation"
+VALIDATION, TOKENIZER = "validation", "tokenizer"
+"""Roles of inputs; the second is followed by the role of a model."""
 SLICES = ("all", "1h", "2h")
 
 
@@ -37,6 +52,16 @@ def evaluation_files(node: Node, role: str, context: Context) -> dict[str, Path]
 def columns_arguments(node: Node) -> dict[str, str]:
     """Build the arguments with the names of a data file's columns."""
     return {f"columns.{name}": value for name, value in node.settings.get("columns", {}).items()}
+
+
+def validation_file(node: Node, context: Context) -> str:
+    """Locate the validation problems that a node reads: the recipe's file, or what a stage has made of it."""
+    if VALIDATION in node.inputs:
+        return str(context.directory(node.inputs[VALIDATION]) / LIMITED_VALIDATION)
+    slices = node.inputs["slices"]
+    if VALIDATION in slices.externals:
+        return str(context.directory(slices) / VALIDATION_FILE)
+    return node.externals[VALIDATION].location
 
 
 class Script(Stage):
@@ -67,6 +92,61 @@ class Script(Stage):
 
     def describe(self, node: Node) -> str:
         return f"the recipe's script {Path(node.externals['script'].location).name} makes the {node.settings['makes']}"
+
+
+class LimitedPrompts(Stage):
+    """Drops or cuts prompts that are longer than the limit with the chat template of any model of the recipe."""
+
+    kind = "prompts"
+    prepares = True
+    required_files = (TRAIN_FILE, SUMMARY)
+
+    def command(self, node: Node, context: Context, attempt: int) -> Command:
+        files = {"train": node.externals["train"].location} if "train" in node.externals else {}
+        if "source" in node.inputs:
+            files["train"] = str(context.directory(node.inputs["source"]) / TRAIN_FILE)
+        files |= {f"eval.{name}": str(path) for name, path in evaluation_files(node, "source", context).items()}
+        if VALIDATION in node.externals:
+            files[VALIDATION] = node.externals[VALIDATION].location
+        models = self.renderers(node, context)
+        arguments = {
+            "out": str(context.directory(node)),
+            "policy": node.settings["policy"],
+            "prompt_tokens": node.settings["prompt_tokens"],
+            **files,
+            **{f"tokenizer.{role}": model.model for role, model in models.items()},
+            **{f"revision.{role}": model.revision for role, model in models.items() if model.revision},
+            **{f"trusted.{role}": True for role, model in models.items() if model.trust_remote_code},
+            **{f"chat_template.{name}": value for name, value in node.settings["chat_template"].items()},
+            **columns_arguments(node),
+        }
+        argv = [sys.executable, "-m", "verl_s2d.stages.prepare.limit_prompts", *plain_arguments(arguments)]
+        return Command(argv, template_environment(node))
+
+    def renderers(self, node: Node, context: Context) -> dict[str, Renderer]:
+        """Return the models whose chat templates count, by role."""
+        prefix, found = f"{TOKENIZER}.", {}
+        for role in (role for role in node.sources if role.startswith(prefix)):
+            revision = node.externals[role].revision if role in node.externals else None
+            found[role.removeprefix(prefix)] = Renderer(
+                model_location(node, role, context), revision, trusts_remote_code(node, role)
+            )
+        return found
+
+    def limit(self, node: Node) -> Limit:
+        """Return the limit and the policy."""
+        s = node.settings
+        return Limit(s["prompt_tokens"], s["policy"], s["chat_template"], s.get("template_date", DEFAULT))
+
+    def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
+        """Count the prompts that were dropped or cut, in all files."""
+        files = json.loads((directory / SUMMARY).read_text())["files"].values()
+        overlong = sum(len(counts["dropped"]) + len(counts["cut"]) for counts in files)
+        return empty_ledger(seconds) | {"overlong_prompts": overlong}
+
+    def describe(self, node: Node) -> str:
+        verb = "drops" if node.settings["policy"] == DROP else "cuts"
+        return f"{verb} prompts of more than {node.settings['prompt_tokens']} tokens"
 
 
 class Slices(Stage):

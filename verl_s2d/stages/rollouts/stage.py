@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from verl_s2d.arguments import plain_arguments
+from verl_s2d.stages.shared.node_settings import template_environment
 from verl_s2d.stages.shared.sampling_stage import SamplingStage
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
@@ -33,6 +34,7 @@ class Rollouts(SamplingStage):
             "max_tokens": s["response_tokens"],
         }
         env = {"VERL_FILE_LOGGER_PATH": str(metrics_file(context.directory(node), attempt))}
+        env |= template_environment(node)
         argv = [sys.executable, "-m", "verl_s2d.stages.rollouts.rollout_cache", *plain_arguments(arguments)]
         return Command(argv, env)
 

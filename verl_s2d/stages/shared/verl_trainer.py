@@ -10,7 +10,7 @@ from typing import Any
 from verl_s2d.recipe.schema import Cluster
 from verl_s2d.stages.shared.batch_settings import batch_setting
 from verl_s2d.stages.shared.budget import left, steps_to_ask_for
-from verl_s2d.stages.shared.node_settings import merged_verl
+from verl_s2d.stages.shared.node_settings import merged_verl, template_environment
 from verl_s2d.stages.shared.training_stage import MODEL, SEED, SLICE, STAGE, STEPS, TRUST, TrainingStage
 from verl_s2d.verl_settings.composed import RL
 from verl_s2d.verl_settings.overrides import hydra_arguments, merge, value_of, without_interpolation
@@ -20,12 +20,15 @@ from verl_s2d.workflow.stage import Command, Context, metrics_file
 
 STORAGE_UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
 _STORAGE_RESOURCE = "transfer_queue.backend.SimpleStorage.required_node_resource"
+OVERLONG = "Set data.overlong_prompts: refuse, drop or cut. It holds in every stage and in the evaluation."
 _RESERVED = TrainingStage.reserved | {
     "actor_rollout_ref.model.path": MODEL,
     "actor_rollout_ref.model.trust_remote_code": TRUST,
     "data.train_files": SLICE,
     "data.val_files": "Set data.validation.",
     "data.max_prompt_length": "Set data.prompt_tokens.",
+    "data.filter_overlong_prompts": OVERLONG,
+    "data.truncation": OVERLONG,
     "data.max_response_length": "Set data.response_tokens; stage 2b has its own, stages.opd.response_tokens.",
     "data.apply_chat_template_kwargs": "Set data.chat_template.",
     "data.seed": SEED,
@@ -53,7 +56,7 @@ class VerlTrainerStage(TrainingStage):
         directory, chosen = context.directory(node), merged_verl(node)
         env = {"VERL_FILE_LOGGER_PATH": str(metrics_file(directory, attempt))}
         # The trainer is a Ray actor: it inherits the cluster's environment, not this process's.
-        inherited = env | ({"VERL_PLATFORM": "cpu"} if context.device == "cpu" else {})
+        inherited = env | template_environment(node) | ({"VERL_PLATFORM": "cpu"} if context.device == "cpu" else {})
         runtime = {f"+ray_kwargs.ray_init.runtime_env.env_vars.{k}": v for k, v in inherited.items()}
         # Every stage joins a running cluster, where Ray rejects resource counts.
         resources = {"ray_kwargs.ray_init.num_cpus": None}
@@ -74,6 +77,9 @@ class VerlTrainerStage(TrainingStage):
             "data.val_files": data,
             "data.max_prompt_length": settings["prompt_tokens"],
             "data.max_response_length": settings["response_tokens"],
+            # Longer prompts are refused, dropped or cut before slices are made.
+            "data.filter_overlong_prompts": False,
+            "data.truncation": "error",
             **{
                 f"+data.apply_chat_template_kwargs.{name}": without_interpolation(value)
                 for name, value in settings["chat_template"].items()
