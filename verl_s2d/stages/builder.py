@@ -18,7 +18,7 @@ from verl_s2d.stages.prepare.overlong import DROP, REFUSE
 from verl_s2d.stages.prepare.stage import Script, Slices, slice_sizes
 from verl_s2d.stages.problem_inputs import ProblemInputs, column_names, template_settings
 from verl_s2d.stages.rollouts.stage import Rollouts
-from verl_s2d.stages.shared.batch_settings import micro_batch_tokens, rows_read
+from verl_s2d.stages.shared.batch_settings import TRAIN, fitting_batches, micro_batch_tokens, rows_read
 from verl_s2d.stages.shared.signal_settings import (
     SIGNAL,
     decisive_keys,
@@ -27,7 +27,7 @@ from verl_s2d.stages.shared.signal_settings import (
     signal_of_recipe,
 )
 from verl_s2d.stages.warmup.stage import Warmup
-from verl_s2d.verl_settings.overrides import merge, overlay, split_operational
+from verl_s2d.verl_settings.overrides import merge, overlay, split_operational, value_of
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.identity import External, file_external, files_external, model_external
 from verl_s2d.workflow.stage import Stage
@@ -107,7 +107,7 @@ class Builder:
         response = stage.response_tokens or self.recipe.data.response_tokens
         # An exact divergence does not read the sampler's log-probabilities.
         exact = ["exact"] if isinstance(signal, LossSignal) else []
-        verl, operations = self._verl("opd", stage.verl, response, *exact)
+        verl, operations = self._verl("opd", self._fitted("opd", stage.verl, slice_name), response, *exact)
         settings = {**self._training(stage, slice_name, verl), "signal": decisive_keys(signal)}
         settings["response_tokens"] = response
         operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched("opd", settings)}
@@ -179,7 +179,8 @@ class Builder:
 
     def _grpo(self, key: str, name: str, model: Model, slice_name: str, *, of: str = "") -> Node:
         stage = self._stage(key)
-        verl, operations = self._verl("grpo", stage.verl, self.recipe.data.response_tokens)
+        chosen = self._fitted("grpo", stage.verl, slice_name)
+        verl, operations = self._verl("grpo", chosen, self.recipe.data.response_tokens)
         settings = self._training(stage, slice_name, verl)
         operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched(key, settings)}
         inputs = {"model": model, "slices": self.slices(), **self._verifier(settings)}
@@ -221,6 +222,14 @@ class Builder:
                 remedy=f"Add `{key}:` under stages, or leave the row out.",
             )
         return stage
+
+    def _fitted(self, kind: str, chosen: Mapping[str, Any], slice_name: str) -> dict[str, Any]:
+        """Add batch sizes that fit the slice to the recipe's keys, where it has none."""
+        data = self.recipe.data
+        known = data.labels is not None or data.train is not None
+        needed = value_of(chosen, TRAIN) is None
+        problems = self.slice_sizes()[slice_name] if known and needed else None
+        return merge(fitting_batches(chosen, overlay(kind), problems), chosen)
 
     def _verl(
         self, kind: str, chosen: Mapping[str, Any], response: int, *more: str

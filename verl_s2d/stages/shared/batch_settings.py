@@ -35,6 +35,27 @@ def micro_batch_tokens(kind: str, longest: int) -> dict[str, int]:
     return {_TOKENS.get(kind, key): max(verl_default(key), 2 * longest)}
 
 
+def fitting_batches(chosen: Mapping[str, Any], defaults: Mapping[str, Any], problems: int | None) -> dict[str, int]:
+    """Fit the default batch sizes of an RL stage to its slice, where a recipe does not choose them.
+
+    Args:
+        chosen: the recipe's keys of verl.
+        defaults: the stage's overlay.
+        problems: problems in the slice; None when their number is not known yet.
+
+    Returns:
+        The batch: the default, or the largest power of two in the slice. The mini-batch: the batch's largest divisor up
+        to the default. Empty where the recipe chooses both, or an interpolation.
+    """
+    fitted: dict[str, int] = {}
+    train = value_of(chosen, TRAIN)
+    if train is None:
+        train = fitted[TRAIN] = min(defaults[TRAIN], 2 ** ((problems or defaults[TRAIN]).bit_length() - 1))
+    if value_of(chosen, MINI) is None and isinstance(train, int) and train > 0:
+        fitted[MINI] = max(part for part in range(1, min(train, defaults[MINI]) + 1) if train % part == 0)
+    return fitted
+
+
 def require_batch_sizes(node: Node) -> None:
     """Raise UserError unless prompts per step, prompts per update and responses per prompt are positive integers."""
     for key in (TRAIN, MINI, N):
