@@ -7,7 +7,7 @@ r"""Verify mathematical answers: 1.0 if the final answer is equivalent to the gr
 | form | either | `boxed`: the last \boxed{}, or several in a row; `answer`: the last line `Answer: ...`; |
 | | | `either`: the later of the two (a box counts more than a line in prose), or a last line `#### 72` |
 | convention | math | `math`: equivalence; `dapo`: DAPO's string match against an integer, see dapo.py |
-| seconds | 2.0 | CPU time limit of one comparison; beyond it the answer counts as wrong |
+| seconds | 2.0 | CPU time limit of one comparison, and twice that in a second attempt; then it counts as wrong |
 
 Ground truths are answers, numbers of any type, or solutions that mark their answer (reference_answers.py). Values are
 compared exactly; a decimal stands for a number without an end if six digits or more are right. A unit may be left out.
