@@ -74,6 +74,8 @@ def test_not_equivalent(truth, answer):
         (r"Answer: \[ x = 2 \]", None, "x = 2", "x = 2"),
         (r"Answer: the smallest is $\sqrt{2}$.", None, r"\sqrt{2}", r"\sqrt{2}"),
         (r"Answer: $\boxed{5}$", "5", "5", "5"),
+        (r"Answer: $\boxed{5}$ or $\boxed{6}$", "5, 6", "5, 6", "5, 6"),
+        ("Answer: it is at least $5$", None, "it is at least $5", "it is at least $5"),
         (r"Answer: 3, or \boxed{4}", "4", "4", "4"),
         ("Answer: 3\nno, \\boxed{4}", "4", "3", "4"),
         ("\\boxed{4}\nAnswer: 3", "4", "3", "3"),

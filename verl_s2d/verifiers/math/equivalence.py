@@ -75,9 +75,12 @@ def warm_up() -> None:
 
 
 def _bare(text: str) -> str:
-    """Strip space, and parentheses around a single formula."""
+    """Strip space, and parentheses or braces around a single formula."""
     text = text.strip()
-    while (outer := enclosed(text)) is not None and outer[0] == "()" and collection(text) is None and outer[1]:
+    while (outer := enclosed(text)) is not None and outer[0] in ("()", r"\{\}") and outer[1]:
+        items = collection(text)
+        if items is not None and len(items.items) > 1:
+            break
         text = outer[1]
     return text
 

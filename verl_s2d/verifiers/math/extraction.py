@@ -33,6 +33,10 @@ _PROSE_WORDS = 3
 _BETWEEN_BOXES = re.compile(
     r"(?:\s|[,;$&*-]|\\[\[\]()\\,;! ]|\\q?quad(?![A-Za-z])|\\text\{\s*,?\s*(?:and|or)?\s*\}|and\b|or\b){0,40}"
 )
+_CLAIMS_ELSE = re.compile(
+    r"[\d\\]|(?i:\b(?:not|no|or|and|than|least|most|except|unless|maybe|either|neither|between|over|under)\b)"
+)
+"""What a sentence around a formula must not say for the formula to be the answer."""
 MAX_BOXES = 32
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _UNBRACED = re.compile(r"\s{1,8}(-?\d[\d.,]{0,30}|[A-Za-z])(?![A-Za-z])|(-?\d[\d.,]{0,30})")
@@ -138,11 +142,11 @@ def _undelimited(line: str) -> str | None:
     r"""Strip markdown, quotes, $ $, \( \) and \[ \] from a line; extract a sentence's only formula."""
     box = max(line.rfind(r"\boxed{"), line.rfind(r"\fbox{"))
     if box >= 0:
-        return _boxed(line, box)
+        return _boxes(line, box)
     line = _POLITE.sub("", _SENTENCE.sub("", line.strip().strip("*`_")))
     text = _FULL_STOP.sub("", line.strip().strip("*`")).strip()
     formulas = list(_DELIMITED.finditer(text))
-    if len(formulas) == 1 and not re.search(r"[\d\\]", _DELIMITED.sub("", text)):
+    if len(formulas) == 1 and not _CLAIMS_ELSE.search(_DELIMITED.sub("", text)):
         return (formulas[0].group(1) or formulas[0].group(2) or "").strip() or None
     for opener, closer in zip(_OPENERS, _CLOSERS, strict=True):
         text = text.removeprefix(opener).removesuffix(closer).strip()

@@ -111,7 +111,7 @@ def too_large(formula: sympy.Expr) -> bool:
 def digits(node: Any) -> float:
     """Bound the decimal digits of the largest number that evaluating `node` at a point produces; may be math.inf."""
     if isinstance(node, sympy.Rational):
-        return (abs(node.p).bit_length() + node.q.bit_length()) * 0.302
+        return max(abs(node.p).bit_length(), node.q.bit_length()) * 0.302
     if isinstance(node, sympy.Symbol):
         return 0.7
     below = [digits(argument) for argument in node.args]
