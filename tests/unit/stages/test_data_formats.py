@@ -20,7 +20,11 @@ from verl_s2d.stages.planning import make_plan
 SETS = {"train": range(20), "held": range(20, 25), "validation": range(30, 34)}
 
 
-def plan_of(tmp_path, rows_of, *, columns=None, labels=None):
+SCORERS = {"gsm8k": "openai/gsm8k", "math": "DigitalLearningGmbH/MATH-lighteval"}
+"""verl's names of the sets, by which it chooses a scorer: files in the hub's columns do not have them."""
+
+
+def plan_of(tmp_path, rows_of, *, columns=None, labels=None, verifier="math"):
     for name, numbers in SETS.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(rows_of(i)) + "\n" for i in numbers))
     recipe = write_project(
@@ -30,6 +34,7 @@ def plan_of(tmp_path, rows_of, *, columns=None, labels=None):
         data__validation="validation.jsonl",
         data__labels=labels,
         data__columns=columns,
+        verifier=verifier,
         stages__teacher_rl__validate_every=2,
     )
     return make_plan(load_recipe(recipe), run_dir=tmp_path / "run", rows=["half-split"])
@@ -79,3 +84,10 @@ def test_a_column_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="Did you mean frage") as caught:
         check_plan(plan_of(tmp_path, renamed, columns={"question": "fragen", "answer": "antwort"}))
     assert "columns.question" in caught.value.key
+
+
+@pytest.mark.parametrize("verifier", ["verl", "math"])
+@pytest.mark.parametrize("layout", ["gsm8k_of_verl", "math_of_verl", "gsm8k", "math"])
+def test_gsm8k_and_math_take_both_verifiers_without_an_edit(tmp_path, layout, verifier):
+    names = {} if layout.endswith("of_verl") or verifier == "math" else {"data_source": SCORERS[layout]}
+    check_plan(plan_of(tmp_path, LAYOUTS[layout], columns=names or None, verifier=verifier))
