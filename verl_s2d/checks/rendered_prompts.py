@@ -14,6 +14,7 @@ from verl_s2d.errors import UserError
 from verl_s2d.platforms.template_date import DEFAULT
 from verl_s2d.sizing.model_shapes import origin
 from verl_s2d.stages.evaluate.stage import Evaluate
+from verl_s2d.stages.prepare.overlong import DROP
 from verl_s2d.stages.prepare.render_cache import Renderer, rendered
 from verl_s2d.validation import suggestion
 from verl_s2d.workflow.identity import External
@@ -73,7 +74,7 @@ def check_prompts(plan: Plan, files: Mapping[Path, tuple[str, list[Problem]]]) -
         for file in read:
             _require_whole(role, answer, file)
             _require_short(plan, models[role], answer, file)
-    return _shown(answers, len(problems))
+    return _shown(answers, len(problems)) + _left_out(plan, files)
 
 
 def _models(plan: Plan) -> dict[str, ModelFacts]:
@@ -201,6 +202,17 @@ def _require_short(plan: Plan, model: ModelFacts, answer: Mapping[str, Any], fil
             value=sampled,
             remedy=f"At most {max(0, model.context - longest)}.",
         )
+
+
+def _left_out(plan: Plan, files: Mapping[Path, tuple[str, list[Problem]]]) -> str:
+    """Count the problems that are dropped for their prompts, for each file."""
+    if plan.recipe.data.overlong_prompts != DROP:
+        return ""
+    from verl_s2d.data.formats.data_files import row_count
+
+    dropped = {key: row_count(path, key=key) - len(problems) for path, (key, problems) in files.items()}
+    told = ", ".join(f"{count:,} of {key}" for key, count in dropped.items() if count)
+    return f"\ndropped because they are longer than {plan.recipe.data.prompt_tokens} tokens: {told or 'none'}"
 
 
 def _shown(answers: Mapping[str, Mapping[str, Any]], count: int) -> str:
