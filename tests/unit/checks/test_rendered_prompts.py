@@ -159,8 +159,9 @@ def test_a_date_in_a_template_is_the_recipes(tmp_path, given, printed, monkeypat
     plan = plan_of(tmp_path, **given)
     write_chat_model(tmp_path / "student", DATED)
     write_chat_model(tmp_path / "teacher", DATED)
-    monkeypatch.setattr("verl_s2d.checks.rendered_prompts._shown", lambda answers, count: answers)
-    answers = check_prompts(plan, check_data(plan))
+    answers = {}
+    monkeypatch.setattr("verl_s2d.checks.rendered_prompts._shown", lambda found, _: answers.update(found) or "")
+    check_prompts(plan, check_data(plan))
     text = f"{printed} held 0"
     assert answers["student"]["texts"][0] == hashlib.sha256(text.encode()).hexdigest()[:16]
     for node in plan.order:
