@@ -25,7 +25,6 @@ from verl_s2d.data.problems import COLUMNS, check_disjoint, problems_of, read_pr
 from verl_s2d.errors import UserError
 
 VALIDATION = "validation"
-VALIDATION_FILE = f"{VALIDATION}.parquet"
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def write_slices(options: Options) -> dict[str, list[str]]:
     row = {p.id: i for i, p in enumerate(problems)}
     out = Path(options.out)
     if options.validation is not None:
-        write_parquet(read_table(options.validation, key=VALIDATION, **others), out / VALIDATION_FILE)
+        write_parquet(read_table(options.validation, key=VALIDATION, **others), out / f"{VALIDATION}.parquet")
     for name, ids in slices.items():
         rows = table.take([row[i] for i in ids]).combine_chunks()
         write_parquet(rows, out / f"{name}.parquet")

@@ -394,7 +394,7 @@ def write_problems_empty(path):
     ("verl", "labels", "key", "words"),
     [
         ({"data.train_batch_size": 16}, 16, "data.train_batch_size", ["8 problems"]),
-        ({}, None, "data.train_batch_size", []),
+        ({"data.train_batch_size": None}, 16, "data.train_batch_size", []),
         ({"actor_rollout_ref.actor.ppo_mini_batch_size": 8}, 16, "ppo_mini_batch_size", ["At most 4"]),
         ({"actor_rollout_ref.actor.ppo_mini_batch_size": 3}, 16, "ppo_mini_batch_size", ["divisor of 4"]),
         (
@@ -410,8 +410,7 @@ def write_problems_empty(path):
     ],
 )
 def test_batch_sizes_that_verl_would_reject(tmp_path, verl, labels, key, words):
-    chosen = {**GOOD, **verl} if verl else {k: v for k, v in GOOD.items() if k != "data.train_batch_size"}
-    refuse(tmp_path, key, *words, stages__opd__verl=chosen, data__labels=labels)
+    refuse(tmp_path, key, *words, stages__opd__verl={**GOOD, **verl}, data__labels=labels)
 
 
 def test_batches_that_do_not_divide_among_gpus(tmp_path):

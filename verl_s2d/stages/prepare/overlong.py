@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from verl_s2d.data.slices import VALIDATION_FILE
 from verl_s2d.stages.prepare.render_cache import Renderer, cut_prompts, rendered
 
 REFUSE, DROP = "refuse", "drop"
-SUMMARY, LIMITED_VALIDATION = "prompts.json", f"validation/{VALIDATION_FILE}"
+SUMMARY, LIMITED_VALIDATION = "prompts.json", "validation/validation.parquet"
 """Files of the stage that drops or cuts, beside the problems themselves."""
 Messages = Sequence[Mapping[str, Any]]
 

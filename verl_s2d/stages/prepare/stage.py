@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from verl_s2d.arguments import plain_arguments
-from verl_s2d.data.slices import VALIDATION_FILE
 from verl_s2d.platforms.template_date import DEFAULT
 from verl_s2d.stages.prepare.overlong import DROP, LIMITED_VALIDATION, SUMMARY, Limit
 from verl_s2d.stages.prepare.render_cache import Renderer
@@ -60,7 +59,7 @@ def validation_file(node: Node, context: Context) -> str:
         return str(context.directory(node.inputs[VALIDATION]) / LIMITED_VALIDATION)
     slices = node.inputs["slices"]
     if VALIDATION in slices.externals:
-        return str(context.directory(slices) / VALIDATION_FILE)
+        return str(context.directory(slices) / f"{VALIDATION}.parquet")
     return node.externals[VALIDATION].location
 
 
