@@ -11,7 +11,8 @@ import errno
 import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from verl_s2d import redaction
 from verl_s2d.command_line import parse
@@ -21,6 +22,9 @@ from verl_s2d.recipe.load import load_recipe
 from verl_s2d.stages.planning import make_plan
 from verl_s2d.workflow.failures import Interrupted
 from verl_s2d.workflow.plan import Plan
+
+if TYPE_CHECKING:
+    from verl_s2d.checks.finding import Finding
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -42,7 +46,8 @@ def guarded(command: Callable[[], int], words: Sequence[str] = ()) -> int:
     try:
         return command()
     except UserError as error:
-        print(f"error: {redaction.current().text(str(error))}", file=sys.stderr)
+        for text in error.texts():
+            print(f"error: {redaction.current().text(text)}", file=sys.stderr)
         return BAD_INPUT
     except (Interrupted, KeyboardInterrupt) as interrupt:
         print(
@@ -90,19 +95,26 @@ def _check(options: argparse.Namespace) -> int:
     from verl_s2d.checks.installation import check_everything
 
     plan = _load(options) if options.recipe else None
-    findings = check_everything(plan)
-    if options.self_test:
-        if plan is None:
-            raise UserError("The self-test needs models.", key="--self-test", remedy="Give a recipe.")
+    if options.self_test and plan is None:
+        raise UserError("The self-test needs models.", key="--self-test", remedy="Give a recipe.")
+    findings = []
+
+    def tell(found: Iterable[Finding]) -> None:
+        for finding in found:
+            findings.append(finding)
+            if not options.json:
+                print(redaction.current().text(finding.text()), flush=True)
+
+    tell(check_everything(plan))
+    if options.self_test and all(f.ok for f in findings):
         from verl_s2d.checks.self_test import self_test
         from verl_s2d.workflow.progress import choose_progress
 
-        if all(f.ok for f in findings):
-            findings += self_test(plan, choose_progress())
+        tell(self_test(plan, choose_progress()))
     if options.json:
         _print_json([{"what": f.what, "ok": f.ok, "detail": f.detail} for f in findings])
-    else:
-        print("\n".join(f.text() for f in findings))
+    if any(f.bad_input for f in findings):
+        return BAD_INPUT
     return OK if all(f.ok for f in findings) else FAILED
 
 

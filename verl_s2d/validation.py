@@ -1,15 +1,16 @@
-"""Check settings with pydantic, and report the first fault as a UserError with its dotted key, value and remedy."""
+"""Check settings with pydantic, and report every fault as a UserError with its dotted key, value and remedy."""
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from verl_s2d.errors import UserError
+from verl_s2d.errors import UserError, together
 
 T = TypeVar("T")
 
@@ -24,7 +25,7 @@ class Refused(UserError, ValueError):
         self._told = told
 
     def below(self, section: str) -> Refused:
-        """Return the same error with its key counted from the root."""
+        """Return the same fault, without those found with it, with its key counted from the root."""
         return Refused(self.problem, key=join(section, self.key or ""), **self._told)
 
 
@@ -38,17 +39,25 @@ class Section(BaseModel):
         """Return the keys a user may write in this section."""
         return _keys(cls)
 
-    @model_validator(mode="before")
     @classmethod
-    def _no_unknown_keys(cls, data: Any) -> Any:
-        # Ahead of pydantic's own refusal, which does not name the nearest key.
-        keys = _keys(cls)
-        for name in data if isinstance(data, Mapping) else ():
-            if name not in keys:
-                raise Refused(
-                    "Unknown key.", key=str(name), value=data[name], remedy=suggestion(name, cls.known_keys())
-                )
+    def expanded(cls, data: Any) -> Any:
+        """Write out the short forms in which a user may give this section."""
         return data
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _no_unknown_keys(cls, data: Any, handler: Callable[[Any], Any]) -> Any:
+        # In place of pydantic's own refusal, which does not name the nearest key; the other keys are still validated.
+        data, keys = cls.expanded(data), _keys(cls)
+        unknown = [name for name in data if name not in keys] if isinstance(data, Mapping) else []
+        if not unknown:
+            return handler(data)
+        faults = [_unknown_key(name, data[name], cls.known_keys()) for name in unknown]
+        try:
+            handler({name: value for name, value in data.items() if name in keys})
+        except ValidationError as error:
+            faults += [_again(fault) for fault in error.errors(include_url=False)]
+        raise ValidationError.from_exception_data(cls.__name__, faults)
 
 
 def validated(kind: type[T], data: Any, *, key: str = "", context: Any = None, strict: bool | None = None) -> T:
@@ -60,12 +69,12 @@ def validated(kind: type[T], data: Any, *, key: str = "", context: Any = None, s
         strict: False converts text, as command lines give it.
 
     Raises:
-        UserError: the first fault. Inside a validator pydantic collects it, like every Refused.
+        UserError: every fault (`also`). Inside a validator pydantic collects it, like every Refused.
     """
     try:
         return TypeAdapter(kind).validate_python(data, context=context, strict=strict)
     except ValidationError as error:
-        raise _refused(error, data, key) from None
+        raise together(_refusals(error, data, key)) from None
 
 
 def json_values(values: dict[str, Any]) -> dict[str, Any]:
@@ -107,19 +116,42 @@ def _keys(section: type[Section]) -> list[str]:
     return [field.alias or name for name, field in section.model_fields.items()]
 
 
-def _refused(error: ValidationError, data: Any, section: str) -> Refused:
-    faults = error.errors(include_url=False)
-    key = _key(faults[0], data, section)
-    own = faults[0].get("ctx", {}).get("error")
-    if isinstance(own, Refused):
-        return own.below(key)
+def _unknown_key(name: Any, value: Any, known: list[str]) -> InitErrorDetails:
+    refused = Refused("Unknown key.", value=value, remedy=suggestion(name, known))
+    return InitErrorDetails(type=_error("unknown_key", refused), loc=(str(name),), input=value)
+
+
+def _again(fault: Mapping[str, Any]) -> InitErrorDetails:
+    """Write a fault of an inner validation as one of the outer."""
+    own = fault.get("ctx", {}).get("error")
+    kind = _error(fault["type"], own) if isinstance(own, Exception) else fault["type"]
+    return InitErrorDetails(type=kind, loc=fault["loc"], input=fault["input"], ctx=fault.get("ctx", {}))
+
+
+def _error(kind: str, error: Exception) -> PydanticCustomError:
+    return PydanticCustomError(kind, "{error}", {"error": error})
+
+
+def _refusals(error: ValidationError, data: Any, section: str) -> list[Refused]:
+    """Return the faults of a validation, one for each key."""
+    of_key: dict[str, list[Any]] = {}
+    for fault in error.errors(include_url=False):
+        of_key.setdefault(_key(fault, data, section), []).append(fault)
+    # A value of a wrong type also fails in the sections that are its alternatives, at keys below its own.
+    return [fault for key, faults in of_key.items() for fault in _refused(faults, key)]
+
+
+def _refused(faults: Sequence[Mapping[str, Any]], key: str) -> list[Refused]:
+    own = [e for e in (fault.get("ctx", {}).get("error") for fault in faults) if isinstance(e, Refused)]
+    if own:
+        return [fault.below(key) for error in own[:1] for fault in (error, *error.also)]
     if faults[0]["type"] == "missing":
         parent, _, name = key.rpartition(".")
-        return Refused("A required key is missing.", key=key, remedy=f"Add `{name}`{parent and f' below {parent}'}.")
+        return [Refused("A required key is missing.", key=key, remedy=f"Add `{name}`{parent and f' below {parent}'}.")]
     # A value that may be of several types has a fault for each.
-    told = [_told(fault) for fault in faults if _key(fault, data, section) == key]
+    told = [_told(fault) for fault in faults]
     remedy = " Or: ".join(dict.fromkeys(remedy for _, remedy in told))
-    return Refused(told[0][0], key=key or "recipe", value=faults[0]["input"], remedy=remedy)
+    return [Refused(told[0][0], key=key or "recipe", value=faults[0]["input"], remedy=remedy)]
 
 
 def _told(fault: Mapping[str, Any]) -> tuple[str, str]:
@@ -127,6 +159,10 @@ def _told(fault: Mapping[str, Any]) -> tuple[str, str]:
     kind, context = fault["type"], fault.get("ctx", {})
     if kind == "greater_than_equal":
         return "The value is too small.", f"At least {context['ge']:g}."
+    if kind == "greater_than":
+        return "The value is too small.", f"More than {context['gt']:g}."
+    if kind == "less_than_equal":
+        return "The value is too large.", f"At most {context['le']:g}."
     if kind == "literal_error":
         return "Not one of the choices.", "One of " + context["expected"].replace("'", "").replace(" or ", ", ") + "."
     if kind in ("model_type", "dataclass_type"):

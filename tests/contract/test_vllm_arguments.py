@@ -6,7 +6,7 @@ import dataclasses
 
 from vllm.engine.arg_utils import EngineArgs
 
-from verl_s2d.checks.samplers import engine_arguments
+from verl_s2d.checks.inputs.samplers import engine_arguments
 from verl_s2d.recipe.engine_settings import COMPUTED, OPERATIONAL
 
 

@@ -27,7 +27,7 @@ def verl(commands: list[dict[str, Any]]) -> dict[str, Any]:
     from verl.utils.device import get_device_name, get_nccl_backend
 
     from verl_s2d.platforms.plugin_status import STATUS
-    from verl_s2d.stages.composition_process import examine
+    from verl_s2d.stages.acceptance import examine
 
     platform = get_platform()
     process = {

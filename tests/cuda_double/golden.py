@@ -13,10 +13,10 @@ from typing import Any
 from tests.cuda_double.recorded import Started, cuda_machine, placeholders, record
 from tests.support.paths import ROOT
 from tests.support.workflow.project import write_model
+from verl_s2d.platforms.subprocess_query import Probe
 from verl_s2d.workflow.hosts.local_cluster import CLUSTER_MARKER
 from verl_s2d.workflow.hosts.process import MARKER
 from verl_s2d.workflow.plan import Plan
-from verl_s2d.workflow.subprocess_query import Probe
 
 GOLDEN = Path(__file__).with_name("golden")
 RECIPES = sorted([*ROOT.glob("recipes/qwen3/*.yaml"), *ROOT.glob("recipes/llama/*.yaml")])

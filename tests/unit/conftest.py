@@ -11,22 +11,22 @@ from typing import Any
 
 import pytest
 
-from verl_s2d.checks.composition import CompositionProbe
-from verl_s2d.workflow.subprocess_query import Probe
+from verl_s2d.checks.verl_probe import VerlProbe
+from verl_s2d.platforms.subprocess_query import Probe
 
 _SERVER = """
 import json, os, sys
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # verl prints to standard output
 from verl_s2d.sampling.render_process import answers as render
-from verl_s2d.stages.composition_process import examine
+from verl_s2d.checks.verl_process import answers as about_verl
 for line in sys.stdin:
     question = json.loads(line)
-    if isinstance(question, list):
-        found = {command["name"]: examine(command["argv"]) for command in question}
+    if "stages" in question:
+        found = {name: part for answer in about_verl(question) for name, part in answer.items()}
     else:
         found = render(question, sys.stderr)
-    print(json.dumps(found), file=answers, flush=True)
+    print(json.dumps(found, default=str), file=answers, flush=True)
 """
 RENDER = "verl_s2d.sampling.render_process"
 _MATTERS = ("CUDA", "HF_", "PYTHON", "VERL", "VLLM")
@@ -74,7 +74,7 @@ def _shared_composition(request, monkeypatch, composition_servers):
     start = Probe.__init__
 
     def init(probe, arguments, environment, question=None, **rest):
-        if not isinstance(probe, CompositionProbe) and arguments[-1] != RENDER:
+        if not isinstance(probe, VerlProbe) and arguments[-1] != RENDER:
             start(probe, arguments, environment, question, **rest)
             return
         key = tuple(sorted(item for item in environment.items() if item[0].startswith(_MATTERS)))

@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from verl_s2d.checks.accelerators import check_vllm
-from verl_s2d.checks.answers import check_answers
-from verl_s2d.checks.batch_sizes import check_batches
-from verl_s2d.checks.data_slices import check_data
-from verl_s2d.checks.model_pairs import check_models
-from verl_s2d.checks.rendered_prompts import check_prompts
-from verl_s2d.checks.samplers import cache_warnings, check_samplers
-from verl_s2d.checks.software import check_verifier, check_versions
-from verl_s2d.checks.verifier_trial import try_on_data
-from verl_s2d.checks.verl_keys import check_verl_keys
+from verl_s2d.checks.input_checks import AT_ONCE, IN_SECONDS, Inputs
+from verl_s2d.errors import Faults, UserError
 from verl_s2d.workflow.plan import Plan
 
 
@@ -24,20 +16,19 @@ def check_plan(plan: Plan) -> list[str]:
         Warnings about allowed differences.
 
     Raises:
-        UserError: the first problem found.
+        UserError: the faults of the recipe, or else those of its models and data.
     """
-    missing = plan.missing()
-    if not missing:
-        return []
-    check_versions()
-    check_verifier(plan)
-    check_verl_keys(missing)
-    problems = check_data(plan)
-    check_batches(plan, missing)
-    check_samplers(plan, missing)
-    check_vllm(missing, plan.context.device)
-    check_answers(plan, problems)
-    try_on_data(plan, problems)
-    warnings = [*cache_warnings(plan, missing), *check_models(plan)]
-    check_prompts(plan, problems)
+    missing, warnings = plan.missing(), []
+    inputs = Inputs(plan, missing)
+    for checks in (AT_ONCE, IN_SECONDS) if missing else ():
+        faults, failed = Faults(), set()
+        for check in checks:
+            try:
+                if failed.isdisjoint(check.needs):
+                    warnings += check.look(inputs).warnings
+                    continue
+            except UserError as error:
+                faults.add(error)
+            failed.add(check.what)
+        faults.raise_found()
     return warnings

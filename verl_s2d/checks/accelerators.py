@@ -12,20 +12,9 @@ from verl_s2d.errors import UserError
 from verl_s2d.stages.shared.sampling_stage import SamplingStage
 from verl_s2d.stages.shared.verl_trainer import VerlTrainerStage
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.subprocess_query import Probe
 
 _GPU_INSTALL = 'pip install "verl-s2d[gpu]" (README, Install)'
 _CPU_INSTALL = "`bash tests/run.sh` in a clone makes a .venv that has it (README, Install)"
-_PROBE = """
-import json, torch
-answer = {"torch": torch.__version__, "built_for": torch.version.cuda or torch.version.hip, "gpus": []}
-if torch.accelerator.is_available():
-    module = torch.get_device_module(torch.accelerator.current_accelerator())
-    for index in range(torch.accelerator.device_count()):
-        free, total = module.mem_get_info(index)
-        answer["gpus"].append(f"{module.get_device_name(index)}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free")
-print("\\nS2D " + json.dumps(answer))
-"""
 
 
 class Line(NamedTuple):
@@ -36,20 +25,16 @@ class Line(NamedTuple):
     detail: str
 
 
-class MachineProbe(Probe):
-    """Queries torch in a subprocess, which the constructor starts; `lines` waits for it."""
+def judge_machine(answer: Mapping[str, Any] | None, failure: str, gpu: bool) -> list[Line]:
+    """Return findings about torch, GPUs and vLLM.
 
-    def __init__(self, environment: Mapping[str, str], device: str):
-        super().__init__(["-c", _PROBE], environment, what="import torch")
-        self._gpu = device != "cpu"
-
-    def lines(self) -> list[Line]:
-        """Return findings about torch, GPUs and vLLM."""
-        answer, failure = self.answer()
-        if answer is not None:
-            return [*judge_torch(answer, self._gpu), judge_vllm(self._gpu)]
-        remedy = _GPU_INSTALL if self._gpu else _CPU_INSTALL
-        return [Line("torch", False, f"{failure}\nremedy: {remedy}"), judge_vllm(self._gpu)]
+    Args:
+        answer: as for judge_torch; None where torch cannot be imported, with `failure` as the reason.
+    """
+    if answer is not None:
+        return [*judge_torch(answer, gpu), judge_vllm(gpu)]
+    remedy = _GPU_INSTALL if gpu else _CPU_INSTALL
+    return [Line("torch", False, f"{failure}\nremedy: {remedy}"), judge_vllm(gpu)]
 
 
 def judge_torch(answer: Mapping[str, Any], gpu: bool) -> list[Line]:

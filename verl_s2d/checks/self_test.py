@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from verl_s2d.checks.installation import Finding
+from verl_s2d.checks.finding import Finding
 from verl_s2d.errors import UserError
 from verl_s2d.stages.builder import Builder
 from verl_s2d.workflow.hosts.process import Launcher

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class ModelFacts:
         vocabulary: rows of the embedding.
         context: longest sequence in tokens, None if the configuration does not give it.
         eos: ids that end a sequence.
+        ends: file -> the ids or the token with which it says that a sequence ends; only files that say so.
     """
 
     role: str
@@ -38,10 +40,20 @@ class ModelFacts:
     context: int | None
     eos: frozenset[int]
     chat_template: str | None
+    ends: Mapping[str, frozenset[int] | str] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> dict[int, str]:
+        """Return token id -> token, added tokens included."""
+        return self._vocabularies[0]
+
+    @property
+    def added(self) -> frozenset[int]:
+        """Return the ids of tokens that text yields only where it spells them out."""
+        return self._vocabularies[1]
 
     @cached_property
-    def tokens(self) -> dict[int, str]:
-        """Read the tokenizer: token id -> token, added tokens included."""
+    def _vocabularies(self) -> tuple[dict[int, str], frozenset[int]]:
         from tokenizers import Tokenizer
 
         path = self.directory / "tokenizer.json"
@@ -54,7 +66,20 @@ class ModelFacts:
                 value=str(path),
                 remedy="It needs a tokenizer.json.",
             ) from error
-        return {i: token for token, i in tokenizer.get_vocab(with_added_tokens=True).items()}
+        tokens = {i: token for token, i in tokenizer.get_vocab(with_added_tokens=True).items()}
+        return tokens, frozenset(tokens.keys() - tokenizer.get_vocab(with_added_tokens=False).values())
+
+    def text(self) -> str:
+        """Describe the model in one line."""
+        template = "with" if self.chat_template else "without"
+        return (
+            f"{self.directory}, {len(self.tokens)} tokens, vocabulary {self.vocabulary}, "
+            f"end of sequence {sorted(self.eos)}, context {self.context}, {template} chat template"
+        )
+
+    def ids_of(self, token: str) -> frozenset[int]:
+        """Return the id of a token as a set, empty when the tokenizer lacks it."""
+        return frozenset(i for i, known in self.tokens.items() if known == token)
 
 
 def read_model(directory: Path, role: str, key: str | None = None) -> ModelFacts:
@@ -84,6 +109,15 @@ def read_model(directory: Path, role: str, key: str | None = None) -> ModelFacts
         context=text.get("max_position_embeddings"),
         eos=_ids(generation.get("eos_token_id", config.get("eos_token_id"))),
         chat_template=template.read_text() if template.is_file() else tokenizer.get("chat_template"),
+        ends={
+            file: told
+            for file, told in (
+                ("tokenizer_config.json", _token(tokenizer.get("eos_token"))),
+                ("config.json", _ids(config.get("eos_token_id"))),
+                ("generation_config.json", _ids(generation.get("eos_token_id"))),
+            )
+            if told
+        },
     )
 
 
@@ -118,7 +152,7 @@ def hub_files(name: str, revision: str | None, key: str) -> Path:
 
 
 def check_pair(student: ModelFacts, teacher: ModelFacts) -> None:
-    """Raise UserError unless both tokenizers are equal and both vocabularies cover every token id."""
+    """Raise UserError unless both tokenizers are equal and both embeddings have the ids that text yields."""
     if student.tokens != teacher.tokens:
         first = min(
             i for i in student.tokens.keys() | teacher.tokens.keys() if student.tokens.get(i) != teacher.tokens.get(i)
@@ -130,16 +164,67 @@ def check_pair(student: ModelFacts, teacher: ModelFacts) -> None:
             value=str(teacher.directory),
             remedy="Distillation compares token by token: choose models that share a tokenizer.",
         )
-    highest = max(student.tokens)
     for model in (teacher, student):
-        if model.vocabulary <= highest:
-            raise UserError(
-                f"The vocabulary of the {model.role} has {model.vocabulary} entries, "
-                f"but token ids up to {highest} are in use.",
-                key=model.key,
-                value=str(model.directory),
-                remedy="Use a model whose embedding covers its tokenizer.",
-            )
+        vocabulary_warnings(model)
+
+
+def vocabulary_warnings(model: ModelFacts) -> list[str]:
+    """Return warnings about tokens that the model cannot read, or that verl never samples.
+
+    verl samples no id from the number of tokens on (vllm_async_server.py, `vocab_size`), which is below the largest id
+    where a tokenizer's ids have holes.
+
+    Raises:
+        UserError: ordinary text may yield an id beyond the embedding, or a response could not end.
+    """
+    warnings = []
+    beyond = {i for i in model.tokens if i >= model.vocabulary}
+    if ordinary := beyond - model.added:
+        raise UserError(
+            f"The embedding of the {model.role} has {model.vocabulary} rows, but its tokenizer makes ids up to "
+            f"{max(ordinary)} of ordinary text.",
+            key=model.key,
+            value=str(model.directory),
+            remedy="Use a model whose embedding covers its tokenizer.",
+        )
+    if beyond:
+        names = _names(model, beyond)
+        warnings.append(f"added tokens of the {model.role} lie beyond its {model.vocabulary} embedding rows: {names}")
+    never = {i for i in model.tokens if i >= len(model.tokens)} - beyond
+    if model.eos and model.eos <= never:
+        raise UserError(
+            f"The tokenizer of the {model.role} has {len(model.tokens)} tokens and ids up to {max(model.tokens)}. verl "
+            f"samples ids below the number of tokens, so no response would end ({_names(model, model.eos)}).",
+            key=model.key,
+            value=str(model.directory),
+            remedy="Use a model whose token ids have no holes, or whose end of sequence has a smaller id.",
+        )
+    if never:
+        names = _names(model, never)
+        warnings.append(f"the ids of the {model.role}'s tokenizer have holes, and verl never samples its last: {names}")
+    return warnings
+
+
+def _names(model: ModelFacts, ids: Iterable[int]) -> str:
+    ids = sorted(ids)
+    return ", ".join(f"{model.tokens.get(i)} ({i})" for i in ids[:3]) + (", ..." if len(ids) > 3 else "")
+
+
+def end_warnings(model: ModelFacts, template: str | None) -> list[str]:
+    """Return a warning if no token ends a sequence for the model's files and its chat template alike.
+
+    Args:
+        template: the token that the template writes after a response; None if it writes none.
+    """
+    told = {**model.ends, **({"chat template": template} if template else {})}
+    ends = [model.ids_of(end) if isinstance(end, str) else end for end in told.values()]
+    if len(ends) < 2 or frozenset.intersection(*ends):
+        return []
+    names = ", ".join(
+        f"{source} {' '.join(f'{i} ({model.tokens.get(i)})' for i in sorted(end)) or told[source]}"
+        for source, end in zip(told, ends, strict=True)
+    )
+    return [f"the files of the {model.role} disagree about the end of a sequence, so responses may not stop: {names}"]
 
 
 def differences(student: ModelFacts, teacher: ModelFacts) -> list[str]:
@@ -160,6 +245,10 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _token(value: Any) -> str | None:
+    return value.get("content") if isinstance(value, dict) else value
 
 
 def _ids(value: Any) -> frozenset[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from verl_s2d.validation import Section
 
@@ -18,9 +18,9 @@ class Alarm(Section):
     action: Action = "log"
     """log: record and show it; stop: also end the stage with the best checkpoint before the alarm; ignore: neither."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _action_alone(cls, data: Any) -> Any:
+    def expanded(cls, data: Any) -> Any:
+        """Write an action alone as a mapping."""
         return {"action": data} if isinstance(data, str) else data
 
 

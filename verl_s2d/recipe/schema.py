@@ -245,9 +245,8 @@ class Recipe(Section):
     def known_keys(cls) -> list[str]:
         return [*cls.model_fields, *SHORT_FORMS]
 
-    @model_validator(mode="before")
     @classmethod
-    def _short_forms(cls, data: Any) -> Any:
+    def expanded(cls, data: Any) -> Any:
         """Move the models at the top level under `models`."""
         given = {role: data[role] for role in SHORT_FORMS if role in data} if isinstance(data, dict) else {}
         if not given:
@@ -263,9 +262,10 @@ class Recipe(Section):
                 value=given[role],
                 remedy=f"Keep one of `{role}:` and `models.{role}`.",
             )
-        return rest | {
-            "models": {role: validated(ModelSource, source, key=role) for role, source in given.items()} | models
-        }
+        if models:
+            # Validated here, because a fault would be named as one of `models`.
+            given = {role: validated(ModelSource, source, key=role) for role, source in given.items()}
+        return rest | {"models": given | models}
 
     @field_validator("name")
     @classmethod

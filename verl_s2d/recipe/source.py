@@ -41,9 +41,9 @@ class ModelSource(Section):
     trust_remote_code: bool = False
     """Run the Python code that comes with the checkpoint, wherever the model or one trained from it is loaded."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _model_alone(cls, data: Any) -> Any:
+    def expanded(cls, data: Any) -> Any:
+        """Write a model's name alone as a mapping."""
         return {"model": data} if isinstance(data, str) else data
 
     @model_validator(mode="after")

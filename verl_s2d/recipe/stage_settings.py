@@ -11,6 +11,9 @@ from verl_s2d.validation import Section
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+Temperature = Annotated[float, Field(ge=0, le=2)]
+"""0 is greedy, 2 is vLLM's limit."""
+Nucleus = Annotated[float, Field(gt=0, le=1)]
 
 Overrides = dict[str, Any]
 """Dotted keys of verl -> values."""
@@ -31,8 +34,8 @@ Engine = Annotated[dict[str, Any], AfterValidator(_checked_engine)]
 class Sampler(Section):
     """Settings of a stage that samples with vLLM and trains nothing."""
 
-    temperature: NonNegative = 1.0
-    top_p: NonNegative = 1.0
+    temperature: Temperature = 1.0
+    top_p: Nucleus = 1.0
     tensor_parallel_size: Positive = 1
     """GPUs that share one engine's model; as many engines start as the cluster's GPUs hold. Rebuilds nothing."""
     engine: Engine = {}

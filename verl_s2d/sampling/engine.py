@@ -93,9 +93,10 @@ class Sampler:
             enable_chunked_prefill=False if cpu else None,
             **{"dtype": "float32" if cpu else "auto", "enforce_eager": cpu, **(engine or {})},
         )
-        tokens = len(self._llm.get_tokenizer())
-        if vocabulary > tokens:
-            self._llm.collective_rpc("ban_ids_from", args=(tokens,))
+        # The number of tokens is smaller where ids have holes.
+        end = max(self._llm.get_tokenizer().get_vocab().values()) + 1
+        if vocabulary > end:
+            self._llm.collective_rpc("ban_ids_from", args=(end,))
 
     def submit(self, prompts: Sequence[Sequence[int]], settings: Settings) -> None:
         """More prompts to sample from.

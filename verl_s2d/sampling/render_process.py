@@ -10,6 +10,8 @@ input and prints `S2D {key: answer, ...}`. FD is a file descriptor for lines abo
     texts   digest of every rendered text
     empty   places of prompts without the text of their last message
     reads   names that the template reads and does not set
+    largest largest token id of all prompts
+    end     token that the template writes after a response, null for none
     shown   the first prompt with its special tokens in brackets
 
 With `cut: N` the answer is {cut: [messages or null, ...]}: every prompt shortened to N tokens with each of the models.
@@ -49,7 +51,8 @@ def examine(
     say: Callable[[int], None],
 ) -> dict[str, Any]:
     """Render all prompts with one tokenizer and measure them; `say` gets the number of prompts done."""
-    answer: dict[str, Any] = {"tokens": [], "texts": [], "empty": [], "reads": _names_read(tokenizer), "shown": ""}
+    answer: dict[str, Any] = {"tokens": [], "texts": [], "empty": [], "largest": 0, "shown": ""}
+    answer |= {"reads": _names_read(tokenizer), "end": _end(tokenizer, prompts[0], options)}
     for start in range(0, len(prompts), _AT_ONCE):
         chunk = prompts[start : start + _AT_ONCE]
         try:
@@ -58,7 +61,9 @@ def examine(
             place, reason = failure.args
             return {"failed": place, "reason": reason}
         # The library encodes a batch on all cores.
-        answer["tokens"] += map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        answer["tokens"] += map(len, ids)
+        answer["largest"] = max(answer["largest"], *(max(of_prompt, default=0) for of_prompt in ids))
         answer["texts"] += [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16] for text in texts]
         lost = (_is_lost(tokenizer, *pair, options) for pair in zip(chunk, texts, strict=True))
         answer["empty"] += [start + i for i, is_lost in enumerate(lost) if is_lost]
@@ -143,6 +148,20 @@ def _is_lost(tokenizer: PreTrainedTokenizerBase, messages: Messages, text: str, 
         return _render(tokenizer, [[*messages[:-1], {**messages[-1], "content": ""}]], options, 0) == [text]
     except _Failed:
         return False
+
+
+def _end(tokenizer: PreTrainedTokenizerBase, messages: Messages, options: Mapping[str, Any]) -> str | None:
+    """Return the first special token that the template writes after a response."""
+    response = "S2D"
+    try:
+        whole = [*messages, {"role": "assistant", "content": response}]
+        text = tokenizer.apply_chat_template(whole, tokenize=False, **options)
+    except Exception:  # a template may refuse to render a response; prompts alone are what it is used for
+        return None
+    _, found, after = text.rpartition(response)
+    special = tokenizer.added_tokens_decoder
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"] if found else []
+    return next((special[i].content for i in ids if i in special), None)
 
 
 def _names_read(tokenizer: PreTrainedTokenizerBase) -> list[str]:

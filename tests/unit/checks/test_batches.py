@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.workflow.project import FIXED_MICRO_BATCHES, settings, write_project
-from verl_s2d.checks.batch_sizes import check_batches
+from verl_s2d.checks.inputs.batch_sizes import check_batches, check_engines
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.stages.planning import make_plan
@@ -18,6 +18,11 @@ OLDER_ULYSSES = {"actor_rollout_ref.actor.ulysses_sequence_parallel_size": 2}
 SMALL = {"actor_rollout_ref.actor.ppo_mini_batch_size": 1, "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 1}
 ONE = {"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 1}
 SCORES = {f"actor_rollout_ref.{s}.log_prob_micro_batch_size_per_gpu": 2 for s in ("rollout", "ref")}
+
+
+def check(plan, nodes):
+    check_batches(plan, nodes)
+    check_engines(plan, nodes)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +46,7 @@ def test_batches_divide_among_data_parallel_ranks_not_gpus(tmp_path, verl):
         tmp_path, stages__opd__verl={**GOOD, **verl}, cluster__gpus_per_node=4, cluster__device="cuda"
     )
     plan = make_plan(load_recipe(recipe), run_dir=tmp_path / "run", rows=["half-split"])
-    check_batches(plan, [node for node in plan.order if node.kind == "opd"])
+    check(plan, [node for node in plan.order if node.kind == "opd"])
 
 
 @pytest.mark.parametrize(
@@ -87,7 +92,7 @@ def test_batches_that_workers_with_parallel_models_would_reject(tmp_path, verl, 
     recipe = write_project(tmp_path, stages__opd__verl=chosen, cluster__gpus_per_node=4, cluster__device="cuda")
     plan = make_plan(load_recipe(recipe), run_dir=tmp_path / "run", rows=["half-split"])
     with pytest.raises(UserError) as refused:
-        check_batches(plan, [node for node in plan.order if node.kind == "opd"])
+        check(plan, [node for node in plan.order if node.kind == "opd"])
     assert key in refused.value.key and all(word in str(refused.value) for word in words), refused.value
 
 
@@ -95,7 +100,7 @@ def test_megatron_on_a_cpu_is_refused_with_the_ways_out(tmp_path):
     recipe = write_project(tmp_path, stages__opd__verl={**GOOD, **MEGATRON, **SCORES})
     plan = make_plan(load_recipe(recipe), run_dir=tmp_path / "run", rows=["half-split"])
     with pytest.raises(UserError) as refused:
-        check_batches(plan, plan.order)
+        check(plan, plan.order)
     assert refused.value.key == "model_engine" and "--shrink" in refused.value.remedy
 
 
@@ -103,7 +108,7 @@ def test_what_hydra_rejects_names_the_stage(tmp_path):
     recipe = write_project(tmp_path, stages__warmup__verl={"data.train_batch_size": 4, "engine.no_such_key": 1})
     plan = make_plan(load_recipe(recipe), run_dir=tmp_path / "run", rows=["half-split"])
     with pytest.raises(UserError, match=r"warmup-1h: .*no_such_key"):
-        check_batches(plan, plan.order)
+        check(plan, plan.order)
 
 
 def test_stages_of_other_seeds_are_not_composed_again(tmp_path, monkeypatch):
@@ -113,5 +118,5 @@ def test_stages_of_other_seeds_are_not_composed_again(tmp_path, monkeypatch):
     )
     recipe = load_recipe(write_project(tmp_path))
     plan = make_plan(recipe, run_dir=tmp_path / "run", rows=["half-split"], seeds=[0, 1, 2])
-    check_batches(plan, plan.order)
+    check(plan, plan.order)
     assert sorted(composed) == ["grpo", "opd", "warmup"], "stages 1 and 3 of this recipe have equal settings"

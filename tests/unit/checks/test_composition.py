@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.workflow.project import write_project
-from verl_s2d.checks.composition import CompositionProbe
+from tests.support.workflow.project import settings, write_project
+from verl_s2d.checks import verl_probe
+from verl_s2d.checks.verl_probe import VerlProbe
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.stages.planning import make_plan
@@ -30,8 +31,8 @@ def accepted(tmp_path, key=None, value=None, *, rows=("half-split",), **changes)
         verl = dict(getattr(plan.recipe.stages, stage).verl) | dict(value)
         recipe = write_project(tmp_path, **changes, **{f"stages__{stage}__verl": verl})
         plan = make_plan(load_recipe(recipe), run_dir=tmp_path / "run", rows=list(rows))
-    with CompositionProbe(plan, plan.order, stage_environment(plan.context.device)) as probe:
-        return len(probe.check())
+    with VerlProbe(plan.context.device, stage_environment(plan.context.device), plan, plan.order) as probe:
+        return len(probe.stages())
 
 
 def test_all_stages_of_all_rows_are_accepted(tmp_path):
@@ -56,6 +57,13 @@ def test_stages_of_matched_rows_are_accepted_before_their_budget_is_known(tmp_pa
         ("teacher_rl", {"actor_rollout_ref.actor.loss_agg_mode": "mean"}, "teacher-rl-1h.*loss_agg_mode"),
         ("student_rl", {"data.train_batch_sizes": 4}, "student-rl-2h.*train_batch_sizes"),
         ("opd", {"actor_rollout_ref.actor.use_kl_loss": True}, "opd-1h.*use_kl_loss"),
+        ("teacher_rl", {"actor_rollout_ref.rollout.top_p": 1.5}, r"teacher-rl-1h.*rollout\.top_p"),
+        ("student_rl", {"actor_rollout_ref.rollout.val_kwargs.top_k": -2}, r"student-rl-2h.*val_kwargs\.top_k"),
+        (
+            "teacher_rl",
+            {"actor_rollout_ref.rollout.max_model_len": 10},
+            r"have \(12\).*max_model_len",
+        ),
         ("opd", {"+s2d.skip_limit": 0}, "opd-1h.*skip_limit"),
         ("student_rl", {"actor_rollout_ref.model.lora_rank": 8}, r"student-rl-2h.*model\.lora\.merge"),
         ("warmup", {"engine.strategy": "ddp"}, "warmup-1h.*engine.strategy"),
@@ -67,6 +75,35 @@ def test_what_verl_or_our_trainers_refuse_is_refused_before_the_first_stage(tmp_
     gpus = {"cluster__gpus_per_node": 4, "cluster__device": "cuda"} if change in (MEGATRON, ULYSSES) else {}
     with pytest.raises(UserError, match=f"(?s){words}.*remedy"):
         accepted(tmp_path, stage, change, **gpus)
+
+
+def test_all_stages_that_would_not_start_are_told(tmp_path):
+    changes = {"stages__teacher_rl__verl": {"actor_rollout_ref.rollout.top_p": 0.0}}
+    changes["stages__student_rl__verl"] = {"actor_rollout_ref.rollout.temperature": 3.0}
+    given = settings()["stages"]
+    merged = {key: given[key.split("__")[1]]["verl"] | verl for key, verl in changes.items()}
+    with pytest.raises(UserError) as caught:
+        accepted(tmp_path, **merged)
+    assert len(caught.value.texts()) == 2 and "teacher-rl-1h" in str(caught.value)
+    assert "student-rl-2h" in str(caught.value)
+
+
+def test_verl_is_asked_once_about_stages_that_differ_in_paths_alone(tmp_path, monkeypatch):
+    plan = make_plan(load_recipe(write_project(tmp_path)), run_dir=tmp_path / "run", rows=["all"])
+    asked = []
+    real = verl_probe.Probe.__init__
+
+    def init(probe, arguments, environment, question=None, **rest):
+        asked.append(question["stages"])
+        real(probe, arguments, environment, question, **rest)
+
+    monkeypatch.setattr(verl_probe.Probe, "__init__", init)
+    with VerlProbe("cpu", stage_environment("cpu"), plan, plan.order) as probe:
+        answered = probe.stages()
+    trained = [node for node in plan.order if node.stage.trains]
+    assert set(answered) == {node.label for node in trained} and len(asked[0]) < len(trained)
+    for node in trained:
+        assert answered[node.label]["trainer"]["total_training_steps"] == node.settings["steps"]
 
 
 def test_megatron_is_accepted_in_every_stage(tmp_path):
@@ -93,5 +130,7 @@ def test_megatron_is_accepted_in_every_stage(tmp_path):
 def test_a_process_that_says_nothing_is_an_error_with_what_it_wrote(tmp_path, own_composition_process):
     plan = make_plan(load_recipe(write_project(tmp_path)), run_dir=tmp_path / "run", rows=["half-split"])
     environment = stage_environment("cpu") | {"PYTHONHOME": str(tmp_path)}
-    with CompositionProbe(plan, plan.order, environment) as probe, pytest.raises(UserError, match="import verl failed"):
-        probe.check()
+    with VerlProbe("cpu", environment, plan, plan.order) as probe:
+        assert not probe.registration()[0] and "import verl failed" in probe.registration()[1]
+        with pytest.raises(UserError, match="import verl failed"):
+            probe.stages()

@@ -13,8 +13,9 @@ from tests.support.workflow.refusal import refuse
 from tests.support.workflow.runs import Lines
 from verl_s2d import arguments
 from verl_s2d.checks import check_plan
-from verl_s2d.checks.data_slices import check_data
-from verl_s2d.checks.rendered_prompts import check_prompts
+from verl_s2d.checks.inputs.data_slices import check_data
+from verl_s2d.checks.inputs.model_pairs import models_of_rows
+from verl_s2d.checks.inputs.rendered_prompts import check_prompts
 from verl_s2d.data.problems import read_problems
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.sampling.prompts import load_tokenizer, render_prompt
@@ -76,7 +77,7 @@ def long_words(problem):
 
 def test_dropped_in_every_stage(tmp_path):
     plan = plan_of(tmp_path, "drop")
-    told = check_prompts(plan, check_data(plan)).splitlines()[-1]
+    told = check_prompts(plan, check_data(plan), models_of_rows(plan)).detail.splitlines()[-1]
     assert told.endswith("longer than 8 tokens: 1 of data.eval.held, 2 of data.train, 1 of data.validation")
     nodes, started = built(plan)
     prompts = plan.context.directory(nodes["prompts"])

@@ -12,15 +12,16 @@ import pytest
 from tests.support.workflow.project import TEMPLATE, write_chat_model, write_model, write_project
 from tests.support.workflow.refusal import refuse
 from verl_s2d.checks import check_plan
-from verl_s2d.checks.data_slices import check_data
-from verl_s2d.checks.rendered_prompts import check_prompts
+from verl_s2d.checks.inputs.data_slices import check_data
+from verl_s2d.checks.inputs.model_pairs import models_of_rows
+from verl_s2d.checks.inputs.rendered_prompts import check_prompts
 from verl_s2d.data.slices import choose
+from verl_s2d.platforms.subprocess_query import Probe
 from verl_s2d.platforms.template_date import VARIABLE
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.sampling.prompts import load_tokenizer, render_prompt
 from verl_s2d.sampling.render_process import examine
 from verl_s2d.stages.planning import make_plan
-from verl_s2d.workflow.subprocess_query import Probe
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +96,7 @@ def test_only_problems_with_a_label_count(tmp_path):
     rows[unused]["prompt"][0]["content"] += " 1" * 20
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
     plan = make_plan(load_recipe(tmp_path / "recipe.yaml"), run_dir=tmp_path / "run", rows=["half-split"])
-    check_prompts(plan, check_data(plan))
+    check_prompts(plan, check_data(plan), models_of_rows(plan))
 
 
 def test_a_response_that_leaves_the_context(tmp_path):
@@ -114,7 +115,7 @@ def test_one_prompt_is_shown_with_its_special_tokens(tmp_path):
     for role in ("student", "teacher"):
         write_chat_model(tmp_path / role, "{% for m in messages %}<user> {{ m.content }} <end>{% endfor %}")
     write_chat_model(tmp_path / "teacher", "{% for m in messages %}{{ m.content }} <end>{% endfor %}")
-    shown = check_prompts(plan, check_data(plan)).splitlines()
+    shown = check_prompts(plan, check_data(plan), models_of_rows(plan)).detail.splitlines()
     assert shown[0] == "21 rendered, the longest has 4 tokens"
     prompts = dict(zip(shown[1::2], shown[2::2], strict=True))
     student, teacher = (prompts[f"the first one, as the {role} reads it:"] for role in ("student", "teacher"))
@@ -123,18 +124,18 @@ def test_one_prompt_is_shown_with_its_special_tokens(tmp_path):
 
 def test_equal_prompts_are_rendered_once(tmp_path, monkeypatch):
     plan = plan_of(tmp_path)
-    told = check_prompts(plan, check_data(plan))
+    told = check_prompts(plan, check_data(plan), models_of_rows(plan))
 
     def fail(*_, **__):
         raise AssertionError("a process was started")
 
     monkeypatch.setattr(Probe, "__init__", fail)
-    assert check_prompts(plan, check_data(plan)) == told
+    assert check_prompts(plan, check_data(plan), models_of_rows(plan)) == told
     (tmp_path / "student" / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": TEMPLATE + " "})
     )
     with pytest.raises(AssertionError, match="a process was started"):
-        check_prompts(plan, check_data(plan))
+        check_prompts(plan, check_data(plan), models_of_rows(plan))
 
 
 def test_lengths_are_those_of_the_prompts_that_are_sampled(tmp_path):
@@ -146,7 +147,7 @@ def test_lengths_are_those_of_the_prompts_that_are_sampled(tmp_path):
 
 
 def test_the_process_answers(tmp_path, own_composition_process):
-    assert check_plan(plan_of(tmp_path)) == []
+    assert all("no ground truth a score" in warning for warning in check_plan(plan_of(tmp_path)))
 
 
 DATED = "{{ strftime_now('%d %b %Y') }} {% for m in messages %}{{ m.content }}{% endfor %}"
@@ -160,8 +161,8 @@ def test_a_date_in_a_template_is_the_recipes(tmp_path, given, printed, monkeypat
     write_chat_model(tmp_path / "student", DATED)
     write_chat_model(tmp_path / "teacher", DATED)
     answers = {}
-    monkeypatch.setattr("verl_s2d.checks.rendered_prompts._shown", lambda found, _: answers.update(found) or "")
-    check_prompts(plan, check_data(plan))
+    monkeypatch.setattr("verl_s2d.checks.inputs.rendered_prompts._shown", lambda found, _: answers.update(found) or "")
+    check_prompts(plan, check_data(plan), models_of_rows(plan))
     text = f"{printed} held 0"
     assert answers["student"]["texts"][0] == hashlib.sha256(text.encode()).hexdigest()[:16]
     for node in plan.order:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.workflow.project import write_project
-from verl_s2d.checks.verifier_trial import try_on_data
+from verl_s2d.checks.inputs.verifier_trial import try_on_data
 from verl_s2d.data.problems import Problem
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
@@ -37,7 +37,7 @@ def tried(directory: Path, verifier, problems: list[Problem], own: str | None = 
     if own is not None:
         (directory / "verifier.py").write_text(own)
     plan = make_plan(load_recipe(recipe), run_dir=directory / "run", rows=["half-split"])
-    return try_on_data(plan, {directory / "train.parquet": ("data.train", problems)})
+    return try_on_data(plan, {directory / "train.parquet": ("data.train", problems)}).text().splitlines()
 
 
 def rows(problems: list[Problem]) -> list[dict]:
@@ -93,7 +93,7 @@ def test_data_sources_that_verl_cannot_score_are_refused(source, said):
 
 def test_truths_that_never_score_are_refused(tmp_path, monkeypatch):
     trial = Trial("1/2", "#### 1/2", 0.0, None, 0.0, 25, 0, 0, 0)
-    monkeypatch.setattr("verl_s2d.checks.verifier_trial.try_verifier", lambda *_: trial)
+    monkeypatch.setattr("verl_s2d.checks.inputs.verifier_trial.try_verifier", lambda *_: trial)
     with pytest.raises(UserError, match="0 of 25 ground truths") as caught:
         tried(tmp_path, "math", [problem(0, "1/2")])
     assert caught.value.key == "data.train: reward_model.ground_truth" and caught.value.value == "1/2"

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from tests.support.paths import ROOT
-from tests.support.workflow.project import FakeStages, write_project
+from tests.support.workflow.project import FakeStages, settings, write_project
 from verl_s2d import cli
 from verl_s2d.checks.registration import judge
 
@@ -27,9 +27,8 @@ def _environment(monkeypatch):
     monkeypatch.setattr("verl_s2d.workflow.runner.choose_launcher", lambda plan, environment: FakeStages())
     monkeypatch.delenv("FAKE", raising=False)
     # Importing verl takes ten seconds; what the answer means is tested below.
-    monkeypatch.setattr("verl_s2d.checks.registration._PROBE", f"print('S2D ' + {json.dumps(GOOD)!r})")
-    # So does asking it about the stages; tests/unit/sizing/test_plan.py does.
-    monkeypatch.setattr("verl_s2d.checks.sized_plan.CompositionProbe", NoSettings)
+    for module in ("sized_plan", "run_checks"):
+        monkeypatch.setattr(f"verl_s2d.checks.{module}.VerlProbe", NoSettings)
 
 
 class NoSettings:
@@ -38,7 +37,10 @@ class NoSettings:
     def __init__(self, *_: object):
         pass
 
-    def check(self, models: object) -> dict:
+    def registration(self) -> tuple[bool, str]:
+        return True, "trainer s2d_opd"
+
+    def stages(self, models: object = None) -> dict:
         return {}
 
     def __enter__(self):
@@ -169,7 +171,31 @@ def test_check_reports_every_finding(tmp_path, capsys, monkeypatch):
     recipe = write_project(tmp_path, data__response_tokens=100)
     code, out, _ = call(capsys, "check", recipe, "--json")
     findings = {f["what"]: f for f in json.loads(out)}
-    assert code == 1 and not findings["teacher and student"]["ok"] and findings["data"]["ok"]
+    assert code == 2 and not findings["teacher and student"]["ok"] and findings["data"]["ok"]
+
+
+def test_check_tells_cheap_faults_first_and_does_not_ask_verl_about_them(tmp_path, capsys, monkeypatch):
+    changes = {"data.train_batch_sizes": 4, "actor_rollout_ref.rollout.nn": 2}
+    recipe = write_project(tmp_path, stages__opd__verl=settings()["stages"]["opd"]["verl"] | changes)
+    monkeypatch.setattr("verl_s2d.checks.installation.VerlProbe", None)
+    code, out, _ = call(capsys, "check", recipe)
+    assert code == 2
+    assert out.index("FAIL verl keys") < out.index("skip batch sizes: not looked at: verl keys first")
+    assert out.index("ok   data") < out.index("skip verl: not asked: verl keys")
+    assert all(f"verl.{key}" in out for key in changes), "both keys are told"
+    code, out, _ = call(capsys, "check", recipe, "--json")
+    assert code == 2 and {f["ok"] for f in json.loads(out)} == {True, False, None}
+
+
+def test_all_faults_of_a_recipe_are_told_at_once(tmp_path, capsys):
+    recipe = write_project(
+        tmp_path, data__label=3, data__prompt_tokens=-1, stages__opd__stepz=3, evaluation__top_p=1.5, student=3
+    )
+    code, _, err = call(capsys, "run", recipe)
+    keys = ("data.label", "data.prompt_tokens", "stages.opd.stepz", "evaluation.top_p", "student")
+    assert code == 2 and err.count("error: ") == len(keys)
+    for key in keys:
+        assert f"key:    {key}\n" in err
 
 
 def test_a_plugin_that_fails_is_shown_with_its_exception():
@@ -180,15 +206,9 @@ def test_a_plugin_that_fails_is_shown_with_its_exception():
     assert not ok and "trainer s2d_opd" in detail
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "print('S2D ' + " + repr(json.dumps({**GOOD, "missing": ["trainer s2d_opd"]})) + ")",
-        "raise ImportError('trainer s2d_opd is gone')",
-    ],
-)
-def test_run_trains_nothing_when_the_plugin_is_not_registered(tmp_path, capsys, monkeypatch, answer):
-    monkeypatch.setattr("verl_s2d.checks.registration._PROBE", answer)
+def test_run_trains_nothing_when_the_plugin_is_not_registered(tmp_path, capsys, monkeypatch):
+    missing = judge({**GOOD, "missing": ["trainer s2d_opd"]})
+    monkeypatch.setattr(NoSettings, "registration", lambda _: missing)
     recipe = write_project(tmp_path)
     code, _, err = call(capsys, "run", recipe, "--run-dir", tmp_path / "run")
     assert code == 2 and "trainer s2d_opd" in err and "teacher-rl" not in err

@@ -12,10 +12,10 @@ import pytest
 
 from tests.support.paths import ROOT
 from verl_s2d.checks import check_plan
-from verl_s2d.checks.batch_sizes import check_batches
-from verl_s2d.checks.data_slices import check_data
+from verl_s2d.checks.inputs.batch_sizes import check_batches
+from verl_s2d.checks.inputs.data_slices import check_data
+from verl_s2d.checks.inputs.verl_keys import check_verl_keys
 from verl_s2d.checks.software import check_verifier
-from verl_s2d.checks.verl_keys import check_verl_keys
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.stages.planning import make_plan
 from verl_s2d.verl_settings.overrides import value_of

@@ -11,11 +11,11 @@ import pytest
 from tests.support import published
 from tests.support.paths import ROOT
 from verl_s2d.checks import packages
-from verl_s2d.checks.batch_sizes import check_batches
-from verl_s2d.checks.composition import CompositionProbe
+from verl_s2d.checks.inputs.batch_sizes import check_batches, check_engines
+from verl_s2d.checks.inputs.verl_keys import check_verl_keys
 from verl_s2d.checks.packages import check_packages
 from verl_s2d.checks.software import check_verifier
-from verl_s2d.checks.verl_keys import check_verl_keys
+from verl_s2d.checks.verl_probe import VerlProbe
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.stages.planning import make_plan
@@ -30,12 +30,14 @@ def test_verl_accepts_every_stage_of_every_row(path, tmp_path, monkeypatch):
     check_verifier(plan)
     check_verl_keys(plan.order)
     check_batches(plan, plan.order)
+    check_engines(plan, plan.order)
     # What a stage starts from is a path to verl, so of equal settings one is asked for.
     trained = [node for node in plan.order if node.stage.trains]
     distinct = {(node.kind, json.dumps([node.settings, node.operations], default=str)): node for node in trained}
     assert {node.kind for node in trained} == {"grpo", "opd", "warmup"}
-    with CompositionProbe(plan, distinct.values(), stage_environment(plan.context.device)) as probe:
-        settings = probe.check()
+    device = plan.context.device
+    with VerlProbe(device, stage_environment(device), plan, distinct.values()) as probe:
+        settings = probe.stages()
     assert len(settings) == len(distinct)
     # Nothing that a GPU needs is installed: every stage of a GPU's recipe is refused, none of a CPU's.
     monkeypatch.setattr(packages, "missing", lambda *modules: list(modules))

@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.workflow.project import write_project
 from verl_s2d.checks import check_plan
-from verl_s2d.checks.samplers import cache_warnings
+from verl_s2d.checks.inputs.samplers import cache_warnings
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.sizing.cache import CacheUse, cache_use, waste_warning
 from verl_s2d.sizing.estimate import Estimate

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from tests.support.workflow.project import write_project
-from verl_s2d.checks import samplers
-from verl_s2d.checks.samplers import check_samplers
+from verl_s2d.checks.inputs import samplers
+from verl_s2d.checks.inputs.samplers import check_samplers
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.sizing.estimate import Estimate

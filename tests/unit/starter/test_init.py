@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.published_rows import gsm8k
 from tests.support.tiny import write_model
-from verl_s2d.checks.batch_sizes import check_batches
+from verl_s2d.checks.inputs.batch_sizes import check_batches
 from verl_s2d.checks.sized_plan import sized
 from verl_s2d.cli import main
 from verl_s2d.data.problems import read_problems

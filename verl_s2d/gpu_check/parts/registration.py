@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
 
-from verl_s2d.checks.registration import RegistrationProbe
+from verl_s2d.checks.verl_probe import VerlProbe
 from verl_s2d.gpu_check.figures import Recorder
 from verl_s2d.gpu_check.part_settings import Settings
-from verl_s2d.workflow.subprocess_query import Probe
+from verl_s2d.platforms.subprocess_query import Probe
 
 _PLATFORM = """
 import json
@@ -31,23 +29,21 @@ def run(settings: Settings, record: Recorder) -> None:
     # As on a Ray head without a GPU, or for a user of plain verl: VERL_PLATFORM is not set.
     questions["platform where no GPU is visible and none was asked for"] = (plain, "cuda")
     with ExitStack() as stack:
-        registered = stack.enter_context(RegistrationProbe(stage))
+        registered = stack.enter_context(VerlProbe(settings.device, stage))
         probes = {name: stack.enter_context(Probe(["-c", _PLATFORM], e)) for name, (e, _) in questions.items()}
-        _registered(settings, record, registered.answer())
+        _registered(settings, record, registered)
         for name, (_, expected) in questions.items():
             told, failure = probes[name].answer()
             record.expect(name, told == expected, told if told is not None else failure, expected)
 
 
-def _registered(settings: Settings, record: Recorder, answer: tuple[Mapping[str, Any] | None, str]) -> None:
-    from verl_s2d.checks.registration import judge
-
-    told, failure = answer
-    ok, detail = (False, failure) if told is None else judge(told)
+def _registered(settings: Settings, record: Recorder, probe: VerlProbe) -> None:
+    ok, detail = probe.registration()
     record.expect("registration", ok, detail.splitlines()[0] if ok else detail, "no error")
-    if told is None:
+    answer, _ = probe.answer()
+    if "registration" not in (answer or {}):
         return
-    shims = sorted(told["shims"])
+    shims = sorted(answer["registration"]["shims"])
     expected = ["process_group_backend", "vllm_distribution_name"] if settings.on_cpu else []
     # The reward loop's tokenizer is patched on every platform, once its module is imported.
     found = [name for name in shims if name != "reward_loop_trust"]

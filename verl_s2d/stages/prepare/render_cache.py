@@ -20,7 +20,7 @@ from verl_s2d.data.content import file_digest
 from verl_s2d.data.files import write_json
 from verl_s2d.data.model_files import hub_files
 from verl_s2d.errors import UserError
-from verl_s2d.workflow.subprocess_query import Probe
+from verl_s2d.platforms.subprocess_query import Probe
 
 _PROCESS = "verl_s2d.sampling.render_process"
 _TOKENIZER_FILES = {".json", ".jinja", ".txt", ".model", ".tiktoken", ".py"}

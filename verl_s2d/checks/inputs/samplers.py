@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from verl_s2d.errors import UserError
+from verl_s2d.errors import Faults, UserError
 from verl_s2d.platforms.device import accelerator_here
 from verl_s2d.sizing.cache import cache_use, waste_warning
 from verl_s2d.sizing.layouts import check_sampler
@@ -29,13 +29,18 @@ def check_samplers(plan: Plan, nodes: Iterable[Node]) -> None:
         UserError: the installed vLLM lacks an argument, there is no GPU here and no RAY_ADDRESS, or
             tensor_parallel_size does not fit a node or the model's heads.
     """
-    models = Models(plan)
+    models, faults = Models(plan), Faults()
     for node in nodes:
         if isinstance(node.stage, SamplingStage):
-            _check_arguments(node)
-            if plan.context.device != "cpu":
-                _check_place(node)
-                check_sampler(node, models.shape(node), plan.context.cluster)
+            with faults.collected():
+                _check_arguments(node)
+            with faults.collected():
+                if plan.context.device != "cpu":
+                    _check_place(node)
+                    check_sampler(node, models.shape(node), plan.context.cluster)
+            with faults.collected():
+                _check_length(plan, node)
+    faults.raise_found()
 
 
 def cache_warnings(plan: Plan, nodes: Iterable[Node]) -> list[str]:
@@ -59,6 +64,18 @@ def _check_arguments(node: Node) -> None:
                 value=value,
                 remedy=suggestion(name, known),
             )
+
+
+def _check_length(plan: Plan, node: Node) -> None:
+    needed = plan.recipe.data.prompt_tokens + node.stage.response_tokens(node)
+    longest = engine(node).get("max_model_len")
+    if longest is not None and longest < needed:
+        raise UserError(
+            f"{node.name}: the engine takes fewer tokens than prompt and response have ({needed}).",
+            key=f"{node.stage.section}.engine.max_model_len",
+            value=longest,
+            remedy=f"Leave it out, or at least {needed}.",
+        )
 
 
 def _check_place(node: Node) -> None:

@@ -17,6 +17,19 @@ if TYPE_CHECKING:
     from verl_s2d.data.problems import Problem
 
 
+def check_counts(plan: Plan) -> None:
+    """Raise UserError if the training file has fewer problems than the recipe asks for, as far as it exists."""
+    from verl_s2d.data.formats.data_files import row_count
+
+    files = {
+        train_file(plan, slices)
+        for target in {row.seed: row.target for row in plan.rows}.values()
+        for slices in _slices_of_seed(plan, target)
+    }
+    for file in files - {None}:
+        _require_count(plan, file, row_count(file, key="data.train"))
+
+
 def check_data(plan: Plan) -> dict[Path, tuple[str, list[Problem]]]:
     """Check the files of problems, as far as they exist, with overlong prompts dropped or cut as they will be.
 
@@ -53,21 +66,8 @@ def check_data(plan: Plan) -> dict[Path, tuple[str, list[Problem]]]:
         for slices in _slices_of_seed(plan, target):
             train = train_file(plan, slices)
             if train is not None:
-                trained_on, labels = problems(train, "data.train", limits), plan.recipe.data.labels
-                if len(trained_on) < 2:
-                    raise UserError(
-                        "A half of the training problems would be empty.",
-                        key="data.train",
-                        value=str(train),
-                        remedy="Give at least 2 labelled problems.",
-                    )
-                if labels is not None and labels > len(trained_on):
-                    raise UserError(
-                        f"There are only {len(trained_on)} training problems.",
-                        key="data.labels",
-                        value=labels,
-                        remedy=f"At most {len(trained_on)}, or null for all.",
-                    )
+                trained_on = problems(train, "data.train", limits)
+                _require_count(plan, train, len(trained_on))
                 check_disjoint(trained_on, evaluation)
                 if (path := validation_set(plan, target)) is not None:
                     validation = problems(path, "data.validation", limits)
@@ -76,6 +76,24 @@ def check_data(plan: Plan) -> dict[Path, tuple[str, list[Problem]]]:
             if built(slices):
                 check_slices(plan.context.directory(slices))
     return files
+
+
+def _require_count(plan: Plan, file: Path, count: int) -> None:
+    labels = plan.recipe.data.labels
+    if count < 2:
+        raise UserError(
+            "A half of the training problems would be empty.",
+            key="data.train",
+            value=str(file),
+            remedy="Give at least 2 labelled problems.",
+        )
+    if labels is not None and labels > count:
+        raise UserError(
+            f"There are only {count} training problems.",
+            key="data.labels",
+            value=labels,
+            remedy=f"At most {count}, or null for all.",
+        )
 
 
 def _limited(problems: list[Problem], limits: Changes) -> list[Problem]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from verl_s2d.errors import UserError
+from verl_s2d.errors import Faults, UserError
 from verl_s2d.stages.shared.node_settings import merged_verl
 from verl_s2d.stages.shared.verl_trainer import VerlTrainerStage
 from verl_s2d.validation import suggestion
@@ -15,16 +15,19 @@ from verl_s2d.workflow.graph import Node
 
 
 def check_verl_keys(nodes: Iterable[Node]) -> None:
-    """Raise UserError for the first key that verl's RL configuration lacks, with the nearest existing key.
+    """Raise UserError for the keys that verl's RL configuration lacks, with the nearest existing ones.
 
     The same rules as hydra's: a plain key must exist, `+key` must not, `++key` may.
     """
+    faults = Faults()
     for node in nodes:
         if isinstance(node.stage, VerlTrainerStage):
             overrides = merged_verl(node)
             known = verl_keys(value_of(overrides, "model_engine", "dp"))
             for key, value in overrides.items():
-                _check_key(key, value, known, node)
+                with faults.collected():
+                    _check_key(key, value, known, node)
+    faults.raise_found()
 
 
 def _check_key(key: str, value: Any, known: frozenset[str], node: Node) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from verl_s2d.errors import UserError
+from verl_s2d.errors import Faults, UserError
 from verl_s2d.sizing.layouts import check_training
 from verl_s2d.stages.prepare.slice_sizes import slice_size
 from verl_s2d.stages.shared.batch_settings import MINI, TRAIN, batch_setting, require_batch_sizes
@@ -25,22 +25,33 @@ _WARMUP_MICRO = "data.micro_batch_size_per_gpu"
 
 
 def check_batches(plan: Plan, nodes: Iterable[Node]) -> None:
-    """Raise UserError for the first stage whose batch sizes contradict each other, its slice or the cluster."""
-    checked: set[str] = set()
+    """Raise UserError for stages whose batch sizes contradict each other or their slice."""
+    faults = Faults()
     for node in nodes:
-        if isinstance(node.stage, VerlTrainerStage):
-            _check_rl(node, slice_size(plan, node))
-        elif isinstance(node.stage, Warmup):
-            _check_warmup(node, slice_size(plan, node.inputs["rollouts"]))
+        with faults.collected():
+            if isinstance(node.stage, VerlTrainerStage):
+                _check_rl(node, slice_size(plan, node))
+            elif isinstance(node.stage, Warmup):
+                _check_warmup(node, slice_size(plan, node.inputs["rollouts"]))
+    faults.raise_found()
+
+
+def check_engines(plan: Plan, nodes: Iterable[Node]) -> None:
+    """Raise UserError for stages whose engine the device does not have, or whose sizes do not fit the cluster."""
+    checked: set[str] = set()
+    faults = Faults()
+    for node in nodes:
         if isinstance(node.stage, TrainingStage) and _known_engine(node):
             # Composing takes a tenth of a second; stages of other rows and seeds differ in paths and steps only.
             longest = plan.recipe.data.prompt_tokens + node.stage.response_tokens(node)
             layout = canonical_json([node.kind, merged_verl(node), node.settings.get("signal"), longest])
             if layout not in checked:
                 checked.add(layout)
-                _require_engine(node, plan.context.device)
-                training = node.stage.demand(node.stage.composed_settings(node, plan.context), longest)
-                check_training(node.name, training, None, None, plan.context.cluster)
+                with faults.collected():
+                    _require_engine(node, plan.context.device)
+                    training = node.stage.demand(node.stage.composed_settings(node, plan.context), longest)
+                    check_training(node.name, training, None, None, plan.context.cluster)
+    faults.raise_found()
 
 
 def _check_rl(node: Node, problems: int | None) -> None:

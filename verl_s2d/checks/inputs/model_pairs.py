@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from verl_s2d.data.model_files import ModelFacts, check_pair, differences, hub_files, read_model
+from verl_s2d.checks.finding import Told
+from verl_s2d.data.model_files import (
+    ModelFacts,
+    check_pair,
+    differences,
+    hub_files,
+    read_model,
+    vocabulary_warnings,
+)
 from verl_s2d.data.weights import check_weights
-from verl_s2d.errors import UserError
+from verl_s2d.errors import Faults, UserError
 from verl_s2d.sizing.model_shapes import origin
 from verl_s2d.workflow.graph import Node, ancestors
 from verl_s2d.workflow.identity import External
@@ -16,26 +24,52 @@ from verl_s2d.workflow.store.manifest import is_built
 
 Pairs = set[tuple[str, str]]
 """Roles of (a student, the teacher whose log-probabilities it learns from)."""
+KnownModels = list[tuple[dict[str, ModelFacts], Pairs]]
+"""For each seed, facts of the models that exist by role, and the pairs that are distilled."""
 
 
-def check_models(plan: Plan) -> list[str]:
-    """Check the plan's initial models, as far as they exist; returns warnings.
+def check_models(plan: Plan, known: KnownModels) -> Told:
+    """Check models alone and in pairs.
+
+    Args:
+        known: models that exist (`models_of_rows`).
 
     Raises:
-        UserError: a model cannot be read, its context is too short, tokenizers differ (with the first differing id), or
-            the teacher's vocabulary is smaller than the ids in use.
+        UserError: weights are missing, the context is too short, tokenizers differ (with the first differing id), or an
+            embedding is smaller than the ids in use.
     """
-    for model in _externals(plan):
-        check_weights(model.location, model.key, revision=model.revision)
-    warnings: list[str] = []
-    for models, pairs in models_of_rows(plan):
+    faults, warnings = Faults(), []
+    for external in _externals(plan):
+        with faults.collected():
+            check_weights(external.location, external.key, revision=external.revision)
+    for models, pairs in known:
         for model in models.values():
-            _check_context(plan, model)
+            with faults.collected():
+                _check_context(plan, model)
+            with faults.collected():
+                warnings += vocabulary_warnings(model)
         for student, teacher in sorted(pairs):
             if student in models and teacher in models:
-                check_pair(models[student], models[teacher])
+                with faults.collected():
+                    check_pair(models[student], models[teacher])
                 warnings += differences(models[student], models[teacher])
-    return list(dict.fromkeys(warnings))
+    faults.raise_found()
+    compared = any(pair <= models.keys() for models, pairs in known for pair in map(set, pairs))
+    return Told(
+        "tokenizers agree id by id, both vocabularies cover them" if compared else "nothing to compare yet",
+        list(dict.fromkeys(warnings)),
+    )
+
+
+def describe(plan: Plan, known: KnownModels) -> Told:
+    """Describe every model of the recipe."""
+    models = {role: facts for of_seed, _ in known for role, facts in of_seed.items()}
+    lines = [f"{role}: {models[role].text()}" for role in models]
+    lines += [
+        f"{role}: not made yet (checked when its script has run), or not used by these rows"
+        for role in sorted(plan.recipe.models.keys() - models.keys())
+    ]
+    return Told("\n".join([f"{len(models)} found", *lines]))
 
 
 def _externals(plan: Plan) -> list[External]:
@@ -45,7 +79,7 @@ def _externals(plan: Plan) -> list[External]:
     return list(found.values())
 
 
-def models_of_rows(plan: Plan) -> list[tuple[dict[str, ModelFacts], Pairs]]:
+def models_of_rows(plan: Plan) -> KnownModels:
     """Read the models that exist, for every seed: (facts by role, pairs that its rows distil).
 
     Of hub models only the small files are fetched.

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verl_s2d.errors import UserError
+from verl_s2d.checks.finding import Told
+from verl_s2d.errors import Faults, UserError
+from verl_s2d.platforms.subprocess_query import Probe
 from verl_s2d.verifiers.trial import Trial, try_verifier
 from verl_s2d.workflow.identity import file_external
 from verl_s2d.workflow.plan import Plan
-from verl_s2d.workflow.subprocess_query import Probe
 
 if TYPE_CHECKING:
     from verl_s2d.data.problems import Problem
@@ -28,7 +29,7 @@ _known: dict[str, dict[str, Trial]] = {}
 """Trials in this process by verifier and problems, because a plan is checked more than once."""
 
 
-def try_on_data(plan: Plan, files: Mapping[Path, tuple[str, list[Problem]]]) -> list[str]:
+def try_on_data(plan: Plan, files: Mapping[Path, tuple[str, list[Problem]]]) -> Told:
     """Score ground truths and solutions of every file; return a line per file, for people to look at.
 
     Args:
@@ -39,15 +40,17 @@ def try_on_data(plan: Plan, files: Mapping[Path, tuple[str, list[Problem]]]) -> 
             none of the data's own solutions a score although the prompts ask for no other form.
     """
     samples = {key: _sample(problems) for key, problems in files.values()}
-    trials, lines = _trials(plan, samples), []
+    trials, faults, lines, warnings = _trials(plan, samples), Faults(), [], []
     for key, problems in files.values():
         trial = trials[key]
-        _require_truths(plan, key, trial)
-        _require_solutions(plan, key, trial, problems)
+        with faults.collected():
+            _require_truths(plan, key, trial)
+            _require_solutions(plan, key, trial, problems)
         lines.append(f"{key}: {trial.text()}")
         if trial.form is None:
-            lines.append(f"warning: {key}: the verifier gives no ground truth a score, in any common form")
-    return lines
+            warnings.append(f"{key}: the verifier gives no ground truth a score, in any common form")
+    faults.raise_found()
+    return Told("\n".join(lines) or "tried when the data is there", warnings)
 
 
 def _sample(problems: Sequence[Problem]) -> list[Problem]:

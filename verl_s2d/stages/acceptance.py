@@ -1,16 +1,7 @@
-"""Check whether verl accepts a list of commands: compose each configuration, then run verl's checks and ours.
-
-    python -m verl_s2d.stages.composition_process < commands.json
-
-Reads a list of {name, argv} from standard input. Writes one line, `S2D ` and a JSON object {name: {refused, settings}}:
-refused is null or {problem, key, value, remedy}; settings is the resolved configuration, null where it cannot be
-composed. The prefix tells this line from verl's output.
-"""
+"""Check whether verl accepts a stage's command: compose its configuration, then run verl's checks and ours."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,12 +17,14 @@ from verl_s2d.stages.shared.token_budget import read_token_budget
 from verl_s2d.stages.warmup.config_checks import check_settings
 from verl_s2d.verl_settings.engine_checks import check_weights
 from verl_s2d.verl_settings.lora_checks import check_lora
+from verl_s2d.verl_settings.sampling_checks import check_sampling
 
 
 def examine(argv: Sequence[str]) -> dict[str, Any]:
-    """Return the refusal and settings of a command `python -m MODULE overrides...`; empty for other modules.
+    """Return {refused, settings} of a command `python -m MODULE overrides...`; both None for other modules.
 
-    Needs neither models nor data nor an accelerator.
+    `refused` is None or {problem, key, value, remedy}; `settings` is the resolved configuration, None where it cannot
+    be composed. Needs neither models nor data nor an accelerator.
     """
     module, overrides = argv[2], list(argv[3:])
     answer: dict[str, Any] = {"refused": None, "settings": None}
@@ -63,6 +56,7 @@ def _check_rl(config: DictConfig) -> None:
     validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     read_token_budget(config)
     read_save_minutes(config)
+    check_sampling(config.actor_rollout_ref.rollout, "actor_rollout_ref.rollout")
     # verl itself reads these only in its workers.
     omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
     for section in ("fsdp_config", "megatron"):
@@ -88,13 +82,3 @@ _CHECKS = {
     "verl.trainer.main_ppo": ("verl.trainer.config", "ppo_trainer", _check_rl),
     "verl_s2d.stages.warmup.trainer": ("verl_s2d.stages.warmup", "s2d_warmup", _check_warmup),
 }
-
-
-def main() -> None:
-    commands = json.load(sys.stdin)
-    answer = {command["name"]: examine(command["argv"]) for command in commands}
-    print(f"\nS2D {json.dumps(answer)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verl_s2d.checks.model_pairs import models_of_rows
-from verl_s2d.data.model_files import ModelFacts
+from verl_s2d.checks.finding import Told
+from verl_s2d.checks.inputs.model_pairs import KnownModels
+from verl_s2d.data.model_files import ModelFacts, end_warnings
 from verl_s2d.data.slices import choose
-from verl_s2d.errors import UserError
+from verl_s2d.errors import Faults, UserError
 from verl_s2d.platforms.template_date import DEFAULT
 from verl_s2d.sizing.model_shapes import origin
 from verl_s2d.stages.evaluate.stage import Evaluate
@@ -35,30 +36,34 @@ class _File:
     places: range
 
 
-def check_prompts(plan: Plan, files: Mapping[Path, tuple[str, list[Problem]]]) -> str:
+def check_prompts(plan: Plan, files: Mapping[Path, tuple[str, list[Problem]]], known: KnownModels) -> Told:
     """Render every prompt of every slice and evaluation set with the chat template of each model that reads it.
 
     Models and files that a recipe's own script makes are rendered once they exist.
 
     Args:
         files: file -> (its name in messages, its problems).
+        known: models that exist.
 
     Returns:
-        One rendered prompt for each template, with special tokens in brackets.
+        One rendered prompt for each template, with special tokens in brackets; a warning about each model whose files
+        disagree about the end of a sequence.
 
     Raises:
         UserError: a model has no chat template, no template reads an option, or a prompt is not text, cannot be
             rendered, is lost, equals another one or is too long.
     """
-    models = _models(plan)
+    models, read, faults = _models(plan, known), list(_read(plan, files)), Faults()
     for model in models.values():
-        _require_template(model)
-    read = list(_read(plan, files))
-    if not models or not read:
-        return "rendered when models and data are there"
-    problems = [problem for file in read for problem in file.problems]
+        with faults.collected():
+            _require_template(model)
     for file in read:
-        _require_text(file)
+        with faults.collected():
+            _require_text(file)
+    faults.raise_found()
+    if not models or not read:
+        return Told("rendered when models and data are there")
+    problems = [problem for file in read for problem in file.problems]
     trusted = {role: plan.recipe.models[role].trust_remote_code for role in models}
     answers = rendered(
         {role: Renderer(str(model.directory), trust_remote_code=trusted[role]) for role, model in models.items()},
@@ -67,17 +72,24 @@ def check_prompts(plan: Plan, files: Mapping[Path, tuple[str, list[Problem]]]) -
         plan.recipe.data.template_date,
     )
     for role, answer in answers.items():
-        _require_rendered(role, answer, read)
+        with faults.collected():
+            _require_rendered(role, answer, read)
+    faults.raise_found()
     _require_options_read(plan.recipe.data.chat_template, answers)
     _require_date_read(plan.recipe.data.template_date, answers)
     for role, answer in answers.items():
+        with faults.collected():
+            _require_embedded(models[role], answer)
         for file in read:
-            _require_whole(role, answer, file)
-            _require_short(plan, models[role], answer, file)
-    return _shown(answers, len(problems)) + _left_out(plan, files)
+            with faults.collected():
+                _require_whole(role, answer, file)
+                _require_short(plan, models[role], answer, file)
+    faults.raise_found()
+    warnings = [line for role, answer in answers.items() for line in end_warnings(models[role], answer["end"])]
+    return Told(_shown(answers, len(problems)) + _left_out(plan, files), warnings)
 
 
-def _models(plan: Plan) -> dict[str, ModelFacts]:
+def _models(plan: Plan, known: KnownModels) -> dict[str, ModelFacts]:
     """Return the models that exist and whose templates render prompts, as they are or after training."""
     roles = set()
     for node in plan.order:
@@ -85,7 +97,7 @@ def _models(plan: Plan) -> dict[str, ModelFacts]:
             source = origin(node, "model")
             roles.add(source.key if isinstance(source, External) else source.name.partition(" ")[0])
     # Seeds differ in weights only.
-    return {role: facts for models, _ in models_of_rows(plan) for role, facts in models.items() if role in roles}
+    return {role: facts for models, _ in known for role, facts in models.items() if role in roles}
 
 
 def _read(plan: Plan, files: Mapping[Path, tuple[str, list[Problem]]]) -> Iterator[_File]:
@@ -154,6 +166,17 @@ def _require_date_read(date: str, answers: Mapping[str, Mapping[str, Any]]) -> N
             key="data.template_date",
             value=date,
             remedy="Remove it.",
+        )
+
+
+def _require_embedded(model: ModelFacts, answer: Mapping[str, Any]) -> None:
+    if answer["largest"] >= model.vocabulary:
+        raise UserError(
+            f"A prompt holds the token {model.tokens.get(answer['largest'])!r} with the id {answer['largest']}, and "
+            f"the embedding of the {model.role} ends at {model.vocabulary - 1}.",
+            key=model.key,
+            value=str(model.directory),
+            remedy="Use a model whose embedding covers its tokenizer, or remove the token from template and prompts.",
         )
 
 

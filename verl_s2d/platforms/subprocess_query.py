@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import operator
 import os
 import signal
 import subprocess
@@ -23,7 +25,8 @@ class Probe:
     Use it as a context manager: leaving it ends the process if it still runs.
 
     Args:
-        arguments: Python's arguments; the answer is the last line `S2D <json>` that the process prints.
+        arguments: Python's arguments. The answer is the line `S2D <json>` that the process prints; mappings on several
+            such lines are joined, so that what a process knew before it failed is not lost.
         environment: the process's environment; None for this process's.
         question: sent to standard input as JSON.
         what: what the process does, for error messages.
@@ -60,7 +63,7 @@ class Probe:
         self._answer: tuple[Any, str] | None = None
 
     def answer(self) -> tuple[Any, str]:
-        """Wait for (answer, ""), or (None, reason) when the process gave none."""
+        """Wait for (answer, reason of the process's failure or ""); the answer is None when the process gave none."""
         if self._answer is None:
             self._answer = self._wait()
         return self._answer
@@ -71,8 +74,9 @@ class Probe:
         except subprocess.TimeoutExpired:
             self._end()
             return None, f"{self._what} (process {self._process.pid}) did not end within {_LIMIT_SECONDS} s"
-        line = next((x for x in reversed(out.splitlines()) if x.startswith("S2D ")), None)
-        return (None, f"{self._what} failed:\n{err[-2000:]}") if line is None else (json.loads(line[4:]), "")
+        answers = [json.loads(line[4:]) for line in out.splitlines() if line.startswith("S2D ")]
+        failure = f"{self._what} failed:\n{err[-2000:]}" if self._process.returncode or not answers else ""
+        return functools.reduce(operator.or_, answers) if answers else None, failure
 
     def __enter__(self) -> Probe:
         return self
