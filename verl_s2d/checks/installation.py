@@ -31,7 +31,7 @@ def check_everything(plan: Plan | None) -> Iterator[Finding]:
     inputs, failed = Inputs(plan, plan.order), set()
     yield from findings(AT_ONCE, inputs, failed)
     if failed:
-        causes = ", ".join(check.what for check in AT_ONCE if check.what in failed)
+        causes = ", ".join(check.what for check in AT_ONCE if check.what in failed and failed.isdisjoint(check.needs))
         yield from findings(IN_SECONDS, inputs, failed)
         yield Finding("verl", None, f"not asked: {causes} first")
         return

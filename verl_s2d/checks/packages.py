@@ -20,7 +20,7 @@ def check_packages(settings: Mapping[str, Mapping[str, Any]], device: str) -> li
     """Check for the packages that verl's engines import on an accelerator: flash-attn, or Megatron's.
 
     Args:
-        settings: label -> composed configuration of every training stage (CompositionProbe.check).
+        settings: label -> composed configuration of every training stage (VerlProbe.stages).
         device: `cpu` or `cuda`; `cpu` needs none of them.
 
     Returns:

@@ -27,7 +27,7 @@ from verl_s2d.stages.shared.signal_settings import (
     signal_of_recipe,
 )
 from verl_s2d.stages.warmup.stage import Warmup
-from verl_s2d.verl_settings.overrides import merge, overlay, split_operational, value_of
+from verl_s2d.verl_settings.overrides import by_sequences, merge, overlay, split_operational, value_of
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.identity import External, file_external, files_external, model_external
 from verl_s2d.workflow.stage import Stage
@@ -245,7 +245,7 @@ class Builder:
         if self.device == "cpu":
             # The warmup's configuration has none of verl's RL keys.
             layers.append(overlay("cpu", "warmup" if kind == "warmup" else ""))
-        return split_operational(merge(*layers, chosen))
+        return split_operational(merge(*layers, by_sequences(chosen), chosen))
 
     def _verifier(self, settings: dict[str, Any]) -> dict[str, External]:
         """Enter the verifier into `settings`; return the file of a recipe's own verifier."""

@@ -49,6 +49,12 @@ MICRO_BATCHING = (
     "data.max_token_len_per_gpu",
 )
 """Keys that cut a batch into micro-batches: operational unless `micro_batches_matter`."""
+_SEQUENCES = (
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu",
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu",
+)
+_WARMUP_SEQUENCES = "data.micro_batch_size_per_gpu"
 _OPERATIONAL_KEYS = frozenset(key for key in _OPERATIONAL if not key.endswith("."))
 _OPERATIONAL_PREFIXES = tuple(key for key in _OPERATIONAL if key.endswith("."))
 
@@ -115,6 +121,25 @@ def micro_batches_matter(overrides: Mapping[str, Any]) -> bool:
         or bool(chosen("algorithm.rollout_correction.bypass_mode"))
         or (width and chosen("actor_rollout_ref.actor.loss_scale_factor") is None)
     )
+
+
+def by_sequences(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Cut micro-batches by sequences where a recipe gives their size in sequences and does not ask for tokens.
+
+    Log-probabilities take the size of the updates where they have none of their own.
+
+    Args:
+        chosen: the recipe's keys of verl.
+    """
+    warmup = value_of(chosen, _WARMUP_SEQUENCES)
+    sizes = {key: value_of(chosen, key) for key in _SEQUENCES}
+    if warmup is not None and value_of(chosen, "data.use_dynamic_bsz") is None:
+        return {"data.use_dynamic_bsz": False}
+    dynamic = "actor_rollout_ref.actor.use_dynamic_bsz"
+    if all(size is None for size in sizes.values()) or value_of(chosen, dynamic) is not None:
+        return {}
+    of_updates = sizes[_SEQUENCES[0]]
+    return {dynamic: False, **(dict.fromkeys(_SEQUENCES[1:], of_updates) if of_updates is not None else {})}
 
 
 def value_of(overrides: Mapping[str, Any], key: str, default: Any = None) -> Any:

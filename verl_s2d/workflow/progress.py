@@ -9,6 +9,8 @@ from typing import Protocol, TextIO
 from verl_s2d import redaction
 from verl_s2d.workflow.graph import Node
 
+DONE, FAILED, INTERRUPTED = "done", "FAILED", "interrupted"
+
 
 class Progress(Protocol):
     """A receiver of events; one stage runs at a time."""
@@ -22,8 +24,8 @@ class Progress(Protocol):
     def stage_step(self, step: int) -> None:
         """Show that the running stage has logged this step."""
 
-    def stage_ended(self, node: Node, seconds: float, ok: bool) -> None:
-        """Show the end of the running stage."""
+    def stage_ended(self, node: Node, seconds: float, outcome: str) -> None:
+        """Show the end of the running stage: DONE, FAILED or INTERRUPTED."""
 
 
 class PlainProgress:
@@ -46,8 +48,8 @@ class PlainProgress:
             self._said = time.monotonic()
             self.note(f"    {self._node.name}: step {step}{f'/{self._total}' if self._total else ''}")
 
-    def stage_ended(self, node: Node, seconds: float, ok: bool) -> None:
-        self.note(f"    {node.name} {'done' if ok else 'FAILED'} after {duration(seconds)}")
+    def stage_ended(self, node: Node, seconds: float, outcome: str) -> None:
+        self.note(f"    {node.name} {outcome} after {duration(seconds)}")
 
 
 class BarProgress:
@@ -78,11 +80,11 @@ class BarProgress:
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
-    def stage_ended(self, node: Node, seconds: float, ok: bool) -> None:
+    def stage_ended(self, node: Node, seconds: float, outcome: str) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        self.note(f"{'✓' if ok else '✗'} {node.name} {duration(seconds)}")
+        self.note(f"{'✓' if outcome == DONE else '✗'} {node.name} {outcome} after {duration(seconds)}")
 
 
 def choose_progress() -> Progress:

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from verl_s2d.platforms.environment import accelerator_platform, cpu_environment, cuda_environment
 from verl_s2d.workflow import attempts
-from verl_s2d.workflow.failures import StageFailed
+from verl_s2d.workflow.failures import Interrupted, StageFailed
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.hosts.external_cluster import GivenCluster
 from verl_s2d.workflow.hosts.local_cluster import CLUSTER_MARKER, RayCluster
 from verl_s2d.workflow.hosts.process import MARKER, Launcher, SubprocessLauncher, kill_marked
 from verl_s2d.workflow.interruption import Interruption
 from verl_s2d.workflow.plan import Plan
-from verl_s2d.workflow.progress import Progress
+from verl_s2d.workflow.progress import DONE, FAILED, INTERRUPTED, Progress
 from verl_s2d.workflow.stage_process import run_attempt
 from verl_s2d.workflow.store.manifest import write_manifest
 from verl_s2d.workflow.store.repair import discard_broken_remains, require_whole, verified_missing
@@ -180,7 +180,7 @@ class _Runner:
             environment |= self._cluster.environment()
         attempt = attempts.begin(directory)
         cluster = self._plan.context.cluster
-        began, ok = time.monotonic(), False
+        began, outcome = time.monotonic(), FAILED
         self._progress.stage_started(node, index, count, stage.total_steps(node), attempt)
         try:
             command = stage.command(node, self._plan.context, attempt)
@@ -199,11 +199,14 @@ class _Runner:
                     workers=self._cluster if on_ray else None,
                 )
             stage.finalize(node, directory)
-            ok = True
+            outcome = DONE
+        except (Interrupted, KeyboardInterrupt):
+            outcome = INTERRUPTED
+            raise
         finally:
             seconds = time.monotonic() - began
-            attempts.end(directory, attempt, 0 if ok else 1, seconds)
-            self._progress.stage_ended(node, seconds, ok)
+            attempts.end(directory, attempt, 0 if outcome == DONE else 1, seconds)
+            self._progress.stage_ended(node, seconds, outcome)
         if on_ray and (lingering := self._cluster.settle()):
             self._progress.note(f"{node.name} has ended, but {lingering}; the Ray head was started again")
 

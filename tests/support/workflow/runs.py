@@ -28,8 +28,8 @@ class Lines:
     def stage_step(self, step):
         pass
 
-    def stage_ended(self, node, seconds, ok):
-        self.ended.append((node.name, ok))
+    def stage_ended(self, node, seconds, outcome):
+        self.ended.append((node.name, outcome))
 
 
 def project(tmp_path, rows=("half-split",), **changes):

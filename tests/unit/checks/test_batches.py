@@ -25,6 +25,28 @@ def check(plan, nodes):
     check_engines(plan, nodes)
 
 
+def test_sizes_in_sequences_switch_batches_by_tokens_off(tmp_path):
+    """The log-probabilities take the updates' size, and nothing is built again."""
+    bare = {k: v for k, v in settings()["stages"]["opd"]["verl"].items() if k not in FIXED_MICRO_BATCHES}
+    plans = [
+        make_plan(load_recipe(write_project(tmp_path, **changes)), run_dir=tmp_path / "run", rows=["half-split"])
+        for changes in (
+            {"stages__opd__verl": bare},
+            {
+                "stages__opd__verl": bare | ONE,
+                "stages__warmup__verl": {"data.train_batch_size": 4, "data.micro_batch_size_per_gpu": 2},
+            },
+        )
+    ]
+    opd, warmup = (next(n for n in plans[1].order if n.kind == kind) for kind in ("opd", "warmup"))
+    composed = opd.stage.composed_settings(opd, plans[1].context)["actor_rollout_ref"]
+    assert not composed["actor"]["use_dynamic_bsz"] and not composed["ref"]["log_prob_use_dynamic_bsz"]
+    assert composed["rollout"]["log_prob_micro_batch_size_per_gpu"] == 1
+    assert warmup.stage.composed_settings(warmup, plans[1].context)["data"]["use_dynamic_bsz"] is False
+    check(plans[1], plans[1].order)
+    assert next(n for n in plans[0].order if n.kind == "opd").settings == opd.settings
+
+
 @pytest.mark.parametrize(
     "verl",
     [

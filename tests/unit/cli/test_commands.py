@@ -131,6 +131,7 @@ def test_interrupt_says_how_to_go_on(tmp_path):
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "run the same command again" in err and "--rows direct-grpo" in err
+    assert "student-rl-all interrupted after" in err and "FAILED" not in err
 
 
 def test_planning_imports_nothing_heavy(tmp_path):

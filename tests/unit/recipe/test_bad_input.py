@@ -30,6 +30,8 @@ from verl_s2d.workflow.runner import run_plan
 
 GOOD = settings()["stages"]["opd"]["verl"]
 FIXED = GOOD | FIXED_MICRO_BATCHES
+SEQUENCES = {"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 2}
+BY_TOKENS = {"actor_rollout_ref.actor.use_dynamic_bsz": True}
 
 
 def test_the_good_recipe_passes(tmp_path):
@@ -404,7 +406,8 @@ def write_problems_empty(path):
             ["divisor of 8"],
         ),
         ({**FIXED, "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": None}, 16, "ppo_micro_batch_size", []),
-        ({"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 2}, 16, "ppo_micro_batch_size", ["cut by tokens"]),
+        ({**BY_TOKENS, **SEQUENCES}, 16, "ppo_micro_batch_size", ["cut by tokens"]),
+        ({**SEQUENCES, "actor_rollout_ref.actor.ppo_mini_batch_size": 3}, 16, "ppo_mini_batch_size", ["divisor of 4"]),
         ({"actor_rollout_ref.rollout.n": 0}, 16, "rollout.n", []),
         ({**FIXED, "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": None}, 16, "ref.log_prob_micro", []),
     ],
@@ -419,9 +422,10 @@ def test_batches_that_do_not_divide_among_gpus(tmp_path):
 
 def test_warmup_batches_that_the_worker_would_reject(tmp_path):
     warmup, micro = {"data.train_batch_size": 6}, {"data.micro_batch_size_per_gpu": 4}
-    refuse(tmp_path, "data.micro_batch_size_per_gpu", "cut by tokens", stages__warmup__verl=warmup | micro)
-    fixed = warmup | micro | {"data.use_dynamic_bsz": False}
-    refuse(tmp_path, "data.micro_batch_size_per_gpu", "divisor of 6", stages__warmup__verl=fixed)
+    tokens = {"data.use_dynamic_bsz": True}
+    refuse(tmp_path, "data.micro_batch_size_per_gpu", "cut by tokens", stages__warmup__verl=warmup | micro | tokens)
+    for fixed in ({}, {"data.use_dynamic_bsz": False}):
+        refuse(tmp_path, "data.micro_batch_size_per_gpu", "divisor of 6", stages__warmup__verl=warmup | micro | fixed)
     refuse(
         tmp_path,
         "data.train_batch_size",
