@@ -16,6 +16,7 @@ MEGATRON = {"model_engine": "megatron", "actor_rollout_ref.actor.megatron.tensor
 ULYSSES = {"actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size": 2}
 OLDER_ULYSSES = {"actor_rollout_ref.actor.ulysses_sequence_parallel_size": 2}
 SMALL = {"actor_rollout_ref.actor.ppo_mini_batch_size": 1, "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 1}
+TWO = {"data.train_batch_size": 4, "data.micro_batch_size_per_gpu": 2}
 ONE = {"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 1}
 SCORES = {f"actor_rollout_ref.{s}.log_prob_micro_batch_size_per_gpu": 2 for s in ("rollout", "ref")}
 
