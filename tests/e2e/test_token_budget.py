@@ -22,7 +22,7 @@ def test_a_budget_ends_grpo_with_a_checkpoint_of_its_last_step_and_a_resumed_run
         "trainer.save_freq": 100,
         "trainer.resume_mode": "auto",
         "actor_rollout_ref.actor.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
-        "reward.custom_reward_function.path": "pkg://tests.tiny",
+        "reward.custom_reward_function.path": "pkg://tests.support.tiny",
         "reward.custom_reward_function.name": "score_sum",
     }
     metrics = verl.run("grpo", student=student, data=data, out=out, steps=13, overrides=overrides)
