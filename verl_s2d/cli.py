@@ -124,6 +124,7 @@ def _plan(options: argparse.Namespace) -> int:
     from verl_s2d.report.views import plan_view
 
     plan = _load(options)
+    print("verl is asked about every training stage, which takes some seconds", file=sys.stderr, flush=True)
     view = sized(plan, plan_view(plan))
     _print_json(view) if options.json else print(plan_text(view, overrides=options.overrides))
     return OK if view["sizes"]["fits"] else FAILED
