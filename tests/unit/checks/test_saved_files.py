@@ -23,6 +23,18 @@ def test_it_is_refused_with_the_file_and_the_reason(role, tmp_path):
     assert error.value == str(file)
 
 
+def test_without_the_file_it_is_made_of_config_json(tmp_path):
+    """Some published models have pad_token_id -1 there."""
+
+    def prepare() -> None:
+        config = json.loads((tmp_path / "student" / "config.json").read_text())
+        (tmp_path / "student" / "config.json").write_text(
+            text({**config, "model_type": "llama", "pad_token_id": -1, "temperature": 0.6})
+        )
+
+    assert refuse(tmp_path, "student", "pad_token_id", prepare=prepare).value.endswith("config.json")
+
+
 def test_both_models_are_told_at_once(tmp_path):
     def prepare() -> None:
         for role in ("student", "teacher"):

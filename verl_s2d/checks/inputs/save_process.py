@@ -1,4 +1,4 @@
-"""Write models' generation_config.json as a checkpoint does, in a process of its own: it imports transformers.
+"""Write models' generation settings as a checkpoint does, in a process of its own: it imports transformers.
 
     python -m verl_s2d.checks.inputs.save_process < directories.json
 
@@ -14,13 +14,21 @@ from pathlib import Path
 
 
 def refusal(directory: str) -> str | None:
-    """Return the reason why transformers would not write the file again; None if it would."""
-    from transformers import GenerationConfig
+    """Return the reason why transformers would not write generation_config.json; None if it would.
+
+    Without that file transformers makes one of config.json.
+    """
+    from transformers import GenerationConfig, PretrainedConfig
 
     try:
-        given = json.loads((Path(directory) / "generation_config.json").read_text())
+        file = Path(directory) / "generation_config.json"
+        if file.is_file():
+            settings = GenerationConfig.from_dict(json.loads(file.read_text()))
+        else:
+            config = json.loads((Path(directory) / "config.json").read_text())
+            settings = GenerationConfig.from_model_config(PretrainedConfig.from_dict(config))
         with tempfile.TemporaryDirectory() as out:
-            GenerationConfig.from_dict(given).save_pretrained(out)
+            settings.save_pretrained(out)
     except Exception as error:  # what a file may hold is the user's
         return " ".join(str(error).split()) or type(error).__name__
     return None

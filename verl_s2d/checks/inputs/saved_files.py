@@ -12,21 +12,20 @@ from verl_s2d.platforms.subprocess_query import Probe
 from verl_s2d.stages.shared.training_stage import TrainingStage
 from verl_s2d.workflow.plan import Plan
 
-FILE = "generation_config.json"
 _HARMLESS = ("_token_id", "_from_model_config", "transformers_version", "_commit_hash")
 _known: dict[str, str | None] = {}
 """Refusals in this process by the file's text, because a plan is checked more than once."""
 
 
 def check_saved_files(plan: Plan, known: KnownModels) -> Told:
-    """Check the generation_config.json of every model, which verl writes with each of its checkpoints.
+    """Check the generation settings of every model, which verl writes with each of its checkpoints.
 
     Raises:
-        UserError: transformers refuses to write the files, as it does for a temperature without do_sample.
+        UserError: transformers refuses to write them, as it does for a temperature without do_sample.
     """
     if not any(isinstance(node.stage, TrainingStage) for node in plan.order):
         return Told("nothing is trained")
-    files = {role: model.directory / FILE for models, _ in known for role, model in models.items()}
+    files = {role: _file(model.directory) for models, _ in known for role, model in models.items()}
     texts = {role: text for role, file in files.items() if _looks_risky(text := _text(file))}
     asked = {role: str(files[role].parent) for role, text in texts.items() if text not in _known}
     if asked:
@@ -40,15 +39,20 @@ def check_saved_files(plan: Plan, known: KnownModels) -> Told:
         if _known[text] is not None:
             faults.add(
                 UserError(
-                    f"transformers reads the {FILE} of the {role}, and refuses to write it with the first checkpoint: "
-                    f"{_known[text]}",
+                    f"transformers reads the generation settings of the {role}, and refuses to write them with the "
+                    f"first checkpoint: {_known[text]}",
                     key=role,
                     value=str(files[role]),
                     remedy="Correct a copy of the model: set do_sample to true in it, or remove the keys named above.",
                 )
             )
     faults.raise_found()
-    return Told(f"{FILE} of {len(texts)} models can be written" if texts else "hold nothing that cannot be written")
+    return Told("generation settings can be written" if files else "looked at when their scripts have run")
+
+
+def _file(directory: Path) -> Path:
+    """Locate the file that decides a model's generation settings."""
+    return file if (file := directory / "generation_config.json").is_file() else directory / "config.json"
 
 
 def _text(file: Path) -> str:
@@ -64,4 +68,7 @@ def _looks_risky(text: str) -> bool:
         keys = json.loads(text)
     except ValueError:
         return True
+    if isinstance(keys, dict) and "vocab_size" in keys:
+        # Of config.json transformers takes the sampling settings such that they are valid.
+        return any(isinstance(i, int) and i < 0 for key, i in keys.items() if key.endswith("_token_id"))
     return not isinstance(keys, dict) or any(not key.endswith(_HARMLESS) for key in keys)
