@@ -161,6 +161,8 @@ def _told(fault: Mapping[str, Any]) -> tuple[str, str]:
         return "The value is too small.", f"At least {context['ge']:g}."
     if kind == "greater_than":
         return "The value is too small.", f"More than {context['gt']:g}."
+    if kind == "less_than":
+        return "The value is too large.", f"Less than {context['lt']:g}."
     if kind == "less_than_equal":
         return "The value is too large.", f"At most {context['le']:g}."
     if kind == "literal_error":

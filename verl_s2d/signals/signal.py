@@ -34,7 +34,8 @@ class Signal(Section):
     """Settings of a signal; its fields are the keys below `signal:`. Derive from AdvantageSignal or LossSignal.
 
     Attributes:
-        asks: role of a frozen model -> the answer it has to give. The first role uses verl's reference engine.
+        asks: role of a frozen model -> the answer it has to give. The first role uses verl's reference engine. Read it
+            from an instance: a signal whose keys name the roles has a property of this name.
         type: name of the signal, or file.py:Name.
     """
 

@@ -55,7 +55,9 @@ def read_signal(section: Mapping[str, Any], *, default: str, key: str) -> Signal
                 if users
                 else suggestion(name, keys),
             )
-    return validated(signal, chosen | {"type": kind}, key=key)
+    found = validated(signal, chosen | {"type": kind}, key=key)
+    _check_asks(found, f"{key}.type")
+    return found
 
 
 def is_exact(section: Mapping[str, Any], *, default: str) -> bool:
@@ -88,21 +90,26 @@ def _class(kind: Any, key: str) -> tuple[type[Signal], str]:
         )
     kind = f"{Path(file).expanduser().resolve()}:{name}"
     signal = user_code.load(kind, what="signal", key=key)
-    answer = next((a for base, a in _ANSWERS.items() if isinstance(signal, type) and issubclass(signal, base)), None)
-    if answer is None:
+    if not (isinstance(signal, type) and issubclass(signal, tuple(_ANSWERS))):
         raise UserError(
             f"{name} is no signal",
             key=key,
             value=kind,
             remedy="Derive it from AdvantageSignal or LossSignal of verl_s2d.signals.signal.",
         )
+    return signal, kind
+
+
+def _check_asks(signal: Signal, key: str) -> None:
+    """Raise UserError for a signal that asks frozen models for another answer than those of its kind get."""
+    answer = next(answer for base, answer in _ANSWERS.items() if isinstance(signal, base))
     if not signal.asks or any(ask is not answer for ask in signal.asks.values()):
         asked = {role: ask.name for role, ask in signal.asks.items()}
+        name = type(signal).__name__
         raise UserError(
             f"{name} asks frozen models for {asked}, and would be given {answer.name}, {answer.value}",
             key=key,
-            value=kind,
+            value=signal.type,
             remedy="An advantage asks for SAMPLED: an exact divergence does not depend on the sampled token, so as an "
             "advantage it teaches nothing. A loss asks for FULL.",
         )
-    return signal, kind

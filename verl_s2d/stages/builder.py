@@ -115,7 +115,18 @@ class Builder:
         return self.node(Opd(), _name("opd", slice_name, of), settings, operations, **inputs)
 
     def _frozen(self, signal: Signal, teacher: Model, key: str) -> dict[str, Model]:
-        """Collect the inputs of a signal: its frozen models by role, and the file of a recipe's own signal."""
+        """Collect the inputs of a signal: its frozen models by role, and the file of a recipe's own signal.
+
+        Raises:
+            UserError: the recipe has no model of a role, or a role is the name of another input.
+        """
+        for role in signal.asks.keys() & {"model", "slices", "rollouts", SIGNAL}:
+            raise UserError(
+                "Stages have another input of this name, so no frozen model can have it as its role.",
+                key=key,
+                value=role,
+                remedy="Rename the role here and under `models:`.",
+            )
         read = {role: teacher if role == "teacher" else self.model(role) for role in signal.asks}
         if file := signal_file(signal):
             read[SIGNAL] = self._file(f"{key}.type", file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tests.support.workflow.project import settings, write_project
 from verl_s2d.errors import UserError
@@ -69,3 +70,37 @@ def test_a_signal_of_ones_own_is_a_file_beside_the_recipe(tmp_path):
     with pytest.raises(UserError) as caught:
         node_of(tmp_path, stages__opd__signal={"type": "mine.py:Shifted", "lambda": 1.5})
     assert caught.value.key == "stages.opd.signal.lambda"
+
+
+def test_terms_name_the_models_that_a_stage_asks(tmp_path):
+    student = settings()["student"]
+    models = {"base": student, "code": student}
+    chosen = {"type": "composed", "terms": {"code": 0.5, "teacher": 1, "base": -0.5}}
+    node, argv = node_of(tmp_path, stages__opd__signal=chosen, models=models)
+    assert node.stage.frozen_roles(node) == ("teacher", "base", "code")
+    assert any(argument.startswith("+s2d.models.code.path=") for argument in argv)
+    [written] = [argument for argument in argv if argument.startswith("+s2d.signal.terms=")]
+    assert OverridesParser.create().parse_override(written).value() == {"teacher": 1.0, "base": -0.5, "code": 0.5}
+    again = chosen | {"terms": dict(reversed(chosen["terms"].items()))}
+    assert node_of(tmp_path, stages__opd__signal=again, models=models)[0].digest == node.digest
+    with pytest.raises(UserError) as caught:
+        node_of(tmp_path, stages__opd__signal=chosen, models={"base": student})
+    assert caught.value.key == "models.code"
+    with pytest.raises(UserError) as caught:
+        node_of(tmp_path, stages__opd__signal=chosen | {"terms": {"teacher": 1}}, models=models)
+    assert caught.value.key in ("models.base", "models.code"), "models that no signal reads"
+
+
+@pytest.mark.parametrize(("section", "kind"), [("warmup", "warmup"), ("opd", "opd")])
+def test_a_delta_starts_from_the_student_of_the_recipe(tmp_path, section, kind):
+    models = {"base": settings()["teacher"]}
+    node, argv = node_of(tmp_path, kind, **{f"stages__{section}__signal": "delta_exact"}, models=models)
+    assert node.stage.frozen_roles(node) == ("teacher", "base", "student")
+    assert any(a.startswith("+s2d.models.student.path=") and str(tmp_path / "student") in a for a in argv)
+
+
+def test_a_role_that_is_the_name_of_another_input_is_refused(tmp_path):
+    chosen = {"type": "composed", "terms": {"teacher": 1.5, "slices": -0.5}}
+    with pytest.raises(UserError) as caught:
+        node_of(tmp_path, stages__opd__signal=chosen, models={"slices": settings()["student"]})
+    assert (caught.value.key, caught.value.value) == ("stages.opd.signal", "slices")

@@ -68,7 +68,13 @@ def refused(read, section) -> UserError:
 
 
 def test_the_types_of_the_table_in_the_readme_are_those_there_are():
-    assert set(known_signals()) == {"sampled", "forward_kl", "reverse_kl", "jsd", "exopd", "exopd_exact"}
+    assert set(known_signals()) == {"sampled", "forward_kl", "reverse_kl", "jsd", "exopd", "exopd_exact"} | {
+        "composed",
+        "composed_exact",
+        "delta",
+        "delta_exact",
+        "veto",
+    }
     assert all(signal.model_fields["type"].default == kind for kind, signal in known_signals().items())
 
 
