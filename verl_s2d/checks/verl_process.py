@@ -17,6 +17,8 @@ import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from verl_s2d.platforms.subprocess_query import answering
+
 
 def answers(question: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the answers, cheap ones first."""
@@ -68,8 +70,9 @@ def _registration() -> dict[str, Any]:
 def main() -> None:
     # The process is short, and collecting among verl's modules costs a tenth of importing them.
     gc.disable()
+    tell = answering()
     for answer in answers(json.load(sys.stdin)):
-        print(f"\nS2D {json.dumps(answer, default=str)}", flush=True)
+        tell(answer)
 
 
 if __name__ == "__main__":

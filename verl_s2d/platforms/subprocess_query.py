@@ -11,12 +11,29 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 _LIMIT_SECONDS = 600
 """Importing verl takes ten seconds from a local disk, and minutes from a cold network file system."""
 _END_SECONDS = 10
+
+
+def answering() -> Callable[[Any], None]:
+    """Keep standard output for answers, and send all else that this process prints to standard error.
+
+    Returns:
+        The function that gives an answer: anything that JSON takes.
+    """
+    stream = os.fdopen(os.dup(1), "w")
+    # The descriptor, too: libraries and child processes write to it.
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+
+    def answer(value: Any) -> None:
+        print(f"S2D {json.dumps(value, default=str)}", file=stream, flush=True)
+
+    return answer
 
 
 class Probe:

@@ -29,6 +29,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from verl_s2d.errors import UserError
+from verl_s2d.platforms.subprocess_query import answering
 from verl_s2d.platforms.template_date import VARIABLE
 from verl_s2d.sampling.prompts import load_tokenizer
 
@@ -207,10 +208,9 @@ def _load(model: Mapping[str, Any]) -> PreTrainedTokenizerBase:
 
 def main() -> None:
     """Answer the question on standard input."""
-    output, sys.stdout = sys.stdout, sys.stderr  # code that comes with a tokenizer may print
+    answer = answering()
     with os.fdopen(int(sys.argv[1]), "w") as progress:
-        found = answers(json.load(sys.stdin), progress)
-    print(f"S2D {json.dumps(found)}", file=output, flush=True)
+        answer(answers(json.load(sys.stdin), progress))
 
 
 if __name__ == "__main__":

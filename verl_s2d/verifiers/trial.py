@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from verl_s2d.errors import UserError
+from verl_s2d.platforms.subprocess_query import answering
 from verl_s2d.verifiers.registry import score_of, writer_of
 
 NO_ANSWER = "I do not know"
@@ -136,7 +137,7 @@ def main() -> None:
     """Answer one question."""
     import pyarrow.parquet as pq
 
-    question = json.load(sys.stdin)
+    answer, question = answering(), json.load(sys.stdin)
     told: dict[str, Any] = {"problem": None, "trials": {}}
     for name, file in question["files"].items():
         try:
@@ -144,7 +145,7 @@ def main() -> None:
         except UserError as error:
             told |= {"problem": error.problem, "key": error.key, "remedy": error.remedy}
             break
-    print(f"\nS2D {json.dumps(told)}", flush=True)
+    answer(told)
 
 
 if __name__ == "__main__":

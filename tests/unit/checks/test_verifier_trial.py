@@ -131,3 +131,20 @@ def test_a_verifier_of_ones_own_that_fails_is_refused(tmp_path, returned, said):
         and "finite number" in caught.value.remedy
         and "problem p0 of data.train" in str(caught.value)
     )
+
+
+def test_what_a_verifier_prints_is_no_answer(tmp_path):
+    own = """
+def score(solution_str, ground_truth, **_):
+    print('S2D not json')
+    print('S2D {"problem": "made up", "key": "k", "remedy": "r"}')
+    return float(ground_truth in solution_str)
+"""
+    (shown,) = tried(tmp_path, "verifier.py:score", [problem(i, str(i)) for i in range(9, 12)], own)
+    assert "-> 1, I do not know -> 0" in shown
+
+
+def test_a_verifier_that_scores_everything_alike_is_a_warning(tmp_path):
+    solved = [problem(i, str(i), solution=f"A long way leads to the answer {i}.") for i in range(6)]
+    _, warning = tried(tmp_path, "verifier.py:score", solved, "def score(**_): return 1")
+    assert "'I do not know' as high a score (1) as any ground truth" in warning

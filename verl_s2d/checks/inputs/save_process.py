@@ -12,6 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from verl_s2d.platforms.subprocess_query import answering
+
 
 def refusal(directory: str) -> str | None:
     """Return the reason why transformers would not write generation_config.json; None if it would.
@@ -36,8 +38,8 @@ def refusal(directory: str) -> str | None:
 
 def main() -> None:
     """Answer the question on standard input."""
-    found = {role: refusal(directory) for role, directory in json.load(sys.stdin).items()}
-    print(f"\nS2D {json.dumps(found)}")
+    answer = answering()
+    answer({role: refusal(directory) for role, directory in json.load(sys.stdin).items()})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from verl_s2d.checks.finding import Told
 from verl_s2d.errors import Faults, UserError
 from verl_s2d.platforms.subprocess_query import Probe
-from verl_s2d.verifiers.trial import Trial, try_verifier
+from verl_s2d.verifiers.trial import NO_ANSWER, Trial, try_verifier
 from verl_s2d.workflow.identity import file_external
 from verl_s2d.workflow.plan import Plan
 
@@ -48,7 +48,7 @@ def try_on_data(plan: Plan, files: Mapping[Path, tuple[str, list[Problem]]]) -> 
             _require_solutions(plan, key, trial, problems)
         lines.append(f"{key}: {trial.text()}")
         if trial.form is None:
-            warnings.append(f"{key}: the verifier gives no ground truth a score, in any common form")
+            warnings.append(f"{key}: the verifier gives {_without_form(trial)}")
     faults.raise_found()
     return Told("\n".join(lines) or "tried when the data is there", warnings)
 
@@ -64,7 +64,7 @@ def _sample(problems: Sequence[Problem]) -> list[Problem]:
 
 def _trials(plan: Plan, samples: Mapping[str, Sequence[Problem]]) -> dict[str, Trial]:
     chosen, identity = plan.recipe.verifier, ""
-    if isinstance(chosen, str) and ":" in chosen:
+    if _is_own(chosen):
         file, _, function = chosen.rpartition(":")
         path = plan.recipe.directory / file
         identity, chosen = file_external(path, "verifier", plan.recipe.verifier).identity, f"{path}:{function}"
@@ -103,10 +103,22 @@ def _in_process(plan: Plan, verifier: str, rows: Mapping[str, list[dict[str, Any
     return {key: Trial(**trial) for key, trial in answer["trials"].items()}
 
 
+def _is_own(verifier: str | Mapping[str, Any]) -> bool:
+    """Tell whether the verifier is a function of the recipe's own."""
+    return isinstance(verifier, str) and ":" in verifier
+
+
+def _without_form(trial: Trial) -> str:
+    """Describe what a verifier does with ground truths that it scores in no common form."""
+    if trial.no_answer > 0:
+        return f"the response {NO_ANSWER!r} as high a score ({trial.no_answer:g}) as any ground truth"
+    return "no ground truth a score, in any common form"
+
+
 def _require_truths(plan: Plan, key: str, trial: Trial) -> None:
     """Refuse truths that a built-in verifier never gives a score; one of a recipe's own may read any form."""
     chosen = plan.recipe.verifier
-    if (isinstance(chosen, str) and ":" in chosen) or trial.right > _NEARLY_NONE * trial.truths:
+    if _is_own(chosen) or trial.right > _NEARLY_NONE * trial.truths:
         return
     raise UserError(
         f"The verifier gives {trial.right} of {trial.truths} ground truths, as responses, a score ({trial.text()}).",
@@ -120,6 +132,9 @@ def _require_truths(plan: Plan, key: str, trial: Trial) -> None:
 def _require_solutions(plan: Plan, key: str, trial: Trial, problems: Sequence[Problem]) -> None:
     """Refuse solutions without a score, unless the prompts ask for the form that the verifier does read."""
     if trial.solutions < _MANY or trial.solved > _NEARLY_NONE * trial.solutions:
+        return
+    if trial.form is None and _is_own(plan.recipe.verifier):
+        # It may read a form of its own, or score what is no answer: a warning says so.
         return
     if trial.form and any(trial.form in problem.text for problem in problems):
         return
