@@ -11,6 +11,8 @@ and k3 that of the forward KL.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 
@@ -21,6 +23,7 @@ def sampled_token_advantage(
     *,
     beta: float = 1.0,
     whiten: bool = False,
+    centre: bool = False,
 ) -> torch.Tensor:
     """Compute A_t = beta (log pi_T(y_t|s_t) - log pi_old(y_t|s_t)) on response tokens, zero elsewhere.
 
@@ -30,6 +33,7 @@ def sampled_token_advantage(
         response_mask: (batch, response), nonzero on sampled tokens; log-probs at other positions are ignored.
         beta: scale.
         whiten: zero mean and unit variance over the batch's response tokens; no effect on fewer than two.
+        centre: zero mean alone, likewise (ShiftMOPD, arXiv 2610.10460).
 
     Returns:
         (batch, response) float32, detached.
@@ -37,8 +41,10 @@ def sampled_token_advantage(
     mask = response_mask.bool()
     difference = teacher_log_probs.detach().float() - old_log_probs.detach().float()
     advantages = torch.where(mask, beta * difference, 0.0)
-    if whiten and int(mask.sum()) > 1:
+    if (whiten or centre) and int(mask.sum()) > 1:
         on_tokens = advantages[mask]
+        if not whiten:
+            return torch.where(mask, advantages - on_tokens.mean(), 0.0)
         advantages = torch.where(mask, (advantages - on_tokens.mean()) / (on_tokens.std() + 1e-8), 0.0)
     return advantages
 
@@ -55,3 +61,37 @@ def clip_advantages(advantages: torch.Tensor, response_mask: torch.Tensor, limit
     mask = response_mask.bool()
     beyond = (advantages.abs() > limit) & mask
     return advantages.clamp(-limit, limit), (beyond.sum() / mask.sum().clamp(min=1)).item()
+
+
+def capped_extrapolation(
+    teacher_log_probs: torch.Tensor, base_log_probs: torch.Tensor, extrapolation: float, tail_floor: float
+) -> torch.Tensor:
+    """Cap ExOPD's lambda for each sampled token, so that all other tokens keep a probability of tail_floor.
+
+    With two outcomes, the sampled token y and the rest, the student comes to rest at
+
+        logit p* = lambda logit p - (lambda - 1) logit b,   p = pi_T(y), b = pi_base(y),
+
+    and 1 - p* >= tau holds up to lambda_max = (logit(1 - tau) - logit b) / (logit p - logit b). Returned is
+    max(1, min(lambda, lambda_max)), and 1 where p < b: extrapolation would erode a token that the base gets right.
+    Derived here, as the closed form of Extrapolation Cliff (arXiv 2605.08737) is not public.
+
+    Args:
+        teacher_log_probs, base_log_probs: (batch, response) log-probs of the sampled tokens, any float dtype.
+        extrapolation: lambda, above 1.
+        tail_floor: tau, in (0, 0.5).
+
+    Returns:
+        (batch, response) float32, at least 1.
+    """
+    teacher, base = (_logit(log_probs.detach().float()) for log_probs in (teacher_log_probs, base_log_probs))
+    highest = math.log1p(-tail_floor) - math.log(tail_floor)
+    bound = (highest - base) / (teacher - base)
+    # Not a number only where both are certain, or the base rules the token out.
+    capped = bound.nan_to_num(nan=1.0).clamp(1.0, max(extrapolation, 1.0))
+    return torch.where(teacher < base, 1.0, capped)
+
+
+def _logit(log_probs: torch.Tensor) -> torch.Tensor:
+    """Compute log(p / (1 - p)) from log p."""
+    return log_probs - torch.log(-torch.expm1(log_probs))

@@ -6,7 +6,7 @@ import math
 import re
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, FiniteFloat
 
@@ -64,9 +64,13 @@ class SampledComposition(Sampled):
     def advantages(
         self, student_log_probs: torch.Tensor, frozen: Mapping[str, torch.Tensor], mask: torch.Tensor
     ) -> torch.Tensor:
-        known = {**frozen, SELF: student_log_probs}
-        (first, *others) = (factor * known[role].float() for role, factor in self.weights.items())
-        return super().advantages(student_log_probs, {"teacher": sum(others, first)}, mask)
+        composed = self.composed({**frozen, SELF: student_log_probs})
+        return super().advantages(student_log_probs, {"teacher": composed}, mask)
+
+    def composed(self, log_probs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Compute sum_i c_i log p_i(y_t), (batch, response) float32, from the terms' log-probs."""
+        first, *others = (factor * log_probs[role].float() for role, factor in self.weights.items())
+        return sum(others, first)
 
 
 class ExactComposition(ReverseKL):
@@ -140,6 +144,7 @@ class Composed(SampledComposition):
     """
 
     type: str = "composed"
+    exact_form: ClassVar[str | None] = "composed_exact"
     terms: Terms
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 
@@ -59,6 +60,7 @@ class Delta(_Deltas, SampledComposition):
     """
 
     type: str = "delta"
+    exact_form: ClassVar[str | None] = "delta_exact"
 
 
 class ExactDelta(_Deltas, ExactComposition):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field, FiniteFloat
+from pydantic import Field, FiniteFloat, SerializerFunctionWrapHandler, model_serializer
 
 from verl_s2d.validation import Section
 
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from verl_s2d.objectives.logits import ComposedLogits, GivenLogits, LinearLogits
 
 Positive = Annotated[FiniteFloat, Field(gt=0)]
+
+
+class AddedKey:
+    """Marks, in an annotation, a key that came after stages were built with the others of its signal.
+
+    It is written only with another value than its default, so digests and commands without it stay as they are.
+    """
 
 
 class Ask(Enum):
@@ -41,6 +48,15 @@ class Signal(Section):
 
     asks: ClassVar[Mapping[str, Ask]]
     type: str
+
+    @model_serializer(mode="wrap")
+    def _without_defaults_of_added_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        silent = {
+            field.alias or name
+            for name, field in type(self).model_fields.items()
+            if AddedKey in field.metadata and getattr(self, name) == field.default
+        }
+        return {name: value for name, value in handler(self).items() if name not in silent}
 
 
 class AdvantageSignal(Signal, ABC):
@@ -67,6 +83,14 @@ class AdvantageSignal(Signal, ABC):
         Returns:
             (batch, response) float32, detached, zero outside the mask.
         """
+
+    def measured(self, frozen: Mapping[str, torch.Tensor], mask: torch.Tensor) -> dict[str, float]:
+        """Return values to log for a batch, name -> value; the names are logged as s2d/<name>.
+
+        Args:
+            frozen, mask: as for `advantages`.
+        """
+        return {}
 
 
 class LossSignal(Signal):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, FiniteFloat
 
@@ -26,6 +26,7 @@ class Veto(SampledComposition):
     """
 
     type: str = "veto"
+    exact_form: ClassVar[str | None] = None
     self_weight: Annotated[FiniteFloat, Field(gt=0, lt=1)] = 0.3
 
     @property

@@ -106,6 +106,20 @@ def test_whitened_tokens_have_zero_mean_and_unit_variance(teacher, old, mask):
         assert abs(white.mean()) < 1e-3 and abs(white.std() - 1) < 1e-3
 
 
+@given(log_probs, log_probs, masks)
+@settings(deadline=None, max_examples=60)
+def test_centred_tokens_differ_by_the_batch_s_mean_and_by_nothing_else(teacher, old, mask):
+    plain = sampled_token_advantage(teacher, old, mask, beta=2)
+    centred = sampled_token_advantage(teacher, old, mask, beta=2, centre=True)
+    tokens = mask.bool()
+    assert (centred[~tokens] == 0).all()
+    if tokens.sum() < 2:
+        assert torch.equal(plain, centred), "one token has nothing to compare it with"
+    else:
+        mean = plain[tokens].double().mean()
+        torch.testing.assert_close(centred[tokens].double(), plain[tokens].double() - mean, atol=1e-4, rtol=1e-5)
+
+
 def test_no_gradient_flows_and_any_float_type_goes():
     teacher = torch.randn(2, 3, dtype=torch.bfloat16, requires_grad=True)
     old = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)

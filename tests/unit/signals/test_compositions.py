@@ -143,6 +143,26 @@ def test_self_scales_the_advantage_and_a_veto_is_no_scale():
     torch.testing.assert_close(at_rest, at_rest[:1].expand(SIZE), atol=1e-5, rtol=0)
 
 
+def test_a_baseline_is_one_number_for_the_whole_batch():
+    """It leaves what tokens have against one another, and the mean over the response tokens is zero."""
+    student, of_role = logits(0).log_softmax(-1), models()
+    mask = torch.arange(SIZE)[None] % 4 != 0
+    for signal in (Sampled, Delta, Veto):
+        frozen = {role: of_role[role].log_softmax(-1) for role in signal().asks}
+        plain, centred = (signal(baseline=b).advantages(student, frozen, mask) for b in ("none", "batch_mean"))
+        assert abs(centred[mask].mean()) < 1e-6 < abs(plain[mask].mean())
+        shift = (plain - centred)[mask]
+        torch.testing.assert_close(shift, shift[:1].expand(shift.shape), atol=1e-6, rtol=0)
+
+
+def test_a_key_added_later_is_written_only_where_it_says_something():
+    assert set(Sampled().model_dump()) == {"type", "clip", "beta", "whiten"}
+    assert Sampled(baseline="batch_mean").model_dump()["baseline"] == "batch_mean"
+    assert "tail_floor" not in ExOPD().model_dump(by_alias=True)
+    written = ExOPD(tail_floor=0.01).model_dump(by_alias=True)
+    assert read_signal(written, default="", key="s2d.signal") == ExOPD(tail_floor=0.01)
+
+
 @pytest.mark.parametrize(
     ("section", "key", "words"),
     [
@@ -161,6 +181,14 @@ def test_self_scales_the_advantage_and_a_veto_is_no_scale():
         ({"type": "delta_exact", "pairs": {"teacher": "base", "code": "base"}}, "pairs", "base appears twice"),
         ({"type": "delta", "pairs": {"teacher": "self"}}, "pairs", "no frozen model"),
         ({"type": "veto", "self_weight": 1}, "self_weight", "Less than 1"),
+        ({"type": "composed", "baseline": "state_mean", "terms": {"a": 1}}, "baseline", "signal composed_exact"),
+        ({"type": "delta", "baseline": "state_mean"}, "baseline", "signal delta_exact"),
+        ({"type": "exopd", "baseline": "state_mean"}, "baseline", "signal exopd_exact"),
+        ({"type": "sampled", "baseline": "state_mean"}, "baseline", "signal reverse_kl"),
+        ({"type": "veto", "baseline": "state_mean"}, "baseline", "Use batch_mean."),
+        ({"type": "sampled", "baseline": "batch_mean", "whiten": True}, "baseline", "Whitening"),
+        ({"type": "exopd", "lambda": 1, "tail_floor": 0.01}, "tail_floor", "above 1"),
+        ({"type": "exopd", "tail_floor": 0.5}, "tail_floor", "Less than 0.5"),
         ({"type": "veto", "terms": {"teacher": 1}}, "terms", "composed, composed_exact"),
     ],
 )

@@ -131,6 +131,7 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
             metrics.update(correction_metrics)
             written += [name for name in ("response_mask", "rollout_is_weights") if name in data.batch]
 
+        answers = {role: data.batch[field] for role, field in frozen.items()}
         estimator = get_adv_estimator_fn(self.config.algorithm.adv_estimator)
         data.batch["advantages"], data.batch["returns"] = estimator(
             token_level_rewards=data.batch["rm_scores"],
@@ -138,8 +139,10 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
             config=self.config.algorithm,
             signal=signal,
             old_log_probs=data.batch["old_log_probs"],
-            frozen_log_probs={role: data.batch[field] for role, field in frozen.items()},
+            frozen_log_probs=answers,
         )
+        measured = signal.measured(answers, data.batch["response_mask"])
+        metrics.update({f"s2d/{name}": value for name, value in measured.items()})
         if signal.clip is not None:
             clipped, share = clip_advantages(data.batch["advantages"], data.batch["response_mask"], signal.clip)
             data.batch["advantages"] = data.batch["returns"] = clipped
