@@ -19,7 +19,7 @@ IMPOSSIBLE = {"do_sample": False, "temperature": 0.6, "eos_token_id": 1}
 @pytest.mark.parametrize("role", ["student", "teacher"])
 def test_it_is_refused_with_the_file_and_the_reason(role, tmp_path):
     file = tmp_path / role / "generation_config.json"
-    error = refuse(tmp_path, role, "temperature", "first checkpoint", prepare=lambda: file.write_text(text(IMPOSSIBLE)))
+    error = refuse(tmp_path, role, "temperature", "a checkpoint", prepare=lambda: file.write_text(text(IMPOSSIBLE)))
     assert error.value == str(file)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -109,6 +111,14 @@ def test_models_that_cannot_be_read_or_differ_in_tokens_are_refused(warmup_model
         with pytest.raises(UserError, match=problem) as error:
             check_models(configuration(warmup_models, f"s2d.teacher.path={warmup_models}/{path}"))
         assert error.value.key == "s2d.teacher.path"
+
+
+def test_a_student_that_no_checkpoint_could_hold_is_refused_before_the_first_step(warmup_models, tmp_path):
+    student = shutil.copytree(warmup_models / "student", tmp_path / "student")
+    (student / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.6}')
+    with pytest.raises(UserError, match="temperature") as error:
+        check_models(configuration(warmup_models, f"model.path={student}"))
+    assert error.value.key == "model.path"
 
 
 NO_IDS = pa.array([[]], pa.list_(pa.int32()))

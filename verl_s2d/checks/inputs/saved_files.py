@@ -9,6 +9,7 @@ from verl_s2d.checks.finding import Told
 from verl_s2d.checks.inputs.model_pairs import KnownModels
 from verl_s2d.errors import Faults, UserError
 from verl_s2d.platforms.subprocess_query import Probe
+from verl_s2d.sampling.generation_settings import unwritable
 from verl_s2d.stages.shared.training_stage import TrainingStage
 from verl_s2d.workflow.plan import Plan
 
@@ -29,7 +30,7 @@ def check_saved_files(plan: Plan, known: KnownModels) -> Told:
     texts = {role: text for role, file in files.items() if _looks_risky(text := _text(file))}
     asked = {role: str(files[role].parent) for role, text in texts.items() if text not in _known}
     if asked:
-        with Probe(["-m", "verl_s2d.checks.inputs.save_process"], None, asked, what="import transformers") as probe:
+        with Probe(["-m", "verl_s2d.sampling.generation_settings"], None, asked, what="import transformers") as probe:
             answer, failure = probe.answer()
         if answer is None:
             raise UserError(failure, key="transformers", remedy="Import transformers by hand to see what fails.")
@@ -37,15 +38,7 @@ def check_saved_files(plan: Plan, known: KnownModels) -> Told:
     faults = Faults()
     for role, text in texts.items():
         if _known[text] is not None:
-            faults.add(
-                UserError(
-                    f"transformers reads the generation settings of the {role}, and refuses to write them with the "
-                    f"first checkpoint: {_known[text]}",
-                    key=role,
-                    value=str(files[role]),
-                    remedy="Correct a copy of the model: set do_sample to true in it, or remove the keys named above.",
-                )
-            )
+            faults.add(unwritable(role, str(files[role]), _known[text]))
     faults.raise_found()
     return Told("generation settings can be written" if files else "looked at when their scripts have run")
 

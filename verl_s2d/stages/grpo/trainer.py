@@ -8,6 +8,7 @@ from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
+from verl_s2d.sampling.generation_settings import require_writable
 from verl_s2d.stages.shared.save_on_request import SavesOnRequest
 from verl_s2d.stages.shared.token_budget import StopsAtTokenBudget
 
@@ -22,6 +23,7 @@ class GrpoTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
     """
 
     def __init__(self, config: DictConfig):
+        require_writable(config.actor_rollout_ref.model.path, "actor_rollout_ref.model.path")
         with open_dict(config):
             # verl chooses its replay buffer by comparing the mode with "sync".
             config.trainer.v1.trainer_mode = "sync"

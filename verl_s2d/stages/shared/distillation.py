@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from pydantic import Field, SerializeAsAny
 
 from verl_s2d.errors import UserError
+from verl_s2d.sampling.generation_settings import require_writable
 from verl_s2d.signals.signal import LossSignal, Signal
 from verl_s2d.signals.signal_registry import read_signal, types_of, types_with
 from verl_s2d.teachers.frozen_model import FrozenModel
@@ -117,8 +118,9 @@ def check_models(student: str, settings: Distillation, *, student_key: str) -> l
     """Compare every frozen model's tokens with the student's; return harmless differences.
 
     Raises:
-        UserError: a model that cannot be read, or tokenizers that differ.
+        UserError: a model that cannot be read, tokenizers that differ, or a student that no checkpoint could hold.
     """
+    require_writable(student, student_key)
     found = []
     for role, model in settings.models.items():
         found += check_tokens(

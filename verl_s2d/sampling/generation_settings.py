@@ -1,6 +1,6 @@
-"""Write models' generation settings as a checkpoint does, in a process of its own: it imports transformers.
+"""Try whether transformers would write a model's generation settings, which verl does with every checkpoint.
 
-    python -m verl_s2d.checks.inputs.save_process < directories.json
+    python -m verl_s2d.sampling.generation_settings < directories.json
 
 Reads {role: directory} and prints `S2D {role: reason or null}`.
 """
@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from verl_s2d.errors import UserError
 from verl_s2d.platforms.subprocess_query import answering
 
 
@@ -22,6 +23,8 @@ def refusal(directory: str) -> str | None:
     """
     from transformers import GenerationConfig, PretrainedConfig
 
+    if not (Path(directory) / "config.json").is_file():
+        return None
     try:
         file = Path(directory) / "generation_config.json"
         if file.is_file():
@@ -34,6 +37,23 @@ def refusal(directory: str) -> str | None:
     except Exception as error:  # what a file may hold is the user's
         return " ".join(str(error).split()) or type(error).__name__
     return None
+
+
+def require_writable(model: str, key: str) -> None:
+    """Raise UserError if no checkpoint of the model in this directory could be written; others are not tried."""
+    directory = Path(model).expanduser()
+    if directory.is_dir() and (reason := refusal(str(directory))) is not None:
+        raise unwritable(key, str(directory), reason)
+
+
+def unwritable(key: str, model: str, reason: str) -> UserError:
+    """Make the error for generation settings that transformers reads and refuses to write."""
+    return UserError(
+        f"transformers reads the model's generation settings, and refuses to write them with a checkpoint: {reason}",
+        key=key,
+        value=model,
+        remedy="Correct a copy of the model: set do_sample to true in it, or remove the keys named above.",
+    )
 
 
 def main() -> None:
