@@ -26,7 +26,7 @@ from tests.support.ranks.vocab_parallel_problems import (
     same_everywhere,
 )
 from verl_s2d.objectives.divergence import divergence
-from verl_s2d.objectives.logits import LinearLogits
+from verl_s2d.objectives.logits import ComposedLogits, GivenLogits, LinearLogits
 from verl_s2d.objectives.vocabulary import VocabularyShard
 
 OBJECTIVES = ("forward_kl", "reverse_kl", "jsd")
@@ -161,6 +161,31 @@ def bfloat16(rank: int, world: int, objective: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
 
 
+def composed_teacher(rank: int, world: int, layout: str, objective: str) -> None:
+    """Two teachers that ranks divide alike, one of hidden states and a head, one of logits, weighted 1.5 and -0.5."""
+    case = problem(world, layout)
+    first = case.teacher
+    second = 2 * normal(len(case.ids), first.head.shape[0], seed=70)
+
+    def composed(ids: slice) -> ComposedLogits:
+        linear = replace(first, head=first.head[ids], bias=first.bias[ids])
+        return ComposedLogits((linear, GivenLogits(second[:, ids])), (1.5, -0.5))
+
+    weights = torch.linspace(0.1, 1, len(case.ids)).double()
+    options = {"objective": objective, "beta": 0.3, "weights": weights}
+    expected, leaves = replace(case, teacher=composed(slice(None))).whole(**options)
+    mine, teachers = (slice(rank * size, (rank + 1) * size) for size in case.sizes)
+    student, own = leaves_of(case.student, mine)
+    shard = VocabularyShard(dist.group.WORLD, mine.start, teachers.start)
+    options |= {"vocab_size": case.real, "sampled_ids": case.ids, "chunk_tokens": 2}
+    result = divergence(student, composed(teachers), shard=shard, **options)
+    written_out = 1.5 * (first.hidden @ first.head.T + first.bias) - 0.5 * second
+    plain, _ = replace(case, teacher=written_out).whole(objective=objective, beta=0.3, weights=weights)
+    ours, theirs = gradients(result, own, weights), case.own(rank, gradients(expected, leaves, weights))
+    same([*result, *ours], [*expected, *theirs])
+    same(list(result), list(plain))
+
+
 def backwards_order(rank: int, world: int) -> None:
     """The teacher's shards in the opposite order of ranks."""
     case = problem(world, "even")
@@ -270,6 +295,10 @@ def cases(world: int) -> dict[str, Callable[[int, int], None]]:
             )
         found[f"extreme: {objective}"] = partial(extreme, objective=objective)
         found[f"bfloat16: {objective}"] = partial(bfloat16, objective=objective)
+        for layout in ("even", "last shard partly padding", "teacher padded further"):
+            found[f"composed teacher: {objective}, {layout}"] = partial(
+                composed_teacher, layout=layout, objective=objective
+            )
     found["ties"] = ties
     found["teacher's shards in the opposite order"] = backwards_order
     found["exchanged only when divided otherwise"] = exchanged_only_when_divided_otherwise
