@@ -1,11 +1,20 @@
 """Weigh tokens and problems in the loss, from measurements of an earlier pass.
 
-TIP (arXiv 2604.14084) selects tokens. With H the student's entropy and D = KL(p_S || p_T), over a batch:
+TIP (arXiv 2604.14084) selects tokens. With H the student's entropy and D a divergence from the teacher, over a batch:
 
-    h = minmax(min(H / log V, its 98th percentile)),   d = minmax(D),   s = 1 - (1 - h)(1 - d)
+    h = minmax(min(H / log V, its 98th percentile)),   d = minmax(D)
 
-Of each rollout of m tokens it keeps the floor(keep m) with the highest s: the student is unsure, or sure and wrong.
-minmax(x) = (x - min x) / (max x - min x), so the division by log V cancels and is left out.
+minmax(x) = (x - min x) / (max x - min x), so the division by log V cancels and is left out. Of each rollout of m tokens
+a selector keeps the floor(keep m) with the highest score:
+
+    tip             1 - (1 - h)(1 - d)   D = KL(p_S || p_T): the student is unsure, or sure and wrong
+    q3              D (1 - h)            D = KL(p_T || p_S): sure and wrong (the paper's third quadrant)
+    divergence      D                    D = KL(p_S || p_T), a control of the paper
+    bottom_entropy  1 - h                a control of the paper
+    entropy         h / (h - log u)      u uniform in (0, 1)
+
+The last samples without replacement with probabilities in proportion to h: -log(u) / h is exponential with rate h, the
+smallest come first, and log h + Gumbel noise would rank alike.
 
 PACED (arXiv 2603.11178) weighs problems by the student's pass rate p:
 
@@ -21,41 +30,56 @@ import torch
 
 from verl_s2d.objectives.gemm import wide
 
-_PERCENTILE = 98
+SELECTORS = ("tip", "entropy", "q3", "divergence", "bottom_entropy")
+_ENTROPY_CLIP = 0.98
 
 
 class BatchRange(NamedTuple):
-    """Scalar ranges of a batch for min-max scaling; entropy_high is the percentile at which entropies are clipped."""
+    """Scalars of a batch, for min-max scaling; values above `*_high` count as that.
+
+    The medians divide tokens into TIP's quadrants.
+    """
 
     entropy_low: torch.Tensor
     entropy_high: torch.Tensor
+    entropy_median: torch.Tensor
     divergence_low: torch.Tensor
     divergence_high: torch.Tensor
+    divergence_median: torch.Tensor
 
 
 def batch_range(
-    student_entropy: torch.Tensor, divergence: torch.Tensor, mask: torch.Tensor | None = None
+    student_entropy: torch.Tensor,
+    divergence: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    *,
+    clip_divergence: float | None = None,
 ) -> BatchRange:
     """Compute the ranges of entropy and divergence over the masked-in, finite tokens; zeros without any.
 
-    The 98th percentile is the smallest entropy in the batch that at least 98 % of the tokens do not exceed.
+    The quantile q is the smallest value in the batch that at least the share q of the tokens does not exceed; that of
+    0.98 is the upper end of the entropies, as in TIP.
 
     Args:
         student_entropy, divergence: (tokens,), any float dtype. For the range of a batch on several data-parallel
             ranks, gather these first.
         mask: (tokens,), nonzero on tokens that count; all when None.
+        clip_divergence: quantile of the divergences that is their upper end; the maximum when None, as TIP has it. A
+            single outlier then takes all others' d to zero.
 
     Raises:
-        ValueError: shapes differ.
+        ValueError: shapes differ, or clip_divergence is out of range.
     """
-    _check_shapes(student_entropy, divergence, mask)
+    _check_shapes(divergence, student_entropy=student_entropy, mask=mask)
+    if clip_divergence is not None and not 0 < clip_divergence <= 1:
+        raise ValueError(f"clip_divergence {clip_divergence} is not above 0 and at most 1")
     wanted = torch.ones_like(divergence, dtype=torch.bool) if mask is None else mask.bool()
     known = wanted & student_entropy.isfinite() & divergence.isfinite()
     entropies, divergences = (values.detach()[known].to(wide(values.dtype)) for values in (student_entropy, divergence))
     if not len(entropies):
         return BatchRange(*(divergences.new_zeros(()) for _ in BatchRange._fields))
-    clip = entropies.kthvalue(-(-_PERCENTILE * len(entropies) // 100)).values
-    return BatchRange(entropies.min(), clip, *divergences.aminmax())
+    ends = ((entropies, _ENTROPY_CLIP), (divergences, 1.0 if clip_divergence is None else clip_divergence))
+    return BatchRange(*(number for x, high in ends for number in (x.min(), _quantile(x, high), _quantile(x, 0.5))))
 
 
 def soft_or_score(
@@ -73,21 +97,64 @@ def soft_or_score(
     Raises:
         ValueError: shapes differ.
     """
-    _check_shapes(student_entropy, divergence, None)
+    _check_shapes(divergence, student_entropy=student_entropy)
     extent = extent or batch_range(student_entropy, divergence)
     h = _minmax(student_entropy, extent.entropy_low, extent.entropy_high)
     d = _minmax(divergence, extent.divergence_low, extent.divergence_high)
     return 1 - (1 - h) * (1 - d)
 
 
-def soft_or_weights(
+def selection_score(
+    student_entropy: torch.Tensor,
+    divergence: torch.Tensor,
+    extent: BatchRange | None = None,
+    *,
+    by: str = "tip",
+    noise: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Compute a selector's score; (tokens,), at least 0, infinite for values that are not finite.
+
+    Args: those of `select_tokens`.
+
+    Raises:
+        ValueError: shapes differ, `by` is unknown, or `noise` is missing.
+    """
+    _check_shapes(divergence, student_entropy=student_entropy, noise=noise)
+    extent = extent or batch_range(student_entropy, divergence)
+    value = divergence.detach().to(wide(divergence.dtype))
+    h = _minmax(student_entropy, extent.entropy_low, extent.entropy_high)
+    if by == "tip":
+        score = soft_or_score(student_entropy, divergence, extent)
+    elif by == "q3":
+        score = torch.minimum(value, extent.divergence_high) * (1 - h)
+    elif by == "divergence":
+        score = value
+    elif by == "bottom_entropy":
+        score = 1 - h
+    elif by == "entropy":
+        if noise is None:
+            raise ValueError("selection by entropy samples: it needs noise")
+        score = h / (h - noise.log())
+    else:
+        raise ValueError(f"selector {by!r} is none of {SELECTORS}")
+    return torch.where(student_entropy.isfinite() & value.isfinite(), score, math.inf)
+
+
+def third_quadrant(student_entropy: torch.Tensor, divergence: torch.Tensor, extent: BatchRange) -> torch.Tensor:
+    """Mark tokens of TIP's Q3, sure and wrong: entropy below, divergence above the batch's median; (tokens,) bool."""
+    return (student_entropy < extent.entropy_median) & (divergence > extent.divergence_median)
+
+
+def select_tokens(
     student_entropy: torch.Tensor,
     divergence: torch.Tensor,
     cu_seqlens: torch.Tensor,
     *,
+    by: str = "tip",
     keep: float = 0.5,
     mask: torch.Tensor | None = None,
     extent: BatchRange | None = None,
+    noise: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Select tokens as TIP does: 1 on the kept tokens of each rollout, 0 elsewhere.
 
@@ -96,22 +163,24 @@ def soft_or_weights(
     tokens out of every product.
 
     Args:
-        student_entropy, divergence: (tokens,), any float dtype, packed rollouts. TIP's divergence is the reverse KL.
+        student_entropy, divergence: (tokens,), any float dtype, packed rollouts.
         cu_seqlens: (rollouts + 1,) integers, cumulative lengths of the rollouts; tokens after the last are padding.
+        by: one of SELECTORS.
         keep: fraction of a rollout's tokens to keep, in (0, 1]; TIP's default is 0.5, its aggressive setting 0.2.
         mask: (tokens,), nonzero on the tokens to select from, such as responses; all when None. The m of a rollout
             counts only these. The values of other tokens are ignored.
         extent: ranges of the batch, when these tokens are only a part of it; of these tokens when None.
+        noise: (tokens,) uniform in (0, 1), for selection by entropy (objectives.token_noise).
 
     Returns:
         (tokens,) float32, detached. A rollout of fewer than 1 / keep tokens keeps none, by floor(keep m). Of equal
         scores the earlier token is kept.
 
     Raises:
-        ValueError: shapes differ, keep is out of range, or (checked on a CPU) cu_seqlens decreases or does not start
-            at 0.
+        ValueError: shapes differ, keep or `by` is out of range, noise is missing, or (checked on a CPU) cu_seqlens
+            decreases or does not start at 0.
     """
-    _check_shapes(student_entropy, divergence, mask)
+    _check_shapes(divergence, student_entropy=student_entropy, mask=mask)
     if not 0 < keep <= 1:
         raise ValueError(f"keep {keep} is not above 0 and at most 1")
     rollouts, rollout = len(cu_seqlens) - 1, rollout_of_token(cu_seqlens, len(divergence))
@@ -119,9 +188,9 @@ def soft_or_weights(
     if mask is not None:
         wanted &= mask.bool()
     extent = extent or batch_range(student_entropy, divergence, wanted)
-    # Scores are never negative, so -1 sorts masked-out tokens last in their rollout.
-    score = torch.where(wanted, soft_or_score(student_entropy, divergence, extent), -1.0)
-    order = score.argsort(descending=True, stable=True)
+    score = selection_score(student_entropy, divergence, extent, by=by, noise=noise)
+    # Masked-out tokens come last in their rollout.
+    order = torch.where(wanted, score, -math.inf).argsort(descending=True, stable=True)
     order = order[rollout[order].argsort(stable=True)]
     sizes = torch.zeros(rollouts + 1, dtype=torch.long, device=wanted.device).index_add_(0, rollout, wanted.long())
     quota = kept_tokens(sizes, keep)
@@ -196,6 +265,12 @@ def expand_to_tokens(rollout_weights: torch.Tensor, cu_seqlens: torch.Tensor, to
     return padded[rollout_of_token(cu_seqlens, tokens).to(padded.device)]
 
 
+def _quantile(values: torch.Tensor, share: float) -> torch.Tensor:
+    """Return the smallest value that at least this share of the values does not exceed."""
+    # 0.98 * 50 is 49.00000000000001 in some orders of rounding; the result has to be the 49th.
+    return values.kthvalue(max(1, math.ceil(share * len(values) - 1e-9))).values
+
+
 def _minmax(values: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
     """Compute (values - low) / (high - low) clipped to [0, 1]; 0 if low equals high, 1 for values not finite."""
     values = values.detach().to(wide(values.dtype))
@@ -204,7 +279,7 @@ def _minmax(values: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torc
     return torch.where(values.isfinite(), scaled, 1.0)
 
 
-def _check_shapes(student_entropy: torch.Tensor, divergence: torch.Tensor, mask: torch.Tensor | None) -> None:
-    for name, given in (("student_entropy", student_entropy), ("mask", mask)):
+def _check_shapes(divergence: torch.Tensor, **others: torch.Tensor | None) -> None:
+    for name, given in others.items():
         if given is not None and (given.dim() != 1 or given.shape != divergence.shape):
             raise ValueError(f"{name} of shape {tuple(given.shape)}, divergence of shape {tuple(divergence.shape)}")

@@ -8,11 +8,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, FiniteFloat, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, FiniteFloat, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from verl_s2d.validation import Section
+from verl_s2d.validation import Refused, Section
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from verl_s2d.objectives.logits import ComposedLogits, GivenLogits, LinearLogits
 
 Positive = Annotated[FiniteFloat, Field(gt=0)]
+Selector = Literal["tip", "entropy", "q3", "divergence", "bottom_entropy"]
+_CLIPPED = ("tip", "q3")
+"""Selectors whose score has a divergence beside the entropy; alone, clipping it would only make ties."""
 
 
 class AddedKey:
@@ -98,13 +101,38 @@ class LossSignal(Signal):
 
     Attributes:
         objective: divergence to minimise, one of objectives.divergence.
-        keep_tokens: fraction of each rollout's tokens to learn from, ranked by TIP's soft-OR of entropy and reverse KL
-            (objectives.token_weights); null for all. The loss is then a mean over the kept tokens.
+        keep_tokens: fraction of each rollout's tokens to learn from; null for all. The loss is then a mean over the
+            kept tokens.
+        keep_by: the ranking of tokens, one of TIP's (formulas in objectives.token_weights). Its divergence is the
+            reverse KL, of q3 the forward KL, whichever divergence is minimised. `entropy` samples.
+        clip_divergence: quantile of the batch's divergences above which they count as that quantile in the ranking;
+            null: not clipped, as in the paper. One outlier then leaves the ranking to the entropies.
     """
 
     asks: ClassVar[Mapping[str, Ask]] = {"teacher": Ask.FULL}
     objective: ClassVar[str]
     keep_tokens: Annotated[FiniteFloat, Field(gt=0, le=1)] | None = None
+    keep_by: Annotated[Selector, AddedKey] = "tip"
+    clip_divergence: Annotated[Annotated[FiniteFloat, Field(gt=0, lt=1)] | None, AddedKey] = None
+
+    @model_validator(mode="after")
+    def _no_idle_keys(self) -> LossSignal:
+        for key in ("keep_by", "clip_divergence"):
+            if self.keep_tokens is None and key in self.model_fields_set and getattr(self, key) is not None:
+                raise Refused(
+                    "All tokens are kept, so this has no effect.",
+                    key=key,
+                    value=getattr(self, key),
+                    remedy="Set keep_tokens, such as 0.5, or leave this out.",
+                )
+        if self.clip_divergence is not None and self.keep_by not in _CLIPPED:
+            raise Refused(
+                f"The ranking {self.keep_by} does not scale a divergence, so this has no effect.",
+                key="clip_divergence",
+                value=self.clip_divergence,
+                remedy=f"Leave it out, or use keep_by: {' or '.join(_CLIPPED)}.",
+            )
+        return self
 
     def divergence_options(self) -> dict[str, Any]:
         """Return the arguments of objectives.divergence that select the divergence."""

@@ -33,7 +33,8 @@ from verl_s2d.gpu_check.engine_step import (
     warmup_worker,
 )
 from verl_s2d.gpu_check.plain_step import relative_difference
-from verl_s2d.objectives.token_weights import soft_or_weights
+from verl_s2d.objectives.token_noise import rollout_seeds, token_noise
+from verl_s2d.objectives.token_weights import SELECTORS, batch_range, select_tokens, third_quadrant
 from verl_s2d.stages.warmup.rollout_dataset import CachedRollouts
 
 BATCH, KEEP = 8, 0.4  # of the shortest rollout, two tokens, nothing is kept
@@ -121,14 +122,16 @@ def plain_step(
     student: str = "student",
     mode: str = "token-mean",
     temperature: float = 1.0,
-    keep: float | None = None,
+    by: str | None = None,
+    clip: float | None = None,
     extrapolation: float | None = None,
     adapters: Gradients | None = None,
-) -> tuple[float, Gradients]:
-    """Loss and gradients over the whole batch, one sequence at a time.
+) -> tuple[float, Gradients, float]:
+    """Loss, gradients and the share of Q3 in the kept tokens, over the whole batch, one sequence at a time.
 
     Args:
-        keep: share of tokens that TIP keeps.
+        by: ranking of tokens, of which the share KEEP is kept; all when None.
+        clip: quantile of the batch's divergences.
         extrapolation: ExOPD's lambda, from the base `tied-student`; None for the teacher alone.
         adapters: values of LoRA's parameters, which alone are then trained.
     """
@@ -138,8 +141,10 @@ def plain_step(
         model = get_peft_model(model, LoraConfig(r=4, lora_alpha=6, target_modules="all-linear"))
         assert not model.load_state_dict({n: a.double() for n, a in adapters.items()}, strict=False).unexpected_keys
     model.zero_grad()
-    losses, entropies, reverse = [], [], []
-    for row in CachedRollouts(str(directory() / "rollouts.parquet")):
+    losses, entropies, ranked, noises = [], [], [], []
+    rows = list(CachedRollouts(str(directory() / "rollouts.parquet")))
+    seeds = [rollout_seeds(row["input_ids"], torch.tensor([0, len(row["input_ids"])])) for row in rows]
+    for row, seed in zip(rows, seeds, strict=True):
         ids, begin = row["input_ids"][None], int((~row["loss_mask"].bool()).sum()) - 1
         with torch.no_grad():
             z = network("teacher")(ids).logits
@@ -149,12 +154,18 @@ def plain_step(
         log_s = (model(ids).logits[0, begin:-1] / temperature).log_softmax(-1)
         losses.append(definition(log_s, log_t, objective))
         entropies.append(-(log_s.exp() * log_s).sum(-1).detach())
-        reverse.append(definition(log_s, log_t, "reverse_kl").detach())
-    kept = [torch.ones_like(row).detach() for row in losses]
-    if keep is not None:
+        ranked.append(definition(log_s, log_t, "forward_kl" if by == "q3" else "reverse_kl").detach())
+        noise = token_noise(seed, torch.tensor([0, ids.shape[1]]), ids.shape[1], batch=int(sum(seeds)))
+        noises.append(noise[begin:-1])
+    share, kept = 0.0, [torch.ones_like(row).detach() for row in losses]
+    if by is not None:
         lengths = [len(row) for row in losses]
         ends = torch.tensor([0, *lengths]).cumsum(0)
-        kept = soft_or_weights(torch.cat(entropies), torch.cat(reverse), ends, keep=keep).double().split(lengths)
+        measured = torch.cat(entropies), torch.cat(ranked)
+        extent = batch_range(*measured, clip_divergence=clip)
+        chosen = select_tokens(*measured, ends, by=by, keep=KEEP, extent=extent, noise=torch.cat(noises))
+        share = float((chosen * third_quadrant(*measured, extent)).sum() / chosen.sum())
+        kept = chosen.double().split(lengths)
         assert kept[0].sum() == 0 < sum(row.sum() for row in kept) < sum(len(row) for row in kept)
     sums, counts = ([(a * b).sum() for a, b in zip(kept, rows, strict=True)] for rows in (losses, kept))
     loss = {
@@ -165,7 +176,7 @@ def plain_step(
         "seq-mean-token-mean": lambda: sum(s / c.clamp(min=1) for s, c in zip(sums, counts, strict=True)) / BATCH,
     }[mode]()
     loss.backward()
-    return loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+    return loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}, share
 
 
 def ulysses_with_a_temperature(rank: int, world: int, stage: str, overrides: list[str]) -> None:
@@ -178,7 +189,7 @@ def ulysses_with_a_temperature(rank: int, world: int, stage: str, overrides: lis
         stage=stage,
         temperature=0.7,
     )
-    loss, expected = plain_step(objective, temperature=0.7)
+    loss, expected, _ = plain_step(objective, temperature=0.7)
     close(metrics["loss"], loss)
     difference = relative_difference(found, expected)
     assert difference < 1e-5, difference
@@ -191,29 +202,40 @@ def bfloat16(rank: int, world: int, student: str, overrides: list[str]) -> None:
         metrics, found, adapters = engine_step(
             ["data.micro_batch_size_per_gpu=4", *BF16, *overrides, *more], student=student
         )
-        loss, expected = plain_step("forward_kl", student=student, adapters=adapters)
+        loss, expected, _ = plain_step("forward_kl", student=student, adapters=adapters)
         close(metrics["loss"], loss, 2e-2)
         errors[name] = relative_difference(found, expected)
     ours, engines = errors.values()
     assert ours < 2e-2 and ours < 1.2 * engines, errors
 
 
-def kept_tokens(rank: int, world: int, name: str, mode: str = "token-mean", cut: str | None = None) -> None:
-    """TIP: verl's mode over the kept tokens alone; the score is of the reverse KL whatever is minimised.
+def kept_tokens(
+    rank: int,
+    world: int,
+    name: str,
+    mode: str = "token-mean",
+    cut: str | None = None,
+    by: str = "tip",
+    clip: float | None = None,
+) -> None:
+    """TIP: verl's mode over the kept tokens alone; a ranking has its own divergence, whatever is minimised.
 
-    Its ranges are the batch's, so the tokens kept are the same however ranks and micro-batches divide it.
+    Its ranges and its noise are the batch's, so the tokens kept are the same however ranks and micro-batches divide it.
     """
     # A norm by the longest rollout takes that of the micro-batch.
     cuts = [f"data.micro_batch_size_per_gpu={BATCH // world}"] if cut is None else CUTS[cut]
-    signal = [f"+s2d.signal.type={name}", f"+s2d.signal.keep_tokens={KEEP}"]
+    signal = [f"+s2d.signal.type={name}", f"+s2d.signal.keep_tokens={KEEP}", f"+s2d.signal.keep_by={by}"]
+    if clip is not None:
+        signal.append(f"+s2d.signal.clip_divergence={clip}")
     metrics, found, _ = engine_step([*signal, *cuts], stage="2b", mode=mode)
-    loss, expected = plain_step(name, mode=mode, keep=KEEP)
+    loss, expected, share = plain_step(name, mode=mode, by=by, clip=clip)
     difference = relative_difference(found, expected)
     assert difference < 1e-5, difference
     close(metrics["loss"], loss)
     close(mean(metrics["actor/reverse_kl"]), plain_step("reverse_kl")[0])
-    if name == "jsd":
-        close(mean(metrics["actor/jsd"]), loss)
+    assert abs(mean(metrics["actor/kept_q3_share"]) - share) < 1e-6
+    if name != "reverse_kl":
+        close(mean(metrics[f"actor/{name}"]), loss)
 
 
 def two_frozen_models(rank: int, world: int, stage: str, overrides: list[str]) -> None:
@@ -222,7 +244,7 @@ def two_frozen_models(rank: int, world: int, stage: str, overrides: list[str]) -
     signal = ["+s2d.signal.type=exopd_exact", "+s2d.signal.lambda=1.5", f"+s2d.models.base.path={base}"]
     cut = "data.micro_batch_size_per_gpu=2"
     metrics, found, _ = engine_step([*signal, cut, *overrides], stage=stage, temperature=0.7)
-    loss, expected = plain_step("reverse_kl", temperature=0.7, extrapolation=1.5)
+    loss, expected, _ = plain_step("reverse_kl", temperature=0.7, extrapolation=1.5)
     close(metrics["loss"], loss)
     difference = relative_difference(found, expected)
     assert difference < 1e-5, difference
@@ -245,7 +267,15 @@ def cases(world: int) -> dict[str, Callable[[int, int], None]]:
     }
     for mode in MODES if world == 1 else (MODES[0], MODES[-1]):
         found[f"kept tokens: {mode}"] = partial(kept_tokens, name="reverse_kl", mode=mode)
-    found["kept tokens: jsd"] = partial(kept_tokens, name="jsd")
+    for name in ("jsd", "forward_kl"):
+        found[f"kept tokens: {name}"] = partial(kept_tokens, name=name)
+    for by in SELECTORS[1:]:
+        for cut in (None, "one rollout", *(["by tokens, padded"] if by == "entropy" else [])):
+            found[f"kept by {by}: micro-batches of {cut or 'all'}"] = partial(
+                kept_tokens, name="reverse_kl", cut=cut, by=by
+            )
+    for by in ("tip", "q3"):
+        found[f"kept by {by}, clipped"] = partial(kept_tokens, name="reverse_kl", by=by, cut="one rollout", clip=0.7)
     for cut in CUTS:
         found[f"kept tokens: micro-batches of {cut}"] = partial(kept_tokens, name="reverse_kl", cut=cut)
     for stage, more in (("2a", []), ("2b", LOGITS)):

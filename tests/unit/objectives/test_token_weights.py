@@ -15,8 +15,8 @@ from verl_s2d.objectives.token_weights import (
     expand_to_tokens,
     paced_problem_weights,
     rollout_of_token,
+    select_tokens,
     soft_or_score,
-    soft_or_weights,
 )
 
 # Entropy, divergence and mask of a token. Few different values, so that there are ties.
@@ -63,20 +63,21 @@ def test_selects_what_the_formula_says(rollouts, keep_percent, padding):
     entropy, value = (torch.cat([part, torch.full((padding,), 99.0)]) for part in (entropy, value))
     mask = torch.cat([mask, torch.ones(padding, dtype=torch.bool)])
     entropy[~mask], value[~mask] = math.nan, -math.inf
-    weights = soft_or_weights(entropy, value, ends, keep=keep_percent / 100, mask=mask)
+    weights = select_tokens(entropy, value, ends, keep=keep_percent / 100, mask=mask)
     assert weights.tolist() == expected and weights.dtype == torch.float32
 
 
 def test_both_uncertain_and_confidently_wrong_tokens_are_kept():
     entropy = torch.tensor([5.0, 0.0, 0.1, 0.2])
     divergence = torch.tensor([0.0, 9.0, 0.1, 0.1])
-    assert soft_or_weights(entropy, divergence, torch.tensor([0, 4])).tolist() == [1, 1, 0, 0]
+    assert select_tokens(entropy, divergence, torch.tensor([0, 4])).tolist() == [1, 1, 0, 0]
 
 
 def test_the_score_is_the_soft_or_of_both_after_the_clip():
     entropy, divergence = torch.arange(100).double(), torch.linspace(0, 2, 100).double().flip(0)
     extent = batch_range(entropy, divergence)
-    assert [x.item() for x in extent] == [0, 97, 0, 2]
+    assert extent._replace(divergence_median=0) == (0, 97, 49, 0, 2, 0)
+    assert extent.divergence_median == divergence.median()
     h, d = entropy.clamp(max=97) / 97, divergence / 2
     torch.testing.assert_close(soft_or_score(entropy, divergence), 1 - (1 - h) * (1 - d))
     # log V, which TIP divides by, cancels.
@@ -87,26 +88,26 @@ def test_the_score_is_the_soft_or_of_both_after_the_clip():
 @given(BATCHES, st.integers(0, 6))
 def test_a_batch_in_two_parts_selects_the_same(rollouts, cut):
     entropy, value, mask, ends = packed(rollouts)
-    whole = soft_or_weights(entropy, value, ends, mask=mask)
+    whole = select_tokens(entropy, value, ends, mask=mask)
     extent = batch_range(entropy, value, mask)
     found = []
     for part in (rollouts[:cut], rollouts[cut:]):
         entropy, value, mask, ends = packed(part)
-        found.append(soft_or_weights(entropy, value, ends, mask=mask, extent=extent))
+        found.append(select_tokens(entropy, value, ends, mask=mask, extent=extent))
     assert torch.equal(torch.cat(found), whole)
 
 
 def test_a_constant_batch_keeps_the_earliest_tokens_and_a_single_token_none():
     same = torch.ones(6)
-    assert soft_or_weights(same, same, torch.tensor([0, 5, 6])).tolist() == [1, 1, 0, 0, 0, 0]
+    assert select_tokens(same, same, torch.tensor([0, 5, 6])).tolist() == [1, 1, 0, 0, 0, 0]
     assert (soft_or_score(same, same) == 0).all()
-    assert soft_or_weights(same, same, torch.tensor([0, 5, 6]), keep=1.0).tolist() == [1] * 6
+    assert select_tokens(same, same, torch.tensor([0, 5, 6]), keep=1.0).tolist() == [1] * 6
     # One coordinate constant: the other decides.
-    assert soft_or_weights(same, torch.arange(6.0), torch.tensor([0, 6])).tolist() == [0, 0, 0, 1, 1, 1]
+    assert select_tokens(same, torch.arange(6.0), torch.tensor([0, 6])).tolist() == [0, 0, 0, 1, 1, 1]
     # The binary 0.29 is a little less than it says.
-    assert soft_or_weights(torch.ones(100), torch.ones(100), torch.tensor([0, 100]), keep=0.29).sum() == 29
-    assert soft_or_weights(torch.zeros(0), torch.zeros(0), torch.tensor([0])).shape == (0,)
-    assert soft_or_weights(same, same, torch.tensor([0, 6]), mask=torch.zeros(6)).sum() == 0
+    assert select_tokens(torch.ones(100), torch.ones(100), torch.tensor([0, 100]), keep=0.29).sum() == 29
+    assert select_tokens(torch.zeros(0), torch.zeros(0), torch.tensor([0])).shape == (0,)
+    assert select_tokens(same, same, torch.tensor([0, 6]), mask=torch.zeros(6)).sum() == 0
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
@@ -115,13 +116,13 @@ def test_a_broken_token_is_kept_and_spoils_no_other(broken):
     score = soft_or_score(entropy, divergence)
     torch.testing.assert_close(score[:3], soft_or_score(entropy[:3], divergence[:3]))
     assert score[3] == 1
-    assert soft_or_weights(entropy, divergence, torch.tensor([0, 4])).tolist() == [0, 0, 1, 1]
+    assert select_tokens(entropy, divergence, torch.tensor([0, 4])).tolist() == [0, 0, 1, 1]
     assert torch.isfinite(soft_or_score(divergence[3:], divergence[3:])).all()
 
 
 def test_weights_carry_no_gradient_and_low_precision_is_widened():
     entropy = torch.tensor([300.0, 301.0, 0.0, 2.0], dtype=torch.bfloat16, requires_grad=True)
-    weights = soft_or_weights(entropy, entropy.detach(), torch.tensor([0, 4], dtype=torch.int32))
+    weights = select_tokens(entropy, entropy.detach(), torch.tensor([0, 4], dtype=torch.int32))
     assert not weights.requires_grad and weights.dtype == torch.float32
     # 301 - 0.1 is not a bfloat16.
     rough = torch.tensor([0.1, 1.0, 77.0, 301.0]).bfloat16()
@@ -159,19 +160,19 @@ def test_weights_of_rollouts_reach_their_tokens_and_no_padding():
 def test_what_makes_no_sense_is_refused():
     three, ends = torch.ones(3), torch.tensor([0, 3])
     for message, call in {
-        "student_entropy of shape": lambda: soft_or_weights(torch.ones(2), three, ends),
-        "mask of shape": lambda: soft_or_weights(three, three, ends, mask=torch.ones(2)),
-        "keep 0": lambda: soft_or_weights(three, three, ends, keep=0),
-        "keep 1.5": lambda: soft_or_weights(three, three, ends, keep=1.5),
-        r"cu_seqlens \[0, 4\]": lambda: soft_or_weights(three, three, torch.tensor([0, 4])),
-        r"cu_seqlens \[1, 3\]": lambda: soft_or_weights(three, three, torch.tensor([1, 3])),
-        r"cu_seqlens \[0, 2, 1\]": lambda: soft_or_weights(three, three, torch.tensor([0, 2, 1])),
-        r"cu_seqlens \[\]": lambda: soft_or_weights(three, three, torch.tensor([]).long()),
+        "student_entropy of shape": lambda: select_tokens(torch.ones(2), three, ends),
+        "mask of shape": lambda: select_tokens(three, three, ends, mask=torch.ones(2)),
+        "keep 0": lambda: select_tokens(three, three, ends, keep=0),
+        "keep 1.5": lambda: select_tokens(three, three, ends, keep=1.5),
+        r"cu_seqlens \[0, 4\]": lambda: select_tokens(three, three, torch.tensor([0, 4])),
+        r"cu_seqlens \[1, 3\]": lambda: select_tokens(three, three, torch.tensor([1, 3])),
+        r"cu_seqlens \[0, 2, 1\]": lambda: select_tokens(three, three, torch.tensor([0, 2, 1])),
+        r"cu_seqlens \[\]": lambda: select_tokens(three, three, torch.tensor([]).long()),
         "a -1": lambda: paced_problem_weights(three, a=-1),
         "not between 0 and 1": lambda: paced_problem_weights(torch.tensor([0.5, 1.5])),
         "nan": lambda: paced_problem_weights(torch.tensor([math.nan])),
         "weights for 1 rollouts": lambda: expand_to_tokens(three, ends, 3),
-        "divergence of shape": lambda: soft_or_score(three, torch.ones(2), BatchRange(*torch.zeros(4))),
+        "divergence of shape": lambda: soft_or_score(three, torch.ones(2), BatchRange(*torch.zeros(6))),
     }.items():
         with pytest.raises(ValueError, match=message):
             call()

@@ -46,6 +46,16 @@ def test_a_key_changes_what_is_built_and_a_default_that_is_written_does_not(tmp_
     assert silent == written != other
 
 
+def test_a_ranking_of_tokens_reaches_the_command_and_changes_what_is_built(tmp_path):
+    tip = {"type": "reverse_kl", "keep_tokens": 0.5}
+    q3 = tip | {"keep_by": "q3", "clip_divergence": 0.98}
+    (plain, _), (named, _), (other, argv) = (
+        node_of(tmp_path, stages__opd__signal=signal) for signal in (tip, tip | {"keep_by": "tip"}, q3)
+    )
+    assert plain.digest == named.digest != other.digest
+    assert {"+s2d.signal.keep_by=q3", "+s2d.signal.clip_divergence=0.98"} <= set(argv)
+
+
 def test_a_second_frozen_model_comes_from_its_role(tmp_path):
     models = {"base": settings()["student"]}
     node, argv = node_of(tmp_path, stages__opd__signal={"type": "exopd", "lambda": 1.5}, models=models)

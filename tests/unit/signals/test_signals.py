@@ -88,6 +88,18 @@ def test_stages_have_signals_of_their_own_by_default_and_take_any_exact_one():
         assert read(settings.written()) == settings
 
 
+def test_a_ranking_is_written_where_it_is_not_the_default():
+    plain = JSD(keep_tokens=0.5)
+    assert JSD(keep_tokens=0.5, keep_by="tip", clip_divergence=None) == plain
+    assert plain.model_dump() == {"type": "jsd", "keep_tokens": 0.5, "beta": 0.5}
+    chosen = {"signal": {"type": "jsd", "keep_tokens": 0.5, "keep_by": "q3", "clip_divergence": 0.98}} | TEACHER
+    for read in (read_opd_settings, read_warmup_settings):
+        settings = read(chosen)
+        assert settings.signal == JSD(keep_tokens=0.5, keep_by="q3", clip_divergence=0.98) != plain
+        assert settings.written()["signal"].items() >= chosen["signal"].items()
+        assert read(settings.written()) == settings
+
+
 def test_the_warmup_takes_no_advantage():
     error = refused(read_warmup_settings, {"signal": {"type": "sampled"}} | TEACHER)
     assert (error.key, error.value) == ("s2d.signal.type", "sampled") and "jsd" in error.remedy
@@ -125,6 +137,28 @@ def test_what_is_no_signal_or_asks_what_it_is_not_given_is_refused(mine, name, w
     ("section", "key", "words"),
     [
         ({"signal": {"keep_tokens": 0.5}}, "s2d.signal.keep_tokens", ("forward_kl", "reverse_kl", "jsd")),
+        ({"signal": {"type": "jsd", "keep_by": "q3"}}, "s2d.signal.keep_by", ("q3", "Set keep_tokens")),
+        ({"signal": {"type": "jsd", "keep_by": "tip"}}, "s2d.signal.keep_by", ("tip", "Set keep_tokens")),
+        ({"signal": {"type": "jsd", "clip_divergence": 0.98}}, "s2d.signal.clip_divergence", ("Set keep_tokens",)),
+        ({"signal": {"keep_by": "q3"}}, "s2d.signal.keep_by", ("forward_kl", "jsd")),
+        *(
+            (
+                {"signal": {"type": "jsd", "keep_tokens": 0.5, "keep_by": by, "clip_divergence": 0.98}},
+                "s2d.signal.clip_divergence",
+                (by, "tip or q3"),
+            )
+            for by in ("entropy", "divergence", "bottom_entropy")
+        ),
+        (
+            {"signal": {"type": "jsd", "keep_tokens": 0.5, "keep_by": "best"}},
+            "s2d.signal.keep_by",
+            ("tip, entropy, q3, divergence, bottom_entropy",),
+        ),
+        (
+            {"signal": {"type": "jsd", "keep_tokens": 0.5, "clip_divergence": 1.0}},
+            "s2d.signal.clip_divergence",
+            ("Less than 1",),
+        ),
         ({"signal": {"type": "jsd", "clip": 1}}, "s2d.signal.clip", ("sampled", "exopd")),
         ({"signal": {"type": "reverse_kl", "beta": 0.3}}, "s2d.signal.beta", ("sampled", "jsd")),
         ({"signal": {"lambda": 1.25}}, "s2d.signal.lambda", ("exopd", "exopd_exact")),

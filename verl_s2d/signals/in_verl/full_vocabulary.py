@@ -48,7 +48,7 @@ class Computation:
 
 
 # Results that the engine passes on for each token: the loss, then values that are only logged. `_at_head` adds a one.
-_SHOWN = ("loss", *Divergence._fields, *TopKHealth._fields)
+_SHOWN = ("loss", "kept_q3", *Divergence._fields, *TopKHealth._fields)
 
 
 class FullVocabularyLoss:
@@ -87,7 +87,7 @@ class FullVocabularyLoss:
         )
         self._frozen = FrozenTeachers(frozen, linear=self._linear)
         self._frozen.precede(student, self)
-        self._kept = None if signal.keep_tokens is None else KeptTokens(signal.keep_tokens, student, self)
+        self._kept = None if signal.keep_tokens is None else KeptTokens(signal, student, self)
         if self._linear:
             self._stand_in(student)
         elif not (computation.materialise_logits or self._sharded):
@@ -182,22 +182,24 @@ class FullVocabularyLoss:
         }
         options = self._signal.divergence_options()
         if self._kept is not None and self._kept.measuring:
-            # TIP's score uses the reverse KL, whichever divergence is minimised.
             results = divergence(student, teacher, mask=weights, objective="reverse_kl", **settings)
-            self._kept.record(data, results, weights != 0)
+            ranked, ranks_by = results, self._kept.ranks_by
+            if ranks_by != "reverse_kl":
+                ranked = divergence(student, teacher, mask=weights, objective=ranks_by, **settings)
+            self._kept.record(data, results, ranked.divergence, weights != 0)
             return (torch.zeros_like(weights),) * len(_SHOWN)
         # The frozen engines run without gradients; the objective does not.
         with torch.enable_grad():
             if self._kept is None:
                 results = divergence(student, teacher, weights=weights, **options, **settings)
-                loss = results.divergence
+                loss, q3 = results.divergence, torch.zeros_like(weights)
             else:
-                results, kept = self._kept.choose(data, padded)
+                results, kept, q3 = self._kept.choose(data, padded)
                 weights_kept = weights * lay(self._aggregate.kept_scale(data, self._signal.keep_tokens)) * kept
                 loss = divergence(student, teacher, weights=weights_kept, **options, **settings).divergence
             health = self._health(student, teacher, weights)
         # Detached, or the backward pass would propagate zero gradients through them.
-        return loss, *(values.detach() for values in results), *health
+        return loss, q3, *(values.detach() for values in results), *health
 
     def _health(self, student, teacher, weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if self._computation.health_top_k is None:
@@ -253,14 +255,20 @@ class FullVocabularyLoss:
             f"{self._prefix}{metric}": Metric(AggregationType.SUM, values[field][rows].sum() * share)
             for metric, field in logged.items()
         }
-        loss_or_all = "loss" if name == "jsd" else "divergence"
+        # With kept tokens `divergence` is the measured reverse KL.
+        apart = keep is not None and name != "reverse_kl"
+        loss_or_all = "loss" if apart or name == "jsd" else "divergence"
         largest = values[loss_or_all][rows].max() if bool(rows.any()) else 0.0
         metrics[f"{self._prefix}{name}_max"] = Metric(AggregationType.MAX, largest)
-        if name == "jsd" and keep is not None:
+        if keep is not None:
+            share_of_kept = share * tokens_per_kept(data)
+            q3 = values["kept_q3"][rows].sum() * share_of_kept
+            metrics[f"{self._prefix}kept_q3_share"] = Metric(AggregationType.SUM, q3)
+        if apart:
             # Tokens that were not kept have a loss of 0.
-            average = values["loss"][rows].sum() * share * tokens_per_kept(data)
-            metrics[f"{self._prefix}reverse_kl"] = metrics[f"{self._prefix}jsd"]
-            metrics[f"{self._prefix}jsd"] = Metric(AggregationType.SUM, average)
+            metrics[f"{self._prefix}reverse_kl"] = metrics[f"{self._prefix}{name}"]
+            average = values["loss"][rows].sum() * share_of_kept
+            metrics[f"{self._prefix}{name}"] = Metric(AggregationType.SUM, average)
         elif name == "jsd":
             # On tokens that the student sampled, log p_S - log p_T estimates the reverse KL: comparable across signals.
             ratio = (values["student_log_prob"] - values["teacher_log_prob"])[rows]

@@ -15,6 +15,7 @@ EXACT_METRICS = (
     "student_entropy",
     "teacher_entropy",
     "top1_agreement",
+    "kept_q3_share",
     "overlap_ratio",
     "teacher_mass_on_student_top",
     "student_mass_on_teacher_top",
