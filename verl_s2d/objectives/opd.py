@@ -49,6 +49,33 @@ def sampled_token_advantage(
     return advantages
 
 
+def position_weights(
+    teacher_log_probs: torch.Tensor,
+    old_log_probs: torch.Tensor,
+    response_mask: torch.Tensor,
+    *,
+    max_weight: float = 1.5,
+) -> torch.Tensor:
+    """Compute IW-OPD's factors of the advantages (arXiv 2606.22600), from max_weight at a response's start down to 1.
+
+    g_t = 1 + (max_weight - 1) (1 - sum_{k<t} |d_k| / sum_k |d_k|),   d = log pi_T(y|s) - log pi_old(y|s)
+
+    over the response's tokens. A response on which the two policies agree has weights of 1; its advantages are 0.
+
+    Args: as above; max_weight is at least 1.
+
+    Returns:
+        (batch, response) float32, detached, zero outside the mask.
+    """
+    mask = response_mask.bool()
+    difference = (teacher_log_probs.detach().double() - old_log_probs.detach().double()).abs()
+    sizes = torch.where(mask, difference, 0.0)
+    total = sizes.sum(-1, keepdim=True)
+    before = (sizes.cumsum(-1) - sizes) / torch.where(total > 0, total, 1.0)
+    ahead = torch.where(total > 0, 1 - before, 0.0)
+    return torch.where(mask, 1 + (max_weight - 1) * ahead, 0.0).float()
+
+
 def clip_advantages(advantages: torch.Tensor, response_mask: torch.Tensor, limit: float) -> tuple[torch.Tensor, float]:
     """Clip advantages to [-limit, limit] and return the fraction of response tokens clipped.
 

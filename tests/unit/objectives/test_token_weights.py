@@ -149,6 +149,23 @@ def test_paced_weights_have_mean_one_unless_all_are_zero(passed, exponent):
     assert weights.double().mean().item() == pytest.approx(float(any(0 < count < 8 for count in passed)), abs=1e-6)
 
 
+def test_problems_solved_always_or_never_teach_nothing_and_the_slice_weighs_as_before():
+    rates = torch.tensor([0, 1, 4, 8, 7, 0, 8]) / 8
+    weights = paced_problem_weights(rates)
+    assert (weights[(rates == 0) | (rates == 1)] == 0).all() and weights.double().sum().item() == pytest.approx(7)
+    # Weights are of the slice: a micro-batch takes its share of them, so the loss is that of the whole.
+    rollouts = torch.arange(7).repeat_interleave(2)
+    ends = torch.arange(0, 3 * len(rollouts) + 1, 3)
+    losses = torch.rand(3 * len(rollouts), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    losses.requires_grad_()
+    (losses * expand_to_tokens(weights[rollouts], ends, len(losses))).sum().backward()
+    whole = losses.grad.clone()
+    assert (whole.reshape(7, 6)[(rates == 0) | (rates == 1)] == 0).all()
+    parts = [expand_to_tokens(weights[part], torch.arange(0, 3 * len(part) + 1, 3), 3 * len(part))
+             for part in rollouts.split(4)]  # fmt: skip
+    assert torch.equal(torch.cat(parts).double(), whole)
+
+
 def test_weights_of_rollouts_reach_their_tokens_and_no_padding():
     ends = torch.tensor([0, 2, 2, 5])
     assert rollout_of_token(ends, 7).tolist() == [0, 0, 2, 2, 2, 3, 3]

@@ -69,6 +69,7 @@ def refused(read, section) -> UserError:
 
 def test_the_types_of_the_table_in_the_readme_are_those_there_are():
     assert set(known_signals()) == {"sampled", "forward_kl", "reverse_kl", "jsd", "exopd", "exopd_exact"} | {
+        "iw_opd",
         "composed",
         "composed_exact",
         "delta",
@@ -140,6 +141,8 @@ def test_what_is_no_signal_or_asks_what_it_is_not_given_is_refused(mine, name, w
         ({"signal": {"type": "jsd", "keep_by": "q3"}}, "s2d.signal.keep_by", ("q3", "Set keep_tokens")),
         ({"signal": {"type": "jsd", "keep_by": "tip"}}, "s2d.signal.keep_by", ("tip", "Set keep_tokens")),
         ({"signal": {"type": "jsd", "clip_divergence": 0.98}}, "s2d.signal.clip_divergence", ("Set keep_tokens",)),
+        ({"signal": {"type": "iw_opd", "max_weight": 1.0}}, "s2d.signal.max_weight", ("too small", "More than 1")),
+        ({"signal": {"max_weight": 1.5}}, "s2d.signal.max_weight", ("iw_opd",)),
         ({"signal": {"keep_by": "q3"}}, "s2d.signal.keep_by", ("forward_kl", "jsd")),
         *(
             (
