@@ -267,7 +267,7 @@ def expand_to_tokens(rollout_weights: torch.Tensor, cu_seqlens: torch.Tensor, to
 
 def _quantile(values: torch.Tensor, share: float) -> torch.Tensor:
     """Return the smallest value that at least this share of the values does not exceed."""
-    # 0.98 * 50 is 49.00000000000001 in some orders of rounding; the result has to be the 49th.
+    # 0.07 * 100 is 7.000000000000001 in floating point; the result has to be the seventh.
     return values.kthvalue(max(1, math.ceil(share * len(values) - 1e-9))).values
 
 

@@ -116,6 +116,7 @@ def test_the_clip_is_a_value_of_the_batch():
     assert batch_range(values, values).divergence_high == 99
     assert batch_range(values, values, clip_divergence=0.98).divergence_high == 97
     assert batch_range(values[:50], values[:50] - 50, clip_divergence=0.98).divergence_high == 48
+    assert batch_range(values, values, clip_divergence=0.07).divergence_high == 6
     assert batch_range(values[:1], values[:1], clip_divergence=0.001).divergence_high == 99
     # Q3 ranks what is clipped by certainty alone.
     entropy, value = torch.tensor([0.0, 1.0, 2.0, 4.0]), torch.tensor([3.0, 9.0, 0.0, 0.0])
