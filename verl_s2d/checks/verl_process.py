@@ -45,6 +45,8 @@ def _machine() -> dict[str, Any]:
 
 def _registration() -> dict[str, Any]:
     """Look our names up in verl's registries, and the error of our plugin, which verl does not report."""
+    from verl_s2d.platforms.plugin_status import STATUS
+
     answer: dict[str, Any] = {"error": None, "missing": [], "done": [], "shims": {}}
     try:
         from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
@@ -57,13 +59,11 @@ def _registration() -> dict[str, Any]:
                 get_trainer_cls(name)
             except Exception as error:
                 answer["missing"].append(f"trainer {name} ({error})")
-
-        from verl_s2d.platforms.plugin_status import STATUS
-
-        status = dataclasses.asdict(STATUS)
-        answer.update({key: value for key, value in status.items() if key in answer and (key != "error" or value)})
     except Exception:
         answer["error"] = traceback.format_exc()
+    # A plugin that failed is the cause of what fails in verl after it.
+    status = dataclasses.asdict(STATUS)
+    answer.update({key: value for key, value in status.items() if key in answer and (key != "error" or value)})
     return answer
 
 
