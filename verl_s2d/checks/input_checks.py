@@ -156,11 +156,11 @@ AT_ONCE = (
     InputCheck("training problems", _counts),
     InputCheck("batch sizes", _batches, ("verl keys", "training problems")),
     InputCheck("engines that train", _engines, ("verl keys", "batch sizes")),
-    InputCheck("engines that sample", _samplers),
     InputCheck("teacher rollouts", _rollouts, ("batch sizes",)),
 )
-"""Checks that need the recipe and little else."""
+"""Checks that need the recipe and little else; verl would only repeat what they refuse."""
 IN_SECONDS = (
+    InputCheck("engines that sample", _samplers),
     InputCheck(MODELS, _models),
     InputCheck("teacher and student", _pairs, (MODELS,)),
     InputCheck(DATA, _data, ("verifier",)),
@@ -168,4 +168,4 @@ IN_SECONDS = (
     InputCheck("saved models", _saved, (MODELS,)),
     InputCheck("prompts", _prompts, (DATA, MODELS)),
 )
-"""Checks that read models and data."""
+"""Checks that read models and data, or look at this machine: verl is asked whatever they find."""

@@ -211,7 +211,7 @@ def _names(model: ModelFacts, ids: Iterable[int]) -> str:
 
 
 def end_warnings(model: ModelFacts, template: str | None) -> list[str]:
-    """Return a warning if no token ends a sequence for the model's files and its chat template alike.
+    """Return a warning if no token ends a sequence for all of the model's files, and its chat template's does not stop.
 
     Args:
         template: the token that the template writes after a response; None if it writes none.
@@ -219,6 +219,9 @@ def end_warnings(model: ModelFacts, template: str | None) -> list[str]:
     told = {**model.ends, **({"chat template": template} if template else {})}
     ends = [model.ids_of(end) if isinstance(end, str) else end for end in told.values()]
     if len(ends) < 2 or frozenset.intersection(*ends):
+        return []
+    # vLLM stops at these, so a template may end a turn with one that the tokenizer does not name, as Gemma's does.
+    if template and model.ids_of(template) & model.eos:
         return []
     names = ", ".join(
         f"{source} {' '.join(f'{i} ({model.tokens.get(i)})' for i in sorted(end)) or told[source]}"

@@ -64,6 +64,7 @@ def test_ids_with_holes(tmp_path):
         # A base model with the chat template of its tuned sister.
         (1, 1, "<eos>", "a", False),
         ([1, 2], [1, 2], "a", "a", True),
+        (1, [1, 2], "<eos>", "a", True),
         (1, None, None, None, True),
         (1, None, "gone", None, False),
     ],
