@@ -76,6 +76,35 @@ def position_weights(
     return torch.where(mask, 1 + (max_weight - 1) * ahead, 0.0).float()
 
 
+def discouraged_tokens(
+    log_probs: torch.Tensor, entropies: torch.Tensor, response_mask: torch.Tensor, *, share: float
+) -> torch.Tensor:
+    """Compute OPSA's advantages (arXiv 2608.31046), from -1/2 down to -1 on the least likely sampled tokens.
+
+    A_t = -1/2 - (H_t - H_min) / (2 (H_max - H_min)) on floor(share x tokens) of them, 0 elsewhere; H_min and H_max are
+    taken over these tokens. Equal entropies give -1/2, equal log-probs are taken in the batch's order.
+
+    Args:
+        log_probs: (batch, response) log pi_old of the sampled tokens.
+        entropies: (batch, response) entropy of pi_old at them, in nats.
+        response_mask: (batch, response), nonzero on sampled tokens; other positions are ignored.
+        share: in (0, 1].
+
+    Returns:
+        (batch, response) float32, detached.
+    """
+    mask = response_mask.bool()
+    lowest = log_probs.detach().float()[mask].argsort(stable=True)[: math.floor(share * int(mask.sum()))]
+    on_tokens = log_probs.new_zeros(int(mask.sum()), dtype=torch.float32)
+    if len(lowest):
+        chosen = entropies.detach().float()[mask][lowest]
+        extent = chosen.max() - chosen.min()
+        on_tokens[lowest] = -0.5 - (chosen - chosen.min()) / (2 * torch.where(extent > 0, extent, 1.0))
+    advantages = torch.zeros_like(mask, dtype=torch.float32)
+    advantages[mask] = on_tokens
+    return advantages
+
+
 def clip_advantages(advantages: torch.Tensor, response_mask: torch.Tensor, limit: float) -> tuple[torch.Tensor, float]:
     """Clip advantages to [-limit, limit] and return the fraction of response tokens clipped.
 

@@ -122,12 +122,13 @@ def row_name(entry: str) -> str:
     return own["name"] or own["function"].replace("_", "-") if own else entry
 
 
-def own_rows(entries: Iterable[str], directory: Path) -> dict[str, Row]:
+def own_rows(entries: Iterable[str], directory: Path, taken: Iterable[str]) -> dict[str, Row]:
     """Load the rows that a recipe brings itself.
 
     Args:
         entries: of `rows:`.
         directory: of the recipe, in which the files are.
+        taken: names of this package's rows.
 
     Returns:
         Name -> function.
@@ -140,7 +141,7 @@ def own_rows(entries: Iterable[str], directory: Path) -> dict[str, Row]:
         if (own := _OWN.fullmatch(entry)) is None:
             continue
         name = row_name(entry)
-        if name in ROWS or name in rows or not FILE_NAME.fullmatch(name):
+        if name in taken or name in rows or not FILE_NAME.fullmatch(name):
             remedy = f"Write another one before it: my-name={own['file']}:{own['function']}."
             raise Refused("The name of this row is taken or unusable.", key="rows", value=entry, remedy=remedy)
         rows[name] = user_code.load(f"{directory / own['file']}:{own['function']}", what="row", key="rows")

@@ -14,6 +14,7 @@ from verl_s2d.data.formats.column_names import Columns
 from verl_s2d.platforms.template_date import DEFAULT
 from verl_s2d.recipe.alarm_settings import Alarms
 from verl_s2d.recipe.matched import Matched, check_matched
+from verl_s2d.recipe.method_rows import METHOD_ROWS
 from verl_s2d.recipe.pass_at_k import check_pass_at
 from verl_s2d.recipe.rows import DEFAULT_ROWS, FILE_NAME, ROWS, Row, check_rows, own_rows, roles_of, row_name
 from verl_s2d.recipe.source import DataScript, ModelSource
@@ -204,13 +205,20 @@ class Recipe(Section):
 
     @cached_property
     def plain_rows(self) -> dict[str, Row]:
-        """Name -> function of all rows that are not matched: the paper's, then the recipe's own."""
-        return {**ROWS, **own_rows(self.rows, self.directory)}
+        """Name -> function of all rows that are not matched: the paper's, other methods', then the recipe's own."""
+        ours = {**ROWS, **METHOD_ROWS}
+        return ours | own_rows(self.rows, self.directory, ours)
 
     @property
     def row_names(self) -> tuple[str, ...]:
         """Names of all rows to choose from."""
         return (*self.plain_rows, *self.matched)
+
+    @property
+    def all_rows(self) -> list[str]:
+        """Names of the rows that `--rows all` means: the paper's and the recipe's, with models that the recipe has."""
+        there = (name for name in self.row_names if self.roles_of(name) <= self.models.keys())
+        return [name for name in there if name not in METHOD_ROWS or name in self.chosen_rows]
 
     @property
     def chosen_rows(self) -> list[str]:

@@ -44,8 +44,8 @@ class Signal(Section):
     """Settings of a signal; its fields are the keys below `signal:`. Derive from AdvantageSignal or LossSignal.
 
     Attributes:
-        asks: role of a frozen model -> the answer it has to give. The first role uses verl's reference engine. Read it
-            from an instance: a signal whose keys name the roles has a property of this name.
+        asks: role of a frozen model -> the answer it has to give; a loss asks one at least. The first role uses verl's
+            reference engine. Read it from an instance: a signal whose keys name the roles has a property of this name.
         type: name of the signal, or file.py:Name.
     """
 
@@ -66,10 +66,13 @@ class AdvantageSignal(Signal, ABC):
     """A signal on sampled tokens: an advantage for verl's policy loss, and therefore only for the student's rollouts.
 
     Attributes:
+        reads: further fields of verl's batch, by verl's names (`entropy`, `rollout_log_probs`). A signal that names
+            some gets them as `fields` of `advantages`: name -> (batch, response).
         clip: largest magnitude of an advantage; null for no limit.
     """
 
     asks: ClassVar[Mapping[str, Ask]] = {"teacher": Ask.SAMPLED}
+    reads: ClassVar[tuple[str, ...]] = ()
     clip: Positive | None = None
 
     @abstractmethod

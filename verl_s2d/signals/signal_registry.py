@@ -103,7 +103,8 @@ def _class(kind: Any, key: str) -> tuple[type[Signal], str]:
 def _check_asks(signal: Signal, key: str) -> None:
     """Raise UserError for a signal that asks frozen models for another answer than those of its kind get."""
     answer = next(answer for base, answer in _ANSWERS.items() if isinstance(signal, base))
-    if not signal.asks or any(ask is not answer for ask in signal.asks.values()):
+    idle = not signal.asks and isinstance(signal, LossSignal)
+    if idle or any(ask is not answer for ask in signal.asks.values()):
         asked = {role: ask.name for role, ask in signal.asks.items()}
         name = type(signal).__name__
         raise UserError(

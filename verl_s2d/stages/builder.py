@@ -98,12 +98,29 @@ class Builder:
         verl, operations = self._verl("warmup", stage.verl, self.recipe.data.response_tokens)
         settings = {"signal": decisive_keys(signal), "steps": stage.steps, "seed": self.seed, "verl": verl}
         operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched("warmup", settings)}
-        inputs = {"model": student, "rollouts": rollouts, **self._frozen(signal, teacher, key)}
+        inputs = {"model": student, "rollouts": rollouts, **self._frozen(signal, {"teacher": teacher}, key)}
         return self.node(Warmup(), _name("warmup", rollouts.settings["slice"], of), settings, operations, **inputs)
 
-    def opd(self, student: Model, teacher: Model, slice_name: str, *, of: str = "") -> Node:
+    def opd(
+        self,
+        student: Model,
+        teacher: Model,
+        slice_name: str,
+        *,
+        of: str = "",
+        signal: Mapping[str, Any] | None = None,
+        frozen: Mapping[str, Model] | None = None,
+    ) -> Node:
+        """Build stage 2b.
+
+        Args:
+            of: tells the stage's name from that of another with the same slice.
+            signal: section {type: ..., ...} that replaces the recipe's.
+            frozen: models by role that the signal may ask beside the teacher, instead of the recipe's.
+        """
         stage, key = self._stage("opd"), "stages.opd.signal"
-        signal = signal_of_recipe(stage.signal, self.recipe.directory, key=key, default=Opd.default_signal)
+        section = stage.signal if signal is None else signal
+        signal = signal_of_recipe(section, self.recipe.directory, key=key, default=Opd.default_signal)
         response = stage.response_tokens or self.recipe.data.response_tokens
         # An exact divergence does not read the sampler's log-probabilities.
         exact = ["exact"] if isinstance(signal, LossSignal) else []
@@ -111,10 +128,11 @@ class Builder:
         settings = {**self._training(stage, slice_name, verl), "signal": decisive_keys(signal)}
         settings["response_tokens"] = response
         operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched("opd", settings)}
-        inputs = {"model": student, "slices": self.slices(), **self._frozen(signal, teacher, key)}
+        roles = {**(frozen or {}), "teacher": teacher}
+        inputs = {"model": student, "slices": self.slices(), **self._frozen(signal, roles, key)}
         return self.node(Opd(), _name("opd", slice_name, of), settings, operations, **inputs)
 
-    def _frozen(self, signal: Signal, teacher: Model, key: str) -> dict[str, Model]:
+    def _frozen(self, signal: Signal, given: Mapping[str, Model], key: str) -> dict[str, Model]:
         """Collect the inputs of a signal: its frozen models by role, and the file of a recipe's own signal.
 
         Raises:
@@ -127,7 +145,7 @@ class Builder:
                 value=role,
                 remedy="Rename the role here and under `models:`.",
             )
-        read = {role: teacher if role == "teacher" else self.model(role) for role in signal.asks}
+        read = {role: given[role] if role in given else self.model(role) for role in signal.asks}
         if file := signal_file(signal):
             read[SIGNAL] = self._file(f"{key}.type", file)
         return read

@@ -29,15 +29,12 @@ def make_plan(
 ) -> Plan:
     """Resolve rows and seeds (the recipe's own unless given) and build the graphs.
 
-    Rows `["all"]` are all rows whose models the recipe has.
+    Rows `["all"]` are those of Recipe.all_rows.
 
     Raises:
         UserError: unknown rows, unreadable inputs, missing stage settings.
     """
-    if rows == ["all"]:
-        names = [name for name in recipe.row_names if recipe.roles_of(name) <= recipe.models.keys()]
-    else:
-        names = list(dict.fromkeys(rows or recipe.chosen_rows))
+    names = recipe.all_rows if rows == ["all"] else list(dict.fromkeys(rows or recipe.chosen_rows))
     check_rows(names, "--rows", recipe.row_names)
     check_reserved_keys(recipe)
     _check_roles(recipe)

@@ -20,6 +20,7 @@ def s2d_opd(
     signal: AdvantageSignal | None = None,
     old_log_probs: torch.Tensor | None = None,
     frozen_log_probs: Mapping[str, torch.Tensor] | None = None,
+    fields: Mapping[str, torch.Tensor] | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute a signal's advantages with the interface of verl's estimators.
@@ -31,6 +32,7 @@ def s2d_opd(
         signal: computes the advantages.
         old_log_probs: (batch, response) log pi_old of the sampled tokens, float32.
         frozen_log_probs: role -> (batch, response) log-probs of the sampled tokens under that model, float32.
+        fields: verl's name -> (batch, response), what the signal reads beside log-probs.
 
     Returns:
         (advantages, returns), both (batch, response); returns equal advantages.
@@ -44,5 +46,6 @@ def s2d_opd(
             key="trainer.v1.trainer_mode",
             remedy="run it with trainer.v1.trainer_mode=s2d_opd, whose workers hold the teacher",
         )
-    advantages = signal.advantages(old_log_probs, frozen_log_probs, response_mask)
+    more = {"fields": fields} if signal.reads else {}
+    advantages = signal.advantages(old_log_probs, frozen_log_probs, response_mask, **more)
     return advantages, advantages

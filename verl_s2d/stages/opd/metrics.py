@@ -36,7 +36,6 @@ def sampled_reverse_kl_metrics(
     return {
         "s2d/reverse_kl": difference.mean().item() if len(difference) else 0.0,
         "s2d/reverse_kl_max": difference.max().item() if len(difference) else 0.0,
-        **rollout_metrics(response_mask),
     }
 
 
@@ -52,12 +51,17 @@ def advantage_metrics(advantages: torch.Tensor, response_mask: torch.Tensor) -> 
     return {"s2d/advantage_p99.9": sizes.kthvalue(rank).values.item() if rank else 0.0}
 
 
-def rollout_metrics(response_mask: torch.Tensor) -> dict[str, float]:
-    """Count the sampled tokens, each scored by the teacher once, and compute tokens per response."""
+def rollout_metrics(response_mask: torch.Tensor, *, scored: bool) -> dict[str, float]:
+    """Count the sampled tokens, and compute tokens per response.
+
+    Args:
+        response_mask: (batch, response), 1 on sampled tokens.
+        scored: a teacher scores each of them once.
+    """
     mask = response_mask.bool()
     tokens, rows = int(mask.sum()), int(mask.any(dim=1).sum())
     return {
         "s2d/sampled_tokens": tokens,
-        "s2d/teacher_scored_tokens": tokens,
+        "s2d/teacher_scored_tokens": tokens if scored else 0,
         "s2d/response_length": tokens / rows if rows else 0.0,
     }

@@ -55,8 +55,10 @@ class Opd(VerlTrainerStage):
         return tuple(signal_of_node(node).asks)
 
     def demand(self, settings: Mapping[str, Any], longest: int) -> Training:
-        signal = settings.get("s2d", {}).get("signal") or {}
-        return read_rl(settings, longest, teacher=True, exact=is_exact(signal, default=self.default_signal))
+        section = settings.get("s2d", {})
+        exact = is_exact(section.get("signal") or {}, default=self.default_signal)
+        asked = bool(section.get("models") or section.get("teacher"))
+        return read_rl(settings, longest, teacher=asked, exact=exact)
 
     def describe(self, node: Node) -> str:
         return f"on-policy distillation on prompts of slice {node.settings['slice']}, {words(node)}, {length(node)}"

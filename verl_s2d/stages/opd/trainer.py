@@ -56,7 +56,7 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
             config.actor_rollout_ref.s2d = self.s2d.written()  # the section that is sent to the workers
             config.reward.num_workers = 0
         super().__init__(config)
-        self.use_reference_policy = True
+        self.use_reference_policy = bool(self.s2d.models)
         # verl polls for finished rollouts every two seconds, which is longer than a small step takes.
         self.replay_buffer.poll_interval = min(self.replay_buffer.poll_interval, self.s2d.poll_interval)
 
@@ -68,9 +68,10 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
         super()._init_resource_pool_mgr()
         from verl_s2d.stages.opd.worker import StudentTeacherWorker
 
+        role = Role.ActorRolloutRef if self.s2d.models else Role.ActorRollout
         del self.role_worker_mapping[Role.ActorRollout]
-        self.role_worker_mapping[Role.ActorRolloutRef] = ray.remote(StudentTeacherWorker)
-        self.mapping[Role.ActorRolloutRef] = self.mapping.pop(Role.ActorRollout)
+        self.role_worker_mapping[role] = ray.remote(StudentTeacherWorker)
+        self.mapping[role] = self.mapping.pop(Role.ActorRollout)
 
     def _setup(self) -> None:
         super()._setup()
@@ -119,7 +120,8 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
         if self.s2d.exact:
             return self._write_no_advantage(batch, metrics)
         signal, frozen = self.s2d.signal, self._log_prob_fields()
-        fields = ["response_mask", "rm_scores", "rollout_log_probs", "old_log_probs", *dict.fromkeys(frozen.values())]
+        fields = ["response_mask", "rm_scores", "rollout_log_probs", "old_log_probs", *signal.reads, *frozen.values()]
+        fields = list(dict.fromkeys(fields))
         nested = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         response_mask = nested["response_mask"]
         data = DataProto(batch=nested.to_padded_tensor())
@@ -140,6 +142,7 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
             signal=signal,
             old_log_probs=data.batch["old_log_probs"],
             frozen_log_probs=answers,
+            fields={name: data.batch[name] for name in signal.reads},
         )
         measured = signal.measured(answers, data.batch["response_mask"])
         metrics.update({f"s2d/{name}": value for name, value in measured.items()})
@@ -147,9 +150,10 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
             clipped, share = clip_advantages(data.batch["advantages"], data.batch["response_mask"], signal.clip)
             data.batch["advantages"] = data.batch["returns"] = clipped
             metrics["s2d/clipped_advantages"] = share
-        metrics.update(
-            sampled_reverse_kl_metrics(data.batch["old_log_probs"], data.batch[_OF_FIRST], data.batch["response_mask"])
-        )
+        mask = data.batch["response_mask"]
+        metrics.update(rollout_metrics(mask, scored=bool(frozen)))
+        if frozen:
+            metrics.update(sampled_reverse_kl_metrics(data.batch["old_log_probs"], data.batch[_OF_FIRST], mask))
         metrics.update(advantage_metrics(data.batch["advantages"], data.batch["response_mask"]))
         output = {name: response_to_nested(data.batch[name], response_mask) for name in written}
         return tq.kv_batch_put(
@@ -161,7 +165,7 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
         nested = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["response_mask"])
         mask = nested["response_mask"]
         padded = mask.to_padded_tensor(0)
-        metrics.update(rollout_metrics(padded))
+        metrics.update(rollout_metrics(padded, scored=True))
         zeros = response_to_nested(torch.zeros_like(padded, dtype=torch.float32), mask)
         return tq.kv_batch_put(
             keys=batch.keys,

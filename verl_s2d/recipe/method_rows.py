@@ -1,0 +1,61 @@
+"""Define the rows of other methods, and the controls: `full-bridge` with another signal in stage 2b.
+
+They are built by name, `--rows full-bridge,exopd,no-teacher`, and are not among `--rows all`. A control drops what a
+claim rests on. Signals have the settings of their publications, where those are public; a row of yours sets others:
+
+    def exopd_far(b):
+        return bridge_with(b, {"type": "exopd", "lambda": 1.5}, of="exopd-1.5")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from verl_s2d.recipe.rows import Row, warmed
+
+if TYPE_CHECKING:
+    from verl_s2d.stages.builder import Builder, Model
+
+
+def bridge_with(b: Builder, signal: Mapping[str, Any], *, of: str) -> Model:
+    """Run Stages 1, 2a, 2b on all labels, with this signal in 2b in place of the recipe's.
+
+    The role `base` is the teacher before Stage 1 and the role `student` the student before Stage 2a, whether or not
+    the recipe has models of these roles.
+    """
+    teacher = b.teacher_rl(b.model("teacher"), "all")
+    roles = {"base": b.model("teacher"), "student": b.model("student")}
+    return b.opd(warmed(b, teacher, "all"), teacher, "all", of=of, signal=signal, frozen=roles)
+
+
+def self_teacher(b: Builder) -> Model:
+    """Distil the warmed student from itself: no teacher's knowledge enters Stage 2b."""
+    student = warmed(b, b.teacher_rl(b.model("teacher"), "all"), "all")
+    return b.opd(student, student, "all", of="self-teacher", signal={"type": "sampled"})
+
+
+_KEPT = {"type": "reverse_kl", "keep_tokens": 0.5}
+
+SIGNALS: Mapping[str, Mapping[str, Any]] = {
+    "no-teacher": {"type": "no_teacher"},
+    "shuffled-teacher": {"type": "shuffled"},
+    "exact": {"type": "reverse_kl"},
+    "exopd": {"type": "exopd"},
+    "delta": {"type": "delta", "baseline": "batch_mean"},
+    "veto": {"type": "veto"},
+    "iw-opd": {"type": "iw_opd"},
+    "tip": _KEPT,
+    "tip-entropy": _KEPT | {"keep_by": "entropy"},
+    "tip-divergence": _KEPT | {"keep_by": "divergence"},
+    "tip-bottom": _KEPT | {"keep_by": "bottom_entropy"},
+    "tip-q3": _KEPT | {"keep_by": "q3", "keep_tokens": 0.2},
+}
+"""Row -> signal of its stage 2b."""
+
+
+def _row(name: str) -> Row:
+    return lambda b: bridge_with(b, SIGNALS[name], of=name)
+
+
+METHOD_ROWS: Mapping[str, Row] = {**{name: _row(name) for name in SIGNALS}, "self-teacher": self_teacher}
