@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from verl_s2d.stages import stages
-from verl_s2d.stages.shared.panels import TRUNCATED
 from verl_s2d.workflow.metric_table import Metric
+from verl_s2d.workflow.watch.metric_logs import value_of
 
 Metrics = Mapping[int, Mapping[str, Any]]
 """Step -> metrics logged at it."""
@@ -28,7 +28,9 @@ def curves_of(kind: str, response_tokens: int | None, metrics: Metrics) -> dict[
     curves: dict[str, dict[str, dict[str, list]]] = {}
     for metric in _shown(kind):
         points = [
-            (step, y) for step, data in metrics.items() if (y := _value(metric.key, data, response_tokens)) is not None
+            (step, y)
+            for step, data in metrics.items()
+            if (y := _number(value_of(metric.key, data, response_tokens))) is not None
         ]
         finite = [(step, float(f"{y:.5g}")) for step, y in points if math.isfinite(y)]
         if finite:
@@ -53,16 +55,6 @@ def thin(steps: Sequence[int], values: Sequence[float], most: int = MOST_POINTS)
         kept |= {min(stretch, key=values.__getitem__), max(stretch, key=values.__getitem__)}
     chosen = sorted(kept)
     return [steps[i] for i in chosen], [values[i] for i in chosen]
-
-
-def _value(key: str, data: Mapping[str, Any], response_tokens: int | None) -> float | None:
-    if key != TRUNCATED.name:
-        return _number(data.get(key))
-    # verl's clip ratio is the share of responses as long as the longest of the batch, which may be below the limit.
-    share, longest = _number(data.get("response_length/clip_ratio")), _number(data.get("response_length/max"))
-    if share is None or longest is None or response_tokens is None:
-        return None
-    return share if longest >= response_tokens else 0.0
 
 
 def _number(value: Any) -> float | None:

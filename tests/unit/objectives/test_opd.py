@@ -15,7 +15,7 @@ from verl_s2d.errors import UserError
 from verl_s2d.objectives.opd import sampled_token_advantage
 from verl_s2d.signals.in_verl.advantage_estimator import s2d_opd
 from verl_s2d.signals.sampled import Sampled
-from verl_s2d.stages.opd.metrics import advantage_metrics, sampled_reverse_kl_metrics
+from verl_s2d.stages.opd.metrics import advantage_metrics, rollout_metrics, sampled_reverse_kl_metrics
 
 SHAPE = (3, 5)
 log_probs = arrays(np.float32, SHAPE, elements=st.floats(-20, 0, width=32)).map(torch.from_numpy)
@@ -146,14 +146,15 @@ def test_metrics_are_over_sampled_tokens_only():
     student = torch.tensor([[-1.0, -2.0, math.nan], [-3.0, math.inf, 0.0], [0.0, 0.0, 0.0]])
     teacher = torch.tensor([[-2.0, -1.0, math.nan], [-9.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     mask = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]])
-    assert sampled_reverse_kl_metrics(student, teacher, mask) == {
-        "s2d/reverse_kl": 2.0,
-        "s2d/reverse_kl_max": 6.0,
+    assert sampled_reverse_kl_metrics(student, teacher, mask) == {"s2d/reverse_kl": 2.0, "s2d/reverse_kl_max": 6.0}
+    assert rollout_metrics(mask, scored=True) == {
         "s2d/sampled_tokens": 3,
         "s2d/teacher_scored_tokens": 3,
         "s2d/response_length": 1.5,
     }
-    nothing = sampled_reverse_kl_metrics(student, teacher, torch.zeros_like(mask))
+    assert rollout_metrics(mask, scored=False)["s2d/teacher_scored_tokens"] == 0
+    none = torch.zeros_like(mask)
+    nothing = sampled_reverse_kl_metrics(student, teacher, none) | rollout_metrics(none, scored=True)
     assert set(nothing.values()) == {0}
 
 

@@ -24,6 +24,7 @@ METRIC = {
     "score_collapse": "critic/score/mean",
     "kl_blow_up": "actor/kl_loss",
 }
+LIMIT = 512
 RISING = ("loss_spike", "length_explosion", "kl_blow_up")
 SEEDS = st.integers(0, 2**32)
 
@@ -34,7 +35,7 @@ def detectors(kind: str = "grpo", **changes) -> Detectors:
     for key, value in changes.items():
         alarm, _, name = key.partition("__")
         chosen[alarm][name] = value
-    return Detectors(stages()[kind].metrics, chosen)
+    return Detectors(stages()[kind].metrics, chosen, LIMIT)
 
 
 def raised(found: Detectors, values, metric: str, first: int = 1):
@@ -137,15 +138,26 @@ def test_a_gradient_that_was_never_there_is_told(kind, metric):
     assert alarm.alarm == "no_signal"
 
 
+def cut_off(found: Detectors, ratios, longest: int):
+    logged = [{"response_length/clip_ratio": ratio, "response_length/max": longest} for ratio in ratios]
+    return [alarm for step, data in enumerate(logged, 1) for alarm in found.feed(step, data)]
+
+
 @pytest.mark.parametrize("kind", ["grpo", "opd"])
 def test_responses_that_are_nearly_all_cut_off_are_told_once_an_episode(kind):
     ratios = [0.5, 0.95, 0.95, 0.2, *[0.95] * 10, 0.1, *[1.0] * 3]
-    alarms = raised(detectors(kind), ratios, "response_length/clip_ratio")
+    alarms = cut_off(detectors(kind), ratios, LIMIT)
     assert [(alarm.alarm, alarm.since, alarm.step) for alarm in alarms] == [
         ("truncation", 5, 7),
         ("truncation", 16, 18),
     ]
     assert "cut off" in alarms[0].text
+
+
+@pytest.mark.parametrize("kind", ["grpo", "opd"])
+def test_answers_that_all_end_at_the_same_length_are_not_cut_off(kind):
+    """verl's ratio counts responses as long as the longest of the batch, and the quickstart's all have four tokens."""
+    assert cut_off(detectors(kind), [0.98] * 40, LIMIT - 1) == []
 
 
 def test_an_alarm_that_is_ignored_is_silent():

@@ -33,13 +33,12 @@ class Grpo(VerlTrainerStage):
         Metric("critic/score/mean", panels.SCORE, alarm="score_collapse"),
         Metric("critic/score/mean", alarm="no_signal"),
         Metric("critic/advantages/max", alarm="no_signal"),
-        Metric("response_length/clip_ratio", alarm="truncation"),
         Metric("actor/kl_loss", panels.POLICY_KL, alarm="kl_blow_up"),
         Metric("actor/ppo_kl", alarm="kl_blow_up"),
         Metric("actor/loss", panels.RL_LOSS, alarm="loss_spike"),
         Metric("actor/entropy", panels.RL_ENTROPY, alarm="entropy_collapse"),
         Metric("response_length/mean", panels.LENGTH, alarm="length_explosion"),
-        Metric(panels.TRUNCATED.name, panels.TRUNCATED),
+        Metric(panels.TRUNCATED.name, panels.TRUNCATED, alarm="truncation"),
         Metric("actor/grad_norm", panels.GRAD_NORM),
     )
     reserved = VerlTrainerStage.reserved | {

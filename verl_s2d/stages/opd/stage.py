@@ -36,9 +36,8 @@ class Opd(VerlTrainerStage):
         Metric("s2d/student_entropy", panels.DISTILLATION_ENTROPY, "student", alarm="entropy_collapse"),
         Metric("s2d/teacher_entropy", panels.DISTILLATION_ENTROPY, "teacher"),
         Metric("response_length/mean", panels.LENGTH, alarm="length_explosion"),
-        Metric(panels.TRUNCATED.name, panels.TRUNCATED),
+        Metric(panels.TRUNCATED.name, panels.TRUNCATED, alarm="truncation"),
         Metric("actor/grad_norm", panels.GRAD_NORM, alarm="no_signal"),
-        Metric("response_length/clip_ratio", alarm="truncation"),
         Metric("s2d/sampled_tokens", ledger="sampled_tokens"),
         Metric("s2d/teacher_scored_tokens", ledger="teacher_scored_tokens"),
     )

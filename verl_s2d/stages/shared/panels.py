@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from verl_s2d.workflow.metric_table import Panel
+from verl_s2d.workflow.watch import metric_logs
 
 _RL, _DISTILLATION, _REST = (
     "Reinforcement learning (stages 1 and 3)",
@@ -22,7 +23,7 @@ MASS = Panel("mass", _DISTILLATION, "Mass on the other's top k", "probability", 
 DISTILLATION_LOSS = Panel("distillation-loss", _DISTILLATION, "Loss", "loss")
 DISTILLATION_ENTROPY = Panel("distillation-entropy", _DISTILLATION, "Entropies", "nats per token")
 LENGTH = Panel("length", _REST, "Response length", "tokens")
-TRUNCATED = Panel("truncated", _REST, "Truncated responses", "share")
+TRUNCATED = Panel(metric_logs.TRUNCATED, _REST, "Truncated responses", "share")
 GRAD_NORM = Panel("grad-norm", _REST, "Gradient norm", "norm before clipping")
 
 PANELS = (

@@ -43,7 +43,8 @@ class AlarmWatch:
     def __init__(self, node: Node, directory: Path, attempt: int):
         self._directory, self._attempt = directory, attempt
         self._metrics, self._read = metrics_file(directory, attempt), 0
-        self._detectors = Detectors(node.stage.metrics, node.operations.get("alarms", {}))
+        limit = node.settings.get("response_tokens")
+        self._detectors = Detectors(node.stage.metrics, node.operations.get("alarms", {}), limit)
         self._known = {(entry["alarm"], entry.get("metric"), entry["step"]) for entry in recorded(directory)}
         resumed = checkpoints.completed_step(directory / "checkpoints") or 0
         self._earlier = [(step, data) for step, data in read_metrics(directory).items() if step <= resumed]

@@ -10,6 +10,7 @@ from statistics import fmean, median
 from typing import Any
 
 from verl_s2d.workflow.metric_table import Metric
+from verl_s2d.workflow.watch.metric_logs import value_of
 
 Settings = Mapping[str, Mapping[str, Any]]
 """Name of an alarm -> its settings (recipe.alarm_settings)."""
@@ -69,10 +70,11 @@ class Detectors:
 
     Args:
         metrics: the stage's metrics; each names the alarm that watches it.
+        response_tokens: length at which the stage cuts responses; None: it has none.
     """
 
-    def __init__(self, metrics: Sequence[Metric], settings: Settings):
-        self._metrics = metrics
+    def __init__(self, metrics: Sequence[Metric], settings: Settings, response_tokens: int | None):
+        self._metrics, self._response_tokens = metrics, response_tokens
         self._settings = {name: s for name, s in settings.items() if s["action"] != "ignore"}
         self._series: dict[tuple[str, str], _Series | _Range] = {}
         self._not_finite: set[str] = set()
@@ -109,7 +111,9 @@ class Detectors:
             yield _VALIDATION, score
         if name == "score_collapse" and (score is not None or (name, _VALIDATION) in self._series):
             return
-        yield from ((metric, data[metric]) for metric in metrics if metric in data)
+        for metric in metrics:
+            if (value := value_of(metric, data, self._response_tokens)) is not None:
+                yield metric, value
 
 
 def _detector(name: str, settings: Mapping[str, Any]) -> _Series | _Range:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+TRUNCATED = "truncated"
+"""Computed metric: share of the responses that are cut off at the stage's limit."""
 _ATTEMPT = re.compile(r"attempt-(\d+)\.jsonl")
 
 
@@ -34,6 +37,21 @@ def read_metrics(directory: Path) -> dict[int, dict[str, Any]]:
                 continue
         steps.update(this_attempt)
     return dict(sorted(steps.items()))
+
+
+def value_of(key: str, data: Mapping[str, Any], response_tokens: int | None) -> Any:
+    """Return a metric of a step, or compute it; None if it was not logged.
+
+    Args:
+        response_tokens: length at which the stage cuts responses; None: no share of truncated ones.
+    """
+    if key != TRUNCATED:
+        return data.get(key)
+    # verl's clip ratio is the share of responses as long as the longest of the batch, which may be below the limit.
+    share, longest = data.get("response_length/clip_ratio"), data.get("response_length/max")
+    if response_tokens is None or not all(isinstance(value, int | float) for value in (share, longest)):
+        return None
+    return share if longest >= response_tokens else 0.0
 
 
 def last_step(path: Path) -> int | None:
