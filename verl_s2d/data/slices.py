@@ -1,17 +1,17 @@
 """Slice the labelled problems into `all` and its disjoint halves `1h` and `2h`, each also without answers.
 
     python -m verl_s2d.data.slices train=FILE out=DIR [labels=N] [seed=S] [eval.<name>=FILE ...]
-        [validation=FILE] [columns.<name>=<column> ...]
+        [validation=FILE] [columns.<name>=<column> ...] [data_sources=["<data source>", ...]]
 
 The seed and the problem ids alone decide the selection and the halves: not the file's order, and no random number
-generator, whose stream may change with a release.
+generator, whose stream may change with a release. With data_sources, each slice keeps only its problems of these.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import pyarrow as pa
 from verl_s2d import arguments
 from verl_s2d.data.files import write_json, write_parquet
 from verl_s2d.data.formats.column_names import columns_of
-from verl_s2d.data.problems import COLUMNS, check_disjoint, problems_of, read_problems, read_table
+from verl_s2d.data.problems import COLUMNS, Problem, check_disjoint, problems_of, read_problems, read_table
 from verl_s2d.errors import UserError
 
 VALIDATION = "validation"
@@ -43,6 +43,8 @@ class Options:
     """File of validation problems that is to be written in verl's columns, too."""
     columns: dict[str, str] = field(default_factory=dict)
     """Names of the columns in `train`, and in those of the other files that have them."""
+    data_sources: list[str] = field(default_factory=list)
+    """Data sources whose problems the slices keep; empty for all."""
 
 
 def choose(ids: Sequence[str], labels: int | None, seed: int) -> dict[str, list[str]]:
@@ -70,6 +72,52 @@ def choose(ids: Sequence[str], labels: int | None, seed: int) -> dict[str, list[
         )
     shuffled = sorted(ids, key=lambda i: hashlib.sha256(f"{seed}\n{i}".encode()).digest())[:count]
     return {"all": shuffled, "1h": shuffled[: count // 2], "2h": shuffled[count // 2 :]}
+
+
+def restricted(
+    slices: Mapping[str, Sequence[str]], source_of: Mapping[str, str], sources: Collection[str]
+) -> dict[str, list[str]]:
+    """Keep of every slice the problems of some data sources.
+
+    Args:
+        slices: slice -> problem ids, as `choose` returns them.
+        source_of: problem id -> its data source.
+        sources: the data sources to keep.
+
+    Raises:
+        UserError: no problem has one of the sources, or a slice would be empty.
+    """
+    known = set(source_of.values())
+    for source in sources:
+        if source not in known:
+            raise UserError(
+                "No training problem has this data source.",
+                key="data_source",
+                value=source,
+                remedy=f"Data sources of the training problems: {', '.join(sorted(known))}.",
+            )
+    kept = {name: [i for i in ids if source_of[i] in sources] for name, ids in slices.items()}
+    for name, ids in kept.items():
+        if not ids:
+            raise UserError(
+                f"Slice {name} has no problem of these data sources.",
+                key="data_source",
+                value=", ".join(sources),
+                remedy="Use more labels, or more problems of these sources.",
+            )
+    return kept
+
+
+def slices_of(
+    problems: Sequence[Problem], labels: int | None, seed: int, sources: Collection[str] = ()
+) -> dict[str, list[str]]:
+    """Choose the problem ids of each slice; with `sources`, only those of problems from these data sources.
+
+    Raises:
+        UserError: as `choose` and `restricted`.
+    """
+    slices = choose([p.id for p in problems], labels, seed)
+    return restricted(slices, {p.id: p.data_source for p in problems}, sources) if sources else slices
 
 
 def slices_digest(slices: dict[str, list[str]]) -> str:
@@ -110,7 +158,7 @@ def write_slices(options: Options) -> dict[str, list[str]]:
     problems = problems_of(table, options.train, key="train")
     others: dict[str, Any] = {"columns": columns, "own_columns": True}
     check_disjoint(problems, {n: read_problems(f, key=f"eval.{n}", **others) for n, f in options.eval.items()})
-    slices = choose([p.id for p in problems], options.labels, options.seed)
+    slices = slices_of(problems, options.labels, options.seed, options.data_sources)
     row = {p.id: i for i, p in enumerate(problems)}
     out = Path(options.out)
     if options.validation is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from verl_s2d.errors import UserError
@@ -15,7 +15,7 @@ from verl_s2d.stages.evaluate.stage import Evaluate
 from verl_s2d.stages.grpo.stage import Grpo
 from verl_s2d.stages.opd.stage import Opd
 from verl_s2d.stages.prepare.overlong import DROP, REFUSE
-from verl_s2d.stages.prepare.stage import Script, Slices, slice_sizes
+from verl_s2d.stages.prepare.stage import SOURCES, Script, Slices, parts_of, slice_of, slice_sizes
 from verl_s2d.stages.problem_inputs import ProblemInputs, column_names, template_settings
 from verl_s2d.stages.rollouts.stage import Rollouts
 from verl_s2d.stages.shared.batch_settings import TRAIN, fitting_batches, micro_batch_tokens, rows_read
@@ -72,8 +72,9 @@ class Builder:
 
     def rollouts(self, teacher: Model, slice_name: str, *, of: str = "") -> Node:
         stage = self._stage("rollouts")
+        part, sources = parts_of(slice_name)
         settings = {
-            "slice": slice_name,
+            "slice": part,
             **({"per_prompt": stage.per_prompt} if stage.per_prompt else {"rows": self._rows_of_warmup()}),
             "temperature": stage.temperature,
             "top_p": stage.top_p,
@@ -84,7 +85,7 @@ class Builder:
         }
         name = _name("rollouts", slice_name, of)
         operations = _sampler(stage, settings)
-        return self.node(Rollouts(), name, settings, operations, model=teacher, slices=self.slices())
+        return self.node(Rollouts(), name, settings, operations, model=teacher, slices=self.slices(sources))
 
     def _rows_of_warmup(self) -> int:
         warmup = self._stage("warmup")
@@ -99,7 +100,7 @@ class Builder:
         settings = {"signal": decisive_keys(signal), "steps": stage.steps, "seed": self.seed, "verl": verl}
         operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched("warmup", settings)}
         inputs = {"model": student, "rollouts": rollouts, **self._frozen(signal, {"teacher": teacher}, key)}
-        return self.node(Warmup(), _name("warmup", rollouts.settings["slice"], of), settings, operations, **inputs)
+        return self.node(Warmup(), _name("warmup", slice_of(rollouts), of), settings, operations, **inputs)
 
     def opd(
         self,
@@ -129,7 +130,8 @@ class Builder:
         settings["response_tokens"] = response
         operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched("opd", settings)}
         roles = {**(frozen or {}), "teacher": teacher}
-        inputs = {"model": student, "slices": self.slices(), **self._frozen(signal, roles, key)}
+        slices = self.slices(parts_of(slice_name)[1])
+        inputs = {"model": student, "slices": slices, **self._frozen(signal, roles, key)}
         return self.node(Opd(), _name("opd", slice_name, of), settings, operations, **inputs)
 
     def _frozen(self, signal: Signal, given: Mapping[str, Model], key: str) -> dict[str, Model]:
@@ -165,12 +167,16 @@ class Builder:
         operations = _sampler(chosen, settings)
         return self.node(Evaluate(), f"evaluate-{self.row}", settings, operations, **inputs)
 
-    def slices(self) -> Node:
+    def slices(self, sources: Sequence[str] = ()) -> Node:
+        """Build the slices of the labels; with `sources`, of the problems from these data sources among them."""
         data = self.recipe.data
         inputs, limited = self._problems.of("train"), data.overlong_prompts != REFUSE
         if data.validation is not None and not limited and not self._as_verl("data.validation", data.validation):
             inputs["validation"] = self._file("data.validation", data.validation)
-        return self.node(Slices(), "slices", {"labels": data.labels, "seed": self.seed, **self._columns()}, **inputs)
+        settings = {"labels": data.labels, "seed": self.seed, **self._columns()}
+        if sources:
+            settings[SOURCES] = list(sources)
+        return self.node(Slices(), _name("slices", ",".join(sources), ""), settings, **inputs)
 
     def _columns(self) -> dict[str, dict[str, str]]:
         """Return the setting of the columns' names; none where a stage has read the files before."""
@@ -212,7 +218,8 @@ class Builder:
         verl, operations = self._verl("grpo", chosen, self.recipe.data.response_tokens)
         settings = self._training(stage, slice_name, verl)
         operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched(key, settings)}
-        inputs = {"model": model, "slices": self.slices(), **self._verifier(settings)}
+        slices = self.slices(parts_of(slice_name)[1])
+        inputs = {"model": model, "slices": slices, **self._verifier(settings)}
         if stage.validate_every is not None:
             settings["validate_every"] = stage.validate_every
             inputs |= self._problems.of("validation")
@@ -221,7 +228,7 @@ class Builder:
     def _training(self, stage: Any, slice_name: str, verl: dict[str, Any]) -> dict[str, Any]:
         data = self.recipe.data
         return {
-            "slice": slice_name,
+            "slice": parts_of(slice_name)[0],
             "steps": stage.steps,
             "prompt_tokens": data.prompt_tokens,
             "response_tokens": data.response_tokens,
@@ -254,11 +261,26 @@ class Builder:
 
     def _fitted(self, kind: str, chosen: Mapping[str, Any], slice_name: str) -> dict[str, Any]:
         """Add batch sizes that fit the slice to the recipe's keys, where it has none."""
-        data = self.recipe.data
+        data, (part, sources) = self.recipe.data, parts_of(slice_name)
         known = data.labels is not None or data.train is not None
         needed = value_of(chosen, TRAIN) is None
-        problems = self.slice_sizes()[slice_name] if known and needed else None
+        if sources:
+            problems = self._sizes_of(sources)[part] if data.train is not None and needed else None
+        else:
+            problems = self.slice_sizes()[part] if known and needed else None
         return merge(fitting_batches(chosen, overlay(kind), problems), chosen)
+
+    def _sizes_of(self, sources: Sequence[str]) -> dict[str, int]:
+        """Map slice name -> number of its problems from these data sources, as far as no prompt is dropped."""
+        from verl_s2d.data.problems import read_problems
+        from verl_s2d.data.slices import slices_of
+
+        data = self.recipe.data
+        path = self.recipe.directory / data.train
+        problems = self._once(
+            ("data.train", "problems"), lambda: read_problems(path, key="data.train", columns=data.columns)
+        )
+        return {name: len(ids) for name, ids in slices_of(problems, data.labels, self.seed, sources).items()}
 
     def _verl(
         self, kind: str, chosen: Mapping[str, Any], response: int, *more: str

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.matched import Matched
+from verl_s2d.stages.prepare.stage import SOURCES
 from verl_s2d.stages.shared.batch_settings import (
     TRAIN,
     batch_setting,
@@ -139,6 +140,7 @@ class _Match:
         """Count the labels read: for each slice the maximum over its stages, summed because halves are disjoint."""
         read: dict[str, int] = {}
         for node in nodes:
+            self._require_all_sources(node)
             size, batch = self._sizes()[node.settings["slice"]], batch_setting(node, TRAIN)
             asked = node.settings["steps"] * batch
             if asked > size - size % batch and size % batch:
@@ -155,6 +157,7 @@ class _Match:
 
     def _check_one_pass(self, model: Node, before: Iterable[Node], labels: int) -> None:
         """Raise UserError unless the stage reads fresh labels in a first pass: only then each step adds a batch."""
+        self._require_all_sources(model)
         name, batch = model.settings["slice"], batch_setting(model, TRAIN)
         if any(node.settings["slice"] == name for node in before if "labels" in node.stage.consumes):
             self._refuse(
@@ -171,6 +174,16 @@ class _Match:
                 "to",
                 self._chosen.to,
                 "Match it to a row that reads fewer labels, or by another item.",
+            )
+
+    def _require_all_sources(self, node: Node) -> None:
+        if SOURCES in node.inputs["slices"].settings:
+            self._refuse(
+                f"How many labels {node.name} reads is not known in advance: its slice has problems of some data "
+                "sources only.",
+                "by",
+                "labels",
+                "Match by verifier_calls, sampled_tokens or updates.",
             )
 
     def _refuse(self, problem: str, field: str, value: str, remedy: str) -> NoReturn:

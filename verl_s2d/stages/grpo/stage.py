@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from verl_s2d.stages.prepare.stage import validation_file
+from verl_s2d.stages.prepare.stage import slice_of, validation_file
 from verl_s2d.stages.shared import panels
 from verl_s2d.stages.shared.batch_settings import sequences_per_step
 from verl_s2d.stages.shared.budget import last_step, length
@@ -78,4 +78,4 @@ class Grpo(VerlTrainerStage):
 
     def describe(self, node: Node) -> str:
         s = node.settings
-        return f"GRPO on slice {s['slice']} with verifier {s['verifier']}, {length(node)}"
+        return f"GRPO on slice {slice_of(node)} with verifier {s['verifier']}, {length(node)}"

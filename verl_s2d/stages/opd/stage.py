@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from verl_s2d.signals.signal_registry import is_exact
+from verl_s2d.stages.prepare.stage import slice_of
 from verl_s2d.stages.shared import panels
 from verl_s2d.stages.shared.budget import length
 from verl_s2d.stages.shared.signal_settings import RESERVED, signal_of_node, signal_overrides, words
@@ -60,4 +61,4 @@ class Opd(VerlTrainerStage):
         return read_rl(settings, longest, teacher=asked, exact=exact)
 
     def describe(self, node: Node) -> str:
-        return f"on-policy distillation on prompts of slice {node.settings['slice']}, {words(node)}, {length(node)}"
+        return f"on-policy distillation on prompts of slice {slice_of(node)}, {words(node)}, {length(node)}"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from verl_s2d.stages.prepare.overlong import DROP, LIMITED_VALIDATION, Messages, shortened
-from verl_s2d.stages.prepare.stage import TRAIN_FILE, LimitedPrompts, evaluation_files, slice_sizes
+from verl_s2d.stages.prepare.stage import SOURCES, TRAIN_FILE, LimitedPrompts, evaluation_files, slice_sizes
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.store.manifest import is_built
@@ -28,6 +28,9 @@ def slice_size(plan: Plan, node: Node, *, expected: int | None = None) -> int | 
     if _built(plan, slices):
         summary = json.loads((plan.context.directory(slices) / "slices.json").read_text())
         return len(summary["slices"][name])
+    if SOURCES in slices.settings:
+        chosen = _chosen(plan, slices)
+        return None if chosen is None else len(chosen[name])
     count = plan.recipe.data.labels
     if count is None:
         train = train_file(plan, slices)
@@ -40,6 +43,20 @@ def slice_size(plan: Plan, node: Node, *, expected: int | None = None) -> int | 
         else:
             return None
     return slice_sizes(count)[name]
+
+
+def _chosen(plan: Plan, slices: Node) -> Mapping[str, Sequence[str]] | None:
+    """Choose the problems of slices of data sources; None before a script has made the problems."""
+    from verl_s2d.data.problems import read_problems
+    from verl_s2d.data.slices import slices_of
+
+    if (train := train_file(plan, slices)) is None:
+        return None
+    columns = None if train.is_relative_to(plan.context.run_dir) else plan.recipe.data.columns
+    problems = read_problems(train, key="data.train", columns=columns)
+    changes = limits_to_come(plan, slices)([problem.messages for problem in problems])
+    kept = [problem for place, problem in enumerate(problems) if changes.get(place, ()) is not None]
+    return slices_of(kept, slices.settings["labels"], slices.settings["seed"], slices.settings[SOURCES])
 
 
 def train_file(plan: Plan, node: Node) -> Path | None:

@@ -27,11 +27,25 @@ TRAIN_FILE = "train.parquet"
 VALIDATION, TOKENIZER = "validation", "tokenizer"
 """Roles of inputs; the second is followed by the role of a model."""
 SLICES = ("all", "1h", "2h")
+SOURCES = "data_sources"
+"""Setting of slices that keep the problems of some data sources only."""
 
 
 def slice_sizes(labels: int) -> dict[str, int]:
     """Map slice name -> number of problems."""
     return {"all": labels, "1h": labels // 2, "2h": labels - labels // 2}
+
+
+def parts_of(slice_name: str) -> tuple[str, tuple[str, ...]]:
+    """Split `all@math,code` into a slice and the data sources of its problems; none for problems of all sources."""
+    part, _, sources = slice_name.partition("@")
+    return part, tuple(sorted(filter(None, sources.split(","))))
+
+
+def slice_of(node: Node) -> str:
+    """Name the slice that a node reads as `parts_of` reads it."""
+    sources = node.inputs["slices"].settings.get(SOURCES)
+    return f"{node.settings['slice']}@{','.join(sources)}" if sources else node.settings["slice"]
 
 
 def evaluation_files(node: Node, role: str, context: Context) -> dict[str, Path]:
@@ -167,11 +181,15 @@ class Slices(Stage):
             "labels": node.settings["labels"],
             "seed": node.settings["seed"],
             **columns_arguments(node),
+            **{name: node.settings[name] for name in (SOURCES,) if name in node.settings},
         }
         if VALIDATION in node.externals:
             arguments[VALIDATION] = node.externals[VALIDATION].location
         return Command([sys.executable, "-m", "verl_s2d.data.slices", *plain_arguments(arguments)])
 
     def describe(self, node: Node) -> str:
-        labels = node.settings["labels"]
-        return f"{labels if labels is not None else 'all'} labelled problems, and two disjoint random halves of them"
+        labels, sources = node.settings["labels"], node.settings.get(SOURCES)
+        described = (
+            f"{labels if labels is not None else 'all'} labelled problems, and two disjoint random halves of them"
+        )
+        return f"{described}: those from {', '.join(sources)}" if sources else described

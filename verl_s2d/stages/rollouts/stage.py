@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from verl_s2d.arguments import plain_arguments
+from verl_s2d.stages.prepare.stage import slice_of
 from verl_s2d.stages.shared.node_settings import template_environment
 from verl_s2d.stages.shared.sampling_stage import SamplingStage
 from verl_s2d.workflow.failures import StageFailed
@@ -69,4 +70,4 @@ class Rollouts(SamplingStage):
     def describe(self, node: Node) -> str:
         s = node.settings
         sampled = f"{s['rows']:,} teacher rollouts" if "rows" in s else f"{s['per_prompt']} teacher rollouts a prompt"
-        return f"{sampled} of slice {s['slice']}, temperature {s['temperature']:g}"
+        return f"{sampled} of slice {slice_of(node)}, temperature {s['temperature']:g}"
