@@ -103,6 +103,13 @@ SIGNATURES = {
         "self, process_on_nodes, use_gpu, name_prefix, max_colocate_count, ..."
     ),
     "verl.single_controller.ray:RayWorkerGroup.__init__": "self, resource_pool, ray_cls_with_init, ...",
+    "verl.experimental.teacher_loop.teacher_model:TeacherModelManager.__init__": (
+        "self, distillation_config, teacher_model_config, resource_pool"
+    ),
+    "verl.workers.rollout.vllm_rollout.vllm_async_server:vLLMHttpServer.generate": (
+        "self, prompt_ids, sampling_params, request_id, ..."
+    ),
+    "verl.workers.rollout.vllm_rollout.utils:extract_prompt_logprobs": "output, num_prompt_logprobs, result_dict",
     "verl.trainer.sft_trainer_ray:SFTTrainer.__init__": "self, config",
     "verl.trainer.constants_ppo:get_ppo_ray_runtime_env": "config",
     "verl.trainer.sft_trainer_ray:SFTTrainer._build_config": "self",

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from verl_s2d.recipe.engine_settings import check_engine
+from verl_s2d.recipe.servers import Servers
 from verl_s2d.validation import Section
 
 Positive = Annotated[int, Field(ge=1)]
@@ -96,6 +97,10 @@ class OnPolicyDistillation(Trained):
     response_tokens: Positive | None = None
     """Length at which this stage cuts responses; null for data.response_tokens, which is the maximum. A dense signal
     needs no finished answer, and a step waits for its longest response."""
+    servers: dict[str, Servers] = {}
+    """Role of a frozen model -> its vLLM servers, on GPUs of the cluster that the student then does not have: {teacher:
+    {tensor_model_parallel_size: 4}}, for a teacher that does not fit beside the student. Rebuilds nothing. Other models
+    are evaluated in the student's workers."""
 
 
 class Stages(Section):

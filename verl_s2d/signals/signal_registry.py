@@ -15,6 +15,8 @@ from verl_s2d.signals.signal import AdvantageSignal, Ask, LossSignal, Signal
 from verl_s2d.validation import suggestion, validated
 
 _ANSWERS = {AdvantageSignal: Ask.SAMPLED, LossSignal: Ask.FULL}
+PLACED = {"colocated": (Ask.SAMPLED, Ask.FULL), "server": (Ask.SAMPLED,)}
+"""Placement of a frozen model -> what it can answer. A server would have to send the whole vocabulary per token."""
 
 
 @functools.cache
@@ -77,6 +79,21 @@ def types_with(key: str) -> list[str]:
 def types_of(kind: type[Signal]) -> list[str]:
     """List the types of this folder that derive from AdvantageSignal or from LossSignal."""
     return [name for name, signal in known_signals().items() if issubclass(signal, kind)]
+
+
+def check_placement(signal: Signal, role: str, placement: str, key: str) -> None:
+    """Raise UserError if a frozen model in this placement cannot answer what the signal asks."""
+    if (ask := signal.asks[role]) not in PLACED[placement]:
+        able = " or ".join(answer.value for answer in PLACED[placement])
+        placements = [name for name, answers in PLACED.items() if ask in answers]
+        raise UserError(
+            f"signal {signal.type} asks the {role} for {ask.value}, and a model with placement {placement} answers "
+            f"with {able}",
+            key=key,
+            value=placement,
+            remedy=f"Use placement {' or '.join(placements)}, or a signal that asks for less: "
+            f"{', '.join(types_of(AdvantageSignal))}.",
+        )
 
 
 def _class(kind: Any, key: str) -> tuple[type[Signal], str]:

@@ -22,6 +22,7 @@ from verl_s2d.stages.shared.batch_settings import TRAIN, fitting_batches, micro_
 from verl_s2d.stages.shared.signal_settings import (
     SIGNAL,
     decisive_keys,
+    require_answers,
     require_loss,
     signal_file,
     signal_of_recipe,
@@ -121,7 +122,10 @@ class Builder:
         """
         stage, key = self._stage("opd"), "stages.opd.signal"
         section = stage.signal if signal is None else signal
+        own = signal is None
         signal = signal_of_recipe(section, self.recipe.directory, key=key, default=Opd.default_signal)
+        servers = stage.servers if own else {role: s for role, s in stage.servers.items() if role in signal.asks}
+        require_answers(signal, servers, key="stages.opd.servers")
         response = stage.response_tokens or self.recipe.data.response_tokens
         # An exact divergence does not read the sampler's log-probabilities.
         exact = ["exact"] if isinstance(signal, LossSignal) else []
@@ -129,6 +133,8 @@ class Builder:
         settings = {**self._training(stage, slice_name, verl), "signal": decisive_keys(signal)}
         settings["response_tokens"] = response
         operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched("opd", settings)}
+        if servers:
+            operations["servers"] = {role: model.model_dump() for role, model in servers.items()}
         roles = {**(frozen or {}), "teacher": teacher}
         slices = self.slices(parts_of(slice_name)[1])
         inputs = {"model": student, "slices": slices, **self._frozen(signal, roles, key)}

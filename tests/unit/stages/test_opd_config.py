@@ -13,8 +13,10 @@ from verl_s2d.errors import UserError
 from verl_s2d.signals.sampled import Sampled
 from verl_s2d.signals.signal_registry import known_signals
 from verl_s2d.stages.opd.config import OpdConfig, read_opd_config, read_opd_settings
+from verl_s2d.stages.opd.served_models import ServedModels
 from verl_s2d.stages.opd.trainer import OpdTrainer
 from verl_s2d.stages.opd.worker import StudentTeacherWorker
+from verl_s2d.stages.warmup.config_checks import read_warmup_settings
 from verl_s2d.teachers.frozen_model import FrozenModel
 from verl_s2d.teachers.model_pair import check_tokens
 
@@ -181,11 +183,64 @@ def test_with_lora_the_workers_still_have_a_reference_engine_and_it_is_the_teach
     monkeypatch.setattr(ray, "remote", lambda cls: cls)
     trainer = object.__new__(OpdTrainer)
     trainer.config = composed(**LORA)
-    assert read_opd_config(trainer.config).models == {"teacher": TEACHER}
+    trainer.s2d = read_opd_config(trainer.config)
+    assert trainer.s2d.models == {"teacher": TEACHER}
+    trainer._served = ServedModels(trainer.s2d, trainer.config)
     trainer._init_resource_pool_mgr()
     assert set(trainer.role_worker_mapping) == {Role.ActorRolloutRef}
     assert trainer.role_worker_mapping[Role.ActorRolloutRef] is StudentTeacherWorker
     assert set(trainer.resource_pool_manager.mapping) == {Role.ActorRolloutRef, Role.RewardModel}
+    assert set(trainer.resource_pool_manager.resource_pool_spec) == {"global_pool"}
+
+
+SERVED = ("+s2d.teacher.placement=server", "+s2d.teacher.server.num_replicas=2")
+
+
+def test_a_served_teacher_has_a_pool_and_the_workers_have_no_reference_engine(monkeypatch):
+    monkeypatch.setattr(ray, "remote", lambda cls: cls)
+    trainer = object.__new__(OpdTrainer)
+    trainer.config = composed(*SERVED, "+s2d.teacher.server.tensor_model_parallel_size=4")
+    trainer.s2d = read_opd_config(trainer.config)
+    assert trainer.s2d.colocated == {} and read_opd_settings(trainer.s2d.written()) == trainer.s2d
+    trainer._served = ServedModels(trainer.s2d, trainer.config)
+    trainer._init_resource_pool_mgr()
+    assert trainer.role_worker_mapping == {Role.ActorRollout: StudentTeacherWorker}
+    pools = trainer.resource_pool_manager.resource_pool_spec
+    assert pools == {"global_pool": [8], "served_teacher": [4, 4]}
+
+
+def test_equal_models_share_their_servers():
+    chosen = ("+s2d.signal.type=exopd", "+s2d.models.base.path=teacher", "+s2d.models.base.placement=server")
+    config = composed(*SERVED, *chosen)
+    other = ServedModels(read_opd_config(config), config)
+    same = composed(*SERVED, *chosen, "+s2d.models.base.server.num_replicas=2")
+    assert set(other.pools()) == {"served_teacher", "served_base"}
+    assert set(ServedModels(read_opd_config(same), same).pools()) == {"served_teacher"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "value"),
+    [
+        (["+s2d.signal.type=reverse_kl"], "s2d.teacher.placement", "server"),
+        (["s2d.teacher.placement=moon"], "s2d.teacher.placement", "moon"),
+        (["+s2d.teacher.trust_remote_code=true"], "s2d.teacher.trust_remote_code", True),
+        (["+s2d.teacher.revision=main"], "s2d.teacher.revision", "main"),
+        (["s2d.teacher.placement=colocated"], "s2d.teacher.server", {"num_replicas": 2}),
+        (["+s2d.teacher.server.gpu_memory_utilization=1"], "s2d.teacher.server.gpu_memory_utilization", 1),
+        (["+s2d.teacher.server.wait_minutes=0"], "s2d.teacher.server.wait_minutes", 0),
+        (["actor_rollout_ref.rollout.temperature=0.7"], "actor_rollout_ref.rollout.temperature", 0.7),
+        (["actor_rollout_ref.rollout.name=sglang"], "actor_rollout_ref.rollout.name", "sglang"),
+    ],
+)
+def test_what_servers_cannot_do_is_refused(changes, key, value):
+    error = refused(composed(*SERVED, *changes))
+    assert (error.key, error.value) == (key, value)
+
+
+def test_the_warmup_takes_no_served_teacher():
+    with pytest.raises(UserError) as caught:
+        read_warmup_settings({"teacher": {"path": "t", "placement": "server"}})
+    assert (caught.value.key, caught.value.value) == ("s2d.teacher.placement", "server") and caught.value.remedy
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ OLDER_NAMES = {"custom_reward_function.path"}
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory):
+def plans(tmp_path_factory):
     matched = {"spent": {"row": "direct-grpo", "to": "half-split", "by": "sampled_tokens"}}
     matched["distilled"] = {"row": "opd-only", "to": "half-split", "by": "sampled_tokens"}
     path = tmp_path_factory.mktemp("project")
@@ -32,16 +32,22 @@ def plan(tmp_path_factory):
         **asking_two,
     )
     rows = ["half-split", "opd-only", *matched]
-    return make_plan(load_recipe(recipe), run_dir=path / "run", rows=rows)
+    served = write_project(
+        tmp_path_factory.mktemp("served"), stages__opd__servers={"teacher": {}}, cluster__gpus_per_node=2
+    )
+    return [
+        make_plan(load_recipe(recipe), run_dir=path / "run", rows=rows),
+        make_plan(load_recipe(served), run_dir=path / "run", rows=["half-split"]),
+    ]
 
 
 @pytest.mark.parametrize("stage", [Grpo, Warmup, Opd], ids=lambda stage: stage.kind)
-def test_a_stage_sets_exactly_the_keys_that_it_reserves(plan, stage):
-    nodes = [node for node in plan.order if isinstance(node.stage, stage)]
-    found = {bare_key(key) for node in nodes for key in node.stage.overrides(node, plan.context)}
+def test_a_stage_sets_exactly_the_keys_that_it_reserves(plans, stage):
+    nodes = [(node, plan.context) for plan in plans for node in plan.order if isinstance(node.stage, stage)]
+    found = {bare_key(key) for node, context in nodes for key in node.stage.overrides(node, context)}
     set_by_it = {next((r for r in stage.reserved if key == r or key.startswith(f"{r}.")), key) for key in found}
     assert set_by_it == set(stage.reserved) - OLDER_NAMES
-    commands = [argument for node in nodes for argument in node.stage.command(node, plan.context, 1).argv]
+    commands = [argument for node, context in nodes for argument in node.stage.command(node, context, 1).argv]
     for key in found:
         assert any(bare_key(argument).startswith(f"{key}=") for argument in commands), f"{key} does not reach verl"
 

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_s2d.errors import UserError
 from verl_s2d.signals.signal import Positive
-from verl_s2d.stages.shared.distillation import Distillation, check_layout, read_distillation
+from verl_s2d.stages.shared.distillation import Distillation, check_layout, model_key, read_distillation
 from verl_s2d.verl_settings.engine_checks import check_logits_visible, check_megatron, check_weights
 from verl_s2d.verl_settings.lora_checks import check_lora
 
@@ -48,6 +48,7 @@ def read_opd_config(config: DictConfig) -> OpdConfig:
     """
     opd = read_opd_settings(OmegaConf.select(config, "s2d"))
     _check_verl(config)
+    _check_servers(config, opd)
     if opd.exact:
         _check_full_vocabulary(config, opd)
     return opd
@@ -79,6 +80,25 @@ def _check_full_vocabulary(config: DictConfig, opd: OpdConfig) -> None:
         check_megatron(engine, engine_key)
     parallel = engine.get("ulysses_sequence_parallel_size") or 1
     check_layout(opd, megatron=megatron, sequence_parallel=parallel > 1)
+
+
+def _check_servers(config: DictConfig, opd: OpdConfig) -> None:
+    """Raise UserError for verl settings under which servers would not answer as a colocated model does."""
+    served = [role for role, model in opd.models.items() if model.servers is not None]
+    if not served:
+        return
+    rollout = config.actor_rollout_ref.rollout
+    for key, value, needed, why in (
+        ("temperature", rollout.temperature, 1.0, "give log-probabilities at temperature 1 only, which"),
+        ("name", rollout.name, "vllm", "are vLLM's, whose settings are taken from the student's rollout, which"),
+    ):
+        if value != needed:
+            raise UserError(
+                f"the servers of the {served[0]} {why} is not the student's",
+                key=f"actor_rollout_ref.rollout.{key}",
+                value=value,
+                remedy=f"set it to {needed}, or {model_key(served[0])}.placement=colocated",
+            )
 
 
 def _check_verl(config: DictConfig) -> None:

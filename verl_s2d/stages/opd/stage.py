@@ -5,17 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from verl_s2d.recipe.schema import Cluster
+from verl_s2d.recipe.servers import gpus_left
 from verl_s2d.signals.signal_registry import is_exact
 from verl_s2d.stages.prepare.stage import slice_of
 from verl_s2d.stages.shared import panels
 from verl_s2d.stages.shared.budget import length
-from verl_s2d.stages.shared.signal_settings import RESERVED, signal_of_node, signal_overrides, words
+from verl_s2d.stages.shared.signal_settings import (
+    RESERVED,
+    servers_of_node,
+    signal_of_node,
+    signal_overrides,
+    words,
+)
 from verl_s2d.stages.shared.verl_trainer import VerlTrainerStage
 from verl_s2d.verl_settings.from_verl import read_rl
 from verl_s2d.verl_settings.stage_sizes import Training
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.metric_table import Metric
 from verl_s2d.workflow.stage import Context
+
+SERVERS = "Set stages.opd.servers: the cluster's GPUs are divided between servers and student."
 
 
 class Opd(VerlTrainerStage):
@@ -42,7 +52,15 @@ class Opd(VerlTrainerStage):
         Metric("s2d/sampled_tokens", ledger="sampled_tokens"),
         Metric("s2d/teacher_scored_tokens", ledger="teacher_scored_tokens"),
     )
-    reserved = VerlTrainerStage.reserved | RESERVED | {"algorithm.adv_estimator": "Set stages.opd.signal."}
+    reserved = (
+        VerlTrainerStage.reserved
+        | RESERVED
+        | {
+            "algorithm.adv_estimator": "Set stages.opd.signal.",
+            "s2d.teacher.placement": SERVERS,
+            "s2d.teacher.server": SERVERS,
+        }
+    )
 
     def own_overrides(self, node: Node, context: Context) -> Mapping[str, Any]:
         return {
@@ -50,6 +68,9 @@ class Opd(VerlTrainerStage):
             "algorithm.adv_estimator": "s2d_opd",
             **signal_overrides(node, context),
         }
+
+    def gpus(self, node: Node, cluster: Cluster) -> tuple[int, int]:
+        return gpus_left(cluster, servers_of_node(node).values(), "stages.opd.servers")
 
     def frozen_roles(self, node: Node) -> tuple[str, ...]:
         return tuple(signal_of_node(node).asks)

@@ -20,6 +20,7 @@ from verl.workers.utils.padding import response_to_nested
 from verl_s2d.objectives.opd import clip_advantages
 from verl_s2d.stages.opd.config import ROLE, OpdConfig, read_opd_config
 from verl_s2d.stages.opd.metrics import EXACT_METRICS, advantage_metrics, rollout_metrics, sampled_reverse_kl_metrics
+from verl_s2d.stages.opd.served_models import ServedModels
 from verl_s2d.stages.shared.distillation import check_models
 from verl_s2d.stages.shared.save_on_request import SavesOnRequest
 from verl_s2d.stages.shared.token_budget import StopsAtTokenBudget
@@ -39,9 +40,9 @@ class _NoVerifier:
 class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
     """verl's synchronous trainer with a teacher as reward.
 
-    The student samples; the teacher scores each sampled token in the reference engine. s2d.signal is an advantage, by
-    default A_t = beta (log pi_T - log pi_old), in verl's ordinary policy loss; or an exact divergence over the
-    vocabulary as the loss, without policy loss and log-prob pass. There is no verifier, no answer, no group
+    The student samples; the teacher scores each sampled token, in the reference engine or on servers. s2d.signal is
+    an advantage, by default A_t = beta (log pi_T - log pi_old), in verl's ordinary policy loss; or an exact divergence
+    over the vocabulary as the loss, without policy loss and log-prob pass. There is no verifier, no answer, no group
     normalisation and no KL loss to a reference policy, whose place the teacher takes.
     """
 
@@ -56,25 +57,28 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
             config.actor_rollout_ref.s2d = self.s2d.written()  # the section that is sent to the workers
             config.reward.num_workers = 0
         super().__init__(config)
+        self._served = ServedModels(self.s2d, config)
         self.use_reference_policy = bool(self.s2d.models)
         # verl polls for finished rollouts every two seconds, which is longer than a small step takes.
         self.replay_buffer.poll_interval = min(self.replay_buffer.poll_interval, self.s2d.poll_interval)
 
     def _init_resource_pool_mgr(self) -> None:
-        """Make the workers build a reference engine for the teacher.
+        """Make the workers build a reference engine for the teacher, and add pools for teachers on servers.
 
-        Without a KL loss verl would build none; with LoRA it would use the student without its adapter.
+        Without a KL loss verl would build no reference; with LoRA it would use the student without its adapter.
         """
         super()._init_resource_pool_mgr()
         from verl_s2d.stages.opd.worker import StudentTeacherWorker
 
-        role = Role.ActorRolloutRef if self.s2d.models else Role.ActorRollout
+        role = Role.ActorRolloutRef if self.s2d.colocated else Role.ActorRollout
         del self.role_worker_mapping[Role.ActorRollout]
         self.role_worker_mapping[role] = ray.remote(StudentTeacherWorker)
         self.mapping[role] = self.mapping.pop(Role.ActorRollout)
+        self.resource_pool_manager.resource_pool_spec |= self._served.pools()
 
     def _setup(self) -> None:
         super()._setup()
+        self._served.start(self.resource_pool_manager.resource_pool_dict)
         # With LoRA verl would compute the reference's log-probs with the student without its adapter.
         self.ref_in_actor = False
         self.reward_loop_manager = _NoVerifier()
@@ -94,11 +98,14 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
         return super()._compute_old_log_prob(batch, metrics) if compared or not self.s2d.exact else batch
 
     def _compute_ref_log_prob(self, batch, metrics: dict):
-        """Run verl's reference pass once for each frozen model, on the sampled tokens."""
+        """Collect each frozen model's log-probs of the sampled tokens: by verl's reference pass, or from servers."""
         if self.s2d.exact:
             return batch
-        for role, field in self._log_prob_fields().items():
-            if field == _OF_FIRST:
+        asked = {field: role for role, field in reversed(self._log_prob_fields().items())}
+        first = asked.pop(_OF_FIRST)
+        for field, role in asked.items():
+            if self.s2d.models[role].servers is not None:
+                self._served.write_log_probs(batch, role, field)
                 continue
             batch.extra_info[ROLE] = role
             batch = super()._compute_ref_log_prob(batch, metrics)
@@ -106,7 +113,10 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
             found[field] = found.pop(_OF_FIRST)
             tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=found)
         batch.extra_info.pop(ROLE, None)
-        return super()._compute_ref_log_prob(batch, metrics)
+        if self.s2d.models[first].servers is None:
+            return super()._compute_ref_log_prob(batch, metrics)
+        self._served.write_log_probs(batch, first, _OF_FIRST)
+        return batch
 
     def _log_prob_fields(self) -> dict[str, str]:
         """Map role -> the batch field with its model's log-probs; equal models share a field."""

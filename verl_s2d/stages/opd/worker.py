@@ -36,7 +36,7 @@ class StudentTeacherWorker(RolloutWorker):
 
     def _build_frozen(self, config: TrainingWorkerConfig) -> FrozenWorker:
         """Build the frozen models when verl builds its reference; return the first, which verl initialises."""
-        self._frozen = frozen_workers(config, self._settings.models)
+        self._frozen = frozen_workers(config, self._settings.colocated)
         first, *others = distinct(self._frozen)
         for worker in others:
             worker.reset()

@@ -11,7 +11,7 @@ from pydantic import Field, SerializeAsAny
 from verl_s2d.errors import UserError
 from verl_s2d.sampling.generation_settings import require_writable
 from verl_s2d.signals.signal import LossSignal, Signal
-from verl_s2d.signals.signal_registry import read_signal, types_of, types_with
+from verl_s2d.signals.signal_registry import check_placement, read_signal, types_of, types_with
 from verl_s2d.teachers.frozen_model import FrozenModel
 from verl_s2d.teachers.model_pair import check_tokens
 from verl_s2d.validation import Section, validated
@@ -43,6 +43,11 @@ class Distillation(Section):
     def exact(self) -> bool:
         """Report whether the signal is a loss over the whole vocabulary."""
         return isinstance(self.signal, LossSignal)
+
+    @property
+    def colocated(self) -> dict[str, FrozenModel]:
+        """Return the models that share the student's workers, by role."""
+        return {role: model for role, model in self.models.items() if model.servers is None}
 
     def written(self) -> dict[str, Any]:
         """Write the section with every key in it; `read_distillation` reads it back."""
@@ -182,6 +187,7 @@ def _models(keys: dict[str, Any], signal: Signal) -> dict[str, FrozenModel]:
                 remedy=f"add +{key}.path=<checkpoint directory or hub id>",
             )
         models[role] = validated(FrozenModel, section, key=key)
+        check_placement(signal, role, models[role].placement, f"{key}.placement")
     for role, section in sections.items():
         raise UserError(
             f"signal {signal.type} asks no model in this role, so it has no effect",

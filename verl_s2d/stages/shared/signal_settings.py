@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from verl_s2d.errors import UserError
+from verl_s2d.recipe.servers import Servers
 from verl_s2d.signals.signal import AdvantageSignal, LossSignal, Signal
-from verl_s2d.signals.signal_registry import read_signal, types_of
+from verl_s2d.signals.signal_registry import check_placement, read_signal, types_of
 from verl_s2d.stages.shared.training_stage import MODEL, TRUST
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.stage import Context, model_location, trusts_remote_code
@@ -51,6 +52,26 @@ def require_loss(signal: Signal, *, key: str) -> None:
         )
 
 
+def require_answers(signal: Signal, servers: Mapping[str, Servers], *, key: str) -> None:
+    """Check the models that a recipe puts on servers.
+
+    Args:
+        key: dotted key of `servers`.
+
+    Raises:
+        UserError: the signal does not ask the model, or asks for more than servers can answer.
+    """
+    for role in servers:
+        if role not in signal.asks:
+            raise UserError(
+                f"The signal {signal.type} asks no model in this role, so this has no effect.",
+                key=f"{key}.{role}",
+                value=servers[role].model_dump(exclude_unset=True),
+                remedy=f"Leave it out; roles of this signal: {', '.join(signal.asks)}.",
+            )
+        check_placement(signal, role, "server", f"{key}.{role}")
+
+
 def signal_file(signal: Signal) -> str | None:
     """Locate the file of a signal of a recipe's own; None for one of this package's."""
     return signal.type.rpartition(":")[0] or None
@@ -69,6 +90,11 @@ def signal_of_node(node: Node) -> Signal:
     return read_signal(keys, default="", key="signal")
 
 
+def servers_of_node(node: Node) -> dict[str, Servers]:
+    """Read the servers of a stage of the graph: role of a frozen model -> settings."""
+    return {role: Servers(**keys) for role, keys in node.operations.get("servers", {}).items()}
+
+
 def signal_overrides(node: Node, context: Context) -> dict[str, Any]:
     """Set the keys of a command that name the signal and its frozen models."""
     signal = signal_of_node(node)
@@ -77,6 +103,9 @@ def signal_overrides(node: Node, context: Context) -> dict[str, Any]:
         section = "s2d.teacher" if role == "teacher" else f"s2d.models.{role}"
         overrides[f"+{section}.path"] = model_location(node, role, context)
         overrides[f"+{section}.trust_remote_code"] = trusts_remote_code(node, role)
+        if role in (servers := servers_of_node(node)):
+            overrides[f"+{section}.placement"] = "server"
+            overrides |= {f"+{section}.server.{name}": value for name, value in servers[role].model_dump().items()}
     return overrides
 
 

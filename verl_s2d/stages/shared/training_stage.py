@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -87,6 +88,10 @@ class TrainingStage(Stage):
     def response_tokens(self, node: Node) -> int:
         """Return the maximal length of a response."""
 
+    def gpus(self, node: Node, cluster: Cluster) -> tuple[int, int]:
+        """Return the nodes that the trained model has, and its GPUs on each."""
+        return cluster.nodes, cluster.gpus_per_node
+
     def common_overrides(self, node: Node, context: Context, steps: int | None) -> dict[str, Any]:
         """Set the keys of every trainer: model, steps, checkpoints, machine.
 
@@ -94,6 +99,7 @@ class TrainingStage(Stage):
             steps: number of steps; None where a budget decides.
         """
         directory = context.directory(node)
+        nodes, per_node = self.gpus(node, context.cluster)
         return {
             f"{self.model_section}.path": model_location(node, "model", context),
             f"{self.model_section}.trust_remote_code": trusts_remote_code(node, "model"),
@@ -101,8 +107,8 @@ class TrainingStage(Stage):
             "trainer.default_local_dir": str(directory / "checkpoints"),
             "trainer.resume_mode": "auto",
             "trainer.save_freq": node.operations["save_every"],
-            "trainer.n_gpus_per_node": context.cluster.gpus_per_node,
-            "trainer.nnodes": context.cluster.nodes,
+            "trainer.n_gpus_per_node": per_node,
+            "trainer.nnodes": nodes,
             "hydra.run.dir": str(directory / "hydra"),
         }
 
@@ -120,7 +126,7 @@ class TrainingStage(Stage):
             note(f"{node.name} resumes from an older checkpoint: {problem}")
         checkpoints.thin_out(saved, kept(node, self.keep_key))
         wrote = checkpoints.world_size(saved)
-        if wrote is not None and wrote != cluster.nodes * cluster.gpus_per_node:
+        if wrote is not None and wrote != math.prod(self.gpus(node, cluster)):
             raise StageFailed(
                 f"{node.name} was interrupted with checkpoints of {wrote} processes, which only {wrote} can read; "
                 f"set cluster.nodes x cluster.gpus_per_node to {wrote}, or delete {saved} to start the stage again.",
