@@ -11,18 +11,16 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
-import yaml
 
+from tests.support.minimal_recipe import write_minimal_recipe
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.recipe.rows import ROWS
 from verl_s2d.stages.planning import make_plan
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
-MINIMAL = Path(__file__).parent / "minimal"
 MATCHED = {
     "direct-grpo-same-calls": {"row": "direct-grpo", "to": "half-split", "by": "verifier_calls"},
     "direct-grpo-same-tokens": {"row": "direct-grpo", "to": "half-split", "by": "sampled_tokens"},
@@ -30,25 +28,11 @@ MATCHED = {
 }
 
 
-def write_recipe(directory: Path) -> Path:
-    """The minimal recipe with two steps a stage, an SFT teacher and matched rows."""
-    recipe = yaml.safe_load((MINIMAL / "recipe.yaml").read_text())
-    recipe |= {"name": "rows", "matched": MATCHED}
-    recipe["sft_teacher"] = {"script": "model.py", "args": {"layers": 3, "seed": 3}}
-    for source in (recipe["student"], recipe["teacher"], recipe["sft_teacher"], recipe["data"]["source"]):
-        source["script"] = str(MINIMAL / source["script"])
-    recipe["verifier"] = f"{MINIMAL}/{recipe['verifier']}"
-    for name in ("teacher_rl", "warmup", "opd", "student_rl"):
-        recipe["stages"][name]["steps"] = 2
-    recipe["cluster"]["stall_minutes"] = 5
-    path = directory / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    return path
-
-
 @pytest.mark.timeout(7200)
 def test_all_rows_by_one_command(tmp_path):
-    recipe, run_dir = write_recipe(tmp_path), tmp_path / "run"
+    sft_teacher = {"script": "model.py", "args": {"layers": 3, "seed": 3}}
+    recipe = write_minimal_recipe(tmp_path, name="rows", matched=MATCHED, sft_teacher=sft_teacher)
+    run_dir = tmp_path / "run"
     rows = [*ROWS, *MATCHED]
     command = [sys.executable, "-m", "verl_s2d.cli", "run", str(recipe), "--run-dir", str(run_dir)]
     command += ["--rows", ",".join(rows)]

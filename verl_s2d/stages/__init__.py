@@ -9,7 +9,7 @@
 | 3, student RL | grpo | student | its own rollouts | verifier, on labels that no earlier stage has read |
 
 Further folders: prepare (a recipe's scripts, the limit of prompts, slices of the labels), evaluate (avg@k), merge
-(adapters into weights), shared (code of several stages).
+(adapters into weights), average (weights of several models), shared (code of several stages).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @cache
 def stages() -> Mapping[str, Stage]:
     """List the stages of this package by kind."""
+    from verl_s2d.stages.average.stage import Average
     from verl_s2d.stages.evaluate.stage import Evaluate
     from verl_s2d.stages.grpo.stage import Grpo
     from verl_s2d.stages.opd.stage import Opd
@@ -32,4 +33,7 @@ def stages() -> Mapping[str, Stage]:
     from verl_s2d.stages.rollouts.stage import Rollouts
     from verl_s2d.stages.warmup.stage import Warmup
 
-    return {stage.kind: stage() for stage in (Script, LimitedPrompts, Slices, Grpo, Rollouts, Warmup, Opd, Evaluate)}
+    return {
+        stage.kind: stage()
+        for stage in (Script, LimitedPrompts, Slices, Grpo, Rollouts, Warmup, Opd, Average, Evaluate)
+    }

@@ -11,6 +11,7 @@ from verl_s2d.recipe.engine_settings import split_engine
 from verl_s2d.recipe.schema import Recipe
 from verl_s2d.recipe.source import DataScript, ModelSource
 from verl_s2d.signals.signal import LossSignal, Signal
+from verl_s2d.stages.average.stage import Average
 from verl_s2d.stages.evaluate.stage import Evaluate
 from verl_s2d.stages.grpo.stage import Grpo
 from verl_s2d.stages.opd.stage import Opd
@@ -157,6 +158,11 @@ class Builder:
         if file := signal_file(signal):
             read[SIGNAL] = self._file(f"{key}.type", file)
         return read
+
+    def average(self, models: Sequence[Model], *, of: str = "") -> Node:
+        """Build the mean of the weights of models that were trained from the same one."""
+        roles = {"model" if number == 0 else f"model_{number}": model for number, model in enumerate(models)}
+        return self.node(Average(), _name("average", "", of), {}, **roles)
 
     def evaluate(self, model: Model) -> Node:
         chosen = self.recipe.evaluation
