@@ -1,4 +1,4 @@
-"""Forward KL from a top-k teacher by its definition in float64, and problems to try it on."""
+"""The KLs from a top-k teacher by its definition in float64, and problems to try it on."""
 
 from __future__ import annotations
 
@@ -23,8 +23,12 @@ def exact(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     return (log_t.exp() * (log_t - log_s)).sum(-1)
 
 
-def definition(student: torch.Tensor, ids: torch.Tensor, log_p: torch.Tensor, tail: str) -> torch.Tensor:
+def definition(
+    student: torch.Tensor, ids: torch.Tensor, log_p: torch.Tensor, tail: str, objective: str = "forward_kl"
+) -> torch.Tensor:
     """The formulas as they are written, in float64."""
+    if objective == "reverse_kl":
+        return _reverse(student, ids, log_p, tail)
     log_p, q = log_p.double(), student.double().softmax(-1).gather(1, ids.long())
     p, mass_p, mass_q = log_p.exp(), log_p.exp().sum(-1), q.sum(-1)
     if tail == "renormalise":
@@ -32,6 +36,20 @@ def definition(student: torch.Tensor, ids: torch.Tensor, log_p: torch.Tensor, ta
         return (share * (share / (q / mass_q[:, None])).log()).sum(-1)
     outside = torch.where(mass_p < 1 - 1e-14, (1 - mass_p) * ((1 - mass_p) / (1 - mass_q)).log(), 0.0)
     return (p * (log_p - q.log())).sum(-1) + (outside if ids.shape[1] < student.shape[1] else 0)
+
+
+def _reverse(student: torch.Tensor, ids: torch.Tensor, log_p: torch.Tensor, tail: str) -> torch.Tensor:
+    log_p, q = log_p.double(), student.double().softmax(-1).gather(1, ids.long())
+    mass_p, mass_q = log_p.exp().sum(-1), q.sum(-1)
+    if tail == "renormalise":
+        share = q / mass_q[:, None]
+        return (share * (share.log() - log_p + mass_p.log()[:, None])).sum(-1)
+    inside = (q * (q.log() - log_p)).sum(-1)
+    if ids.shape[1] == student.shape[1]:
+        return inside
+    outside = torch.ones_like(student, dtype=torch.bool).scatter(1, ids.long(), False)
+    rest_q = torch.where(outside, student.double().softmax(-1), 0.0).sum(-1)
+    return inside + rest_q * (rest_q / (1 - mass_p).clamp(min=torch.finfo(torch.float64).eps)).log()
 
 
 def problem(shape, scale: float = 2.0) -> tuple[torch.Tensor, torch.Tensor, int]:

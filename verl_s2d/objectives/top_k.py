@@ -1,22 +1,25 @@
-"""Compute the forward KL from a teacher's k ids and their log-probabilities, as a cache or a server provides them.
+"""Compute the KL divergences from a teacher's k ids and their log-probabilities, as a cache or a server provides them.
 
 With p the teacher, q the student, K the known ids, P = sum_K p and Q = sum_K q their masses on them:
 
-    bucket       sum_K p (log p - log q) + (1 - P) log((1 - P) / (1 - Q))
-                 d/dz:  q - p on K,   q (P - Q) / (1 - Q) elsewhere
-    renormalise  sum_K p/P (log(p/P) - log(q/Q))
-                 d/dz:  q/Q - p/P on K,   0 elsewhere
+    forward, bucket       sum_K p (log p - log q) + (1 - P) log((1 - P) / (1 - Q))
+                          d/dz:  q - p on K,   q (P - Q) / (1 - Q) elsewhere
+    forward, renormalise  sum_K p/P (log(p/P) - log(q/Q))
+                          d/dz:  q/Q - p/P on K,   0 elsewhere
+    reverse, bucket       D = sum_K q (log q - log p) + (1 - Q) log((1 - Q) / (1 - P))
+                          d/dz:  q (log q - log p - D) on K,   q (log((1 - Q) / (1 - P)) - D) elsewhere
+    reverse, renormalise  D = sum_K q/Q (log(q/Q) - log(p/P));  d/dz:  q/Q (log(q/Q) - log(p/P) - D) on K,   0 elsewhere
 
-The bucket is the KL of the two distributions after merging all ids outside K into one. It is therefore proper: never
-negative, zero only where the merged distributions agree, without clamping. The chain rule relates the three:
+The bucket is the KL of the two distributions after merging all ids outside K into one: never negative, and zero only
+where the merged distributions agree. The chain rule relates the three:
 
-    exact = bucket + (1 - P) KL(teacher outside K || student outside K)
-    bucket = KL(Bernoulli(P) || Bernoulli(Q)) + P renormalise
+    exact = bucket + (1 - P) KL(teacher outside K || student outside K)        reverse: (1 - Q) KL(student || teacher)
+    bucket = KL(Bernoulli(P) || Bernoulli(Q)) + P renormalise                  reverse: P and Q change places
 
 Biases. bucket is at most the exact KL (data-processing inequality); it misses the shape of the teacher's tail: its
-gradient scales all ids outside K by one factor. renormalise also ignores the mass outside K: a student with Q = 0.01
-and the right proportions on K costs nothing, so it does not bound the exact KL. Nor does the sum of p (log p - log q)
-over K without a bucket, which can be negative and is lowest at Q = 1.
+gradient scales all ids outside K by one factor. renormalise ignores the mass outside K, and so costs nothing at Q = 0.01
+with the right proportions on K. The sum over K alone is no KL: forward it is lowest at Q = 1, and the gradient of its
+reverse form is off by that of Q, which pushes probability out of K (Many Faces of OPD, arXiv 2605.11182).
 """
 
 from __future__ import annotations
@@ -32,13 +35,14 @@ from verl_s2d.objectives.gemm import add_head_gradient, hidden_gradient, operand
 from verl_s2d.objectives.logits import GivenLogits, LinearLogits
 from verl_s2d.objectives.vocabulary import VocabularyShard, WholeVocabulary
 
+OBJECTIVES = ("forward_kl", "reverse_kl")
 TAILS = ("bucket", "renormalise")
 _FLOOR = -1e30
 # Tolerance on log P for rounding of stored log-probabilities; bfloat16 adds up to 0.03.
 _LOG_MASS_SLACK = 0.1
 
 
-class TopKForwardKL(NamedTuple):
+class TopKDivergence(NamedTuple):
     """Per-token results, each (tokens,): float64 for a float64 student, else float32; zero where the mask is zero.
 
     Attributes:
@@ -56,6 +60,7 @@ class TopKForwardKL(NamedTuple):
 class _Settings:
     """Settings of a pass: `columns` real ids are on this rank; `covered`: the known ids are the whole vocabulary."""
 
+    objective: str
     tail: str
     columns: int
     covered: bool
@@ -64,18 +69,19 @@ class _Settings:
 
 
 @torch.compiler.disable
-def top_k_forward_kl(
+def top_k_divergence(
     student: torch.Tensor | LinearLogits,
     top_ids: torch.Tensor,
     top_log_probs: torch.Tensor,
     *,
-    tail: str,
+    objective: str = "forward_kl",
+    tail: str = "bucket",
     mask: torch.Tensor | None = None,
     vocab_size: int | None = None,
     chunk_tokens: int | None = None,
     shard: VocabularyShard | None = None,
-) -> TopKForwardKL:
-    """Compute each token's forward KL from a teacher known on k ids; formulas and biases are at the top of this file.
+) -> TopKDivergence:
+    """Compute each token's KL from a teacher known on k ids; formulas and biases are at the top of this file.
 
     Backward recomputes the logits of LinearLogits; neither pass holds more than two (chunk_tokens, V) tensors.
     Autocast, torch.compile, logits of -inf and second derivatives: as in `divergence`.
@@ -84,10 +90,13 @@ def top_k_forward_kl(
         student: logits (tokens, V), or LinearLogits, whose hidden states, head and bias get gradients where they
             require them. Its temperature has to equal the one of the teacher's log-probabilities.
         top_ids: (tokens, k) of an integer dtype, distinct within a row, in any order: the teacher's most likely ids.
-            The formulas hold for any other set of ids, too.
+            The formulas hold for any other set of ids, too. -1 stands for an id that is no token: its log-probability
+            has to be -inf.
         top_log_probs: (tokens, k) of any float dtype, normalised over the whole vocabulary; -inf allowed. Rows whose
             probabilities sum to more than 1, from rounding in a cache, are scaled to 1. Rounding also changes the
-            bucket's 1 - P: store float32 if that matters.
+            bucket's 1 - P: store float32 if that matters. Reversed, 1 - P counts as at least the dtype's precision
+            where an id is unknown, or the student's tail would cost infinitely much because of rounding.
+        objective: forward_kl, KL(teacher || student), or reverse_kl, KL(student || teacher).
         tail: bucket or renormalise. With all ids known there is no tail, and both are the exact KL.
         mask: (tokens,), nonzero on the tokens to compare; all when None. The others are left out of every product;
             their results and gradients are zero, and their ids are ignored.
@@ -101,8 +110,9 @@ def top_k_forward_kl(
             probabilities sum to well over 1; on other devices this check would force a synchronisation.
     """
     student = as_logits(student)
-    if tail not in TAILS:
-        raise ValueError(f"tail {tail!r} is none of {TAILS}")
+    for name, value, known in (("objective", objective, OBJECTIVES), ("tail", tail, TAILS)):
+        if value not in known:
+            raise ValueError(f"{name} {value!r} is none of {known}")
     if shard is None:
         columns = vocab_size = shared_size(vocab_size, student.vocab_size)
     elif vocab_size is None:
@@ -116,9 +126,9 @@ def top_k_forward_kl(
         _check_values(ids, log_probs, vocab_size)
     chunk_tokens = tokens_at_a_time(chunk_tokens, student.device)
     covered = top_ids.shape[1] == vocab_size
-    settings = _Settings(tail, columns, covered, chunk_tokens, shard or WholeVocabulary())
+    settings = _Settings(objective, tail, columns, covered, chunk_tokens, shard or WholeVocabulary())
     with torch.autocast(student.device.type, enabled=False):
-        return TopKForwardKL(*_TopKForwardKL.apply(student, rows, ids.long(), log_probs, settings, *student.tensors))
+        return TopKDivergence(*_TopKDivergence.apply(student, rows, ids.long(), log_probs, settings, *student.tensors))
 
 
 def _check_shapes(tokens: int, ids: torch.Tensor, log_probs: torch.Tensor, vocab_size: int) -> None:
@@ -134,8 +144,11 @@ def _check_shapes(tokens: int, ids: torch.Tensor, log_probs: torch.Tensor, vocab
 def _check_values(ids: torch.Tensor, log_probs: torch.Tensor, vocab_size: int) -> None:
     if not ids.numel():
         return
-    if ids.min() < 0 or ids.max() >= vocab_size:
-        raise ValueError(f"top_ids from {int(ids.min())} to {int(ids.max())} in a vocabulary of {vocab_size}")
+    absent = (ids == -1) & (log_probs == float("-inf"))
+    tokens = ids[~absent]
+    if tokens.numel() and (tokens.min() < 0 or tokens.max() >= vocab_size):
+        raise ValueError(f"top_ids from {int(tokens.min())} to {int(tokens.max())} in a vocabulary of {vocab_size}")
+    ids = torch.where(absent, vocab_size + torch.arange(ids.shape[1]), ids)
     if (ids.sort(-1).values.diff(dim=-1) == 0).any():
         raise ValueError("an id comes twice among the top_ids of one token")
     log_mass = log_probs.double().logsumexp(-1).max()
@@ -143,7 +156,7 @@ def _check_values(ids: torch.Tensor, log_probs: torch.Tensor, vocab_size: int) -
         raise ValueError(f"top_log_probs are no log-probabilities: a token's probabilities sum to {log_mass.exp():.3g}")
 
 
-class _TopKForwardKL(torch.autograd.Function):
+class _TopKDivergence(torch.autograd.Function):
     """Saves only its inputs: apply(student, rows, ids, log_probs, settings, *tensors of student) -> three (tokens,)."""
 
     @staticmethod
@@ -217,7 +230,7 @@ def _chunks(student: GivenLogits | LinearLogits, rows: torch.Tensor, settings: _
 def _compare_(
     logits: torch.Tensor, ids: torch.Tensor, log_probs: torch.Tensor, settings: _Settings, *, differentiate: bool
 ) -> torch.Tensor:
-    """Compute the fields of TopKForwardKL, (3, rows); logits, (rows, ids here), become the gradient, or scratch."""
+    """Compute the fields of TopKDivergence, (3, rows); logits, (rows, ids here), become the gradient, or scratch."""
     vocabulary = settings.vocabulary
     ids = ids - vocabulary.first
     here = (ids >= 0) & (ids < logits.shape[1])
@@ -237,17 +250,27 @@ def _compare_(
     log_q = top.log_softmax(-1) if settings.tail == "renormalise" else log_q - log_sum.unsqueeze(-1)
 
     teacher = _Teacher.of(log_probs, settings, logits.dtype)
-    divergence = _expectation(teacher.p, teacher.log_p - log_q).sum(-1)
-    if settings.tail == "bucket":
-        divergence = divergence + _expectation(teacher.tail, teacher.log_tail - log_tail)
+    bucket = settings.tail == "bucket"
+    if settings.objective == "forward_kl":
+        divergence = _expectation(teacher.p, teacher.log_p - log_q).sum(-1)
+        if bucket:
+            divergence = divergence + _expectation(teacher.tail, teacher.log_tail - log_tail)
+        on_top, on_tail = log_q.exp() - teacher.p, log_tail.exp() - teacher.tail
+    else:
+        q, q_tail = log_q.exp(), log_tail.exp()
+        excess, tail_excess = log_q - teacher.log_p, log_tail - teacher.log_tail
+        divergence = _expectation(q, excess).sum(-1)
+        if bucket:
+            divergence = divergence + _expectation(q_tail, tail_excess)
+        on_top = _expectation(q, excess - divergence.unsqueeze(-1))
+        on_tail = _expectation(q_tail, tail_excess - divergence)
     if differentiate:
-        if settings.tail == "bucket":
-            # q (P - Q) / (1 - Q) is the tail's own softmax times (1 - Q) - (1 - P). tail_sum is 0 without a tail,
-            # otherwise at least 1.
-            tail.mul_(((log_tail.exp() - teacher.tail) / tail_sum.clamp(min=1)).unsqueeze(-1))
+        if bucket:
+            # The tail's own softmax times the gradient to its mass. tail_sum is 0 without a tail, otherwise at least 1.
+            tail.mul_((on_tail / tail_sum.clamp(min=1)).unsqueeze(-1))
         else:
             tail.zero_()
-        tail.scatter_add_(1, place, torch.where(here, log_q.exp() - teacher.p, 0.0))
+        tail.scatter_add_(1, place, torch.where(here, on_top, 0.0))
     # Rounding can take a divergence below zero.
     return torch.stack((divergence.clamp(min=0), log_mass.exp(), teacher.mass))
 
@@ -270,6 +293,8 @@ class _Teacher(NamedTuple):
         log_p = log_p - (log_mass if whole else log_mass.clamp(min=0)).unsqueeze(-1)
         log_mass = log_mass.clamp(max=0)
         tail = torch.zeros_like(log_mass) if settings.covered else -log_mass.expm1()
+        if settings.objective == "reverse_kl" and not settings.covered:
+            tail = tail.clamp(min=torch.finfo(log_probs.dtype).eps)
         return _Teacher(*(part.to(dtype) for part in (log_p.exp(), log_p, log_mass.exp(), tail, tail.log())))
 
 

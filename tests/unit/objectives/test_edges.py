@@ -17,7 +17,7 @@ from verl_s2d.objectives import differentiable
 from verl_s2d.objectives.divergence import divergence
 from verl_s2d.objectives.logits import LinearLogits
 from verl_s2d.objectives.overlap import top_k_health
-from verl_s2d.objectives.top_k import top_k_forward_kl
+from verl_s2d.objectives.top_k import top_k_divergence
 
 INF = math.inf
 NAMES = ("forward_kl", "reverse_kl", "jsd")
@@ -41,7 +41,7 @@ def calls(student: LinearLogits, teacher: LinearLogits) -> dict:
         )
     for name, source in sources.items():
         found[f"top-k, {name}"] = lambda s, source=source: (
-            top_k_forward_kl(source(s), top.indices, top.values, tail="bucket").divergence
+            top_k_divergence(source(s), top.indices, top.values, tail="bucket").divergence
         )
     return found
 
@@ -138,7 +138,7 @@ def test_tensors_that_are_not_tokens_by_ids_are_refused_with_shape_and_remedy(sh
         lambda: divergence(wrong, right),
         lambda: divergence(right, wrong),
         lambda: divergence(LinearLogits(wrong, head), right),
-        lambda: top_k_forward_kl(wrong, ids, ids.float(), tail="bucket"),
+        lambda: top_k_divergence(wrong, ids, ids.float(), tail="bucket"),
         lambda: top_k_health(wrong, right),
     ):
         with pytest.raises(ValueError, match=rf"shape \({shape[0]},.*flatten"):
@@ -222,7 +222,7 @@ def test_an_infinite_divergence_says_so_and_stays_in_its_row():
     (gradient,) = torch.autograd.grad(reverse.divergence[0], teacher)
     torch.testing.assert_close(gradient[0], torch.tensor([1 / 3 - 1 / 4] * 3 + [-1 / 4]))
     top = student.detach()[:1].log_softmax(-1)
-    same = top_k_forward_kl(teacher[:1], torch.arange(4)[None], top, tail="bucket").divergence
+    same = top_k_divergence(teacher[:1], torch.arange(4)[None], top, tail="bucket").divergence
     assert same.item() == INF
     (gradient_of_top,) = torch.autograd.grad(same.sum(), teacher)
     torch.testing.assert_close(gradient_of_top[0], gradient[0])
