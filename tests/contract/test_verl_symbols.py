@@ -74,6 +74,7 @@ SIGNATURES = {
     "verl.trainer.ppo.core_algos:agg_loss": (
         "loss_mat, loss_mask, loss_agg_mode, dp_size, batch_num_tokens, global_batch_size, loss_scale_factor"
     ),
+    "verl.trainer.ppo.core_algos:kl_penalty": "logprob, ref_logprob, kl_penalty",
     "verl.trainer.ppo.core_algos:register_adv_est": "name_or_enum",
     "verl.trainer.ppo.core_algos:get_adv_estimator_fn": "name_or_enum",
     "verl.trainer.ppo.v1:get_trainer_cls": "name",
@@ -174,7 +175,8 @@ WORDS = {
     "verl.trainer.ppo.v1.agent_loop_tq": ['"response_len": response_len'],
     "verl.workers.config.optimizer": ["lr_scheduler_type", "lr_decay_style", "lr_warmup_steps_ratio"],
     "verl.trainer.ppo.v1.replay_buffer": ["self.poll_interval"],
-    "verl.trainer.ppo.core_algos": ['"actor/pg_clipfrac"'],
+    "verl.trainer.ppo.core_algos": ['"actor/pg_clipfrac"', 'if kl_penalty in ("mse", "k2"):'],
+    "verl.workers.utils.losses": ["**config.global_batch_info", 'metrics["actor/pg_loss"]'],
     "verl.trainer.ppo.metric_utils": ['"response_length/mean"'],
     "verl.models.mcore.model_forward": ["data_format", "forced_max_seqlen=forced_max_seqlen"],
     "verl.trainer.sft_trainer_ray": [
@@ -205,7 +207,7 @@ WORDS = {
         "self.config.actor.use_dynamic_bsz == self.config.rollout.log_prob_use_dynamic_bsz",
         "self.ref_worker_cls",
         "self.actor_worker_cls",
-        "self.loss_fn",
+        "self.loss_fn = partial(ppo_loss, config=actor_config)",
         "set_loss_fn",
         'output["metrics"]',
         'metrics.pop("grad_norm"',

@@ -1,4 +1,4 @@
-"""Define the rows of other methods, and the controls: `full-bridge` with another signal in stage 2b.
+"""Define the rows of other methods, and the controls: mostly `full-bridge` with another signal in stage 2b.
 
 They are built by name, `--rows full-bridge,exopd,no-teacher`, and are not among `--rows all`. A control drops what a
 claim rests on. Signals have the settings of their publications, where those are public; a row of yours sets others:
@@ -35,6 +35,15 @@ def self_teacher(b: Builder) -> Model:
     return b.opd(student, student, "all", of="self-teacher", signal={"type": "sampled"})
 
 
+def joint_kdrl(b: Builder) -> Model:
+    """Run half-split without Stage 2b, with its distillation in the loss of Stage 3: joint instead of sequential.
+
+    Both spend the first half of the labels on the teacher and the second on the student.
+    """
+    teacher = b.teacher_rl(b.model("teacher"), "1h")
+    return b.student_rl(warmed(b, teacher, "1h"), "2h", teacher=teacher, credit={"type": "kdrl"}, of="joint-kdrl")
+
+
 _KEPT = {"type": "reverse_kl", "keep_tokens": 0.5}
 
 SIGNALS: Mapping[str, Mapping[str, Any]] = {
@@ -58,4 +67,8 @@ def _row(name: str) -> Row:
     return lambda b: bridge_with(b, SIGNALS[name], of=name)
 
 
-METHOD_ROWS: Mapping[str, Row] = {**{name: _row(name) for name in SIGNALS}, "self-teacher": self_teacher}
+METHOD_ROWS: Mapping[str, Row] = {
+    **{name: _row(name) for name in SIGNALS},
+    "self-teacher": self_teacher,
+    "joint-kdrl": joint_kdrl,
+}

@@ -73,12 +73,12 @@ def bridge_only_1h(b: Builder) -> Model:
 
 def half_split(b: Builder) -> Model:
     """Run the whole workflow: the bridge on the first half of the labels, Stage 3 on the second."""
-    return b.student_rl(bridge_only_1h(b), "2h")
+    return b.student_rl(bridge_only_1h(b), "2h", teacher=b.teacher_rl(b.model("teacher"), "1h"))
 
 
 def replay_control(b: Builder) -> Model:
     """Run the same Stage 3 on the labels that the bridge has used: what fresh labels are worth."""
-    return b.student_rl(bridge_only_1h(b), "1h")
+    return b.student_rl(bridge_only_1h(b), "1h", teacher=b.teacher_rl(b.model("teacher"), "1h"))
 
 
 def held_out_upstream(b: Builder) -> Model:

@@ -32,6 +32,15 @@ Engine = Annotated[dict[str, Any], AfterValidator(_checked_engine)]
 """Arguments of vLLM's LLM beside those that follow from the recipe."""
 
 
+def _typed(signal: Any) -> Any:
+    return {"type": signal} if isinstance(signal, str) else signal
+
+
+SignalSettings = Annotated[dict[str, Any], BeforeValidator(_typed)]
+"""A signal: {type: jsd, beta: 0.3}, or its type alone. Types and keys are those of verl_s2d.signals, or file.py:Name
+of a file beside the recipe."""
+
+
 class Sampler(Section):
     """Settings of a stage that samples with vLLM and trains nothing."""
 
@@ -64,6 +73,14 @@ class ReinforcementLearning(Trained):
     """Steps between two validations on data.validation, sampled as verl's rollout.val_kwargs say; null for none."""
 
 
+class StudentReinforcementLearning(ReinforcementLearning):
+    """Stage 3."""
+
+    credit: SignalSettings = {}
+    """The row's teacher changes GRPO's update: {type: rlsd, lambda: 0.5}, or a type alone. Types and keys are those of
+    verl_s2d.signals.credit, or file.py:Name of a file beside the recipe. Rows without a teacher run plain GRPO."""
+
+
 class Rollouts(Sampler):
     """The cache of teacher rollouts that stage 2a trains on."""
 
@@ -71,15 +88,6 @@ class Rollouts(Sampler):
     """Null: as many rollouts in total as the warmup reads, each once, spread over as many problems as possible. With a
     number the cache does not depend on the warmup's steps."""
     top_k: int = Field(-1, ge=-1)
-
-
-def _typed(signal: Any) -> Any:
-    return {"type": signal} if isinstance(signal, str) else signal
-
-
-SignalSettings = Annotated[dict[str, Any], BeforeValidator(_typed)]
-"""A signal: {type: jsd, beta: 0.3}, or its type alone. Types and keys are those of verl_s2d.signals, or file.py:Name
-of a file beside the recipe."""
 
 
 class Warmup(Trained):
@@ -110,4 +118,4 @@ class Stages(Section):
     rollouts: Rollouts | None = None
     warmup: Warmup | None = None
     opd: OnPolicyDistillation | None = None
-    student_rl: ReinforcementLearning | None = None
+    student_rl: StudentReinforcementLearning | None = None

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import pkgutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from verl_s2d import signals, user_code
+from verl_s2d import signals
 from verl_s2d.errors import UserError
 from verl_s2d.signals.signal import AdvantageSignal, Ask, LossSignal, Signal
-from verl_s2d.validation import suggestion, validated
+from verl_s2d.signals.type_registry import TypeRegistry
 
 _ANSWERS = {AdvantageSignal: Ask.SAMPLED, LossSignal: Ask.FULL}
 PLACED = {"colocated": (Ask.SAMPLED, Ask.FULL), "server": (Ask.SAMPLED,)}
 """Placement of a frozen model -> what it can answer. A server would have to send the whole vocabulary per token."""
+_REGISTRY = TypeRegistry(signals, Signal, tuple(_ANSWERS), "signal")
 
 
-@functools.cache
 def known_signals() -> Mapping[str, type[Signal]]:
     """Import the files of this folder and return their signals: type -> class."""
-    found: dict[str, type[Signal]] = {}
-    for file in pkgutil.iter_modules(signals.__path__):
-        if file.ispkg or file.name == "signal_registry":
-            continue
-        for value in vars(importlib.import_module(f"{signals.__name__}.{file.name}")).values():
-            if isinstance(value, type) and issubclass(value, Signal) and not value.model_fields["type"].is_required():
-                found[value.model_fields["type"].default] = value
-    return found
+    return _REGISTRY.known
 
 
 def read_signal(section: Mapping[str, Any], *, default: str, key: str) -> Signal:
@@ -42,22 +31,7 @@ def read_signal(section: Mapping[str, Any], *, default: str, key: str) -> Signal
     Raises:
         UserError: the type is unknown, a key or value is not the signal's, or a user's file does not load.
     """
-    chosen = dict(section)
-    kind = chosen.pop("type", None) or default
-    signal, kind = _class(kind, f"{key}.type")
-    keys = signal.known_keys()
-    for name, value in chosen.items():
-        if name not in keys:
-            users = types_with(name)
-            raise UserError(
-                f"signal {kind} has no such key",
-                key=f"{key}.{name}",
-                value=value,
-                remedy=f"leave it out, or use a signal that has it: {', '.join(users)}"
-                if users
-                else suggestion(name, keys),
-            )
-    found = validated(signal, chosen | {"type": kind}, key=key)
+    found = _REGISTRY.read(section, default=default, key=key)
     _check_asks(found, f"{key}.type")
     return found
 
@@ -65,7 +39,7 @@ def read_signal(section: Mapping[str, Any], *, default: str, key: str) -> Signal
 def is_exact(section: Mapping[str, Any], *, default: str) -> bool:
     """Tell whether a section's type is a loss over the whole vocabulary; ignores its other keys."""
     try:
-        signal, _ = _class(section.get("type") or default, "type")
+        signal, _ = _REGISTRY.class_of(section.get("type") or default, "type")
     except UserError:  # read_signal reports it
         return False
     return issubclass(signal, LossSignal)
@@ -73,7 +47,7 @@ def is_exact(section: Mapping[str, Any], *, default: str) -> bool:
 
 def types_with(key: str) -> list[str]:
     """List the types of this folder that have this key."""
-    return [name for name, signal in known_signals().items() if key in signal.known_keys()]
+    return _REGISTRY.types_with(key)
 
 
 def types_of(kind: type[Signal]) -> list[str]:
@@ -94,27 +68,6 @@ def check_placement(signal: Signal, role: str, placement: str, key: str) -> None
             remedy=f"Use placement {' or '.join(placements)}, or a signal that asks for less: "
             f"{', '.join(types_of(AdvantageSignal))}.",
         )
-
-
-def _class(kind: Any, key: str) -> tuple[type[Signal], str]:
-    """Return the class of a type, and the type with an absolute path, valid in every process."""
-    if kind in known_signals():
-        return known_signals()[kind], kind
-    file, colon, name = str(kind).rpartition(":")
-    if not colon:
-        raise UserError(
-            "unknown signal", key=key, value=kind, remedy=f"one of {', '.join(known_signals())}, or file.py:Name"
-        )
-    kind = f"{Path(file).expanduser().resolve()}:{name}"
-    signal = user_code.load(kind, what="signal", key=key)
-    if not (isinstance(signal, type) and issubclass(signal, tuple(_ANSWERS))):
-        raise UserError(
-            f"{name} is no signal",
-            key=key,
-            value=kind,
-            remedy="Derive it from AdvantageSignal or LossSignal of verl_s2d.signals.signal.",
-        )
-    return signal, kind
 
 
 def _check_asks(signal: Signal, key: str) -> None:

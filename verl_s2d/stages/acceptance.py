@@ -11,6 +11,7 @@ from verl.trainer.main_ppo import auto_set_device, need_critic, need_reference_p
 from verl.utils.config import omega_conf_to_dataclass
 
 from verl_s2d.errors import UserError
+from verl_s2d.stages.grpo.credit_config import read_credit_config
 from verl_s2d.stages.opd.config import read_opd_config
 from verl_s2d.stages.shared.save_on_request import read_save_minutes
 from verl_s2d.stages.shared.token_budget import read_token_budget
@@ -65,6 +66,8 @@ def _check_rl(config: DictConfig) -> None:
     if config.trainer.v1.trainer_mode == "s2d_opd":
         read_opd_config(config)
     else:
+        if config.trainer.v1.trainer_mode == "s2d_grpo":
+            read_credit_config(config)
         worker = config.actor_rollout_ref
         check_lora(worker.model, worker.actor.strategy, "actor_rollout_ref.model", worker.rollout.name)
     for role in ("actor", "ref"):

@@ -10,9 +10,11 @@ from verl_s2d.errors import UserError
 from verl_s2d.recipe.engine_settings import split_engine
 from verl_s2d.recipe.schema import Recipe
 from verl_s2d.recipe.source import DataScript, ModelSource
+from verl_s2d.signals.credit.credit_registry import read_credit
 from verl_s2d.signals.signal import LossSignal, Signal
 from verl_s2d.stages.average.stage import Average
 from verl_s2d.stages.evaluate.stage import Evaluate
+from verl_s2d.stages.grpo.credit_of_node import CREDIT, TEACHER
 from verl_s2d.stages.grpo.stage import Grpo
 from verl_s2d.stages.opd.stage import Opd
 from verl_s2d.stages.prepare.overlong import DROP, REFUSE
@@ -22,6 +24,7 @@ from verl_s2d.stages.rollouts.stage import Rollouts
 from verl_s2d.stages.shared.batch_settings import TRAIN, fitting_batches, micro_batch_tokens, rows_read
 from verl_s2d.stages.shared.signal_settings import (
     SIGNAL,
+    beside_recipe,
     decisive_keys,
     require_answers,
     require_loss,
@@ -69,8 +72,24 @@ class Builder:
     def teacher_rl(self, model: Model, slice_name: str, *, of: str = "") -> Node:
         return self._grpo("teacher_rl", "teacher-rl", model, slice_name, of=of)
 
-    def student_rl(self, model: Model, slice_name: str) -> Node:
-        return self._grpo("student_rl", "student-rl", model, slice_name)
+    def student_rl(
+        self,
+        model: Model,
+        slice_name: str,
+        *,
+        teacher: Model | None = None,
+        credit: Mapping[str, Any] | None = None,
+        of: str = "",
+    ) -> Node:
+        """Build Stage 3.
+
+        Args:
+            teacher: the model that a credit asks; without one the stage is plain GRPO.
+            credit: {type: kdrl, beta: 0.1}; None for the recipe's, stages.student_rl.credit, which may be none.
+        """
+        chosen = self._stage("student_rl").credit if credit is None else credit
+        asked = (teacher, chosen) if teacher is not None and chosen else None
+        return self._grpo("student_rl", "student-rl", model, slice_name, of=of, credit=asked)
 
     def rollouts(self, teacher: Model, slice_name: str, *, of: str = "") -> Node:
         stage = self._stage("rollouts")
@@ -224,7 +243,16 @@ class Builder:
 
         return slice_sizes(row_count(self.recipe.directory / data.train, key="data.train"))
 
-    def _grpo(self, key: str, name: str, model: Model, slice_name: str, *, of: str = "") -> Node:
+    def _grpo(
+        self,
+        key: str,
+        name: str,
+        model: Model,
+        slice_name: str,
+        *,
+        of: str = "",
+        credit: tuple[Model, Mapping[str, Any]] | None = None,
+    ) -> Node:
         stage = self._stage(key)
         chosen = self._fitted("grpo", stage.verl, slice_name)
         verl, operations = self._verl("grpo", chosen, self.recipe.data.response_tokens)
@@ -232,10 +260,20 @@ class Builder:
         operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched(key, settings)}
         slices = self.slices(parts_of(slice_name)[1])
         inputs = {"model": model, "slices": slices, **self._verifier(settings)}
+        if credit is not None:
+            inputs[TEACHER], section = credit
+            inputs |= self._credit(section, settings, f"stages.{key}.credit")
         if stage.validate_every is not None:
             settings["validate_every"] = stage.validate_every
             inputs |= self._problems.of("validation")
         return self.node(Grpo(), _name(name, slice_name, of), settings, operations, **inputs)
+
+    def _credit(self, section: Mapping[str, Any], settings: dict[str, Any], key: str) -> dict[str, External]:
+        """Enter a credit into `settings`; return the file of a credit of the recipe's own."""
+        credit = read_credit(beside_recipe(section, self.recipe.directory), key=key)
+        settings[CREDIT] = decisive_keys(credit)
+        file = signal_file(credit)
+        return {CREDIT: self._file(f"{key}.type", file)} if file else {}
 
     def _training(self, stage: Any, slice_name: str, verl: dict[str, Any]) -> dict[str, Any]:
         data = self.recipe.data

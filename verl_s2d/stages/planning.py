@@ -12,11 +12,13 @@ from verl_s2d.platforms.device import resolve_device
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.recipe.rows import check_rows
 from verl_s2d.recipe.schema import Recipe
+from verl_s2d.signals.credit.credit_registry import read_credit
 from verl_s2d.stages.builder import Builder, Model
+from verl_s2d.stages.grpo.credit_of_node import CREDIT
 from verl_s2d.stages.matching import matched_model
 from verl_s2d.stages.opd.stage import Opd
 from verl_s2d.stages.reserved_keys import check_reserved_keys
-from verl_s2d.stages.shared.signal_settings import signal_of_recipe
+from verl_s2d.stages.shared.signal_settings import beside_recipe, decisive_keys, signal_of_recipe
 from verl_s2d.stages.warmup.stage import Warmup
 from verl_s2d.workflow.identity import External
 from verl_s2d.workflow.plan import Plan, Row, default_run_dir
@@ -47,7 +49,10 @@ def make_plan(
             remedy="Remove it, or set it to false.",
         )
     context = Context(run_dir.resolve() if run_dir else default_run_dir(recipe), recipe.cluster.on(device), device)
-    return Plan(recipe, build_rows(recipe, names, seeds or recipe.seeds, device), context)
+    plan = Plan(recipe, build_rows(recipe, names, seeds or recipe.seeds, device), context)
+    if rows is None:
+        _check_credit(plan)
+    return plan
 
 
 def plan_to_keep(
@@ -128,6 +133,21 @@ def _model(builder: Builder, name: str) -> Model:
         return builder.recipe.plain_rows[name](builder)
     model, target = _model(builder, chosen.row), _model(builder, chosen.to)
     return matched_model(name, chosen, model, target, builder.slice_sizes)
+
+
+def _check_credit(plan: Plan) -> None:
+    """Raise UserError for a credit in the recipe that no stage of its rows has."""
+    stage = plan.recipe.stages.student_rl
+    if stage is None or not stage.credit:
+        return
+    credit = read_credit(beside_recipe(stage.credit, plan.recipe.directory), key="stages.student_rl.credit")
+    if not any(node.settings.get(CREDIT) == decisive_keys(credit) for node in plan.order):
+        raise UserError(
+            "No row of the recipe gives Stage 3 a teacher, so this has no effect.",
+            key="stages.student_rl.credit",
+            value=stage.credit,
+            remedy="Leave it out, or add a row with a teacher, such as half-split.",
+        )
 
 
 def _check_roles(recipe: Recipe) -> None:

@@ -29,6 +29,7 @@ def plans(tmp_path_factory):
         data__chat_template={"enable_thinking": False},
         matched=matched,
         models={"base": settings()["student"]},
+        stages__student_rl__credit={"type": "kdrl", "beta_end": 0.2},
         **asking_two,
     )
     rows = ["half-split", "opd-only", *matched]

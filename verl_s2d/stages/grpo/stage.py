@@ -1,4 +1,4 @@
-"""Run stages 1 and 3: GRPO on the teacher or on the student, with the verifier's reward."""
+"""Run stages 1 and 3: GRPO on the teacher or on the student, with the verifier's reward and, in 3, a credit."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from verl_s2d.stages.grpo.credit_of_node import CREDIT, CREDIT_RESERVED, TEACHER, credit_overrides, credit_words
 from verl_s2d.stages.prepare.stage import slice_of, validation_file
 from verl_s2d.stages.shared import panels
 from verl_s2d.stages.shared.batch_settings import sequences_per_step
@@ -35,18 +36,23 @@ class Grpo(VerlTrainerStage):
         Metric("critic/advantages/max", alarm="no_signal"),
         Metric("actor/kl_loss", panels.POLICY_KL, alarm="kl_blow_up"),
         Metric("actor/ppo_kl", alarm="kl_blow_up"),
+        Metric("s2d/reverse_kl", panels.POLICY_KL, "to the teacher", alarm="kl_blow_up"),
         Metric("actor/loss", panels.RL_LOSS, alarm="loss_spike"),
         Metric("actor/entropy", panels.RL_ENTROPY, alarm="entropy_collapse"),
         Metric("response_length/mean", panels.LENGTH, alarm="length_explosion"),
         Metric(panels.TRUNCATED.name, panels.TRUNCATED, alarm="truncation"),
         Metric("actor/grad_norm", panels.GRAD_NORM),
     )
-    reserved = VerlTrainerStage.reserved | {
-        "reward.custom_reward_function.path": _VERIFIER,
-        "reward.custom_reward_function.name": _VERIFIER,
-        "reward.custom_reward_function.reward_kwargs": _VERIFIER,
-        "custom_reward_function.path": _VERIFIER,
-    }
+    reserved = (
+        VerlTrainerStage.reserved
+        | CREDIT_RESERVED
+        | {
+            "reward.custom_reward_function.path": _VERIFIER,
+            "reward.custom_reward_function.name": _VERIFIER,
+            "reward.custom_reward_function.reward_kwargs": _VERIFIER,
+            "custom_reward_function.path": _VERIFIER,
+        }
+    )
 
     def own_overrides(self, node: Node, context: Context) -> Mapping[str, Any]:
         validation: dict[str, Any] = {}
@@ -60,10 +66,17 @@ class Grpo(VerlTrainerStage):
             "reward.custom_reward_function.name": "compute_score",
             "+reward.custom_reward_function.reward_kwargs.verifier": verifier_argument(node),
             "+reward.custom_reward_function.reward_kwargs.ledger_dir": str(context.directory(node) / "verifier"),
+            **credit_overrides(node, context),
         }
 
+    def frozen_roles(self, node: Node) -> tuple[str, ...]:
+        return (TEACHER,) if CREDIT in node.settings else ()
+
     def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
-        """Count as every training stage, with sampled tokens from the mean response length, all that verl logs."""
+        """Count as every training stage, with sampled tokens from the mean response length, all that verl logs.
+
+        A credit's teacher scores every one of them.
+        """
         sequences, steps = sequences_per_step(node), early_stop.steps_done(directory) or last_step(node, directory)
 
         def sampled(data: Mapping[str, Any]) -> float | None:
@@ -71,11 +84,12 @@ class Grpo(VerlTrainerStage):
             return None if mean is None else round(mean * sequences)
 
         tokens = sum_over_steps(read_metrics(directory), steps, sampled)
-        return super().ledger(node, directory, seconds) | {"sampled_tokens": tokens}
+        scored = {"teacher_scored_tokens": tokens} if CREDIT in node.settings else {}
+        return super().ledger(node, directory, seconds) | {"sampled_tokens": tokens} | scored
 
     def demand(self, settings: Mapping[str, Any], longest: int) -> Training:
-        return read_rl(settings, longest)
+        return read_rl(settings, longest, teacher=bool(settings.get("s2d", {}).get("credit")))
 
     def describe(self, node: Node) -> str:
         s = node.settings
-        return f"GRPO on slice {slice_of(node)} with verifier {s['verifier']}, {length(node)}"
+        return f"GRPO on slice {slice_of(node)} with verifier {s['verifier']}{credit_words(node)} {length(node)}"

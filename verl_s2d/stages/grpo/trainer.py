@@ -1,4 +1,4 @@
-"""Register the trainer `s2d_grpo`, GRPO with a token budget and saving on request, in verl's V1 registry."""
+"""Register the trainer `s2d_grpo`, GRPO with a token budget, saving on request and credit, in verl's V1 registry."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from verl_s2d.sampling.generation_settings import require_writable
+from verl_s2d.stages.grpo.assigns_credit import AssignsCredit
 from verl_s2d.stages.shared.save_on_request import SavesOnRequest
 from verl_s2d.stages.shared.token_budget import StopsAtTokenBudget
 
@@ -16,10 +17,11 @@ POLL_SECONDS = 0.05
 
 
 @register_trainer("s2d_grpo")
-class GrpoTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
+class GrpoTrainer(AssignsCredit, SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
     """verl's synchronous trainer with two more reasons to stop at the end of a step.
 
-    The step has reached `s2d.token_budget`, or the trainer was asked to save and stop.
+    The step has reached `s2d.token_budget`, or the trainer was asked to save and stop. With `s2d.credit` the log-probs
+    of a frozen teacher change the update.
     """
 
     def __init__(self, config: DictConfig):
@@ -34,6 +36,8 @@ class GrpoTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
     def _init_resource_pool_mgr(self) -> None:
         """Use the worker that waits for slow storage for actor, rollout and reference."""
         super()._init_resource_pool_mgr()
+        if self.credited is not None:
+            return
         from verl_s2d.stages.shared.rollout_worker import RolloutWorker
 
         for role in (Role.ActorRollout, Role.ActorRolloutRef):

@@ -9,7 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from verl_s2d.errors import UserError
 from verl_s2d.signals.signal import Positive
 from verl_s2d.stages.shared.distillation import Distillation, check_layout, model_key, read_distillation
-from verl_s2d.verl_settings.engine_checks import check_logits_visible, check_megatron, check_weights
+from verl_s2d.stages.shared.teacher_as_reference import check_reference_is_free
+from verl_s2d.verl_settings.engine_checks import check_logits_visible, check_megatron
 from verl_s2d.verl_settings.lora_checks import check_lora
 
 ROLE = "frozen_role"
@@ -112,25 +113,11 @@ def _check_verl(config: DictConfig) -> None:
             "+s2d.signal.type=file.py:Name",
         )
     check_lora(model, actor.strategy, "actor_rollout_ref.model", config.actor_rollout_ref.rollout.name)
-    for key, on in (
-        ("actor_rollout_ref.actor.use_kl_loss", actor.use_kl_loss),
-        ("algorithm.use_kl_in_reward", config.algorithm.use_kl_in_reward),
-        ("reward.reward_model.enable", config.reward.reward_model.enable),
-        ("distillation.enabled", (config.get("distillation") or {}).get("enabled", False)),
-    ):
-        if on:
-            raise UserError(
-                "this stage has no reference policy and no reward: the teacher replaces both",
-                key=key,
-                value=True,
-                remedy=f"set {key}=False",
-            )
-    ref = config.actor_rollout_ref.ref
-    check_weights(ref.get("megatron") or {}, "actor_rollout_ref.ref.megatron")
-    if not ref.log_prob_use_dynamic_bsz and ref.log_prob_micro_batch_size_per_gpu is None:
+    check_reference_is_free(config)
+    if config.reward.reward_model.enable:
         raise UserError(
-            "the teacher's forward pass needs a micro-batch size",
-            key="actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu",
-            value=None,
-            remedy="set it (the rollout's log_prob_micro_batch_size_per_gpu is a good value), or use dynamic batches",
+            "this stage has no reward: the teacher replaces it",
+            key="reward.reward_model.enable",
+            value=True,
+            remedy="set reward.reward_model.enable=False",
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 
-import ray
 import torch
 import transfer_queue as tq
 from omegaconf import DictConfig, open_dict
@@ -12,7 +11,6 @@ from tensordict import TensorDict
 from verl import DataProto
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_add_to_batch
-from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.workers.utils.padding import response_to_nested
@@ -23,6 +21,7 @@ from verl_s2d.stages.opd.metrics import EXACT_METRICS, advantage_metrics, rollou
 from verl_s2d.stages.opd.served_models import ServedModels
 from verl_s2d.stages.shared.distillation import check_models
 from verl_s2d.stages.shared.save_on_request import SavesOnRequest
+from verl_s2d.stages.shared.teacher_as_reference import place_worker
 from verl_s2d.stages.shared.token_budget import StopsAtTokenBudget
 
 logger = logging.getLogger(__name__)
@@ -63,17 +62,11 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
         self.replay_buffer.poll_interval = min(self.replay_buffer.poll_interval, self.s2d.poll_interval)
 
     def _init_resource_pool_mgr(self) -> None:
-        """Make the workers build a reference engine for the teacher, and add pools for teachers on servers.
-
-        Without a KL loss verl would build no reference; with LoRA it would use the student without its adapter.
-        """
+        """Make the workers build a reference engine for the teacher, and add pools for teachers on servers."""
         super()._init_resource_pool_mgr()
         from verl_s2d.stages.opd.worker import StudentTeacherWorker
 
-        role = Role.ActorRolloutRef if self.s2d.colocated else Role.ActorRollout
-        del self.role_worker_mapping[Role.ActorRollout]
-        self.role_worker_mapping[role] = ray.remote(StudentTeacherWorker)
-        self.mapping[role] = self.mapping.pop(Role.ActorRollout)
+        place_worker(self, StudentTeacherWorker, reference=bool(self.s2d.colocated))
         self.resource_pool_manager.resource_pool_spec |= self._served.pools()
 
     def _setup(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.servers import Servers
+from verl_s2d.signals.credit.credit import Credit
 from verl_s2d.signals.signal import AdvantageSignal, LossSignal, Signal
 from verl_s2d.signals.signal_registry import check_placement, read_signal, types_of
 from verl_s2d.stages.shared.training_stage import MODEL, TRUST
@@ -24,6 +25,12 @@ RESERVED = {
 }
 
 
+def beside_recipe(section: Mapping[str, Any], directory: Path) -> Mapping[str, Any]:
+    """Locate the file of a section's type, file.py:Name, beside the recipe; other sections are returned as they are."""
+    file, colon, name = str(section.get("type", "")).rpartition(":")
+    return {**section, "type": f"{directory / file}:{name}"} if colon else section
+
+
 def signal_of_recipe(section: Mapping[str, Any], directory: Path, *, key: str, default: str) -> Signal:
     """Read `signal:` of a stage.
 
@@ -36,9 +43,7 @@ def signal_of_recipe(section: Mapping[str, Any], directory: Path, *, key: str, d
     Raises:
         UserError: an unknown type or key, or a file that does not load.
     """
-    file, colon, name = str(section.get("type", "")).rpartition(":")
-    chosen = {**section, "type": f"{directory / file}:{name}"} if colon else section
-    return read_signal(chosen, default=default, key=key)
+    return read_signal(beside_recipe(section, directory), default=default, key=key)
 
 
 def require_loss(signal: Signal, *, key: str) -> None:
@@ -72,13 +77,13 @@ def require_answers(signal: Signal, servers: Mapping[str, Servers], *, key: str)
         check_placement(signal, role, "server", f"{key}.{role}")
 
 
-def signal_file(signal: Signal) -> str | None:
-    """Locate the file of a signal of a recipe's own; None for one of this package's."""
+def signal_file(signal: Signal | Credit) -> str | None:
+    """Locate the file of a signal or credit of a recipe's own; None for one of this package's."""
     return signal.type.rpartition(":")[0] or None
 
 
-def decisive_keys(signal: Signal) -> dict[str, Any]:
-    """List the keys of a signal for a digest; its file is an input of the node, identified by content."""
+def decisive_keys(signal: Signal | Credit) -> dict[str, Any]:
+    """List the keys of a signal or credit for a digest; its file is an input of the node, identified by content."""
     return signal.model_dump(by_alias=True) | {"type": signal.type.rpartition(":")[2]}
 
 
@@ -111,6 +116,11 @@ def signal_overrides(node: Node, context: Context) -> dict[str, Any]:
 
 def words(node: Node) -> str:
     """Describe a node's signal for `plan`: its type and keys."""
-    keys = {name: value for name, value in node.settings["signal"].items() if name != "type" and value is not None}
+    return described_keys(node.settings["signal"])
+
+
+def described_keys(section: Mapping[str, Any]) -> str:
+    """Describe a section with a type: the type, and the keys that have a value."""
+    keys = {name: value for name, value in section.items() if name != "type" and value is not None}
     chosen = ", ".join(f"{name} {value}" for name, value in keys.items())
-    return node.settings["signal"]["type"] + (f" ({chosen})" if chosen else "")
+    return section["type"] + (f" ({chosen})" if chosen else "")
