@@ -1,6 +1,6 @@
 """Compare full-vocabulary distillation losses: time, peak memory and gradient error, forward and backward.
 
-    python -m benchmarks.divergence [cases=A,B] [methods=floor,ours] [variants=plain] [rounds=5] [threads=1]
+    python -m benchmarks.divergence [cases=A,B] [methods=floor,ours] [variants=plain] [frozen=1] [rounds=5] [threads=1]
 
 Everybody computes the loss sum_i w_i KL_i from the same hidden states and heads, and its gradients to the student's
 hidden states and head. Times are over the floor, the bare matrix products that any exact method needs: both heads
@@ -15,6 +15,8 @@ into fresh memory, page faults included. `floor-onednn`: each product by the fas
 methods: `own` for all but the peers, `all`, or names. Peers: liger, liger-compiled (liger-kernel>=0.8), trl
 (trl>=1.16), verl-top-32, verl-top-32-chunked; the last two are given the teacher's top 32, need no teacher product for
 that, and are not exact. variants: `plain` has both KLs, `all` also 40 % of the tokens kept, a frozen head, and bf16.
+frozen=2 and 3: a teacher composed of so many models, as ExOPD's and Delta-OPD's, under the reverse KL; the floor has a
+product for each.
 """
 
 from __future__ import annotations
@@ -41,11 +43,13 @@ _SIZES = {
 }
 
 
-def cases(names: list[str], variants: str = "plain") -> list[Case]:
+def cases(names: list[str], variants: str = "plain", frozen: int = 1) -> list[Case]:
     """Each size under both KLs; with variants=all masked to 40 % and with a frozen head too, and A in bf16.
 
     A4, which is there to show that memory does not grow with the tokens, under one KL.
     """
+    if frozen > 1:
+        return [Case(name, *_SIZES[name], objective="reverse_kl", frozen=frozen) for name in names]
     found = []
     for name in names:
         base = Case(name, *_SIZES[name])
@@ -147,13 +151,13 @@ def measure(case: Case, able: dict[str, Contestant], rounds: int, *, check: bool
     return [about | {"method": name} | row for name, row in rows.items()]
 
 
-def main(names: list[str], methods: str, variants: str, rounds: int, threads: int) -> None:
+def main(names: list[str], methods: str, variants: str, frozen: int, rounds: int, threads: int) -> None:
     """Measure and print: a table of each case as it ends, its rows as JSON on stderr."""
     torch.set_num_threads(threads)
     able = chosen(methods)
     machine = platform.processor() or platform.machine()
     print(f"{machine}, {os.cpu_count()} cores, {threads} used, torch {torch.__version__}")
-    for case in cases(names, variants):
+    for case in cases(names, variants, frozen):
         rows = measure(case, able, rounds)
         print(f"\n{title(case)}   (load {os.getloadavg()[0]:.1f})\n\n{table(rows)}", flush=True)
         for row in rows:
@@ -163,6 +167,7 @@ def main(names: list[str], methods: str, variants: str, rounds: int, threads: in
 def title(case: Case) -> str:
     """Name of a case with what is unusual about it."""
     parts = [case.name, case.objective.replace("_", " ").replace("kl", "KL")]
+    parts += [f"{case.frozen} frozen models"] * (case.frozen > 1)
     parts += [f"{case.kept:.0%} kept"] * (case.kept < 1) + ["frozen head"] * case.frozen_head
     return ", ".join(parts + ["bf16"] * (case.dtype == torch.bfloat16))
 
@@ -189,6 +194,7 @@ if __name__ == "__main__":
         given.get("cases", "A,B").split(","),
         given.get("methods", "floor,ours"),
         given.get("variants", "plain"),
+        int(given.get("frozen", 1)),
         int(given.get("rounds", 5)),
         int(given.get("threads", 1)),
     )

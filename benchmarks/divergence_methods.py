@@ -12,12 +12,12 @@ import torch
 
 from verl_s2d.objectives import gemm
 from verl_s2d.objectives.divergence import divergence
-from verl_s2d.objectives.logits import LinearLogits
+from verl_s2d.objectives.logits import ComposedLogits, LinearLogits
 
 
 @dataclass(frozen=True)
 class Case:
-    """One size. `kept` is the share of tokens that count."""
+    """One size. `kept` is the share of tokens that count; `frozen` models of the teacher's size compose the teacher."""
 
     name: str
     tokens: int
@@ -29,6 +29,11 @@ class Case:
     frozen_head: bool = False
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
+    frozen: int = 1
+
+
+FACTORS = {1: (1.0,), 2: (1.25, -0.25), 3: (1.0, 1.0, -1.0)}
+"""Number of frozen models -> weights of the composed teacher: the teacher's, ExOPD's and Delta-OPD's."""
 
 
 @dataclass
@@ -37,7 +42,7 @@ class Problem:
 
     case: Case
     student: LinearLogits
-    teacher: LinearLogits
+    teachers: tuple[LinearLogits, ...]
     weights: torch.Tensor
 
     @staticmethod
@@ -48,14 +53,21 @@ class Problem:
             return (scale * torch.randn(rows, width, generator=generator)).to(case.device, case.dtype)
 
         sides = []
-        for width in (case.student, case.teacher):
+        for width in (case.student, *[case.teacher] * case.frozen):
             hidden = normal(case.tokens, width, 1.0)
             sides.append(LinearLogits(hidden, normal(case.vocabulary, width, 2 / math.sqrt(width))))
         kept = (torch.rand(case.tokens, generator=generator) < case.kept).float()
         weights = (kept / kept.sum().clamp(min=1)).to(case.device)
         sides[0].hidden.requires_grad_()
         sides[0].head.requires_grad_(not case.frozen_head)
-        return Problem(case, *sides, weights)
+        return Problem(case, sides[0], tuple(sides[1:]), weights)
+
+    @property
+    def teacher(self) -> LinearLogits | ComposedLogits:
+        """The only frozen model, or the composed teacher."""
+        if self.case.frozen == 1:
+            return self.teachers[0]
+        return ComposedLogits(self.teachers, FACTORS[self.case.frozen])
 
     @cached_property
     def buffers(self) -> tuple[torch.Tensor, ...]:
@@ -79,7 +91,9 @@ def floor(problem: Problem) -> list[torch.Tensor]:
     with torch.no_grad():
         hidden, head = problem.student.hidden[kept], problem.student.head
         torch.mm(hidden, head.T, out=logits)
-        torch.mm(problem.teacher.hidden[kept], problem.teacher.head.T, out=other)
+        for number, (teacher, factor) in enumerate(_frozen(problem)):
+            rows, weight = teacher.hidden[kept], teacher.head.T
+            torch.addmm(other, rows, weight, beta=float(number > 0), alpha=factor, out=other)
         torch.mm(logits, head, out=by_hidden)
         if problem.case.frozen_head:
             return [by_hidden]
@@ -92,7 +106,8 @@ def floor_fresh(problem: Problem) -> list[torch.Tensor]:
     with torch.no_grad():
         hidden, head = problem.student.hidden[kept], problem.student.head
         logits = hidden @ head.T
-        problem.teacher.hidden[kept] @ problem.teacher.head.T
+        for teacher in problem.teachers:
+            teacher.hidden[kept] @ teacher.head.T
         by_hidden = logits @ head
         return [by_hidden] if problem.case.frozen_head else [by_hidden, logits.T @ hidden]
 
@@ -105,13 +120,18 @@ def floor_onednn(problem: Problem) -> list[torch.Tensor]:
     logits, _, _, by_head = problem.buffers
     with torch.no_grad():
         hidden, head = problem.student.hidden[kept], problem.student.head
-        for rows, weight in ((hidden, head), (problem.teacher.hidden[kept], problem.teacher.head)):
+        for rows, weight in ((hidden, head), *((t.hidden[kept], t.head) for t in problem.teachers)):
             for part in weight.split(4096):
                 torch.ops.mkldnn._linear_pointwise(rows, part, None, "none", [], "")
         by_hidden = torch.ops.mkldnn._linear_pointwise(logits, head.T, None, "none", [], "")
         if problem.case.frozen_head:
             return [by_hidden]
         return [by_hidden, torch.mm(logits.T, hidden, out=by_head)]
+
+
+def _frozen(problem: Problem) -> list[tuple[LinearLogits, float]]:
+    """Frozen models with their weights."""
+    return list(zip(problem.teachers, FACTORS[problem.case.frozen], strict=True))
 
 
 FLOORS = ("floor", "floor-fresh", "floor-onednn")
@@ -121,7 +141,7 @@ def naive(problem: Problem) -> list[torch.Tensor]:
     """Both logits and both log-softmaxes in full."""
     log_s = (problem.student.hidden @ problem.student.head.T).float().log_softmax(-1)
     with torch.no_grad():
-        log_t = (problem.teacher.hidden @ problem.teacher.head.T).float().log_softmax(-1)
+        log_t = sum(factor * (t.hidden @ t.head.T).float() for t, factor in _frozen(problem)).log_softmax(-1)
     pair = (log_t, log_s) if problem.case.objective == "forward_kl" else (log_s, log_t)
     value = (pair[0].exp() * (pair[0] - pair[1])).sum(-1)
     return list(torch.autograd.grad((value * problem.weights).sum(), problem.wanted))
@@ -177,12 +197,12 @@ def float64_gradients(problem: Problem, chunk: int = 64) -> list[torch.Tensor]:
         hidden=problem.student.hidden.detach().double().requires_grad_(),
         head=problem.student.head.detach().double().requires_grad_(not problem.case.frozen_head),
     )
-    teacher_head = problem.teacher.head.double()
+    frozen = [(teacher.hidden.double(), teacher.head.double().T, factor) for teacher, factor in _frozen(problem)]
     total = [torch.zeros_like(student.hidden), torch.zeros_like(student.head)][: len(problem.wanted)]
     for begin in range(0, problem.case.tokens, chunk):
         part = slice(begin, begin + chunk)
         log_s = (student.hidden[part] @ student.head.T).log_softmax(-1)
-        log_t = (problem.teacher.hidden[part].double() @ teacher_head.T).log_softmax(-1)
+        log_t = sum(factor * (hidden[part] @ head) for hidden, head, factor in frozen).log_softmax(-1)
         pair = (log_t, log_s) if problem.case.objective == "forward_kl" else (log_s, log_t)
         loss = ((pair[0].exp() * (pair[0] - pair[1])).sum(-1) * problem.weights[part].double()).sum()
         wanted = [student.hidden, student.head][: len(problem.wanted)]
