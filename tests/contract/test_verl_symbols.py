@@ -66,6 +66,7 @@ SIGNATURES = {
     ),
     "verl.workers.engine.megatron.transformer_impl:MegatronEngineWithLMHead.get_data_parallel_group": "self",
     "verl.utils.megatron_utils:unwrap_model": "model, ...",
+    "verl.utils.model:get_generation_config": "model, trust_remote_code",
     "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead.get_data_parallel_group": "self",
     "verl.models.mcore.util:preprocess_bshd_engine": (
         "input_ids, pre_process, need_roll, use_fp8_padding, forced_max_seqlen"

@@ -5,8 +5,14 @@ With S and T the k most likely ids of student and teacher at a token:
     overlap ratio            |S and T| / k
     teacher's mass on S      sum_S p_T, the teacher's probability of the student's candidates
     student's mass on T      sum_T p_S, the student's probability that a teacher's top-k signal covers
+    student's mass on both   sum_{S and T} p_S
+    reverse KL by set        sum p_S (log p_S - log p_T) over S and T, over S alone, over T alone
 
-"Rethinking On-Policy Distillation" (arXiv 2604.13016): successful runs raise the overlap, failing runs do not.
+The three sums and the ids outside of both sets add up to KL(p_S || p_T).
+
+"Rethinking On-Policy Distillation" (arXiv 2604.13016, health metrics): successful runs raise the overlap, failing runs
+do not; in good runs 97 to 99 % of the mass is on both. It logs the mean advantage of each set, to which every id
+contributes alike; here an id contributes with its probability, as it does to the loss.
 """
 
 from __future__ import annotations
@@ -20,14 +26,19 @@ from verl_s2d.objectives.logits import LinearLogits
 
 
 class TopKHealth(NamedTuple):
-    """Per-token results in [0, 1], each (tokens,): float64 for float64 inputs, else float32; zero where masked out.
+    """Per-token results, each (tokens,): float64 for float64 inputs, else float32; zero where masked out.
 
-    Take means over the masked-in tokens only.
+    The ratio and the masses are in [0, 1], the terms of the reverse KL in nats. Take means over the masked-in tokens
+    only.
     """
 
     overlap_ratio: torch.Tensor
     teacher_mass_on_student_top: torch.Tensor
     student_mass_on_teacher_top: torch.Tensor
+    student_mass_on_both: torch.Tensor
+    reverse_kl_on_both: torch.Tensor
+    reverse_kl_on_student_only: torch.Tensor
+    reverse_kl_on_teacher_only: torch.Tensor
 
 
 @torch.compiler.disable
@@ -66,7 +77,7 @@ def top_k_health(
     size = max(1, min(tokens_at_a_time(chunk_tokens, student.device), len(rows)))
     dtype = torch.promote_types(student.dtype, teacher.dtype)
     buffer = torch.empty(2, size, columns, dtype=dtype, device=student.device)
-    results = torch.zeros(3, student.tokens, dtype=dtype, device=student.device)
+    results = torch.zeros(len(TopKHealth._fields), student.tokens, dtype=dtype, device=student.device)
     for part in parts(len(rows), size):
         block = buffer[:, : part.stop - part.start]
         with torch.autocast(student.device.type, enabled=False):
@@ -77,11 +88,28 @@ def top_k_health(
 
 
 def _compare_(logits: torch.Tensor, k: int) -> torch.Tensor:
-    """Compute the fields of TopKHealth, (3, rows), from logits (2, rows, ids), which are overwritten."""
+    """Compute the fields of TopKHealth, (fields, rows), from logits (2, rows, ids), which are overwritten."""
     best, ids = logits.topk(k, dim=-1)
-    shared = (ids[0].unsqueeze(-1) == ids[1].unsqueeze(-2)).any(-1)
-    overlap = shared.to(logits.dtype).mean(-1, keepdim=True)
-    weights = logits.sub_(best[..., :1]).exp_()
-    # Each model's weights at the other's ids: the teacher's on S, then the student's on T.
-    masses = weights.gather(-1, ids.flip(0)).sum(-1).div_(weights.sum(-1)).flip(0)
-    return torch.cat((overlap.T, masses))
+    same = ids[0].unsqueeze(-1) == ids[1].unsqueeze(-2)
+    in_teacher, in_student = same.any(-1), same.any(-2)
+    overlap = in_teacher.to(logits.dtype).mean(-1)
+    # Each model's logits at the other's ids: the student's on T, then the teacher's on S.
+    across, highest = logits.gather(-1, ids.flip(0)), best[..., :1]
+    total = logits.sub_(highest).exp_().sum(-1, keepdim=True)
+    masses = (across - highest).exp_().sum(-1).div_(total.squeeze(-1)).flip(0)
+    own, others = ((values - highest).sub_(total.log()) for values in (best, across))
+    on_student, mass = _reverse_kl_terms(own[0], others[1]), own[0].exp()
+    on_teacher = _reverse_kl_terms(others[0], own[1])
+    terms = (
+        (mass * in_teacher).sum(-1),
+        torch.where(in_teacher, on_student, 0.0).sum(-1),
+        torch.where(in_teacher, 0.0, on_student).sum(-1),
+        torch.where(in_student, 0.0, on_teacher).sum(-1),
+    )
+    return torch.stack((overlap, *masses, *terms))
+
+
+def _reverse_kl_terms(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Compute p_S (log p_S - log p_T) of ids from both log-probs; 0 log 0 is 0."""
+    probabilities = student.exp()
+    return torch.where(probabilities > 0, probabilities * (student - teacher), 0.0)

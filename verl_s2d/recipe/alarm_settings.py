@@ -100,6 +100,24 @@ class Truncation(Alarm):
     patience: int = Field(3, ge=1)
 
 
+class Travel(Alarm):
+    """Watch how far 2b has travelled from its start (`travel: true` of the stage), at `patience` steps in a row. Beyond
+    the limit useful transfer has ended in arXiv 2609.32722, at any model size: stop, and go on with stage 3."""
+
+    limit: float = Field(0.3, gt=0)
+    """sqrt of the mean k3 to the start, in sqrt of nats per token."""
+    patience: int = Field(3, ge=1)
+
+
+class OverlapLoss(Alarm):
+    """Watch the overlap of the top k of student and teacher in 2b, in medians over `window` steps: it falls below
+    `ratio` of its start, or it rises while the parse rate falls by `parse_drop`."""
+
+    window: int = Field(10, ge=3)
+    ratio: float = Field(0.9, gt=0, lt=1)
+    parse_drop: float = Field(0.05, gt=0, lt=1)
+
+
 class Alarms(Section):
     """Configure the alarms of all stages; `alarms:` of a stage replaces single keys for that stage."""
 
@@ -111,3 +129,5 @@ class Alarms(Section):
     kl_blow_up: KlBlowUp = KlBlowUp()
     no_signal: NoSignal = NoSignal()
     truncation: Truncation = Truncation()
+    travel: Travel = Travel()
+    overlap: OverlapLoss = OverlapLoss()

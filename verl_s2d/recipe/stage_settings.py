@@ -109,6 +109,9 @@ class OnPolicyDistillation(Trained):
     """Role of a frozen model -> its vLLM servers, on GPUs of the cluster that the student then does not have: {teacher:
     {tensor_model_parallel_size: 4}}, for a teacher that does not fit beside the student. Rebuilds nothing. Other models
     are evaluated in the student's workers."""
+    travel: bool = False
+    """Log the distance from the model that the stage starts from, for the alarm `travel`. It takes a forward pass of
+    that model, one more frozen engine; with an exact signal also one of the student. Rebuilds nothing."""
 
 
 class Stages(Section):

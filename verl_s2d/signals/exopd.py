@@ -56,7 +56,9 @@ class ExOPD(SampledComposition):
         lam = self._capped(log_probs)
         return lam * log_probs["teacher"].float() + (1 - lam) * log_probs["base"].float()
 
-    def measured(self, frozen: Mapping[str, torch.Tensor], mask: torch.Tensor) -> dict[str, float]:
+    def measured(
+        self, student_log_probs: torch.Tensor, frozen: Mapping[str, torch.Tensor], mask: torch.Tensor
+    ) -> dict[str, float]:
         """Return the share of response tokens whose lambda is capped, as capped_tokens."""
         if self.tail_floor is None:
             return {}

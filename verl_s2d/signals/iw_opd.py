@@ -32,7 +32,20 @@ class IwOpd(Sampled):
     def advantages(
         self, student_log_probs: torch.Tensor, frozen: Mapping[str, torch.Tensor], mask: torch.Tensor
     ) -> torch.Tensor:
+        return self._weights(student_log_probs, frozen, mask) * super().advantages(student_log_probs, frozen, mask)
+
+    def measured(
+        self, student_log_probs: torch.Tensor, frozen: Mapping[str, torch.Tensor], mask: torch.Tensor
+    ) -> dict[str, float]:
+        """Return mean, minimum and maximum of the weights of response tokens, as position_weight_mean, _min, _max."""
+        weights = self._weights(student_log_probs, frozen, mask)[mask.bool()]
+        if not len(weights):
+            return {}
+        return {f"position_weight_{name}": getattr(weights, name)().item() for name in ("mean", "min", "max")}
+
+    def _weights(
+        self, student_log_probs: torch.Tensor, frozen: Mapping[str, torch.Tensor], mask: torch.Tensor
+    ) -> torch.Tensor:
         from verl_s2d.objectives.opd import position_weights
 
-        weights = position_weights(frozen["teacher"], student_log_probs, mask, max_weight=self.max_weight)
-        return weights * super().advantages(student_log_probs, frozen, mask)
+        return position_weights(frozen["teacher"], student_log_probs, mask, max_weight=self.max_weight)

@@ -90,11 +90,12 @@ class AdvantageSignal(Signal, ABC):
             (batch, response) float32, detached, zero outside the mask.
         """
 
-    def measured(self, frozen: Mapping[str, torch.Tensor], mask: torch.Tensor) -> dict[str, float]:
+    def measured(
+        self, student_log_probs: torch.Tensor, frozen: Mapping[str, torch.Tensor], mask: torch.Tensor
+    ) -> dict[str, float]:
         """Return values to log for a batch, name -> value; the names are logged as s2d/<name>.
 
-        Args:
-            frozen, mask: as for `advantages`.
+        Args: as for `advantages`.
         """
         return {}
 

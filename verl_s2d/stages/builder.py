@@ -32,6 +32,7 @@ from verl_s2d.stages.shared.signal_settings import (
     signal_of_recipe,
 )
 from verl_s2d.stages.warmup.stage import Warmup
+from verl_s2d.verifiers.registry import can_extract
 from verl_s2d.verl_settings.overrides import by_sequences, merge, overlay, split_operational, value_of
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.identity import External, file_external, files_external, model_external
@@ -155,6 +156,8 @@ class Builder:
         operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched("opd", settings)}
         if servers:
             operations["servers"] = {role: model.model_dump() for role, model in servers.items()}
+        parsed = self.recipe.verifier if can_extract(self.recipe.verifier) else None
+        operations |= {"travel": stage.travel, "parse_rate": parsed}
         roles = {**(frozen or {}), "teacher": teacher}
         slices = self.slices(parts_of(slice_name)[1])
         inputs = {"model": student, "slices": slices, **self._frozen(signal, roles, key)}

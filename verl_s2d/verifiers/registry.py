@@ -29,9 +29,14 @@ VERIFIERS = {
 """Name -> module:function; imported on first use, because a verifier may need a library of its own.
 
 A module may define `check(**options)`, which raises UserError unless the verifier works on this machine,
-`check_answer(ground_truth, extra_info, **options)`, which raises UserError unless the verifier can use that answer, and
-`as_response(ground_truth, extra_info)`, which writes that answer as a response.
+`check_answer(ground_truth, extra_info, **options)`, which raises UserError unless the verifier can use that answer,
+`as_response(ground_truth, extra_info)`, which writes that answer as a response, and `extract(response, **options)`,
+which returns the answer that a response would be scored by, None without one, and reads no label.
 """
+
+
+_EXTRACTING = frozenset({"math"})
+"""Verifiers with `extract`: plans read this without importing them."""
 
 
 def resolve(verifier: str | Mapping[str, Any]) -> Verifier:
@@ -57,6 +62,32 @@ def check_answer(verifier: str | Mapping[str, Any], ground_truth: Any, extra_inf
 def writer_of(verifier: str | Mapping[str, Any]) -> Callable[..., str] | None:
     """Return the function that writes a problem's answer as a response to this verifier, None if it has none."""
     return getattr(_module_and_options(verifier)[0], "as_response", None)
+
+
+def extractor_of(verifier: str | Mapping[str, Any], *, key: str = "verifier") -> Callable[[str], str | None]:
+    """Return the function that extracts a response's answer as this verifier does, without a label.
+
+    Args:
+        key: the key that needs it, for messages.
+
+    Raises:
+        UserError: the verifier has no such function, does not load, or has an unknown option.
+    """
+    if not can_extract(verifier):
+        raise UserError(
+            "This verifier extracts no answer without reading the label.",
+            key=key,
+            value=verifier,
+            remedy=f"Leave it out, or use one that does: {', '.join(sorted(_EXTRACTING))}.",
+        )
+    module, options = _module_and_options(verifier)
+    module.extract("", **options)
+    return functools.partial(module.extract, **options)
+
+
+def can_extract(verifier: str | Mapping[str, Any]) -> bool:
+    """Report whether `extractor_of` has a function for this verifier, without loading it."""
+    return _name_and_options(verifier)[0] in _EXTRACTING
 
 
 def check(verifier: str | Mapping[str, Any], problem: Mapping[str, Any] | None = None, response: str = "") -> None:

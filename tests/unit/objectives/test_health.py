@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verl_s2d.objectives.logits import LinearLogits
-from verl_s2d.objectives.overlap import top_k_health
+from verl_s2d.objectives.overlap import TopKHealth, top_k_health
 
 SHAPES = st.tuples(st.integers(0, 7), st.integers(1, 30), st.floats(0, 1), st.integers(0, 2**31 - 1))
 
@@ -26,8 +26,11 @@ def definition(student: torch.Tensor, teacher: torch.Tensor, k: int) -> list[tor
     for z_s, z_t in zip(student, teacher, strict=True):
         top_s, top_t = (set(z.argsort(descending=True)[:k].tolist()) for z in (z_s, z_t))
         p_s, p_t = z_s.softmax(-1), z_t.softmax(-1)
-        rows.append([len(top_s & top_t) / k, sum(p_t[i] for i in top_s), sum(p_s[i] for i in top_t)])
-    return list(torch.tensor(rows, dtype=torch.float64).reshape(len(student), 3).T)
+        terms = p_s * (z_s.log_softmax(-1) - z_t.log_softmax(-1))
+        sets = (top_s & top_t, top_s - top_t, top_t - top_s)
+        masses = [sum(p_t[i] for i in top_s), sum(p_s[i] for i in top_t), sum(p_s[i] for i in top_s & top_t)]
+        rows.append([len(top_s & top_t) / k, *masses, *(sum(terms[i] for i in ids) for ids in sets)])
+    return list(torch.tensor(rows, dtype=torch.float64).reshape(len(student), len(TopKHealth._fields)).T)
 
 
 @settings(deadline=None, max_examples=60)
@@ -65,11 +68,35 @@ def test_ids_behind_the_shared_vocabulary_do_not_count():
 def test_equal_models_overlap_and_opposite_ones_do_not():
     logits = torch.tensor([[1e4, 5e3, 0.0, -1e4]])
     same = top_k_health(logits, logits, k=2)
-    assert same == (1, 1, 1)
+    assert same == (1, 1, 1, 1, 0, 0, 0)
     apart = top_k_health(logits, -logits, k=2)
-    assert apart == (0, 0, 0)
+    # The student is certain of an id that the teacher finds 20,000 nats less likely than its own.
+    assert apart == (0, 0, 0, 0, 0, 2e4, 0)
     everything = top_k_health(logits, -logits, k=4)
-    assert everything == (1, 1, 1)
+    assert everything == (1, 1, 1, 1, 2e4, 0, 0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**31 - 1), st.integers(1, 9))
+def test_the_terms_of_all_sets_add_up_to_the_reverse_kl(seed, k):
+    student, teacher = normal(6, 9, seed=seed, scale=3), normal(6, 9, seed=seed + 1, scale=3)
+    found = top_k_health(student, teacher, k=k)
+    log_s, log_t = student.log_softmax(-1), teacher.log_softmax(-1)
+    terms = log_s.exp() * (log_s - log_t)
+    neither = torch.ones_like(terms)
+    for logits in (student, teacher):
+        neither.scatter_(-1, logits.topk(k).indices, 0.0)
+    total = found.reverse_kl_on_both + found.reverse_kl_on_student_only + found.reverse_kl_on_teacher_only
+    torch.testing.assert_close(total + (terms * neither).sum(-1), terms.sum(-1))
+    assert (found.student_mass_on_both <= found.student_mass_on_teacher_top + 1e-12).all()
+
+
+def test_an_id_that_one_model_rules_out_is_no_nan():
+    student = torch.tensor([[0.0, 0.0, -math.inf]], dtype=torch.float64)
+    found = top_k_health(student, torch.zeros(1, 3, dtype=torch.float64), k=3)
+    assert found.reverse_kl_on_both.item() == pytest.approx(math.log(1.5)) and found.student_mass_on_both == 1
+    found = top_k_health(torch.zeros(1, 3, dtype=torch.float64), student, k=3)
+    assert found.reverse_kl_on_both.item() == math.inf
 
 
 def test_masked_tokens_are_never_looked_at_and_nothing_has_a_gradient():

@@ -87,8 +87,8 @@ def test_the_share_of_capped_tokens_is_over_response_tokens_and_logged(monkeypat
     signal = {"type": "exopd", "lambda": 1.5, "tail_floor": 5e-2}
     settings = read_opd_settings({"signal": signal, "models": {"base": {"path": "b"}, "teacher": {"path": "t"}}})
     # lambda_max: 1.34, below 1, p < b; 2.9 for the fourth.
-    assert settings.signal.measured({"teacher": teacher, "base": base}, mask) == {"capped_tokens": 0.75}
-    assert ExOPD().measured({"teacher": teacher, "base": base}, mask) == {}
+    assert settings.signal.measured(base, {"teacher": teacher, "base": base}, mask) == {"capped_tokens": 0.75}
+    assert ExOPD().measured(base, {"teacher": teacher, "base": base}, mask) == {}
 
     lengths = [3, 1]
     fields = {"response_mask": mask, "rm_scores": 0.0 * mask, "old_log_probs": teacher - 1}
@@ -104,9 +104,10 @@ def test_the_share_of_capped_tokens_is_over_response_tokens_and_logged(monkeypat
     monkeypatch.setattr(trainer.tq, "kv_batch_put", lambda fields, **_: written.update(fields))
 
     class Stub:
-        s2d = settings
+        s2d, _frozen = settings, settings.models
         config = OmegaConf.create({"algorithm": {"adv_estimator": "s2d_opd"}})
         _log_prob_fields = trainer.OpdTrainer._log_prob_fields
+        _log_travel = trainer.OpdTrainer._log_travel
 
     class Batch(list):
         keys, partition_id = None, None

@@ -56,6 +56,8 @@ def test_every_setting_is_read():
             "chunk_tokens": None,
             "materialise_logits": False,
             "health_top_k": None,
+            "travel": False,
+            "parse_rate": None,
         } | more | (
             chosen | {"signal": {"type": kind, "keep_tokens": None} | keys if kind == "jsd" else {"type": kind} | keys}
         ) | {"models": {"teacher": model.model_dump()}}
@@ -184,7 +186,8 @@ def test_with_lora_the_workers_still_have_a_reference_engine_and_it_is_the_teach
     trainer = object.__new__(OpdTrainer)
     trainer.config = composed(**LORA)
     trainer.s2d = read_opd_config(trainer.config)
-    assert trainer.s2d.models == {"teacher": TEACHER}
+    trainer._frozen = trainer.s2d.models
+    assert trainer._frozen == {"teacher": TEACHER}
     trainer._served = ServedModels(trainer.s2d, trainer.config)
     trainer._init_resource_pool_mgr()
     assert set(trainer.role_worker_mapping) == {Role.ActorRolloutRef}
@@ -201,7 +204,8 @@ def test_a_served_teacher_has_a_pool_and_the_workers_have_no_reference_engine(mo
     trainer = object.__new__(OpdTrainer)
     trainer.config = composed(*SERVED, "+s2d.teacher.server.tensor_model_parallel_size=4")
     trainer.s2d = read_opd_config(trainer.config)
-    assert trainer.s2d.colocated == {} and read_opd_settings(trainer.s2d.written()) == trainer.s2d
+    assert read_opd_settings(trainer.s2d.written()) == trainer.s2d
+    trainer._frozen = trainer.s2d.models
     trainer._served = ServedModels(trainer.s2d, trainer.config)
     trainer._init_resource_pool_mgr()
     assert trainer.role_worker_mapping == {Role.ActorRollout: StudentTeacherWorker}

@@ -30,6 +30,8 @@ def plans(tmp_path_factory):
         matched=matched,
         models={"base": settings()["student"]},
         stages__student_rl__credit={"type": "kdrl", "beta_end": 0.2},
+        verifier="math",
+        stages__opd__travel=True,
         **asking_two,
     )
     rows = ["half-split", "opd-only", *matched]

@@ -20,6 +20,7 @@ from verl_s2d.objectives.logits import ComposedLogits, GivenLogits, LinearLogits
 from verl_s2d.objectives.overlap import TopKHealth, top_k_health
 from verl_s2d.objectives.vocabulary import VocabularyShard
 from verl_s2d.signals.in_verl.aggregation import Aggregate, tokens_per_kept
+from verl_s2d.signals.in_verl.health_metrics import health_metrics
 from verl_s2d.signals.in_verl.kept_tokens import KeptTokens
 from verl_s2d.signals.signal import LossSignal
 from verl_s2d.teachers.frozen_teacher import FrozenTeachers
@@ -249,12 +250,12 @@ class FullVocabularyLoss:
         logged = {name: "divergence"} | {
             field: field for field in ("student_entropy", "teacher_entropy", "top1_agreement")
         }
-        if self._computation.health_top_k is not None:
-            logged |= {field: field for field in TopKHealth._fields}
         metrics = {
             f"{self._prefix}{metric}": Metric(AggregationType.SUM, values[field][rows].sum() * share)
             for metric, field in logged.items()
         }
+        if self._computation.health_top_k is not None:
+            metrics |= health_metrics(values, rows, data, share, self._prefix)
         # With kept tokens `divergence` is the measured reverse KL.
         apart = keep is not None and name != "reverse_kl"
         loss_or_all = "loss" if apart or name == "jsd" else "divergence"

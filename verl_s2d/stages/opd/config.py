@@ -10,11 +10,17 @@ from verl_s2d.errors import UserError
 from verl_s2d.signals.signal import Positive
 from verl_s2d.stages.shared.distillation import Distillation, check_layout, model_key, read_distillation
 from verl_s2d.stages.shared.teacher_as_reference import check_reference_is_free
+from verl_s2d.teachers.frozen_model import FrozenModel
+from verl_s2d.verifiers.registry import extractor_of
 from verl_s2d.verl_settings.engine_checks import check_logits_visible, check_megatron
 from verl_s2d.verl_settings.lora_checks import check_lora
 
 ROLE = "frozen_role"
 """Entry of a batch: role of the frozen model whose log-probs the workers compute."""
+
+
+START = "start"
+"""Role of the student as this stage found it."""
 
 
 class OpdConfig(Distillation):
@@ -25,11 +31,37 @@ class OpdConfig(Distillation):
         save_minutes: minutes without a checkpoint after which to save, besides every trainer.save_freq steps; null: by
             steps only.
         poll_interval: seconds between polls for finished rollouts.
+        travel: log the distance from the start (objectives.travel). It takes a forward pass of the student as this
+            stage found it, unless the signal asks that model anyway, and of the student, which an advantage needs too.
+        parse_rate: log the share of finished responses from which this verifier extracts an answer; a name, or with
+            options {name: math, form: boxed}. No label is read.
     """
 
     token_budget: int | None = None
     save_minutes: float | None = None
     poll_interval: Positive = 0.05
+    travel: bool = False
+    parse_rate: str | dict[str, Any] | None = None
+
+    def asked(self, student: DictConfig) -> dict[str, FrozenModel]:
+        """Map role -> frozen model: the signal's, and for travel the student at this stage's start.
+
+        Args:
+            student: verl's section actor_rollout_ref.model.
+
+        Raises:
+            UserError: the signal has a role of that name.
+        """
+        if not self.travel:
+            return self.models
+        if START in self.models:
+            raise UserError(
+                "travel asks the student at the stage's start in this role",
+                key="s2d.signal.type",
+                value=START,
+                remedy="rename the signal's role, or leave out s2d.travel",
+            )
+        return self.models | {START: FrozenModel(path=student.path, trust_remote_code=student.trust_remote_code)}
 
 
 def read_opd_settings(section: Any) -> OpdConfig:
@@ -50,6 +82,9 @@ def read_opd_config(config: DictConfig) -> OpdConfig:
     opd = read_opd_settings(OmegaConf.select(config, "s2d"))
     _check_verl(config)
     _check_servers(config, opd)
+    opd.asked(config.actor_rollout_ref.model)
+    if opd.parse_rate is not None:
+        extractor_of(opd.parse_rate, key="s2d.parse_rate")
     if opd.exact:
         _check_full_vocabulary(config, opd)
     return opd

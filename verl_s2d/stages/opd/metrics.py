@@ -6,6 +6,8 @@ import math
 
 import torch
 
+from verl_s2d.signals.in_verl.health_metrics import HEALTH_METRICS
+
 # Metrics of an exact signal that the workers report, as signals.in_verl.full_vocabulary names them.
 EXACT_METRICS = (
     "reverse_kl",
@@ -16,9 +18,7 @@ EXACT_METRICS = (
     "teacher_entropy",
     "top1_agreement",
     "kept_q3_share",
-    "overlap_ratio",
-    "teacher_mass_on_student_top",
-    "student_mass_on_teacher_top",
+    *HEALTH_METRICS,
     "skipped_updates",
 )
 

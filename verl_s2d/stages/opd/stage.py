@@ -40,9 +40,16 @@ class Opd(VerlTrainerStage):
         Metric("s2d/reverse_kl", panels.REVERSE_KL, alarm="kl_blow_up"),
         Metric("s2d/jsd", panels.JSD),
         Metric("s2d/top1_agreement", panels.AGREEMENT, "same likeliest token"),
-        Metric("s2d/overlap_ratio", panels.AGREEMENT, "overlap of the top k"),
+        Metric("s2d/overlap_ratio", panels.AGREEMENT, "overlap of the top k", alarm="overlap"),
+        Metric("s2d/parse_rate", panels.PARSE_RATE, alarm="overlap"),
+        *(Metric(f"s2d/overlap_q{quarter}", panels.OVERLAP, f"quarter {quarter}") for quarter in range(1, 5)),
         Metric("s2d/teacher_mass_on_student_top", panels.MASS, "the teacher's"),
         Metric("s2d/student_mass_on_teacher_top", panels.MASS, "the student's"),
+        Metric("s2d/student_mass_on_both", panels.MASS, "the student's on both"),
+        Metric("s2d/reverse_kl_on_both", panels.KL_BY_SET, "in both top k"),
+        Metric("s2d/reverse_kl_on_student_only", panels.KL_BY_SET, "only in the student's"),
+        Metric("s2d/reverse_kl_on_teacher_only", panels.KL_BY_SET, "only in the teacher's"),
+        Metric("s2d/travel", panels.TRAVEL, alarm="travel"),
         Metric("actor/loss", panels.DISTILLATION_LOSS, alarm="loss_spike"),
         Metric("s2d/student_entropy", panels.DISTILLATION_ENTROPY, "student", alarm="entropy_collapse"),
         Metric("s2d/teacher_entropy", panels.DISTILLATION_ENTROPY, "teacher"),
@@ -59,6 +66,8 @@ class Opd(VerlTrainerStage):
             "algorithm.adv_estimator": "Set stages.opd.signal.",
             "s2d.teacher.placement": SERVERS,
             "s2d.teacher.server": SERVERS,
+            "s2d.travel": "Set stages.opd.travel.",
+            "s2d.parse_rate": "Leave it out: it is measured wherever `verifier:` extracts answers without a label.",
         }
     )
 
@@ -67,13 +76,16 @@ class Opd(VerlTrainerStage):
             "trainer.v1.trainer_mode": "s2d_opd",
             "algorithm.adv_estimator": "s2d_opd",
             **signal_overrides(node, context),
+            **({"+s2d.travel": True} if node.operations.get("travel") else {}),
+            **({"+s2d.parse_rate": parsed} if (parsed := node.operations.get("parse_rate")) is not None else {}),
         }
 
     def gpus(self, node: Node, cluster: Cluster) -> tuple[int, int]:
         return gpus_left(cluster, servers_of_node(node).values(), "stages.opd.servers")
 
     def frozen_roles(self, node: Node) -> tuple[str, ...]:
-        return tuple(signal_of_node(node).asks)
+        start = ("model",) if node.operations.get("travel") else ()
+        return (*signal_of_node(node).asks, *start)
 
     def demand(self, settings: Mapping[str, Any], longest: int) -> Training:
         section = settings.get("s2d", {})

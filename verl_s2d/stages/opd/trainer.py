@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import torch
 import transfer_queue as tq
@@ -16,13 +17,16 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.workers.utils.padding import response_to_nested
 
 from verl_s2d.objectives.opd import clip_advantages
-from verl_s2d.stages.opd.config import ROLE, OpdConfig, read_opd_config
+from verl_s2d.objectives.travel import travel
+from verl_s2d.stages.opd.config import ROLE, START, OpdConfig, read_opd_config
+from verl_s2d.stages.opd.health import end_tokens, parse_rate
 from verl_s2d.stages.opd.metrics import EXACT_METRICS, advantage_metrics, rollout_metrics, sampled_reverse_kl_metrics
 from verl_s2d.stages.opd.served_models import ServedModels
 from verl_s2d.stages.shared.distillation import check_models
 from verl_s2d.stages.shared.save_on_request import SavesOnRequest
 from verl_s2d.stages.shared.teacher_as_reference import place_worker
 from verl_s2d.stages.shared.token_budget import StopsAtTokenBudget
+from verl_s2d.verifiers.registry import extractor_of
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +59,10 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
             config.trainer.v1.trainer_mode = "sync"
             config.actor_rollout_ref.s2d = self.s2d.written()  # the section that is sent to the workers
             config.reward.num_workers = 0
+        self._frozen = self.s2d.asked(config.actor_rollout_ref.model)
         super().__init__(config)
         self._served = ServedModels(self.s2d, config)
-        self.use_reference_policy = bool(self.s2d.models)
+        self.use_reference_policy = bool(self._frozen)
         # verl polls for finished rollouts every two seconds, which is longer than a small step takes.
         self.replay_buffer.poll_interval = min(self.replay_buffer.poll_interval, self.s2d.poll_interval)
 
@@ -66,7 +71,8 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
         super()._init_resource_pool_mgr()
         from verl_s2d.stages.opd.worker import StudentTeacherWorker
 
-        place_worker(self, StudentTeacherWorker, reference=bool(self.s2d.colocated))
+        colocated = any(model.servers is None for model in self._frozen.values())
+        place_worker(self, StudentTeacherWorker, reference=colocated)
         self.resource_pool_manager.resource_pool_spec |= self._served.pools()
 
     def _setup(self) -> None:
@@ -75,29 +81,37 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
         # With LoRA verl would compute the reference's log-probs with the student without its adapter.
         self.ref_in_actor = False
         self.reward_loop_manager = _NoVerifier()
+        model = self.config.actor_rollout_ref.model
+        self._ends = end_tokens(model.path, self.tokenizer, trust_remote_code=model.trust_remote_code)
 
     def _compute_reward_colocate(self, batch, metrics: dict | None = None):
-        """Return zero scores: verl calls this for unscored rollouts, and its later steps need a score tensor."""
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["response_mask"])
+        """Return zero scores: verl calls this for unscored rollouts, and its later steps need a score tensor.
+
+        The batch has no padding rows yet, so the parse rate is measured here.
+        """
+        fields = ["response_mask", "responses"]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         mask = data["response_mask"]
+        if self.s2d.parse_rate is not None:
+            extract = extractor_of(self.s2d.parse_rate)
+            rate = parse_rate(data["responses"].unbind(), self._ends, self.tokenizer, extract)
+            metrics.update({} if rate is None else {"s2d/parse_rate": rate})
         zeros = torch.zeros_like(mask.to_padded_tensor(0), dtype=torch.float32)
         fields = TensorDict({"rm_scores": response_to_nested(zeros, mask)}, batch_size=len(batch))
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
         return batch
 
     def _compute_old_log_prob(self, batch, metrics: dict):
-        # An exact divergence needs no log-probs, but verl compares them with the sampler's here.
-        compared = self.config.actor_rollout_ref.rollout.calculate_log_probs
-        return super()._compute_old_log_prob(batch, metrics) if compared or not self.s2d.exact else batch
+        # An exact divergence needs no log-probs, but verl compares them with the sampler's here, and travel reads them.
+        read = self.config.actor_rollout_ref.rollout.calculate_log_probs or self.s2d.travel
+        return super()._compute_old_log_prob(batch, metrics) if read or not self.s2d.exact else batch
 
     def _compute_ref_log_prob(self, batch, metrics: dict):
         """Collect each frozen model's log-probs of the sampled tokens: by verl's reference pass, or from servers."""
-        if self.s2d.exact:
-            return batch
         asked = {field: role for role, field in reversed(self._log_prob_fields().items())}
-        first = asked.pop(_OF_FIRST)
+        first = asked.pop(_OF_FIRST, None)
         for field, role in asked.items():
-            if self.s2d.models[role].servers is not None:
+            if self._frozen[role].servers is not None:
                 self._served.write_log_probs(batch, role, field)
                 continue
             batch.extra_info[ROLE] = role
@@ -106,17 +120,29 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
             found[field] = found.pop(_OF_FIRST)
             tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=found)
         batch.extra_info.pop(ROLE, None)
-        if self.s2d.models[first].servers is None:
+        if first is None:
+            return batch
+        if self._frozen[first].servers is None:
             return super()._compute_ref_log_prob(batch, metrics)
         self._served.write_log_probs(batch, first, _OF_FIRST)
         return batch
 
     def _log_prob_fields(self) -> dict[str, str]:
-        """Map role -> the batch field with its model's log-probs; equal models share a field."""
+        """Map role -> the batch field with its model's log-probs; equal models share a field.
+
+        An exact signal reads no log-probs, so with one there is at most the field for travel.
+        """
         fields = {}
-        for role, model in self.s2d.models.items():
-            fields.setdefault(model, f"s2d_log_prob_{role}" if fields else _OF_FIRST)
-        return {role: fields[model] for role, model in self.s2d.models.items()}
+        for role, model in self._frozen.items():
+            if role not in self.s2d.models or not self.s2d.exact:
+                fields.setdefault(model, _OF_FIRST if not fields and not self.s2d.exact else f"s2d_log_prob_{role}")
+        return {role: fields[model] for role, model in self._frozen.items() if model in fields}
+
+    def _log_travel(self, log_probs: Mapping[str, torch.Tensor], mask: torch.Tensor, metrics: dict) -> None:
+        """Log the distance from the start, of which log_probs has padded old_log_probs and the start's field."""
+        if self.s2d.travel:
+            start = log_probs[self._log_prob_fields()[START]]
+            metrics["s2d/travel"] = travel(start, log_probs["old_log_probs"], mask)
 
     def _compute_advantage(self, batch, metrics: dict):
         """Pass the frozen models' log-probs to the registered estimator."""
@@ -136,7 +162,7 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
             metrics.update(correction_metrics)
             written += [name for name in ("response_mask", "rollout_is_weights") if name in data.batch]
 
-        answers = {role: data.batch[field] for role, field in frozen.items()}
+        answers = {role: data.batch[frozen[role]] for role in self.s2d.models}
         estimator = get_adv_estimator_fn(self.config.algorithm.adv_estimator)
         data.batch["advantages"], data.batch["returns"] = estimator(
             token_level_rewards=data.batch["rm_scores"],
@@ -147,15 +173,16 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
             frozen_log_probs=answers,
             fields={name: data.batch[name] for name in signal.reads},
         )
-        measured = signal.measured(answers, data.batch["response_mask"])
+        self._log_travel(data.batch, data.batch["response_mask"], metrics)
+        measured = signal.measured(data.batch["old_log_probs"], answers, data.batch["response_mask"])
         metrics.update({f"s2d/{name}": value for name, value in measured.items()})
         if signal.clip is not None:
             clipped, share = clip_advantages(data.batch["advantages"], data.batch["response_mask"], signal.clip)
             data.batch["advantages"] = data.batch["returns"] = clipped
             metrics["s2d/clipped_advantages"] = share
         mask = data.batch["response_mask"]
-        metrics.update(rollout_metrics(mask, scored=bool(frozen)))
-        if frozen:
+        metrics.update(rollout_metrics(mask, scored=bool(self.s2d.models)))
+        if self.s2d.models:
             metrics.update(sampled_reverse_kl_metrics(data.batch["old_log_probs"], data.batch[_OF_FIRST], mask))
         metrics.update(advantage_metrics(data.batch["advantages"], data.batch["response_mask"]))
         output = {name: response_to_nested(data.batch[name], response_mask) for name in written}
@@ -165,10 +192,12 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
 
     def _write_no_advantage(self, batch, metrics: dict):
         """Write zero advantages: verl's metrics need them, and an exact divergence has none."""
-        nested = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["response_mask"])
+        fields = ["response_mask", *(["old_log_probs", *self._log_prob_fields().values()] if self.s2d.travel else ())]
+        nested = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         mask = nested["response_mask"]
         padded = mask.to_padded_tensor(0)
         metrics.update(rollout_metrics(padded, scored=True))
+        self._log_travel(nested.to_padded_tensor(), padded, metrics)
         zeros = response_to_nested(torch.zeros_like(padded, dtype=torch.float32), mask)
         return tq.kv_batch_put(
             keys=batch.keys,

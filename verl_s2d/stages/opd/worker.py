@@ -36,7 +36,8 @@ class StudentTeacherWorker(RolloutWorker):
 
     def _build_frozen(self, config: TrainingWorkerConfig) -> FrozenWorker:
         """Build the frozen models when verl builds its reference; return the first, which verl initialises."""
-        self._frozen = frozen_workers(config, self._settings.colocated)
+        asked = self._settings.asked(self.config.model)
+        self._frozen = frozen_workers(config, {role: model for role, model in asked.items() if model.servers is None})
         first, *others = distinct(self._frozen)
         for worker in others:
             worker.reset()
@@ -47,9 +48,10 @@ class StudentTeacherWorker(RolloutWorker):
         super().init_model()
         if self._settings.exact:
             actor, student = self.config.actor, self.actor.model_config
-            configurations = [worker.model_config.hf_config for worker in distinct(self._frozen)]
+            frozen = {role: self._frozen[role] for role in self._settings.models}
+            configurations = [worker.model_config.hf_config for worker in distinct(frozen)]
             self.actor.learn_from(
-                self._frozen,
+                frozen,
                 self._settings,
                 vocab_size=real_vocabulary(student.tokenizer, student.hf_config, *configurations),
                 aggregate=ResponseMean(actor.loss_agg_mode, actor.get("loss_scale_factor")),

@@ -44,11 +44,6 @@ class Distillation(Section):
         """Report whether the signal is a loss over the whole vocabulary."""
         return isinstance(self.signal, LossSignal)
 
-    @property
-    def colocated(self) -> dict[str, FrozenModel]:
-        """Return the models that share the student's workers, by role."""
-        return {role: model for role, model in self.models.items() if model.servers is None}
-
     def written(self) -> dict[str, Any]:
         """Write the section with every key in it; `read_distillation` reads it back."""
         return self.model_dump(by_alias=True)

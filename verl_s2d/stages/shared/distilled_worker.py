@@ -14,6 +14,7 @@ from verl.workers.engine_workers import TrainingWorker, TrainingWorkerConfig
 
 from verl_s2d.signals.in_verl.aggregation import Aggregate
 from verl_s2d.signals.in_verl.full_vocabulary import Computation, FullVocabularyLoss
+from verl_s2d.signals.in_verl.health_metrics import divide_quarters
 from verl_s2d.stages.shared.distillation import Distillation
 from verl_s2d.teachers.frozen_engines import FrozenWorker, distinct
 from verl_s2d.teachers.megatron import is_megatron
@@ -84,7 +85,7 @@ class DistilledWorker(GuardedWorker):
             aggregate: reduces the loss over tokens.
             prefix: prefix of the logged metrics.
         """
-        self._frozen_engines = [worker.engine for worker in distinct(frozen)]
+        self._frozen_engines, self._prefix = [worker.engine for worker in distinct(frozen)], prefix
         self.loss_fn = FullVocabularyLoss(
             settings.signal,
             Computation(vocab_size, settings.chunk_tokens, settings.materialise_logits, settings.health_top_k),
@@ -104,4 +105,7 @@ class DistilledWorker(GuardedWorker):
         with ExitStack() as stack:
             for engine in self._frozen_engines:
                 stack.enter_context(engine.eval_mode())
-            return super().train_batch(data)
+            output = super().train_batch(data)
+        if output is not None:
+            divide_quarters(tu.get(output, "metrics"), self._prefix)
+        return output

@@ -20,6 +20,10 @@ REVERSE_KL = Panel("reverse-kl", _DISTILLATION, "2b: KL(student || teacher)", "n
 JSD = Panel("jsd", _DISTILLATION, "2b: generalised JSD", "nats per token")
 AGREEMENT = Panel("agreement", _DISTILLATION, "Agreement with the teacher", "share", from_zero=False)
 MASS = Panel("mass", _DISTILLATION, "Mass on the other's top k", "probability", from_zero=False)
+OVERLAP = Panel("overlap", _DISTILLATION, "Overlap of the top k by quarter of the response", "share", from_zero=False)
+KL_BY_SET = Panel("kl-by-set", _DISTILLATION, "2b: KL(student || teacher) by set of ids", "nats per token")
+TRAVEL = Panel("travel", _DISTILLATION, "2b: distance from the stage's start", "sqrt of nats per token")
+PARSE_RATE = Panel("parse-rate", _DISTILLATION, "2b: finished responses with an answer", "share")
 DISTILLATION_LOSS = Panel("distillation-loss", _DISTILLATION, "Loss", "loss")
 DISTILLATION_ENTROPY = Panel("distillation-entropy", _DISTILLATION, "Entropies", "nats per token")
 LENGTH = Panel("length", _REST, "Response length", "tokens")
@@ -36,6 +40,10 @@ PANELS = (
     JSD,
     AGREEMENT,
     MASS,
+    OVERLAP,
+    KL_BY_SET,
+    TRAVEL,
+    PARSE_RATE,
     DISTILLATION_LOSS,
     DISTILLATION_ENTROPY,
     LENGTH,

@@ -17,6 +17,8 @@ MAX_CHARACTERS = 300
 
 _INTEGER = re.compile(r"-?\d+")
 _END_OF_THINKING = "</think>"
+_MISSING = "[INVALID]"
+"""verl's answer of a response without an `Answer:` line."""
 
 
 def require_integer(truth: str) -> None:
@@ -43,8 +45,29 @@ def is_correct(response: str, truth: str, form: Form) -> bool:
     require_integer(truth)
     from verl.utils.reward_score import math_dapo
 
-    thinking = response.rfind(_END_OF_THINKING)
-    text = response[thinking + len(_END_OF_THINKING) if thinking >= 0 else 0 :][-MAX_CHARACTERS:]
+    text = _end(response)
     if form == "answer":
         return bool(math_dapo.is_correct_minerva(text, truth)[0])
     return bool(math_dapo.verify(text, truth, strict_box_verify=form == "boxed")[0])
+
+
+def extract(response: str, form: Form) -> str | None:
+    """Extract the answer that `is_correct` would compare; None if there is none.
+
+    Args:
+        form: as in `is_correct`.
+    """
+    from verl.utils.reward_score import math_dapo
+
+    text, found = _end(response), None
+    if form != "boxed":
+        found = math_dapo.is_correct_minerva(text, "")[1]
+        found = None if found == _MISSING else found
+    if form != "answer" and found is None:
+        found = math_dapo.is_correct_strict_box(text, "")[1]
+    return found or None
+
+
+def _end(response: str) -> str:
+    thinking = response.rfind(_END_OF_THINKING)
+    return response[thinking + len(_END_OF_THINKING) if thinking >= 0 else 0 :][-MAX_CHARACTERS:]

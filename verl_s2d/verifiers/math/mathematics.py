@@ -89,6 +89,17 @@ def judge(response: Any, ground_truth: Any, options: Options | None = None) -> V
     return _compare(normal_form(truth), normal_form(answer), options.seconds)
 
 
+def extract(response: str, **options: Any) -> str | None:
+    """Extract the answer that a response would be scored by; None if it has none. No ground truth is read.
+
+    Raises:
+        UserError: an option is unusable.
+    """
+    chosen = _options(tuple(options.items()))
+    find = dapo.extract if chosen.convention == "dapo" else final_answer
+    return find(response, chosen.form)
+
+
 def check_answer(ground_truth: Any, extra_info: Mapping[str, Any], **options: Any) -> None:
     """Raise UserError for a ground truth that is not LaTeX with balanced braces, or for DAPO not an integer."""
     truth = reference_answer(ground_truth)

@@ -11,11 +11,14 @@ from typing import Any
 
 from verl_s2d.workflow.metric_table import Metric
 from verl_s2d.workflow.watch.metric_logs import value_of
+from verl_s2d.workflow.watch.overlap_watch import OverlapWatch
 
 Settings = Mapping[str, Mapping[str, Any]]
 """Name of an alarm -> its settings (recipe.alarm_settings)."""
 
 _FALLING = ("entropy_collapse", "score_collapse")
+_BOUNDS = {"truncation": "share", "travel": "limit"}
+"""Alarm of values from a fixed bound on -> the key of that bound."""
 _NOT_WATCHED = ("perf/", "timing", "actor/perf/", "train/mfu", "rollout_corr/", "training/")
 """Prefixes of metrics that do not depend on the update."""
 _VALIDATION = "validation score"
@@ -23,6 +26,7 @@ _ZERO = 1e-9
 _CAUSES = {
     "no_signal": "do the prompts ask for the form that the verifier reads?",
     "truncation": "nearly all responses are cut off at their maximal length",
+    "travel": "past the useful budget of distillation; go on with stage 3",
 }
 
 
@@ -78,10 +82,17 @@ class Detectors:
         self._settings = {name: s for name, s in settings.items() if s["action"] != "ignore"}
         self._series: dict[tuple[str, str], _Series | _Range] = {}
         self._not_finite: set[str] = set()
+        watched = [metric.key for metric in metrics if metric.alarm == "overlap"]
+        chosen = self._settings.pop("overlap", None)
+        self._overlap = OverlapWatch(chosen, *watched) if chosen and watched else None
 
     def feed(self, step: int, data: Mapping[str, Any]) -> list[Raised]:
         """Return the problems that start with this step."""
-        return [*self._finite(step, data), *self._moved(step, data)]
+        return [*self._finite(step, data), *self._moved(step, data), *self._apart(step, data)]
+
+    def _apart(self, step: int, data: Mapping[str, Any]) -> Iterator[Raised]:
+        found = self._overlap.feed(step, data) if self._overlap is not None else ()
+        yield from (Raised("overlap", step, *problem) for problem in found)
 
     def _finite(self, step: int, data: Mapping[str, Any]) -> Iterator[Raised]:
         settings = self._settings.get("not_finite")
@@ -119,8 +130,8 @@ class Detectors:
 def _detector(name: str, settings: Mapping[str, Any]) -> _Series | _Range:
     if name == "no_signal":
         return _Range(settings["patience"], most=_ZERO, from_start=True)
-    if name == "truncation":
-        return _Range(settings["patience"], least=settings["share"])
+    if name in _BOUNDS:
+        return _Range(settings["patience"], least=settings[_BOUNDS[name]])
     return _Series(settings, falling=name in _FALLING)
 
 
