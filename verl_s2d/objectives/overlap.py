@@ -25,6 +25,10 @@ from verl_s2d.objectives.chunks import as_logits, parts, shared_size, tokens_at_
 from verl_s2d.objectives.logits import LinearLogits
 
 
+QUARTERS = 4
+"""Parts of a response by position."""
+
+
 class TopKHealth(NamedTuple):
     """Per-token results, each (tokens,): float64 for float64 inputs, else float32; zero where masked out.
 
@@ -113,3 +117,25 @@ def _reverse_kl_terms(student: torch.Tensor, teacher: torch.Tensor) -> torch.Ten
     """Compute p_S (log p_S - log p_T) of ids from both log-probs; 0 log 0 is 0."""
     probabilities = student.exp()
     return torch.where(probabilities > 0, probabilities * (student - teacher), 0.0)
+
+
+def quarters(is_response: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """Number the quarter of its own response in which each token is, from 0 to 3.
+
+    Token i of a response of m tokens is in quarter floor(4 i / m), so that quarters differ by at most one token.
+
+    Args:
+        is_response: (tokens,) packed sequences, nonzero on response tokens.
+        offsets: (sequences + 1,) first token of each sequence, and the number of tokens.
+
+    Returns:
+        (tokens,) int64; -1 outside of responses.
+    """
+    chosen = is_response.bool()
+    lengths = offsets.diff()
+    sequence = torch.repeat_interleave(torch.arange(len(lengths), device=chosen.device), lengths.to(chosen.device))
+    counts = torch.zeros(len(lengths), dtype=torch.int64, device=chosen.device)
+    counts.index_add_(0, sequence, chosen.long())
+    before = counts.cumsum(0) - counts
+    index = chosen.long().cumsum(0) - 1 - before[sequence]
+    return torch.where(chosen, QUARTERS * index // counts[sequence].clamp(min=1), -1)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_s2d.objectives.positions import quarters
+from verl_s2d.objectives.overlap import quarters
 from verl_s2d.objectives.travel import k3, travel
 
 LOG_PROBS = st.lists(st.floats(-40, 0), min_size=1, max_size=8)

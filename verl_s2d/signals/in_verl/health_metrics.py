@@ -9,8 +9,7 @@ import torch
 from tensordict import TensorDict
 from verl.utils.metric import AggregationType, Metric
 
-from verl_s2d.objectives.overlap import TopKHealth
-from verl_s2d.objectives.positions import QUARTERS, quarters
+from verl_s2d.objectives.overlap import QUARTERS, TopKHealth, quarters
 
 OVERLAP_BY_QUARTER = tuple(f"overlap_q{number}" for number in range(1, QUARTERS + 1))
 HEALTH_METRICS = (*TopKHealth._fields, *OVERLAP_BY_QUARTER)
