@@ -43,6 +43,11 @@ def _register() -> None:
     _import_after("verl.trainer.ppo.v1.trainer_sync", "verl_s2d.stages.opd.trainer", "trainer s2d_opd")
     _import_after("verl.trainer.ppo.v1.trainer_sync", "verl_s2d.stages.grpo.trainer", "trainer s2d_grpo")
     _import_after(
+        "verl.experimental.agent_loop.single_turn_agent_loop",
+        "verl_s2d.stages.opd.prefix_agent_loop",
+        "agent loop s2d_prefix",
+    )
+    _import_after(
         "verl.experimental.reward_loop.reward_loop", "verl_s2d.platforms.reward_loop", "reward tokenizer as configured"
     )
     if VARIABLE in os.environ:

@@ -87,6 +87,15 @@ SIGNATURES = {
     "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync._compute_advantage": "self, batch, metrics",
     "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync._update_actor": "self, batch, metrics",
     "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync.step": "self, metrics, timing_raw",
+    "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync._init_dataloader": "self",
+    "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync._next_train_batch": "self, num_prompts",
+    "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync._compute_metrics": (
+        "self, batch, metrics, timing_raw, global_steps, epoch"
+    ),
+    "verl.experimental.agent_loop.agent_loop:register": "agent_name",
+    "verl.experimental.agent_loop.single_turn_agent_loop:SingleTurnAgentLoop.run": (
+        "self, sampling_params, priority, kwargs"
+    ),
     "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync.on_step_end": "self",
     "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync._save_checkpoint": "self",
     "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync._load_checkpoint": "self",
@@ -172,13 +181,24 @@ WORDS = {
         "is_last_step or self.global_steps % self.config.trainer.save_freq == 0",
         'f"global_step_{self.global_steps}"',
         'tag.get("is_padding", False)',
+        'tu.assign_non_tensor_data(batch, "global_steps", self.global_steps)',
+        "self.train_dataset = create_rl_dataset(",
     ],
-    "verl.trainer.ppo.v1.agent_loop_tq": ['"response_len": response_len'],
+    "verl.trainer.ppo.v1.agent_loop_tq": [
+        '"response_len": response_len',
+        # A problem's fields reach its agent loop, and with its rollouts the update.
+        "session_id=i, **prompt",
+        "field.update(kwargs)",
+        "config.agent.default_agent_loop",
+    ],
+    "verl.workers.rollout.vllm_rollout.vllm_async_server": ['max_tokens = sampling_params.pop("max_tokens")'],
+    "verl.workers.rollout.sglang_rollout.async_sglang_server": ['max_new_tokens = sampling_params.pop("max_tokens")'],
+    "verl.utils.dataset.rl_dataset": ["self.dataframe: datasets.Dataset", 'row_dict["index"] = index'],
     "verl.workers.config.optimizer": ["lr_scheduler_type", "lr_decay_style", "lr_warmup_steps_ratio"],
     "verl.trainer.ppo.v1.replay_buffer": ["self.poll_interval"],
     "verl.trainer.ppo.core_algos": ['"actor/pg_clipfrac"', 'if kl_penalty in ("mse", "k2"):'],
     "verl.workers.utils.losses": ["**config.global_batch_info", 'metrics["actor/pg_loss"]'],
-    "verl.trainer.ppo.metric_utils": ['"response_length/mean"'],
+    "verl.trainer.ppo.metric_utils": ['"response_length/mean"', '"response_length/clip_ratio"'],
     "verl.models.mcore.model_forward": ["data_format", "forced_max_seqlen=forced_max_seqlen"],
     "verl.trainer.sft_trainer_ray": [
         "self.resume_global_step",

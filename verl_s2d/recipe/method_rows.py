@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from verl_s2d.recipe.rows import Row, warmed
+from verl_s2d.recipe.stage_settings import ProblemWeights
 
 if TYPE_CHECKING:
     from verl_s2d.stages.builder import Builder, Model
@@ -44,6 +45,17 @@ def joint_kdrl(b: Builder) -> Model:
     return b.student_rl(warmed(b, teacher, "1h"), "2h", teacher=teacher, credit={"type": "kdrl"}, of="joint-kdrl")
 
 
+def paced(b: Builder) -> Model:
+    """Weigh problems by the student's pass rates in Stages 2a and 2b, measured anew before each of them (PACED).
+
+    The order is the paper's: forward KL, then reverse KL. The share of each is the ratio of the stages' `steps`.
+    """
+    teacher, weights = b.teacher_rl(b.model("teacher"), "all"), ProblemWeights()
+    rollouts = b.rollouts(teacher, "all")
+    student = b.warmup(b.model("student"), teacher, rollouts, of="paced", problem_weights=weights)
+    return b.opd(student, teacher, "all", of="paced", problem_weights=weights)
+
+
 _KEPT = {"type": "reverse_kl", "keep_tokens": 0.5}
 
 SIGNALS: Mapping[str, Mapping[str, Any]] = {
@@ -71,4 +83,5 @@ METHOD_ROWS: Mapping[str, Row] = {
     **{name: _row(name) for name in SIGNALS},
     "self-teacher": self_teacher,
     "joint-kdrl": joint_kdrl,
+    "paced": paced,
 }

@@ -321,6 +321,13 @@ class Recipe(Section):
                 value=opd.response_tokens,
                 remedy=f"At most {longest} (data.response_tokens), or leave it out.",
             )
+        if opd is not None and opd.prefix is not None and opd.prefix.start >= (opd.response_tokens or longest):
+            raise Refused(
+                "The prefix starts at the maximal response, so it has no effect.",
+                key="stages.opd.prefix.start",
+                value=opd.prefix.start,
+                remedy=f"Less than {opd.response_tokens or longest} tokens, or leave the prefix out.",
+            )
         for name, stage in self.stages:
             if hasattr(stage, "alarms"):
                 self.stage_alarms(name)

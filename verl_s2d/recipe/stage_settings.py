@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, model_validator
 
 from verl_s2d.recipe.engine_settings import check_engine
 from verl_s2d.recipe.servers import Servers
-from verl_s2d.validation import Section
+from verl_s2d.validation import Refused, Section
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -90,11 +90,56 @@ class Rollouts(Sampler):
     top_k: int = Field(-1, ge=-1)
 
 
+class PassRateSampler(Sampler):
+    """Settings of the stage that measures pass rates for `problem_weights` of stages 2a and 2b."""
+
+    samples: int = Field(8, ge=2)
+    """Rollouts of each problem. A single one would make every rate 0 or 1, and every weight 0."""
+
+
+class ProblemWeights(Section):
+    """Weigh problems by w = p^a (1 - p)^b over the slice's mean of it; p is the pass rate of the model that the stage
+    trains, measured before its first step (PACED, arXiv 2603.11178)."""
+
+    a: Annotated[FiniteFloat, Field(ge=0)] = 1.0
+    """Exponent of the pass rate: a larger one lowers the weight of problems that are rarely solved."""
+    b: Annotated[FiniteFloat, Field(ge=0)] = 1.0
+    """Exponent of the failure rate: a larger one lowers the weight of problems that are mostly solved."""
+
+    @model_validator(mode="after")
+    def _some_effect(self) -> ProblemWeights:
+        if self.a == self.b == 0:
+            raise Refused(
+                "Both exponents are 0, so every problem would weigh the same.",
+                key="a",
+                value=self.a,
+                remedy="Make one of a and b positive, or leave problem_weights out.",
+            )
+        return self
+
+
+class Prefix(Section):
+    """Sample prefixes of responses that grow from step to step, the single-turn form of TCOD's curriculum: early steps
+    are cheap, and their tokens follow a prefix that is still near the teacher's text."""
+
+    start: Positive
+    """Tokens of a response in the first step."""
+    grow: Positive
+    """Tokens added every `every` steps, up to the stage's maximal response."""
+    every: Positive = 1
+
+    def tokens(self, step: int) -> int:
+        """Return the most tokens that a response may have in a step, counted from 1; not yet cut at the maximum."""
+        return self.start + self.grow * ((step - 1) // self.every)
+
+
 class Warmup(Trained):
     """Stage 2a: the student on cached teacher rollouts."""
 
     signal: SignalSettings = {}
     """forward_kl unless a type is given."""
+    problem_weights: ProblemWeights | None = None
+    """Null: all problems weigh the same."""
 
 
 class OnPolicyDistillation(Trained):
@@ -112,6 +157,10 @@ class OnPolicyDistillation(Trained):
     travel: bool = False
     """Log the distance from the model that the stage starts from, for the alarm `travel`. It takes a forward pass of
     that model, one more frozen engine; with an exact signal also one of the student. Rebuilds nothing."""
+    problem_weights: ProblemWeights | None = None
+    """Null: all problems weigh the same."""
+    prefix: Prefix | None = None
+    """Null: every step samples responses of up to `response_tokens`."""
 
 
 class Stages(Section):
@@ -119,6 +168,7 @@ class Stages(Section):
 
     teacher_rl: ReinforcementLearning | None = None
     rollouts: Rollouts | None = None
+    pass_rates: PassRateSampler = PassRateSampler()
     warmup: Warmup | None = None
     opd: OnPolicyDistillation | None = None
     student_rl: StudentReinforcementLearning | None = None

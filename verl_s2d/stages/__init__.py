@@ -4,6 +4,7 @@
 |---|---|---|---|---|
 | 1, teacher RL | grpo | teacher | its own rollouts | verifier, group-relative advantage |
 | rollout cache | rollouts | none | the teacher's rollouts | none |
+| pass rates | pass_rates | none | rollouts of the model trained next | verifier, for weights of problems in 2a and 2b |
 | 2a, warmup | warmup | student | cached teacher rollouts | exact forward KL to the teacher |
 | 2b, OPD | opd | student | its own rollouts | teacher: sampled advantage or exact divergence |
 | 3, student RL | grpo | student | its own rollouts | verifier, on labels that no earlier stage has read |
@@ -29,11 +30,10 @@ def stages() -> Mapping[str, Stage]:
     from verl_s2d.stages.evaluate.stage import Evaluate
     from verl_s2d.stages.grpo.stage import Grpo
     from verl_s2d.stages.opd.stage import Opd
+    from verl_s2d.stages.pass_rates.stage import PassRates
     from verl_s2d.stages.prepare.stage import LimitedPrompts, Script, Slices
     from verl_s2d.stages.rollouts.stage import Rollouts
     from verl_s2d.stages.warmup.stage import Warmup
 
-    return {
-        stage.kind: stage()
-        for stage in (Script, LimitedPrompts, Slices, Grpo, Rollouts, Warmup, Opd, Average, Evaluate)
-    }
+    kinds = (Script, LimitedPrompts, Slices, Grpo, Rollouts, PassRates, Warmup, Opd, Average, Evaluate)
+    return {stage.kind: stage() for stage in kinds}

@@ -10,6 +10,7 @@ from verl_s2d.errors import UserError
 from verl_s2d.recipe.engine_settings import split_engine
 from verl_s2d.recipe.schema import Recipe
 from verl_s2d.recipe.source import DataScript, ModelSource
+from verl_s2d.recipe.stage_settings import ProblemWeights
 from verl_s2d.signals.credit.credit_registry import read_credit
 from verl_s2d.signals.signal import LossSignal, Signal
 from verl_s2d.stages.average.stage import Average
@@ -17,11 +18,13 @@ from verl_s2d.stages.evaluate.stage import Evaluate
 from verl_s2d.stages.grpo.credit_of_node import CREDIT, TEACHER
 from verl_s2d.stages.grpo.stage import Grpo
 from verl_s2d.stages.opd.stage import Opd
+from verl_s2d.stages.pass_rates.stage import PassRates
 from verl_s2d.stages.prepare.overlong import DROP, REFUSE
 from verl_s2d.stages.prepare.stage import SOURCES, Script, Slices, parts_of, slice_of, slice_sizes
 from verl_s2d.stages.problem_inputs import ProblemInputs, column_names, template_settings
 from verl_s2d.stages.rollouts.stage import Rollouts
 from verl_s2d.stages.shared.batch_settings import TRAIN, fitting_batches, micro_batch_tokens, rows_read
+from verl_s2d.stages.shared.problem_weights import PROBLEM_WEIGHTS, RATES
 from verl_s2d.stages.shared.signal_settings import (
     SIGNAL,
     beside_recipe,
@@ -114,15 +117,66 @@ class Builder:
         verl, _ = self._verl("warmup", warmup.verl, self.recipe.data.response_tokens)
         return rows_read({"steps": warmup.steps, "verl": verl})
 
-    def warmup(self, student: Model, teacher: Model, rollouts: Node, *, of: str = "") -> Node:
+    def pass_rates(self, model: Model, slice_name: str, *, of: str = "") -> Node:
+        """Measure a model's pass rates on a slice: its labels are read here."""
+        stage = self.recipe.stages.pass_rates
+        part, sources = parts_of(slice_name)
+        settings = {
+            "slice": part,
+            "samples": stage.samples,
+            "temperature": stage.temperature,
+            "top_p": stage.top_p,
+            "max_tokens": self.recipe.data.response_tokens,
+            **template_settings(self.recipe),
+            "seed": self.seed,
+        }
+        inputs = {"model": model, "slices": self.slices(sources), **self._verifier(settings)}
+        name = _name("pass-rates", slice_name, of)
+        return self.node(PassRates(), name, settings, _sampler(stage, settings), **inputs)
+
+    def _weighted(
+        self, chosen: ProblemWeights | None, model: Model, slice_name: str, of: str, settings: dict[str, Any]
+    ) -> dict[str, Node]:
+        """Enter a stage's problem weights into its settings; return the pass rates that they are made of.
+
+        Args:
+            model: the model that the stage trains, whose pass rates count.
+        """
+        if chosen is None:
+            return {}
+        settings[PROBLEM_WEIGHTS] = chosen.model_dump()
+        return {RATES: self.pass_rates(model, slice_name, of=of)}
+
+    def warmup(
+        self,
+        student: Model,
+        teacher: Model,
+        rollouts: Node,
+        *,
+        of: str = "",
+        problem_weights: ProblemWeights | None = None,
+    ) -> Node:
+        """Build stage 2a.
+
+        Args:
+            rollouts: of the teacher, from `rollouts`.
+            of: tells the stage's name from that of another with the same slice.
+            problem_weights: those of the row; None for the recipe's.
+        """
         stage, key = self._stage("warmup"), "stages.warmup.signal"
         signal = signal_of_recipe(stage.signal, self.recipe.directory, key=key, default=Warmup.default_signal)
         require_loss(signal, key=key)
         verl, operations = self._verl("warmup", stage.verl, self.recipe.data.response_tokens)
         settings = {"signal": decisive_keys(signal), "steps": stage.steps, "seed": self.seed, "verl": verl}
         operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched("warmup", settings)}
-        inputs = {"model": student, "rollouts": rollouts, **self._frozen(signal, {"teacher": teacher}, key)}
-        return self.node(Warmup(), _name("warmup", slice_of(rollouts), of), settings, operations, **inputs)
+        slice_name, weights = slice_of(rollouts), problem_weights or stage.problem_weights
+        inputs = {
+            "model": student,
+            "rollouts": rollouts,
+            **self._frozen(signal, {"teacher": teacher}, key),
+            **self._weighted(weights, student, slice_name, _name("warmup", "", of), settings),
+        }
+        return self.node(Warmup(), _name("warmup", slice_name, of), settings, operations, **inputs)
 
     def opd(
         self,
@@ -133,6 +187,7 @@ class Builder:
         of: str = "",
         signal: Mapping[str, Any] | None = None,
         frozen: Mapping[str, Model] | None = None,
+        problem_weights: ProblemWeights | None = None,
     ) -> Node:
         """Build stage 2b.
 
@@ -140,6 +195,7 @@ class Builder:
             of: tells the stage's name from that of another with the same slice.
             signal: section {type: ..., ...} that replaces the recipe's.
             frozen: models by role that the signal may ask beside the teacher, instead of the recipe's.
+            problem_weights: those of the row; None for the recipe's.
         """
         stage, key = self._stage("opd"), "stages.opd.signal"
         section = stage.signal if signal is None else signal
@@ -153,14 +209,20 @@ class Builder:
         verl, operations = self._verl("opd", self._fitted("opd", stage.verl, slice_name), response, *exact)
         settings = {**self._training(stage, slice_name, verl), "signal": decisive_keys(signal)}
         settings["response_tokens"] = response
+        if stage.prefix is not None:
+            settings["prefix"] = stage.prefix.model_dump()
         operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched("opd", settings)}
         if servers:
             operations["servers"] = {role: model.model_dump() for role, model in servers.items()}
         parsed = self.recipe.verifier if can_extract(self.recipe.verifier) else None
         operations |= {"travel": stage.travel, "parse_rate": parsed}
-        roles = {**(frozen or {}), "teacher": teacher}
-        slices = self.slices(parts_of(slice_name)[1])
-        inputs = {"model": student, "slices": slices, **self._frozen(signal, roles, key)}
+        roles, weights = {**(frozen or {}), "teacher": teacher}, problem_weights or stage.problem_weights
+        inputs = {
+            "model": student,
+            "slices": self.slices(parts_of(slice_name)[1]),
+            **self._frozen(signal, roles, key),
+            **self._weighted(weights, student, slice_name, _name("opd", "", of), settings),
+        }
         return self.node(Opd(), _name("opd", slice_name, of), settings, operations, **inputs)
 
     def _frozen(self, signal: Signal, given: Mapping[str, Model], key: str) -> dict[str, Model]:
@@ -169,7 +231,7 @@ class Builder:
         Raises:
             UserError: the recipe has no model of a role, or a role is the name of another input.
         """
-        for role in signal.asks.keys() & {"model", "slices", "rollouts", SIGNAL}:
+        for role in signal.asks.keys() & {"model", "slices", "rollouts", RATES, SIGNAL}:
             raise UserError(
                 "Stages have another input of this name, so no frozen model can have it as its role.",
                 key=key,

@@ -130,10 +130,13 @@ class _Match:
         """Sum the planned consumption of stages; None when it is known only after they have run."""
         by = self._chosen.by
         nodes = [node for node in nodes if by in node.stage.consumes]
-        if nodes and (by == "sampled_tokens" or any(node.settings["steps"] is None for node in nodes)):
+        trained = [node for node in nodes if node.stage.trains]
+        if nodes and (by == "sampled_tokens" or any(node.settings["steps"] is None for node in trained)):
             return None
         if by == "labels":
             return self._labels(nodes)
+        if len(trained) < len(nodes):
+            return None
         return round(sum(node.settings["steps"] * self._per_step(node) for node in nodes))
 
     def _labels(self, nodes: Iterable[Node]) -> int:
@@ -141,7 +144,12 @@ class _Match:
         read: dict[str, int] = {}
         for node in nodes:
             self._require_all_sources(node)
-            size, batch = self._sizes()[node.settings["slice"]], batch_setting(node, TRAIN)
+            name = node.settings["slice"]
+            size = self._sizes()[name]
+            if not node.stage.trains:
+                read[name] = size
+                continue
+            batch = batch_setting(node, TRAIN)
             asked = node.settings["steps"] * batch
             if asked > size - size % batch and size % batch:
                 self._refuse(
@@ -151,7 +159,6 @@ class _Match:
                     "labels",
                     f"Choose data.labels so that {batch} divides its slices, or match by another item.",
                 )
-            name = node.settings["slice"]
             read[name] = max(read.get(name, 0), min(size, asked))
         return sum(read.values())
 

@@ -8,6 +8,7 @@ batch itself, so a case's assertions hold on each.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -35,6 +36,7 @@ from verl_s2d.gpu_check.engine_step import (
 from verl_s2d.gpu_check.plain_step import relative_difference
 from verl_s2d.objectives.token_noise import rollout_seeds, token_noise
 from verl_s2d.objectives.token_weights import SELECTORS, batch_range, select_tokens, third_quadrant
+from verl_s2d.stages.shared.problem_weights import MeasuredWeights
 from verl_s2d.stages.warmup.rollout_dataset import CachedRollouts
 
 BATCH, KEEP = 8, 0.4  # of the shortest rollout, two tokens, nothing is kept
@@ -59,6 +61,9 @@ CUTS = {
 }
 MODES = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-sum-norm", "seq-mean-token-mean")
 Gradients = dict[str, torch.Tensor]
+PASS_RATES = {f"p{i}": rate for i, rate in enumerate((0.5, 0, 0.25, 1, 0.125, 0.5, 0, 0.875))}
+"""Of the rollouts' problems. Two more problems of the slice have no rollout in the batch."""
+UNSEEN_RATES = {"p8": 0.75, "p9": 0.5}
 
 
 def directory() -> Path:
@@ -72,6 +77,7 @@ def engine_step(
     stage: str = "2a",
     mode: str = "token-mean",
     temperature: float = 1.0,
+    weights: MeasuredWeights | None = None,
 ) -> tuple[dict, Gradients, Gradients]:
     """Metrics, gradients and adapters of a step of stage 2a or 2b."""
     torch.manual_seed(0)  # of adapters
@@ -87,7 +93,7 @@ def engine_step(
             *overrides,
         ],
     )
-    rollouts = CachedRollouts(str(cached))
+    rollouts = CachedRollouts(str(cached), weights)
     if stage == "2a":
         worker = warmup_worker(config, rollouts)
     else:
@@ -126,6 +132,7 @@ def plain_step(
     clip: float | None = None,
     extrapolation: float | None = None,
     adapters: Gradients | None = None,
+    factors: list[float] | None = None,
 ) -> tuple[float, Gradients, float]:
     """Loss, gradients and the share of Q3 in the kept tokens, over the whole batch, one sequence at a time.
 
@@ -134,6 +141,7 @@ def plain_step(
         clip: quantile of the batch's divergences.
         extrapolation: ExOPD's lambda, from the base `tied-student`; None for the teacher alone.
         adapters: values of LoRA's parameters, which alone are then trained.
+        factors: of the rollouts' losses; 1 when None.
     """
     model = network(student)
     if adapters:
@@ -168,6 +176,7 @@ def plain_step(
         kept = chosen.double().split(lengths)
         assert kept[0].sum() == 0 < sum(row.sum() for row in kept) < sum(len(row) for row in kept)
     sums, counts = ([(a * b).sum() for a, b in zip(kept, rows, strict=True)] for rows in (losses, kept))
+    sums = [factor * total for factor, total in zip(factors or [1.0] * BATCH, sums, strict=True)]
     loss = {
         "token-mean": lambda: sum(sums) / sum(counts),
         "token-sum": lambda: sum(sums),
@@ -250,6 +259,31 @@ def two_frozen_models(rank: int, world: int, stage: str, overrides: list[str]) -
     assert difference < 1e-5, difference
 
 
+def problem_weights(
+    rank: int, world: int, stage: str, mode: str, cut: str, overrides: list[str], keep: bool = False
+) -> None:
+    """PACED: each rollout's loss times its problem's weight, normalised over the slice and not over what is trained on.
+
+    Problems solved always or never get no gradient. Divergences are reported over all tokens.
+    """
+    file = directory() / f"pass-rates-{rank}.json"
+    file.write_text(json.dumps(PASS_RATES | UNSEEN_RATES))
+    raw = {problem: p * (1 - p) for problem, p in (PASS_RATES | UNSEEN_RATES).items()}
+    factors = [raw[problem] * len(raw) / sum(raw.values()) for problem in PASS_RATES]
+    assert factors.count(0) == 3
+    name = "forward_kl" if stage == "2a" else "reverse_kl"
+    signal = [f"+s2d.signal.type={name}", *([f"+s2d.signal.keep_tokens={KEEP}"] if keep else [])]
+    metrics, found, _ = engine_step(
+        [*signal, *CUTS[cut], *overrides], stage=stage, mode=mode, weights=MeasuredWeights(path=str(file))
+    )
+    loss, expected, _ = plain_step(name, mode=mode, factors=factors, by="tip" if keep else None)
+    close(metrics["loss"], loss)
+    difference = relative_difference(found, expected)
+    assert difference < 1e-5, difference
+    if stage == "2b":
+        close(mean(metrics["actor/reverse_kl"]), plain_step("reverse_kl")[0])
+
+
 def mean(metric: Metric | list[Metric]) -> float:
     """Aggregate what micro-batches and ranks reported."""
     return Metric.aggregate_dp(metric) if isinstance(metric, list) else metric.aggregate()
@@ -281,6 +315,17 @@ def cases(world: int) -> dict[str, Callable[[int, int], None]]:
     for stage, more in (("2a", []), ("2b", LOGITS)):
         name = f"two frozen models: {stage}{', from logits' if more else ''}"
         found[name] = partial(two_frozen_models, stage=stage, overrides=more)
+    for stage, mode, cut, more in (
+        ("2a", "token-mean", "one rollout", []),
+        ("2a", "token-mean", "four rollouts", []),
+        ("2b", "token-mean", "by tokens, padded", []),
+        ("2b", "seq-mean-token-mean", "two rollouts", LOGITS),
+    ):
+        name = f"problem weights: {stage}, micro-batches of {cut}"
+        found[name] = partial(problem_weights, stage=stage, mode=mode, cut=cut, overrides=more)
+    found["problem weights and kept tokens"] = partial(
+        problem_weights, stage="2b", mode="token-mean", cut="two rollouts", overrides=[], keep=True
+    )
     if world == 2:
         for stage, more in (("2a", []), ("2b", []), ("2a", LOGITS)):
             name = f"Ulysses with a temperature: {stage}{', from logits' if more else ''}"

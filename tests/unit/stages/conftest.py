@@ -23,6 +23,7 @@ def cached(tmp_path_factory) -> Path:
     rollouts = [
         {
             "prompt_ids": torch.randint(3, 24, (3 + i % 3,), generator=generator).tolist(),
+            "problem_id": f"p{i}",
             "response_ids": [*torch.randint(3, 24, (1 + 3 * (i % 4),), generator=generator).tolist(), 1],
         }
         for i in range(8)

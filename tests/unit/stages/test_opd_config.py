@@ -58,6 +58,8 @@ def test_every_setting_is_read():
             "health_top_k": None,
             "travel": False,
             "parse_rate": None,
+            "problem_weights": None,
+            "prefix": None,
         } | more | (
             chosen | {"signal": {"type": kind, "keep_tokens": None} | keys if kind == "jsd" else {"type": kind} | keys}
         ) | {"models": {"teacher": model.model_dump()}}

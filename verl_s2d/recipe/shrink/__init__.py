@@ -16,6 +16,7 @@ from verl_s2d.recipe.shrink.small_verl import small_verl
 
 PROMPT_TOKENS, RESPONSE_TOKENS, OPD_TOKENS = 512, 16, 8
 STEPS, SAMPLES, ROLLOUTS = 2, 4, 2
+PREFIX = {"start": 2, "grow": 2}
 _ENGINE_SIZES = (
     *("gpu_memory_utilization", "kv_cache_memory_bytes", "cpu_offload_gb", "num_gpu_blocks_override"),
     *("max_num_seqs", "max_num_batched_tokens", "cudagraph_capture_sizes", "max_cudagraph_capture_size"),
@@ -68,6 +69,10 @@ def _stage(name: str, stage: Mapping[str, Any], device: str) -> dict[str, Any]:
     for key, most in (("per_prompt", ROLLOUTS), ("response_tokens", OPD_TOKENS)):
         if stage.get(key):
             small[key] = min(most, stage[key])
+    if "samples" in stage:
+        small["samples"] = min(SAMPLES, stage["samples"])
+    if stage.get("prefix"):
+        small["prefix"] = PREFIX
     if "verl" in stage:
         small["verl"] = small_verl(stage["verl"], device)
     return small

@@ -22,6 +22,7 @@ from verl_s2d.objectives.vocabulary import VocabularyShard
 from verl_s2d.signals.in_verl.aggregation import Aggregate, tokens_per_kept
 from verl_s2d.signals.in_verl.health_metrics import health_metrics
 from verl_s2d.signals.in_verl.kept_tokens import KeptTokens
+from verl_s2d.signals.in_verl.problem_factor import token_factors
 from verl_s2d.signals.signal import LossSignal
 from verl_s2d.teachers.frozen_teacher import FrozenTeachers
 from verl_s2d.teachers.lm_head_hook import HeadSeam, has_plain_head
@@ -174,6 +175,9 @@ class FullVocabularyLoss:
             padded: the padded sequence length, if sequences are not packed.
         """
         weights, ids = lay(self._weights(data)), lay(next_tokens(data))
+        # Metrics count the tokens of every problem, also of one that weighs nothing.
+        factors = token_factors(data)
+        weighted = weights if factors is None else weights * lay(factors)
         settings = {
             "sampled_ids": ids,
             "vocab_size": self._computation.vocab_size,
@@ -192,12 +196,13 @@ class FullVocabularyLoss:
         # The frozen engines run without gradients; the objective does not.
         with torch.enable_grad():
             if self._kept is None:
-                results = divergence(student, teacher, weights=weights, **options, **settings)
+                results = divergence(student, teacher, mask=weights, weights=weighted, **options, **settings)
                 loss, q3 = results.divergence, torch.zeros_like(weights)
             else:
                 results, kept, q3 = self._kept.choose(data, padded)
-                weights_kept = weights * lay(self._aggregate.kept_scale(data, self._signal.keep_tokens)) * kept
-                loss = divergence(student, teacher, weights=weights_kept, **options, **settings).divergence
+                weights_kept = weighted * lay(self._aggregate.kept_scale(data, self._signal.keep_tokens)) * kept
+                chosen = {"mask": weights * kept, "weights": weights_kept}
+                loss = divergence(student, teacher, **chosen, **options, **settings).divergence
             health = self._health(student, teacher, weights)
         # Detached, or the backward pass would propagate zero gradients through them.
         return loss, q3, *(values.detach() for values in results), *health
@@ -243,6 +248,8 @@ class FullVocabularyLoss:
             return torch.zeros(()), {}
         values, keep = {name: model_output[name].values() for name in _SHOWN}, self._signal.keep_tokens
         scale = 1.0 if keep is None else self._aggregate.kept_scale(data, keep).to(values["loss"].device)
+        if (factors := token_factors(data)) is not None:
+            scale = scale * factors.to(values["loss"].device)
         loss = self._aggregate(values["loss"] * scale, data)
         rows = self._weights(data) != 0
         share = data["dp_size"] / max(data["batch_num_tokens"], 1)

@@ -118,8 +118,8 @@ def summarise(rows: Sequence[Mapping[str, Any]], samples: int, ks: Sequence[int]
     """Compute `sets` and `per_problem` of result.json from rows of generations.parquet.
 
     avg is the mean over problems of the mean over samples. stderr is its standard error over problems, null for a
-    single problem. truncated counts the samples cut off by max_tokens, unsettled those without a verdict.
-    `levels` has avg and stderr for each level of the data, if it has levels.
+    single problem. truncated counts the samples cut off by max_tokens, unsettled those without a verdict, also of a
+    problem that has some. `levels` has avg and stderr for each level of the data, if it has levels.
     """
     by_set: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for row in rows:
@@ -141,7 +141,11 @@ def summarise(rows: Sequence[Mapping[str, Any]], samples: int, ks: Sequence[int]
                 for level in levels
             },
         }
-        result["per_problem"][name] = [{"id": i, "correct": c, "samples": samples} for i, c in correct.items()]
+        unsettled = {i: sum(bool(row.get("unsettled")) for row in members) for i, members in problems.items()}
+        result["per_problem"][name] = [
+            {"id": i, "correct": c, "samples": samples, **({"unsettled": n} if (n := unsettled[i]) else {})}
+            for i, c in correct.items()
+        ]
     return result
 
 

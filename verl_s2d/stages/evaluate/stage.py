@@ -2,57 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-from verl_s2d.arguments import plain_arguments
-from verl_s2d.stages.prepare.stage import columns_arguments, evaluation_files
-from verl_s2d.stages.shared.node_settings import template_environment, verifier_argument
-from verl_s2d.stages.shared.sampling_stage import SamplingStage
-from verl_s2d.workflow.failures import StageFailed
+from verl_s2d.stages.evaluate.scored_samples import ScoredSamples
+from verl_s2d.stages.prepare.stage import evaluation_files
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.stage import Command, Context, metrics_file
+from verl_s2d.workflow.stage import Context
 
 
-class Evaluate(SamplingStage):
+class Evaluate(ScoredSamples):
     """avg@k with its standard error. Evaluation answers are not labels: the ledger has the time only."""
 
     kind = "evaluate"
     section = "evaluation"
-    scored = True
-    required_files = ("generations.parquet", "result.json")
 
-    def command(self, node: Node, context: Context, attempt: int) -> Command:
-        s = node.settings
-        arguments = {
-            **self.arguments(node, context),
-            "verifier": verifier_argument(node),
-            "samples": s["samples"],
-            "max_tokens": s["max_tokens"],
-            **{f"set.{name}": str(path) for name, path in evaluation_files(node, "source", context).items()},
-            **columns_arguments(node),
-        }
-        env = {"VERL_FILE_LOGGER_PATH": str(metrics_file(context.directory(node), attempt))}
-        env |= template_environment(node)
-        argv = [sys.executable, "-m", "verl_s2d.stages.evaluate.sample_and_score", *plain_arguments(arguments)]
-        return Command(argv, env)
-
-    def finalize(self, node: Node, directory: Path) -> None:
-        super().finalize(node, directory)
-        try:
-            sets = json.loads((directory / "result.json").read_text())["sets"]
-            complete = bool(sets) and all("avg" in values and "stderr" in values for values in sets.values())
-        except (OSError, ValueError, KeyError, TypeError):
-            complete = False
-        if not complete:
-            raise StageFailed(f"{node.name} left no usable result.json.", log=directory / "log.txt")
-
-    def response_tokens(self, node: Node) -> int:
-        return node.settings["max_tokens"]
-
-    def sequences(self, node: Node, problems: int | None) -> int | None:
-        return None if problems is None else problems * node.settings["samples"]
+    def sets(self, node: Node, context: Context) -> Mapping[str, Path]:
+        return evaluation_files(node, "source", context)
 
     def describe(self, node: Node) -> str:
         return f"avg@{node.settings['samples']} with verifier {node.settings['verifier']}"

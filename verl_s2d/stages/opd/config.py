@@ -7,7 +7,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from verl_s2d.errors import UserError
+from verl_s2d.recipe.stage_settings import Prefix
 from verl_s2d.signals.signal import Positive
+from verl_s2d.stages.opd.prefix_rollouts import check_prefix
 from verl_s2d.stages.shared.distillation import Distillation, check_layout, model_key, read_distillation
 from verl_s2d.stages.shared.teacher_as_reference import check_reference_is_free
 from verl_s2d.teachers.frozen_model import FrozenModel
@@ -35,11 +37,13 @@ class OpdConfig(Distillation):
             stage found it, unless the signal asks that model anyway, and of the student, which an advantage needs too.
         parse_rate: log the share of finished responses from which this verifier extracts an answer; a name, or with
             options {name: math, form: boxed}. No label is read.
+        prefix: lengths at which rollouts are cut, by step; null: at data.max_response_length.
     """
 
     token_budget: int | None = None
     save_minutes: float | None = None
     poll_interval: Positive = 0.05
+    prefix: Prefix | None = None
     travel: bool = False
     parse_rate: str | dict[str, Any] | None = None
 
@@ -85,6 +89,8 @@ def read_opd_config(config: DictConfig) -> OpdConfig:
     opd.asked(config.actor_rollout_ref.model)
     if opd.parse_rate is not None:
         extractor_of(opd.parse_rate, key="s2d.parse_rate")
+    if opd.prefix is not None:
+        check_prefix(opd.prefix, config)
     if opd.exact:
         _check_full_vocabulary(config, opd)
     return opd

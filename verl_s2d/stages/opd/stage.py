@@ -11,6 +11,7 @@ from verl_s2d.signals.signal_registry import is_exact
 from verl_s2d.stages.prepare.stage import slice_of
 from verl_s2d.stages.shared import panels
 from verl_s2d.stages.shared.budget import length
+from verl_s2d.stages.shared.problem_weights import RESERVED_WEIGHTS, weights_overrides
 from verl_s2d.stages.shared.signal_settings import (
     RESERVED,
     servers_of_node,
@@ -62,8 +63,10 @@ class Opd(VerlTrainerStage):
     reserved = (
         VerlTrainerStage.reserved
         | RESERVED
+        | RESERVED_WEIGHTS
         | {
             "algorithm.adv_estimator": "Set stages.opd.signal.",
+            "s2d.prefix": "Set stages.opd.prefix.",
             "s2d.teacher.placement": SERVERS,
             "s2d.teacher.server": SERVERS,
             "s2d.travel": "Set stages.opd.travel.",
@@ -78,6 +81,8 @@ class Opd(VerlTrainerStage):
             **signal_overrides(node, context),
             **({"+s2d.travel": True} if node.operations.get("travel") else {}),
             **({"+s2d.parse_rate": parsed} if (parsed := node.operations.get("parse_rate")) is not None else {}),
+            **weights_overrides(node, context),
+            **{f"+s2d.prefix.{name}": value for name, value in node.settings.get("prefix", {}).items()},
         }
 
     def gpus(self, node: Node, cluster: Cluster) -> tuple[int, int]:

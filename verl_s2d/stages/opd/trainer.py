@@ -18,10 +18,13 @@ from verl.workers.utils.padding import response_to_nested
 
 from verl_s2d.objectives.opd import clip_advantages
 from verl_s2d.objectives.travel import travel
+from verl_s2d.signals.in_verl.problem_factor import PROBLEM_WEIGHT
 from verl_s2d.stages.opd.config import ROLE, START, OpdConfig, read_opd_config
 from verl_s2d.stages.opd.health import end_tokens, parse_rate
 from verl_s2d.stages.opd.metrics import EXACT_METRICS, advantage_metrics, rollout_metrics, sampled_reverse_kl_metrics
+from verl_s2d.stages.opd.prefix_rollouts import GrowsPrefix
 from verl_s2d.stages.opd.served_models import ServedModels
+from verl_s2d.stages.opd.weighted_problems import WeighsProblems
 from verl_s2d.stages.shared.distillation import check_models
 from verl_s2d.stages.shared.save_on_request import SavesOnRequest
 from verl_s2d.stages.shared.teacher_as_reference import place_worker
@@ -40,7 +43,7 @@ class _NoVerifier:
 
 
 @register_trainer("s2d_opd")
-class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
+class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
     """verl's synchronous trainer with a teacher as reward.
 
     The student samples; the teacher scores each sampled token, in the reference engine or on servers. s2d.signal is
@@ -150,6 +153,7 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
             return self._write_no_advantage(batch, metrics)
         signal, frozen = self.s2d.signal, self._log_prob_fields()
         fields = ["response_mask", "rm_scores", "rollout_log_probs", "old_log_probs", *signal.reads, *frozen.values()]
+        fields += [PROBLEM_WEIGHT] if self.s2d.problem_weights is not None else []
         fields = list(dict.fromkeys(fields))
         nested = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         response_mask = nested["response_mask"]
@@ -185,6 +189,8 @@ class OpdTrainer(SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
         if self.s2d.models:
             metrics.update(sampled_reverse_kl_metrics(data.batch["old_log_probs"], data.batch[_OF_FIRST], mask))
         metrics.update(advantage_metrics(data.batch["advantages"], data.batch["response_mask"]))
+        if self.s2d.problem_weights is not None:
+            data.batch["advantages"] = data.batch["returns"] = data.batch["advantages"] * data.batch[PROBLEM_WEIGHT]
         output = {name: response_to_nested(data.batch[name], response_mask) for name in written}
         return tq.kv_batch_put(
             keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(output, batch_size=len(batch))

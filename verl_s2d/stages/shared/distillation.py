@@ -12,6 +12,7 @@ from verl_s2d.errors import UserError
 from verl_s2d.sampling.generation_settings import require_writable
 from verl_s2d.signals.signal import LossSignal, Signal
 from verl_s2d.signals.signal_registry import check_placement, read_signal, types_of, types_with
+from verl_s2d.stages.shared.problem_weights import MeasuredWeights
 from verl_s2d.teachers.frozen_model import FrozenModel
 from verl_s2d.teachers.model_pair import check_tokens
 from verl_s2d.validation import Section, validated
@@ -30,6 +31,7 @@ class Distillation(Section):
             output embedding.
         health_top_k: log the agreement of the k most likely ids of student and teacher; null: off.
         skip_limit: stop after this many consecutive updates skipped for a gradient that is not finite.
+        problem_weights: weigh problems by measured pass rates; null: all weigh the same.
     """
 
     signal: SerializeAsAny[Signal]
@@ -38,6 +40,7 @@ class Distillation(Section):
     materialise_logits: bool = False
     health_top_k: Count | None = None
     skip_limit: Count = 5
+    problem_weights: MeasuredWeights | None = None
 
     @property
     def exact(self) -> bool:

@@ -13,23 +13,30 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from verl_s2d.errors import UserError
+from verl_s2d.signals.in_verl.problem_factor import PROBLEM_WEIGHT
+from verl_s2d.stages.shared.problem_weights import MeasuredWeights
 
 COLUMNS = ("prompt_ids", "response_ids")
 _KEY = "data.train_files"
+_PROBLEM = "problem_id"
 
 
 class CachedRollouts(Dataset):
     """The rollouts of rollouts.parquet, with the loss on response tokens. Rollouts without a response are left out.
+
+    Args:
+        weights: gives each rollout the weight of its problem; None: rollouts carry no weight.
 
     Attributes:
         largest_id: largest token id in the file.
         longest: tokens of the longest rollout, prompt included.
 
     Raises:
-        UserError: the file is missing, unreadable, lacks a column, has impossible rows, or no rollout with a response.
+        UserError: the file is missing, unreadable, lacks a column, has impossible rows, no rollout with a response, or
+            a problem without a weight.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, weights: MeasuredWeights | None = None):
         if not isinstance(path, str) or not Path(path).expanduser().is_file():
             raise UserError(
                 "the cache of teacher rollouts is missing",
@@ -37,15 +44,16 @@ class CachedRollouts(Dataset):
                 value=path,
                 remedy="give the one parquet that python -m verl_s2d.stages.rollouts.rollout_cache writes",
             )
+        columns = [*COLUMNS, *([_PROBLEM] if weights is not None else [])]
         try:
-            table = pq.read_table(Path(path).expanduser(), columns=list(COLUMNS))
+            table = pq.read_table(Path(path).expanduser(), columns=columns)
             self._prompts, self._responses = (_Sequences(table.column(name)) for name in COLUMNS)
         except Exception as error:  # pyarrow raises several unrelated classes here
             raise UserError(
                 f"the cache of teacher rollouts cannot be read: {error}",
                 key=_KEY,
                 value=path,
-                remedy=f"it needs the columns {list(COLUMNS)}, each a list of token ids",
+                remedy=f"it needs the columns {columns}; {' and '.join(COLUMNS)} are lists of token ids",
             ) from error
         self._kept = np.flatnonzero(self._responses.lengths)
         if not len(self._kept):
@@ -64,17 +72,28 @@ class CachedRollouts(Dataset):
             raise UserError(f"the cache holds the token id {ids.min()}", key=_KEY, value=path, remedy="sample it again")
         self.largest_id = int(ids.max())
         self.longest = int((self._prompts.lengths + self._responses.lengths).max())
+        self._weights = None if weights is None else _weights(weights, table.column(_PROBLEM).to_pylist())
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """Return input_ids, position_ids and loss_mask, each (prompt + response,) int64; mask 1 on response tokens."""
+        """Return input_ids, position_ids and loss_mask, each (prompt + response,) int64; mask 1 on response tokens.
+
+        With weights also the problem's, (1,) float32.
+        """
         prompt, response = self._prompts[self._kept[index]], self._responses[self._kept[index]]
         ids = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64))
         mask = torch.zeros_like(ids)
         mask[len(prompt) :] = 1
-        return {"input_ids": ids, "position_ids": torch.arange(len(ids)), "loss_mask": mask}
+        row = {"input_ids": ids, "position_ids": torch.arange(len(ids)), "loss_mask": mask}
+        return row if self._weights is None else row | {PROBLEM_WEIGHT: self._weights[self._kept[index], None]}
+
+
+def _weights(weights: MeasuredWeights, problems: list[str]) -> torch.Tensor:
+    """Return the weight of each rollout's problem; (rollouts,) float32."""
+    by_id = weights.of(problems, key=_KEY)
+    return torch.tensor([by_id[problem] for problem in problems])
 
 
 class _Sequences:

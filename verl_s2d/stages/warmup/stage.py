@@ -9,6 +9,7 @@ from typing import Any
 from verl_s2d.stages.shared import panels
 from verl_s2d.stages.shared.budget import length
 from verl_s2d.stages.shared.node_settings import merged_verl
+from verl_s2d.stages.shared.problem_weights import RESERVED_WEIGHTS, weights_overrides
 from verl_s2d.stages.shared.signal_settings import RESERVED, signal_of_node, signal_overrides, words
 from verl_s2d.stages.shared.training_stage import MODEL, SEED, SLICE, TRUST, TrainingStage
 from verl_s2d.verl_settings.composed import WARMUP
@@ -45,6 +46,7 @@ class Warmup(TrainingStage):
     reserved = (
         TrainingStage.reserved
         | RESERVED
+        | RESERVED_WEIGHTS
         | {
             "model.path": MODEL,
             "model.trust_remote_code": TRUST,
@@ -63,6 +65,7 @@ class Warmup(TrainingStage):
         return {
             **self.common_overrides(node, context, node.settings["steps"]),
             **{_declared(key): value for key, value in signal_overrides(node, context).items()},
+            **weights_overrides(node, context),
             "s2d.save_minutes": node.operations["save_minutes"],
             "data.train_files": str(context.directory(node.inputs["rollouts"]) / "rollouts.parquet"),
             "trainer.seed": node.settings["seed"],

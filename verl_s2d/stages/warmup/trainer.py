@@ -56,7 +56,8 @@ class WarmupTrainer(SFTTrainer):
         super()._build_config()
 
     def _build_dataset(self) -> None:
-        self.train_dataset, self.val_dataset = CachedRollouts(self.config.data.train_files), None
+        weights = self.s2d.problem_weights
+        self.train_dataset, self.val_dataset = CachedRollouts(self.config.data.train_files, weights), None
         self.vocab_size = check_cache(self.config, self.model_config, self.train_dataset)
 
     def _build_dataloader(self) -> None:
