@@ -24,7 +24,6 @@ import torch
 from verl_s2d.objectives.chunks import as_logits, parts, shared_size, tokens_at_a_time, wanted_rows
 from verl_s2d.objectives.logits import LinearLogits
 
-
 QUARTERS = 4
 """Parts of a response by position."""
 
