@@ -27,7 +27,11 @@ def dumping(to: Path, trainer: str = TRAINER) -> dict[str, str]:
 
 @when_imported("verl_s2d.stages.opd.trainer")
 def _opd(opd) -> None:
-    _register(TRAINER, opd.OpdTrainer, lambda trainer: () if trainer.s2d.exact else SAMPLED)
+    def more(trainer) -> tuple[str, ...]:
+        weights = () if trainer.s2d.problem_weights is None else ("s2d_problem_weight",)
+        return weights if trainer.s2d.exact else (*SAMPLED, *weights)
+
+    _register(TRAINER, opd.OpdTrainer, more)
 
 
 @when_imported("verl_s2d.stages.grpo.trainer")

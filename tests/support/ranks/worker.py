@@ -284,6 +284,15 @@ def problem_weights(
         close(mean(metrics["actor/reverse_kl"]), plain_step("reverse_kl")[0])
 
 
+def solved_always_or_never(rank: int, world: int) -> None:
+    """PACED: a batch of such problems has a loss and a gradient of exactly 0; the slice has others."""
+    file = directory() / f"pass-rates-{rank}.json"
+    file.write_text(json.dumps({problem: i % 2 for i, problem in enumerate(PASS_RATES)} | UNSEEN_RATES))
+    metrics, found, _ = engine_step(CUTS["two rollouts"], weights=MeasuredWeights(path=str(file)))
+    assert metrics["loss"] == 0 and found and not any(gradient.any() for gradient in found.values())
+    close(metrics["train/forward_kl"], plain_step("forward_kl")[0])
+
+
 def mean(metric: Metric | list[Metric]) -> float:
     """Aggregate what micro-batches and ranks reported."""
     return Metric.aggregate_dp(metric) if isinstance(metric, list) else metric.aggregate()
@@ -323,6 +332,7 @@ def cases(world: int) -> dict[str, Callable[[int, int], None]]:
     ):
         name = f"problem weights: {stage}, micro-batches of {cut}"
         found[name] = partial(problem_weights, stage=stage, mode=mode, cut=cut, overrides=more)
+    found["problems solved always or never"] = solved_always_or_never
     found["problem weights and kept tokens"] = partial(
         problem_weights, stage="2b", mode="token-mean", cut="two rollouts", overrides=[], keep=True
     )

@@ -14,6 +14,8 @@ from verl.utils.config import omega_conf_to_dataclass
 from tests.support.tiny import WORDS
 from tests.support.warmup_configuration import configuration
 from verl_s2d.errors import UserError
+from verl_s2d.signals.in_verl.problem_factor import PROBLEM_WEIGHT
+from verl_s2d.stages.shared.problem_weights import MeasuredWeights
 from verl_s2d.stages.warmup.config_checks import check_cache, check_models, check_settings
 from verl_s2d.stages.warmup.rollout_dataset import CachedRollouts, ShuffledPasses
 
@@ -164,3 +166,32 @@ def test_passes_are_whole_shuffles_in_an_order_that_follows_from_the_seed(size, 
     assert order == list(ShuffledPasses(size, total, seed))
     for begin in range(0, total - size + 1, size):
         assert sorted(order[begin : begin + size]) == list(range(size))
+
+
+@pytest.fixture
+def weights(tmp_path):
+    (tmp_path / "rates.json").write_text('{"a": 0.5, "b": 0.25, "c": 1.0}')
+    return MeasuredWeights(path=str(tmp_path / "rates.json"))
+
+
+def write_rollouts(path, problems):
+    rows = [{"prompt_ids": [3, 4], "response_ids": [5] * (i != 1), "problem_id": p} for i, p in enumerate(problems)]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return str(path)
+
+
+def test_a_rollout_carries_the_weight_of_its_problem(tmp_path, weights):
+    """The second rollout has no response and is left out."""
+    cache = CachedRollouts(write_rollouts(tmp_path / "c.parquet", ["a", "b", "c", "b"]), weights)
+    mean = (0.25 + 0.1875) / 3
+    assert [row[PROBLEM_WEIGHT].tolist() for row in cache] == [pytest.approx([w / mean]) for w in (0.25, 0, 0.1875)]
+    assert PROBLEM_WEIGHT not in CachedRollouts(write_rollouts(tmp_path / "c.parquet", ["a", "b"]))[0]
+
+
+def test_a_rollout_without_a_weight_is_refused(tmp_path, weights):
+    with pytest.raises(UserError, match="no pass rate, for example d") as error:
+        CachedRollouts(write_rollouts(tmp_path / "c.parquet", ["a", "d"]), weights)
+    assert error.value.key == "s2d.problem_weights.path"
+    with pytest.raises(UserError, match="cannot be read") as error:
+        CachedRollouts(write_cache(tmp_path / "c.parquet"), weights)
+    assert error.value.key == "data.train_files" and "problem_id" in error.value.remedy

@@ -82,10 +82,6 @@ class GrowsPrefix:
 
     def _compute_metrics(self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
-        if self.s2d.prefix is None:
-            return
-        longest = self.config.data.max_response_length
-        metrics["s2d/prefix_tokens"] = min(self.s2d.prefix.tokens(global_steps), longest)
-        if metrics["s2d/prefix_tokens"] < longest:
-            # A response cut at the prefix is no response that found no end.
-            del metrics["response_length/clip_ratio"]
+        if self.s2d.prefix is not None:
+            longest = self.config.data.max_response_length
+            metrics["s2d/prefix_tokens"] = min(self.s2d.prefix.tokens(global_steps), longest)

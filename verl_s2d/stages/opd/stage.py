@@ -55,6 +55,7 @@ class Opd(VerlTrainerStage):
         Metric("s2d/student_entropy", panels.DISTILLATION_ENTROPY, "student", alarm="entropy_collapse"),
         Metric("s2d/teacher_entropy", panels.DISTILLATION_ENTROPY, "teacher"),
         Metric("response_length/mean", panels.LENGTH, alarm="length_explosion"),
+        Metric("s2d/prefix_tokens", panels.LENGTH, "limit of the prefix"),
         Metric(panels.TRUNCATED.name, panels.TRUNCATED, alarm="truncation"),
         Metric("actor/grad_norm", panels.GRAD_NORM, alarm="no_signal"),
         Metric("s2d/sampled_tokens", ledger="sampled_tokens"),

@@ -75,6 +75,8 @@ class MeasuredWeights(ProblemWeights):
                 value=self.path,
                 remedy="choose problems of another difficulty, more samples for each, or leave problem_weights out",
             )
+        silent = int((weights == 0).sum())
+        print(f"problem weights: {silent} of {len(rates)} problems weigh nothing", flush=True)
         return dict(zip(map(str, rates), weights.tolist(), strict=True))
 
 

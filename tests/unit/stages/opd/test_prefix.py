@@ -13,10 +13,13 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from tests.support.tiny_verl import composed
 from verl_s2d.errors import UserError
+from verl_s2d.recipe.alarm_settings import Alarms
 from verl_s2d.recipe.stage_settings import Prefix
 from verl_s2d.stages.opd.config import read_opd_config, read_opd_settings
 from verl_s2d.stages.opd.prefix_agent_loop import PrefixAgentLoop
 from verl_s2d.stages.opd.prefix_rollouts import GrowsPrefix
+from verl_s2d.stages.opd.stage import Opd
+from verl_s2d.workflow.watch.detectors import Detectors
 
 PREFIX = ("+s2d.prefix.start=2", "+s2d.prefix.grow=3")
 
@@ -83,6 +86,20 @@ def test_the_engine_is_asked_for_no_more_tokens(monkeypatch, step, tokens):
     assert shared == {"temperature": 1.0}, "rollouts of a batch share the dict"
 
 
+def test_responses_cut_at_the_prefix_raise_no_alarm():
+    """Every response ends at the prefix, in all steps before the one that reaches the maximum."""
+    alarms = {
+        name: alarm for name, alarm in Alarms().model_dump().items() if name in ("length_explosion", "truncation")
+    }
+    prefix, longest = Prefix(start=256, grow=256), 10_240
+    lengths = [prefix.tokens(step) for step in range(1, 40)]
+    assert lengths[-1] < longest == prefix.tokens(40)
+    detectors = Detectors(Opd.metrics, alarms, longest)
+    for step, tokens in enumerate(lengths, 1):
+        data = {"response_length/mean": tokens, "response_length/max": tokens, "response_length/clip_ratio": 1.0}
+        assert not detectors.feed(step, data)
+
+
 class Trainer(GrowsPrefix, PPOTrainerSync):
     """The mixin on verl's trainer without workers."""
 
@@ -94,16 +111,13 @@ class Trainer(GrowsPrefix, PPOTrainerSync):
     ("changes", "step", "logged"),
     [
         (PREFIX, 1, {"s2d/prefix_tokens": 2}),
-        (PREFIX, 3, {"s2d/prefix_tokens": 8, "response_length/clip_ratio": 1.0}),
-        (PREFIX, 9, {"s2d/prefix_tokens": 8, "response_length/clip_ratio": 1.0}),
-        ((), 1, {"response_length/clip_ratio": 1.0}),
+        (PREFIX, 3, {"s2d/prefix_tokens": 8}),
+        (PREFIX, 9, {"s2d/prefix_tokens": 8}),
+        ((), 1, {}),
     ],
 )
-def test_a_response_cut_at_the_prefix_is_not_logged_as_truncated(monkeypatch, changes, step, logged):
-    def clipped(self, batch, metrics, timing_raw, global_steps, epoch):
-        metrics["response_length/clip_ratio"] = 1.0
-
-    monkeypatch.setattr(PPOTrainerSync, "_compute_metrics", clipped)
+def test_the_length_is_logged(monkeypatch, changes, step, logged):
+    monkeypatch.setattr(PPOTrainerSync, "_compute_metrics", lambda *arguments: None)
     metrics = {}
     Trainer(composed(*changes))._compute_metrics(None, metrics, {}, step, 0)
     assert metrics == logged
