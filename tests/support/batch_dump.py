@@ -11,6 +11,7 @@ from wrapt import when_imported
 
 FIELDS = ("prompts", "responses", "response_mask", "advantages", "returns", "rm_scores")
 SAMPLED = ("old_log_probs", "ref_log_prob")
+KNOWN = ("teacher_ids", "teacher_logprobs")
 
 TRAINER, GRPO_TRAINER = "s2d_opd_dump", "s2d_grpo_dump"
 
@@ -29,7 +30,8 @@ def dumping(to: Path, trainer: str = TRAINER) -> dict[str, str]:
 def _opd(opd) -> None:
     def more(trainer) -> tuple[str, ...]:
         weights = () if trainer.s2d.problem_weights is None else ("s2d_problem_weight",)
-        return weights if trainer.s2d.exact else (*SAMPLED, *weights)
+        read = () if trainer.s2d.exact else KNOWN if trainer.s2d.is_loss else SAMPLED
+        return (*read, *weights)
 
     _register(TRAINER, opd.OpdTrainer, more)
 

@@ -13,13 +13,13 @@ from tensordict import TensorDict
 from torch.distributed.tensor import distribute_tensor
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
-from verl.utils.dataset.dataset_utils import SFTTensorCollator
 from verl.workers.engine_workers import TrainingWorkerConfig
 
 from verl_s2d.signals.in_verl.aggregation import ResponseMean
 from verl_s2d.stages.shared.distilled_worker import DistilledWorker
 from verl_s2d.stages.warmup.config_checks import check_cache, read_warmup_settings
 from verl_s2d.stages.warmup.rollout_dataset import CachedRollouts
+from verl_s2d.stages.warmup.stored_top_k import TeacherCollator
 from verl_s2d.stages.warmup.worker import WarmupWorker
 from verl_s2d.teachers.frozen_engines import FrozenWorker, distinct, frozen_workers
 from verl_s2d.verl_settings.overrides import overlay
@@ -106,7 +106,7 @@ def batch_of(
     The batch has the fields of both stages' losses: loss_mask for 2a; prompts, responses and response_mask for 2b.
     """
     rows = [rollouts[i] for i in indices]
-    batch = SFTTensorCollator("no_padding")(rows)
+    batch = TeacherCollator("no_padding")(rows)
     prompts, responses = [], []
     for row in rows:
         mask = row["loss_mask"].bool()

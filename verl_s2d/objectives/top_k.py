@@ -17,7 +17,7 @@ where the merged distributions agree. The chain rule relates the three:
     bucket = KL(Bernoulli(P) || Bernoulli(Q)) + P renormalise                  reverse: P and Q change places
 
 Biases. bucket is at most the exact KL (data-processing inequality); it misses the shape of the teacher's tail: its
-gradient scales all ids outside K by one factor. renormalise ignores the mass outside K, so it costs nothing at Q = 0.01
+gradient scales all ids outside K by one factor. renormalise ignores the mass outside K: it costs nothing at Q = 0.01
 with the right proportions on K. The sum over K alone is no KL: forward it is lowest at Q = 1, and the gradient of its
 reverse form is off by that of Q, which pushes probability out of K (Many Faces of OPD, arXiv 2605.11182).
 """

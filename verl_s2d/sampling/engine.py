@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from verl_s2d.data.weights import check_weights
 from verl_s2d.errors import UserError
 from verl_s2d.platforms.environment import cpu_environment, prepare_for_vllm
+from verl_s2d.sampling.likely_tokens import LikelyTokens, of_vllm
 from verl_s2d.sampling.prompts import prompt_seed, unreadable
 from verl_s2d.sampling.request import Settings
 
@@ -21,10 +22,12 @@ class Completion(NamedTuple):
     Attributes:
         token_ids: generated ids, the end-of-sequence token included when it was generated.
         finish_reason: "stop", or "length" when max_tokens ran out first.
+        likely: the most likely tokens at each position, where they were asked for.
     """
 
     token_ids: list[int]
     finish_reason: str
+    likely: LikelyTokens | None = None
 
 
 class VocabularyGuard:
@@ -55,6 +58,7 @@ class Sampler:
         context: longest prompt plus completion that will be asked for, in tokens.
         device: `cpu`, `cuda` (any accelerator), or `auto` for what there is.
         engine: more arguments of vLLM's LLM; of those below it may replace dtype and enforce_eager.
+        log_probs: largest number of likely tokens that will be asked for.
 
     Raises:
         UserError: a device that is unknown or not here, or what `check_model` finds.
@@ -70,6 +74,7 @@ class Sampler:
         seed: int = 0,
         device: str = "auto",
         engine: Mapping[str, Any] | None = None,
+        log_probs: int = 0,
     ):
         prepare_for_vllm()
         cpu = on_cpu(device)
@@ -78,8 +83,13 @@ class Sampler:
         else:
             _require_accelerator(device)
         vocabulary = check_model(model, context=context, trust_remote_code=trust_remote_code)
+        if log_probs > vocabulary:
+            raise UserError(
+                f"The model has {vocabulary} tokens.", key="log_probs", value=log_probs, remedy="Ask for fewer."
+            )
         from vllm import LLM
 
+        known = {"max_logprobs": log_probs, "logprobs_mode": "raw_logprobs"} if log_probs else {}
         self._llm = LLM(
             model=model,
             max_model_len=context,
@@ -91,7 +101,7 @@ class Sampler:
             worker_extension_cls=f"{__name__}.{VocabularyGuard.__name__}",
             # For a prompt read in several parts vLLM sets a seeded generator back, which one on the CPU cannot be.
             enable_chunked_prefill=False if cpu else None,
-            **{"dtype": "float32" if cpu else "auto", "enforce_eager": cpu, **(engine or {})},
+            **{"dtype": "float32" if cpu else "auto", "enforce_eager": cpu, **(engine or {}), **known},
         )
         # The number of tokens is smaller where ids have holes.
         end = max(self._llm.get_tokenizer().get_vocab().values()) + 1
@@ -108,6 +118,8 @@ class Sampler:
 
         # Greedy completions of a prompt are all alike, and vLLM refuses to make more than one.
         self._copies = 1 if settings.temperature > 0 else settings.n
+        self._log_probs = settings.log_probs
+        likely = {"logprobs": settings.log_probs, "flat_logprobs": True} if settings.log_probs else {}
         parameters = [
             SamplingParams(
                 n=settings.n // self._copies,
@@ -117,6 +129,7 @@ class Sampler:
                 max_tokens=settings.max_tokens,
                 seed=prompt_seed(settings.seed, prompt),
                 detokenize=False,
+                **likely,
             )
             for prompt in prompts
         ]
@@ -128,11 +141,15 @@ class Sampler:
         return [
             (
                 list(output.prompt_token_ids),
-                [Completion(list(o.token_ids), str(o.finish_reason)) for o in output.outputs] * self._copies,
+                [self._completion(o) for o in output.outputs] * self._copies,
             )
             for output in self._llm.llm_engine.step()
             if output.finished
         ]
+
+    def _completion(self, output: Any) -> Completion:
+        likely = of_vllm(output.logprobs, self._log_probs) if self._log_probs else None
+        return Completion(list(output.token_ids), str(output.finish_reason), likely)
 
 
 def check_model(model: str, *, context: int, trust_remote_code: bool = False) -> int:

@@ -24,6 +24,7 @@ class Settings:
     Attributes:
         n: samples a prompt.
         temperature, top_p, top_k, max_tokens: as vLLM takes them; 0 is greedy, top_k -1 is all.
+        log_probs: most likely tokens to keep, with their log-probs, beside each sampled one.
 
     Raises:
         UserError: what vLLM would refuse after the model has been loaded.
@@ -35,6 +36,7 @@ class Settings:
     top_k: int
     max_tokens: int
     seed: int
+    log_probs: int = 0
 
     def __post_init__(self) -> None:
         for key, valid, remedy in (
@@ -43,11 +45,16 @@ class Settings:
             ("top_p", 0 < self.top_p <= 1, "Above 0, at most 1."),
             ("top_k", self.top_k == -1 or self.top_k >= 1, "-1 (all) or at least 1."),
             ("max_tokens", self.max_tokens >= 1, "At least 1."),
+            ("log_probs", self.log_probs >= 0, "0 (none) or more."),
         ):
             if not valid:
                 raise UserError(
                     "The sampling setting is out of range.", key=key, value=getattr(self, key), remedy=remedy
                 )
+
+    def written(self) -> dict[str, Any]:
+        """Write the settings as JSON; a key that came later is there with another value than its default only."""
+        return {name: value for name, value in asdict(self).items() if name != "log_probs" or value}
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,7 @@ class Request:
             "seed": self.settings.seed,
             "device": self.device,
             "engine": dict(self.engine),
+            **({"log_probs": self.settings.log_probs} if self.settings.log_probs else {}),
         }
 
     @property
@@ -118,7 +126,7 @@ class Request:
             "model": self.model,
             "weights": self.weights or (directory_digest(directory) if directory.is_dir() else None),
             "trust_remote_code": self.trust_remote_code,
-            "settings": asdict(self.settings),
+            "settings": self.settings.written(),
             "engine": split_engine(self.engine)[0],
             "files": {name: file_digest(Path(path)) for name, path in self.files.items()},
         }

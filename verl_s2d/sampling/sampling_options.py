@@ -33,13 +33,13 @@ class SamplingOptions:
     chat_template: dict[str, Any] = field(default_factory=dict)
     """verl's data.apply_chat_template_kwargs."""
 
-    def settings(self, n: int) -> Settings:
-        """Collect the sampling settings, `n` samples a prompt.
+    def settings(self, n: int, log_probs: int = 0) -> Settings:
+        """Collect the sampling settings, `n` samples a prompt, each token with its `log_probs` most likely rivals.
 
         Raises:
             UserError: settings that vLLM would refuse after the model has been loaded.
         """
-        return Settings(n, self.temperature, self.top_p, self.top_k, self.max_tokens, self.seed)
+        return Settings(n, self.temperature, self.top_p, self.top_k, self.max_tokens, self.seed, log_probs)
 
     def request(
         self, prompts: Sequence[Sequence[int]], settings: Settings, *, files: Mapping[str, str], extra: int = 0

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from verl_s2d.data.files import written_whole
+from verl_s2d.sampling import likely_tokens
 from verl_s2d.sampling.engine import Completion
 from verl_s2d.sampling.request import Request
 
@@ -21,7 +22,7 @@ PROMPTS_A_PART = 16
 """What a kill can lose is the parts that are open: few prompts a part make that little, and let several engines end at
 about the same time. They cost no throughput, because an engine works on several parts at once (`shard_worker`)."""
 
-_SAMPLES = pa.schema([("response_ids", pa.list_(pa.int32())), ("finish_reason", pa.string())])
+_SAMPLES = (("response_ids", pa.list_(pa.int32())), ("finish_reason", pa.string()))
 
 Note = Callable[[str], None]
 
@@ -94,13 +95,20 @@ class Parts:
 
 
 def samples_table(completions: Sequence[Sequence[Completion]]) -> pa.Table:
-    """Make the rows (response_ids, finish_reason) of a shard from the completions of each of its prompts."""
+    """Make the rows (response_ids, finish_reason) of a shard from the completions of each of its prompts.
+
+    Likely tokens, where samples have them, are two more columns (`likely_tokens`).
+    """
     samples = [completion for of_prompt in completions for completion in of_prompt]
     columns = {
         "response_ids": [completion.token_ids for completion in samples],
         "finish_reason": [completion.finish_reason for completion in samples],
     }
-    return pa.Table.from_pydict(columns, _SAMPLES)
+    likely = [completion.likely for completion in samples if completion.likely is not None]
+    if not likely:
+        return pa.Table.from_pydict(columns, pa.schema(_SAMPLES))
+    schema = pa.schema([*_SAMPLES, *likely_tokens.fields(likely[0].ids.shape[1])])
+    return pa.Table.from_pydict(columns | likely_tokens.columns(likely), schema)
 
 
 def write_part(part: Part, samples: pa.Table) -> None:

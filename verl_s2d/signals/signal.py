@@ -52,6 +52,10 @@ class Signal(Section):
     asks: ClassVar[Mapping[str, Ask]]
     type: str
 
+    def models(self, stored: tuple[Ask, ...] = ()) -> tuple[str, ...]:
+        """List the roles whose models have to be there, where the training data hold the answers `stored`."""
+        return tuple(role for role, ask in self.asks.items() if ask not in stored)
+
     @model_serializer(mode="wrap")
     def _without_defaults_of_added_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         silent = {

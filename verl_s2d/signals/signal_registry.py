@@ -8,10 +8,11 @@ from typing import Any
 from verl_s2d import signals
 from verl_s2d.errors import UserError
 from verl_s2d.signals.signal import AdvantageSignal, Ask, LossSignal, Signal
+from verl_s2d.signals.top_k_kl import TopK
 from verl_s2d.signals.type_registry import TypeRegistry
 
-_ANSWERS = {AdvantageSignal: Ask.SAMPLED, LossSignal: Ask.FULL}
-PLACED = {"colocated": (Ask.SAMPLED, Ask.FULL), "server": (Ask.SAMPLED,)}
+_ANSWERS = {AdvantageSignal: Ask.SAMPLED, LossSignal: Ask.FULL, TopK: Ask.TOP_K}
+PLACED = {"colocated": (Ask.SAMPLED, Ask.FULL), "server": (Ask.SAMPLED, Ask.TOP_K)}
 """Placement of a frozen model -> what it can answer. A server would have to send the whole vocabulary per token."""
 _REGISTRY = TypeRegistry(signals, Signal, tuple(_ANSWERS), "signal")
 
@@ -36,13 +37,13 @@ def read_signal(section: Mapping[str, Any], *, default: str, key: str) -> Signal
     return found
 
 
-def is_exact(section: Mapping[str, Any], *, default: str) -> bool:
-    """Tell whether a section's type is a loss over the whole vocabulary; ignores its other keys."""
+def is_loss(section: Mapping[str, Any], *, default: str) -> bool:
+    """Tell whether a section's type is a loss on the student's logits; ignores its other keys."""
     try:
         signal, _ = _REGISTRY.class_of(section.get("type") or default, "type")
     except UserError:  # read_signal reports it
         return False
-    return issubclass(signal, LossSignal)
+    return not issubclass(signal, AdvantageSignal)
 
 
 def types_with(key: str) -> list[str]:
@@ -58,15 +59,17 @@ def types_of(kind: type[Signal]) -> list[str]:
 def check_placement(signal: Signal, role: str, placement: str, key: str) -> None:
     """Raise UserError if a frozen model in this placement cannot answer what the signal asks."""
     if (ask := signal.asks[role]) not in PLACED[placement]:
-        able = " or ".join(answer.value for answer in PLACED[placement])
+        answers = PLACED[placement]
+        able = " or ".join(answer.value for answer in answers)
+        fitting = [name for kind, answer in _ANSWERS.items() if answer in answers for name in types_of(kind)]
         placements = [name for name, answers in PLACED.items() if ask in answers]
         raise UserError(
             f"signal {signal.type} asks the {role} for {ask.value}, and a model with placement {placement} answers "
             f"with {able}",
             key=key,
             value=placement,
-            remedy=f"Use placement {' or '.join(placements)}, or a signal that asks for less: "
-            f"{', '.join(types_of(AdvantageSignal))}.",
+            remedy=f"Use placement {' or '.join(placements)}, or a signal that asks for these answers: "
+            f"{', '.join(fitting)}.",
         )
 
 
@@ -82,5 +85,5 @@ def _check_asks(signal: Signal, key: str) -> None:
             key=key,
             value=signal.type,
             remedy="An advantage asks for SAMPLED: an exact divergence does not depend on the sampled token, so as an "
-            "advantage it teaches nothing. A loss asks for FULL.",
+            "advantage it teaches nothing. A loss asks for FULL, one that derives from TopK for TOP_K.",
         )

@@ -60,9 +60,14 @@ def training_disk(node: Node, settings: Mapping[str, Any], training: Training, s
     return StageDisk(checkpoint, min(keep, steps), export)
 
 
-def sampling_disk(sampled_tokens: int, prompt: int, response: int) -> StageDisk:
-    """Estimate a sampling stage's disk space from the bound on its tokens and the lengths of prompt and response."""
-    return StageDisk(0, 0, _TOKEN_BYTES * sampled_tokens * (prompt + response) / response)
+def sampling_disk(sampled_tokens: int, prompt: int, response: int, log_probs: int = 0) -> StageDisk:
+    """Estimate a sampling stage's disk space from the bound on its tokens and the lengths of prompt and response.
+
+    Args:
+        log_probs: likely tokens stored beside each sampled one, an id and a log-prob of 4 bytes each.
+    """
+    plain = _TOKEN_BYTES * sampled_tokens * (prompt + response) / response
+    return StageDisk(0, 0, plain + 8 * log_probs * sampled_tokens)
 
 
 def run_disk(stages: Iterable[StageDisk]) -> tuple[float, float]:

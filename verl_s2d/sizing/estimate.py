@@ -97,7 +97,8 @@ class Estimate:
     def _disk(self, node: Node, spent: Cost) -> StageDisk | None:
         if node.label not in self._settings:
             response = node.stage.response_tokens(node)
-            return sampling_disk(spent.sampled_tokens, self._prompt, response) if spent.sampled_tokens else None
+            stored = node.settings.get("log_probs", 0)
+            return sampling_disk(spent.sampled_tokens, self._prompt, response, stored) if spent.sampled_tokens else None
         settings, shape = self._settings[node.label], self._models.shape(node)
         if shape is None:
             return None

@@ -12,7 +12,8 @@ from verl_s2d.recipe.schema import Recipe
 from verl_s2d.recipe.source import DataScript, ModelSource
 from verl_s2d.recipe.stage_settings import ProblemWeights
 from verl_s2d.signals.credit.credit_registry import read_credit
-from verl_s2d.signals.signal import LossSignal, Signal
+from verl_s2d.signals.signal import AdvantageSignal, Ask, Signal
+from verl_s2d.signals.top_k_kl import STORED, TopK
 from verl_s2d.stages.average.stage import Average
 from verl_s2d.stages.evaluate.stage import Evaluate
 from verl_s2d.stages.grpo.credit_of_node import CREDIT, TEACHER
@@ -108,6 +109,8 @@ class Builder:
             **template_settings(self.recipe),
             "seed": self.seed,
         }
+        if k := self._stored_tokens():
+            settings["log_probs"] = k
         name = _name("rollouts", slice_name, of)
         operations = _sampler(stage, settings)
         return self.node(Rollouts(), name, settings, operations, model=teacher, slices=self.slices(sources))
@@ -147,6 +150,20 @@ class Builder:
         settings[PROBLEM_WEIGHTS] = chosen.model_dump()
         return {RATES: self.pass_rates(model, slice_name, of=of)}
 
+    def _stored_tokens(self) -> int:
+        """Return the number of likely tokens that the warmup reads at each of its rollouts' tokens; 0 for none."""
+        warmup = self.recipe.stages.warmup
+        if warmup is None:
+            return 0
+        signal = self._warmup_signal(warmup.signal)
+        return signal.k if isinstance(signal, TopK) else 0
+
+    def _warmup_signal(self, section: Mapping[str, Any]) -> Signal:
+        key = "stages.warmup.signal"
+        signal = signal_of_recipe(section, self.recipe.directory, key=key, default=Warmup.default_signal)
+        require_loss(signal, key=key)
+        return signal
+
     def warmup(
         self,
         student: Model,
@@ -164,8 +181,7 @@ class Builder:
             problem_weights: those of the row; None for the recipe's.
         """
         stage, key = self._stage("warmup"), "stages.warmup.signal"
-        signal = signal_of_recipe(stage.signal, self.recipe.directory, key=key, default=Warmup.default_signal)
-        require_loss(signal, key=key)
+        signal = self._warmup_signal(stage.signal)
         verl, operations = self._verl("warmup", stage.verl, self.recipe.data.response_tokens)
         settings = {"signal": decisive_keys(signal), "steps": stage.steps, "seed": self.seed, "verl": verl}
         operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched("warmup", settings)}
@@ -173,7 +189,7 @@ class Builder:
         inputs = {
             "model": student,
             "rollouts": rollouts,
-            **self._frozen(signal, {"teacher": teacher}, key),
+            **self._frozen(signal, {"teacher": teacher}, key, STORED),
             **self._weighted(weights, student, slice_name, _name("warmup", "", of), settings),
         }
         return self.node(Warmup(), _name("warmup", slice_name, of), settings, operations, **inputs)
@@ -202,10 +218,10 @@ class Builder:
         own = signal is None
         signal = signal_of_recipe(section, self.recipe.directory, key=key, default=Opd.default_signal)
         servers = stage.servers if own else {role: s for role, s in stage.servers.items() if role in signal.asks}
-        require_answers(signal, servers, key="stages.opd.servers")
+        require_answers(signal, servers, stage="stages.opd")
         response = stage.response_tokens or self.recipe.data.response_tokens
         # An exact divergence does not read the sampler's log-probabilities.
-        exact = ["exact"] if isinstance(signal, LossSignal) else []
+        exact = [] if isinstance(signal, AdvantageSignal) else ["exact"]
         verl, operations = self._verl("opd", self._fitted("opd", stage.verl, slice_name), response, *exact)
         settings = {**self._training(stage, slice_name, verl), "signal": decisive_keys(signal)}
         settings["response_tokens"] = response
@@ -225,7 +241,9 @@ class Builder:
         }
         return self.node(Opd(), _name("opd", slice_name, of), settings, operations, **inputs)
 
-    def _frozen(self, signal: Signal, given: Mapping[str, Model], key: str) -> dict[str, Model]:
+    def _frozen(
+        self, signal: Signal, given: Mapping[str, Model], key: str, stored: tuple[Ask, ...] = ()
+    ) -> dict[str, Model]:
         """Collect the inputs of a signal: its frozen models by role, and the file of a recipe's own signal.
 
         Raises:
@@ -238,7 +256,7 @@ class Builder:
                 value=role,
                 remedy="Rename the role here and under `models:`.",
             )
-        read = {role: given[role] if role in given else self.model(role) for role in signal.asks}
+        read = {role: given[role] if role in given else self.model(role) for role in signal.models(stored)}
         if file := signal_file(signal):
             read[SIGNAL] = self._file(f"{key}.type", file)
         return read

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from verl_s2d.data.model_files import check_pair, differences, hub_files, read_model
 from verl_s2d.data.weights import check_weights
+from verl_s2d.errors import UserError
 
 
 def check_tokens(
@@ -34,6 +35,36 @@ def check_tokens(
         facts.append(read_model(_directory(path, version, key), role, key))
     check_pair(*facts)
     return differences(*facts)
+
+
+def check_served(model: str, *, key: str, longest: int, top_k: int) -> None:
+    """Check what servers would refuse only once they load the model.
+
+    Args:
+        model: checkpoint directory or hub id.
+        key: the model's section, for messages.
+        longest: tokens of the longest sequence, prompt and response.
+        top_k: likely tokens to answer with.
+
+    Raises:
+        UserError: the model's context has no room for the token that a server samples after each sequence, or the model
+            has fewer tokens than top_k.
+    """
+    if "://" in model:
+        return
+    facts = read_model(_directory(model, None, f"{key}.path"), "teacher", f"{key}.path")
+    if facts.context is not None and longest + 1 > facts.context:
+        raise UserError(
+            f"a server samples one token after each sequence, and the model's context of {facts.context} tokens has no "
+            f"room for it after {longest}",
+            key=f"{key}.placement",
+            value="server",
+            remedy=f"shorten data.max_response_length by {longest + 1 - facts.context}, or use placement colocated",
+        )
+    if top_k > facts.vocabulary:
+        raise UserError(
+            f"the model has {facts.vocabulary} tokens", key="s2d.signal.k", value=top_k, remedy="ask for fewer"
+        )
 
 
 def real_vocabulary(tokenizer, *configurations) -> int:

@@ -30,8 +30,8 @@ class TeacherServerError(RuntimeError):
     """A server did not start, died, or did not answer in time."""
 
 
-class TopK(NamedTuple):
-    """The k most likely next tokens at each position of a sequence: ids int32 and log-probs float32, (tokens, k)."""
+class ServerAnswer(NamedTuple):
+    """A server's answer about each position's next token: ids int32 and log-probs float32, (tokens, k or 1)."""
 
     ids: torch.Tensor
     log_probs: torch.Tensor
@@ -75,7 +75,7 @@ class TeacherServers:
         """
         return [answer.log_probs[:, 0] for answer in self._ask(sequences)]
 
-    def top_k(self, sequences: Sequence[Sequence[int]]) -> list[TopK]:
+    def top_k(self, sequences: Sequence[Sequence[int]]) -> list[ServerAnswer]:
         """Compute the k most likely tokens at each position; row t is about token t + 1, the last row is undefined.
 
         Raises:
@@ -83,7 +83,7 @@ class TeacherServers:
         """
         return self._ask(sequences)
 
-    def _ask(self, sequences: Sequence[Sequence[int]]) -> list[TopK]:
+    def _ask(self, sequences: Sequence[Sequence[int]]) -> list[ServerAnswer]:
         deadline = time.monotonic() + 60 * self._settings.wait_minutes
         pending = {
             self._handles[server].generate.remote(
@@ -95,7 +95,7 @@ class TeacherServers:
             for server, places in enumerate(_shares(sequences, len(self._handles)))
             for place in places
         }
-        answers: dict[int, TopK] = {}
+        answers: dict[int, ServerAnswer] = {}
         while pending:
             # One at a time: an answer is a list of Python numbers, several times the size of its tensor.
             done, _ = ray.wait(list(pending), timeout=max(0.0, deadline - time.monotonic()))
@@ -105,7 +105,7 @@ class TeacherServers:
             answers[place] = self._read(done[0], len(sequences[place]))
         return [answers[place] for place in range(len(sequences))]
 
-    def _read(self, answer: ray.ObjectRef, tokens: int) -> TopK:
+    def _read(self, answer: ray.ObjectRef, tokens: int) -> ServerAnswer:
         try:
             found = ray.get(answer, timeout=60).extra_fields
         except RayError as error:
@@ -116,7 +116,7 @@ class TeacherServers:
         log_probs = torch.tensor(found["prompt_logprobs"], dtype=torch.float32)
         if not len(ids) == len(log_probs) == tokens:
             raise self._failed(f"a server answered {len(ids)} positions for {tokens} tokens", None)
-        return TopK(ids, log_probs)
+        return ServerAnswer(ids, log_probs)
 
     def _within_limit(self, start: Callable[[], Any], problem: str) -> Any:
         """Return start(), which has no limit of its own: verl waits for placement groups and servers forever."""

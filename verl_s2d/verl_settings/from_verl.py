@@ -63,11 +63,12 @@ def read_rl(settings: Settings, longest: int, *, teacher: bool = False, exact: b
     )
 
 
-def read_warmup(settings: Settings, longest: int) -> Training:
+def read_warmup(settings: Settings, longest: int, *, teacher: bool = True) -> Training:
     """Read the configuration of stage 2a's trainer, resolved.
 
     Args:
         longest: tokens of a sequence at most, prompt and response.
+        teacher: there are frozen models; False where the cache holds their answers.
     """
     data, engine, world = settings["data"], settings["engine"], _world(settings)
     on = {"world": world, "accelerator": settings["trainer"]["device"] != "cpu"}
@@ -87,7 +88,7 @@ def read_warmup(settings: Settings, longest: int) -> Training:
         compiled=False,
         entropy=False,
         epochs=1,
-        reference=_engine(engine, strategy, "engine", settings["model"], frozen=True, **on),
+        reference=_engine(engine, strategy, "engine", settings["model"], frozen=True, **on) if teacher else None,
     )
 
 

@@ -14,19 +14,23 @@ from verl.utils import tensordict_utils as tu
 from tests.support.ranks import flash_on_cpu
 from verl_s2d.gpu_check.engine_step import batch_of, fill_adapters, record_steps, step_configuration, warmup_worker
 from verl_s2d.objectives import differentiable
+from verl_s2d.signals.top_k_kl import TopK
+from verl_s2d.stages.warmup.config_checks import read_warmup_settings
 from verl_s2d.stages.warmup.rollout_dataset import CachedRollouts
+from verl_s2d.stages.warmup.stored_top_k import RolloutsWithLikelyTokens
 
 
 def main(student: str, teacher: str, cache: str, out: str, *overrides: str) -> None:
     flash_on_cpu.register()
     settings = ["s2d.chunk_tokens=3", *overrides]
     config = step_configuration(student, teacher, cache, on_cpu=True, overrides=settings)
-    rollouts = CachedRollouts(cache)
+    signal = read_warmup_settings(config.s2d).signal
+    rollouts = RolloutsWithLikelyTokens(cache, signal.k) if isinstance(signal, TopK) else CachedRollouts(cache)
     worker = warmup_worker(config, rollouts)
     fill_adapters(worker.engine.module)
     wanted = recorded_wants()
     widths: set[int] = set()
-    for engine in (worker.engine, worker.frozen["teacher"].engine):
+    for engine in (worker.engine, *(frozen.engine for frozen in worker.frozen.values())):
         engine.module.get_output_embeddings().register_forward_hook(lambda *call: widths.add(call[-1].shape[-1]))
     step = record_steps(worker)
     rank = int(os.environ["RANK"])

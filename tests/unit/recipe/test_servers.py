@@ -92,3 +92,26 @@ def test_a_second_model_of_a_signal_may_be_the_served_one(tmp_path):
     )
     assert "+s2d.models.base.placement=server" in argv
     assert not any(argument.startswith("+s2d.teacher.placement") for argument in argv)
+
+
+def test_a_top_k_of_the_warmup_is_stored_by_the_rollouts_and_needs_no_teacher(tmp_path):
+    def nodes(**changes):
+        *_, plan = node_of(tmp_path, **changes)
+        return {node.kind: node for node in plan.order}, plan
+
+    (plain, _), (stored, plan) = nodes(), nodes(stages__warmup__signal={"type": "top_k", "k": 8})
+    assert stored["rollouts"].settings == plain["rollouts"].settings | {"log_probs": 8}
+    assert "log_probs=8" in stored["rollouts"].stage.command(stored["rollouts"], plan.context, 1).argv
+    warmup = stored["warmup"]
+    assert "teacher" in plain["warmup"].sources and "teacher" not in warmup.sources
+    argv = warmup.stage.command(warmup, plan.context, 1).argv
+    assert "+s2d.signal.k=8" in argv and not any(argument.startswith("s2d.teacher.path") for argument in argv)
+    assert plain["opd"].stage.frozen_roles(stored["opd"]) == ("teacher",)
+
+
+def test_a_top_k_of_2b_is_asked_of_servers_only(tmp_path):
+    chosen = {"stages__opd__signal": {"type": "top_k", "k": 8, "objective": "reverse_kl"}, "cluster__gpus_per_node": 2}
+    _, argv, _ = node_of(tmp_path, stages__opd__servers={"teacher": {}}, **chosen)
+    assert {"+s2d.signal.type=top_k", "+s2d.teacher.placement=server"} <= set(argv)
+    error = refuse(tmp_path, "stages.opd.signal", **chosen)
+    assert error.key == "stages.opd.signal.type" and "stages.opd.servers" in error.remedy

@@ -18,6 +18,7 @@ from verl_s2d.sampling.prompts import load_tokenizer, prompt_seed, render_prompt
 from verl_s2d.sampling.request import Settings
 from verl_s2d.stages.evaluate import sample_and_score
 from verl_s2d.stages.rollouts import rollout_cache
+from verl_s2d.stages.warmup.stored_top_k import RolloutsWithLikelyTokens
 
 MESSAGES = [{"role": "user", "content": "3 + 4 ="}]
 SETTINGS = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "max_tokens": 6, "seed": 0}
@@ -190,3 +191,41 @@ def test_bad_input_is_found_before_the_engine_starts(model, problems, tmp_path):
     with pytest.raises(UserError, match="context is 128 tokens"):
         sample_and_score.main(sample_and_score.Options(model=model, **{**options, "max_tokens": 126}))
     assert not list(tmp_path.iterdir())
+
+
+def test_likely_tokens_are_the_models_own_at_temperature_1_and_never_padding(model):
+    """Sampled at another temperature, from fewer tokens, and greedily: what is stored follows from the ids alone."""
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(model)
+    prompts = [tokenizer.encode(text) for text in ("3 + 4 =", "1 =")]
+    k, size = 5, len(tiny.WORDS)
+    sampler = Sampler(model, context=10, log_probs=k)
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    for settings in ({"temperature": 0.5, "top_k": 3}, {"temperature": 0.0}):
+        found = sample(sampler, prompts, n=2, **{**SETTINGS, **settings, "log_probs": k})
+        for prompt, completions in zip(prompts, found, strict=True):
+            for completion in completions:
+                ids = torch.tensor([prompt + completion.token_ids])
+                with torch.no_grad():
+                    logits = reference(ids).logits[0, len(prompt) - 1 : -1, :size]
+                expected = logits.log_softmax(-1)
+                assert completion.likely.ids.shape == (len(completion.token_ids), k)
+                likely, log_probs = map(torch.from_numpy, (completion.likely.ids, completion.likely.log_probs))
+                torch.testing.assert_close(log_probs, expected.topk(k).values, atol=1e-4, rtol=0)
+                torch.testing.assert_close(expected.gather(1, likely.long()), log_probs, atol=1e-4, rtol=0)
+    with pytest.raises(UserError) as caught:
+        Sampler(model, context=10, log_probs=1000)
+    assert caught.value.key == "log_probs"
+
+
+def test_a_cache_with_likely_tokens_has_them_beside_its_responses(model, problems, tmp_path):
+    options = {"model": model, "data": problems, "max_tokens": 4, "rows": 6, "device": "cpu", "log_probs": 3}
+    rollout_cache.main(rollout_cache.Options(**options, out=str(tmp_path)))
+    rollouts = RolloutsWithLikelyTokens(str(tmp_path / "rollouts.parquet"), 2)
+    assert len(rollouts) == 6
+    for row in (rollouts[i] for i in range(6)):
+        predicts = torch.roll(row["loss_mask"], -1).bool()
+        assert (row["teacher_logprobs"][predicts] < 0).all() and not row["teacher_logprobs"][~predicts].any()
+        assert (row["teacher_logprobs"].diff(dim=1) <= 0).all()
+    assert json.loads((tmp_path / "rollouts.json").read_text())["settings"]["log_probs"] == 3

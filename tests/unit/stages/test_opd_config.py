@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import ray
 from omegaconf import DictConfig
@@ -241,6 +243,21 @@ def test_equal_models_share_their_servers():
 def test_what_servers_cannot_do_is_refused(changes, key, value):
     error = refused(composed(*SERVED, *changes))
     assert (error.key, error.value) == (key, value)
+
+
+def test_what_a_served_models_checkpoint_cannot_give_is_refused_before_anything_starts(tmp_path):
+    model = str(write_model(tmp_path / "model"))
+    context = json.loads((tmp_path / "model" / "config.json").read_text())["max_position_embeddings"]
+    paths = ("actor_rollout_ref.model.path=" + model, "s2d.teacher.path=" + model)
+    error = refused(composed(*SERVED, *paths, f"data.max_response_length={context - 8}"))
+    assert error.key == "s2d.teacher.placement" and str(context) in error.problem
+    error = refused(composed(*SERVED, *paths, "+s2d.signal.type=top_k", f"+s2d.signal.k={len(WORDS) + 1}"))
+    assert (error.key, error.value) == ("s2d.signal.k", len(WORDS) + 1)
+
+
+def test_a_top_k_is_not_asked_of_a_colocated_teacher():
+    error = refused(composed("+s2d.signal.type=top_k"))
+    assert (error.key, error.value) == ("s2d.teacher.placement", "colocated") and "forward_kl" in error.remedy
 
 
 def test_the_warmup_takes_no_served_teacher():

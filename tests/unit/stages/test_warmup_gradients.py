@@ -9,6 +9,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -18,7 +19,11 @@ from safetensors.torch import load_file, save_file
 from tests.support.paths import ROOT
 from tests.support.ranks import flash_on_cpu
 from tests.support.tiny import WORDS, write_model
+from tests.support.top_k_reference import definition
 from verl_s2d.platforms.environment import cpu_environment
+from verl_s2d.sampling import likely_tokens
+from verl_s2d.sampling.likely_tokens import LikelyTokens
+from verl_s2d.stages.warmup.rollout_dataset import COLUMNS
 
 ULYSSES = [
     "engine.ulysses_sequence_parallel_size=2",
@@ -48,6 +53,7 @@ SLOW = ("one micro-batch", "padded", "padded, from logits", "two sequence-parall
 LORA = ["model.lora_rank=4", "model.lora_alpha=6"]
 # FSDP2 shards an output embedding of its own by itself, and one that is the input embedding too with the rest.
 HEADS = ("student", "tied-student")
+TRAINED_AND_TEACHER = ("student", "teacher")
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +95,30 @@ class RankFailed(Exception):
     """Carries the output of the first rank that failed."""
 
 
+def stored_step(cached: Path, k: int, objective: str, file: Path) -> tuple[float, dict[str, torch.Tensor]]:
+    """Store the teacher's k likely tokens beside the rollouts, in `file`; the loss and gradients of the definition."""
+    from transformers import AutoModelForCausalLM
+
+    student, teacher = (
+        AutoModelForCausalLM.from_pretrained(cached / n, dtype=torch.float64) for n in TRAINED_AND_TEACHER
+    )
+    rows, likely, values = pq.read_table(cached / "rollouts.parquet").to_pylist(), [], []
+    for row in rows:
+        ids = torch.tensor([row["prompt_ids"] + row["response_ids"]])
+        predicts = slice(len(row["prompt_ids"]) - 1, ids.shape[1] - 1)
+        with torch.no_grad():
+            best = teacher(ids).logits[0, predicts].log_softmax(-1).topk(k)
+        likely.append(LikelyTokens(best.indices.int().numpy(), best.values.float().numpy()))
+        values.append(definition(student(ids).logits[0, predicts], best.indices, best.values, "bucket", objective))
+    table = pa.table({name: pa.array([row[name] for row in rows], pa.list_(pa.int32())) for name in COLUMNS})
+    for name, column in likely_tokens.columns(likely).items():
+        table = table.append_column(name, column)
+    pq.write_table(table, file)
+    loss = torch.cat(values).mean()
+    loss.backward()
+    return loss.item(), {name: parameter.grad for name, parameter in student.named_parameters()}
+
+
 def run_step(
     cached: Path,
     out: Path,
@@ -97,6 +127,7 @@ def run_step(
     *,
     student: str = "student",
     teacher: str = "teacher",
+    rollouts: Path | None = None,
 ) -> dict:
     """One step on `ranks` gloo ranks; what rank 0 recorded."""
     with socket.socket() as probe:
@@ -108,7 +139,7 @@ def run_step(
         "tests.support.ranks.warmup_gradients",
         *(str(cached / n) for n in (student, teacher)),
     ]
-    command += [str(cached / "rollouts.parquet"), str(out), *overrides]
+    command += [str(rollouts or cached / "rollouts.parquet"), str(out), *overrides]
     shared = os.environ | cpu_environment() | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     shared |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
     processes = [
@@ -163,6 +194,40 @@ def test_with_lora_only_the_adapters_have_a_gradient_and_it_is_that_of_peft(stud
     # The output embedding is frozen: no gradient was made for it, and no logits.
     assert step["wanted"] == {(True, False, False)}
     assert len(WORDS) not in step["widths"]
+
+
+@pytest.mark.parametrize(
+    ("k", "objective", "case"),
+    [
+        (5, "forward_kl", "micro-batches of two"),
+        (5, "reverse_kl", "two data-parallel ranks"),
+        pytest.param(5, "reverse_kl", "padded", marks=pytest.mark.slow),
+        pytest.param(5, "forward_kl", "from logits", marks=pytest.mark.slow),
+        pytest.param(5, "forward_kl", "two sequence-parallel ranks", marks=pytest.mark.slow),
+        # Every token is known: the exact divergence.
+        pytest.param(len(WORDS), "forward_kl", "micro-batches by tokens", marks=pytest.mark.slow),
+    ],
+)
+def test_a_stored_top_k_trains_without_a_teacher(k, objective, case, cached, reference, tmp_path):
+    loss, gradients = stored_step(cached, k, objective, tmp_path / "rollouts.parquet")
+    ranks, overrides = CASES[case]
+    signal = ["+s2d.signal.type=top_k", f"+s2d.signal.k={k}", f"+s2d.signal.objective={objective}"]
+    step = run_step(
+        cached,
+        tmp_path / "step.pt",
+        ranks,
+        [*overrides, *signal, "s2d.teacher.path=null"],
+        rollouts=tmp_path / "rollouts.parquet",
+    )
+    for name in ("loss", f"train/{objective}"):
+        assert step["metrics"][name] == pytest.approx(loss, rel=1e-5)
+    assert relative_difference(step["gradients"], gradients) < 1e-5
+    assert 0 < step["metrics"]["train/student_mass_on_teacher_top"] <= 1
+    vocabulary = step["gradients"]["model.embed_tokens.weight"].shape[0]
+    assert (vocabulary in step["widths"]) == ("from logits" in case), step["widths"]
+    if k == len(WORDS):
+        exact, of_exact = reference("student")
+        assert loss == pytest.approx(exact, rel=1e-5) and relative_difference(step["gradients"], of_exact) < 1e-5
 
 
 def relative_difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDict
@@ -24,6 +24,7 @@ from verl_s2d.signals.in_verl.health_metrics import health_metrics
 from verl_s2d.signals.in_verl.kept_tokens import KeptTokens
 from verl_s2d.signals.in_verl.problem_factor import token_factors
 from verl_s2d.signals.signal import LossSignal
+from verl_s2d.signals.top_k_kl import TopK
 from verl_s2d.teachers.frozen_teacher import FrozenTeachers
 from verl_s2d.teachers.lm_head_hook import HeadSeam, has_plain_head
 from verl_s2d.teachers.megatron import in_sharded_layout, is_megatron, vocabulary_shard
@@ -70,9 +71,11 @@ class FullVocabularyLoss:
         prefix: prefix of the metrics' names.
     """
 
+    shown: ClassVar[tuple[str, ...]] = _SHOWN
+
     def __init__(
         self,
-        signal: LossSignal,
+        signal: LossSignal | TopK,
         computation: Computation,
         *,
         student: BaseEngine,
@@ -118,7 +121,8 @@ class FullVocabularyLoss:
         shown = student_logits.flatten(0, 1)
         results = self._read(shown, data) if self._linear else self._from_logits(shown, data, data_format)
         return {
-            name: values.unflatten(0, student_logits.shape[:2]) for name, values in zip(_SHOWN, results, strict=True)
+            name: values.unflatten(0, student_logits.shape[:2])
+            for name, values in zip(self.shown, results, strict=True)
         }
 
     def _at_head(
@@ -135,7 +139,7 @@ class FullVocabularyLoss:
             at_temperature = {role: replace(logits, temperature=temperature) for role, logits in frozen.items()}
             return self._compare(
                 student,
-                self._signal.teacher(at_temperature),
+                self._teacher(at_temperature),
                 data,
                 lambda packed: in_logits_layout(packed, data, rows, padded=padded),
                 padded=padded,
@@ -146,9 +150,9 @@ class FullVocabularyLoss:
 
     def _from_logits(self, logits: torch.Tensor, data: TensorDict, data_format: str | None) -> tuple[torch.Tensor, ...]:
         def compare(frozen: Mapping[str, GivenLogits]) -> tuple[torch.Tensor, ...]:
-            teacher = self._signal.teacher(frozen)
+            teacher = self._teacher(frozen)
             if self._sharded:
-                shard = vocabulary_shard(logits.shape[-1], teacher.vocab_size)
+                shard = vocabulary_shard(logits.shape[-1], logits.shape[-1] if teacher is None else teacher.vocab_size)
                 return self._compare(
                     logits, teacher, data, lambda packed: in_sharded_layout(packed, data, data_format), shard=shard
                 )
@@ -157,6 +161,12 @@ class FullVocabularyLoss:
             )
 
         return self._frozen.consult(data, compare)
+
+    def _teacher(
+        self, frozen: Mapping[str, GivenLogits | LinearLogits]
+    ) -> GivenLogits | LinearLogits | ComposedLogits | None:
+        """Return the teacher's logits, None where the batch brings what is known of them."""
+        return self._signal.teacher(frozen)
 
     def _compare(
         self,

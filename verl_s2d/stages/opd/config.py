@@ -91,7 +91,7 @@ def read_opd_config(config: DictConfig) -> OpdConfig:
         extractor_of(opd.parse_rate, key="s2d.parse_rate")
     if opd.prefix is not None:
         check_prefix(opd.prefix, config)
-    if opd.exact:
+    if opd.is_loss:
         _check_full_vocabulary(config, opd)
     return opd
 

@@ -10,6 +10,8 @@ from verl_s2d.signals.in_verl.health_metrics import HEALTH_METRICS
 
 # Metrics of an exact signal that the workers report, as signals.in_verl.full_vocabulary names them.
 EXACT_METRICS = (
+    "forward_kl",
+    "forward_kl_max",
     "reverse_kl",
     "reverse_kl_max",
     "jsd",
@@ -19,6 +21,7 @@ EXACT_METRICS = (
     "top1_agreement",
     "kept_q3_share",
     *HEALTH_METRICS,
+    "teacher_mass_on_own_top",
     "skipped_updates",
 )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from verl_s2d.recipe.schema import Cluster
 from verl_s2d.recipe.servers import gpus_left
-from verl_s2d.signals.signal_registry import is_exact
+from verl_s2d.signals.signal_registry import is_loss
 from verl_s2d.stages.prepare.stage import slice_of
 from verl_s2d.stages.shared import panels
 from verl_s2d.stages.shared.budget import length
@@ -40,6 +40,7 @@ class Opd(VerlTrainerStage):
     metrics = (
         Metric("s2d/reverse_kl", panels.REVERSE_KL, alarm="kl_blow_up"),
         Metric("s2d/jsd", panels.JSD),
+        Metric("s2d/forward_kl", panels.FORWARD_KL),
         Metric("s2d/top1_agreement", panels.AGREEMENT, "same likeliest token"),
         Metric("s2d/overlap_ratio", panels.AGREEMENT, "overlap of the top k", alarm="overlap"),
         Metric("s2d/parse_rate", panels.PARSE_RATE, alarm="overlap"),
@@ -51,6 +52,7 @@ class Opd(VerlTrainerStage):
         Metric("s2d/reverse_kl_on_student_only", panels.KL_BY_SET, "only in the student's"),
         Metric("s2d/reverse_kl_on_teacher_only", panels.KL_BY_SET, "only in the teacher's"),
         Metric("s2d/travel", panels.TRAVEL, alarm="travel"),
+        Metric("s2d/teacher_mass_on_own_top", panels.MASS, "the teacher's on its own"),
         Metric("actor/loss", panels.DISTILLATION_LOSS, alarm="loss_spike"),
         Metric("s2d/student_entropy", panels.DISTILLATION_ENTROPY, "student", alarm="entropy_collapse"),
         Metric("s2d/teacher_entropy", panels.DISTILLATION_ENTROPY, "teacher"),
@@ -95,8 +97,10 @@ class Opd(VerlTrainerStage):
 
     def demand(self, settings: Mapping[str, Any], longest: int) -> Training:
         section = settings.get("s2d", {})
-        exact = is_exact(section.get("signal") or {}, default=self.default_signal)
-        asked = bool(section.get("models") or section.get("teacher"))
+        exact = is_loss(section.get("signal") or {}, default=self.default_signal)
+        models = [*(section.get("models") or {}).values(), *filter(None, [section.get("teacher")])]
+        # A model on servers needs nothing of the student's GPUs.
+        asked = any(model.get("placement") != "server" for model in models)
         return read_rl(settings, longest, teacher=asked, exact=exact)
 
     def describe(self, node: Node) -> str:

@@ -19,6 +19,7 @@ from verl.workers.utils.padding import response_to_nested
 from verl_s2d.objectives.opd import clip_advantages
 from verl_s2d.objectives.travel import travel
 from verl_s2d.signals.in_verl.problem_factor import PROBLEM_WEIGHT
+from verl_s2d.signals.top_k_kl import TopK
 from verl_s2d.stages.opd.config import ROLE, START, OpdConfig, read_opd_config
 from verl_s2d.stages.opd.health import end_tokens, parse_rate
 from verl_s2d.stages.opd.metrics import EXACT_METRICS, advantage_metrics, rollout_metrics, sampled_reverse_kl_metrics
@@ -57,6 +58,8 @@ class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, StopsAtTokenBudget
         student = config.actor_rollout_ref.model.path
         for difference in check_models(student, self.s2d, student_key="actor_rollout_ref.model.path"):
             logger.warning(difference)
+        self._served = ServedModels(self.s2d, config)
+        self._served.check()
         with open_dict(config):
             # verl chooses its replay buffer by comparing the mode with "sync".
             config.trainer.v1.trainer_mode = "sync"
@@ -64,7 +67,6 @@ class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, StopsAtTokenBudget
             config.reward.num_workers = 0
         self._frozen = self.s2d.asked(config.actor_rollout_ref.model)
         super().__init__(config)
-        self._served = ServedModels(self.s2d, config)
         self.use_reference_policy = bool(self._frozen)
         # verl polls for finished rollouts every two seconds, which is longer than a small step takes.
         self.replay_buffer.poll_interval = min(self.replay_buffer.poll_interval, self.s2d.poll_interval)
@@ -105,12 +107,14 @@ class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, StopsAtTokenBudget
         return batch
 
     def _compute_old_log_prob(self, batch, metrics: dict):
-        # An exact divergence needs no log-probs, but verl compares them with the sampler's here, and travel reads them.
+        # A loss needs no log-probs, but verl compares them with the sampler's here, and travel reads them.
         read = self.config.actor_rollout_ref.rollout.calculate_log_probs or self.s2d.travel
-        return super()._compute_old_log_prob(batch, metrics) if read or not self.s2d.exact else batch
+        return super()._compute_old_log_prob(batch, metrics) if read or not self.s2d.is_loss else batch
 
     def _compute_ref_log_prob(self, batch, metrics: dict):
         """Collect each frozen model's log-probs of the sampled tokens: by verl's reference pass, or from servers."""
+        if isinstance(self.s2d.signal, TopK):
+            self._served.write_top_k(batch, *self.s2d.models)
         asked = {field: role for role, field in reversed(self._log_prob_fields().items())}
         first = asked.pop(_OF_FIRST, None)
         for field, role in asked.items():
@@ -133,12 +137,12 @@ class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, StopsAtTokenBudget
     def _log_prob_fields(self) -> dict[str, str]:
         """Map role -> the batch field with its model's log-probs; equal models share a field.
 
-        An exact signal reads no log-probs, so with one there is at most the field for travel.
+        A loss reads no log-probs, so with one there is at most the field for travel.
         """
         fields = {}
         for role, model in self._frozen.items():
-            if role not in self.s2d.models or not self.s2d.exact:
-                fields.setdefault(model, _OF_FIRST if not fields and not self.s2d.exact else f"s2d_log_prob_{role}")
+            if role not in self.s2d.models or not self.s2d.is_loss:
+                fields.setdefault(model, _OF_FIRST if not fields and not self.s2d.is_loss else f"s2d_log_prob_{role}")
         return {role: fields[model] for role, model in self._frozen.items() if model in fields}
 
     def _log_travel(self, log_probs: Mapping[str, torch.Tensor], mask: torch.Tensor, metrics: dict) -> None:
@@ -149,7 +153,7 @@ class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, StopsAtTokenBudget
 
     def _compute_advantage(self, batch, metrics: dict):
         """Pass the frozen models' log-probs to the registered estimator."""
-        if self.s2d.exact:
+        if self.s2d.is_loss:
             return self._write_no_advantage(batch, metrics)
         signal, frozen = self.s2d.signal, self._log_prob_fields()
         fields = ["response_mask", "rm_scores", "rollout_log_probs", "old_log_probs", *signal.reads, *frozen.values()]

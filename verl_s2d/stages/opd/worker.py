@@ -31,7 +31,7 @@ class StudentTeacherWorker(RolloutWorker):
         self._frozen: dict[str, FrozenWorker] = {}
         self.ref_worker_cls = self._build_frozen
         self.actor_worker_cls = partial(
-            DistilledWorker if self._settings.exact else GuardedWorker, skip_limit=self._settings.skip_limit
+            DistilledWorker if self._settings.is_loss else GuardedWorker, skip_limit=self._settings.skip_limit
         )
 
     def _build_frozen(self, config: TrainingWorkerConfig) -> FrozenWorker:
@@ -46,9 +46,9 @@ class StudentTeacherWorker(RolloutWorker):
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self) -> None:
         super().init_model()
-        if self._settings.exact:
+        if self._settings.is_loss:
             actor, student = self.config.actor, self.actor.model_config
-            frozen = {role: self._frozen[role] for role in self._settings.models}
+            frozen = {role: self._frozen[role] for role in self._settings.colocated}
             configurations = [worker.model_config.hf_config for worker in distinct(frozen)]
             self.actor.learn_from(
                 frozen,

@@ -2,16 +2,20 @@
 
     python -m verl_s2d.stages.rollouts.rollout_cache model=MODEL data=FILE out=DIR max_tokens=N  n=K | rows=R
         [temperature=1] [top_p=1] [top_k=-1] [seed=0] [tensor_parallel_size=1] [trust_remote_code=false]
-        [replicas=1] [device=auto] [engine.<name>=<value> ...] [weights=DIGEST] [chat_template.<name>=<value> ...]
+        [log_probs=0] [replicas=1] [device=auto] [engine.<name>=<value> ...] [weights=DIGEST]
+        [chat_template.<name>=<value> ...]
 
 With n every prompt has n rollouts. With rows there are as many in all, for a warmup that reads each once: of different
 prompts as long as there are some, drawn in a seeded order, and otherwise every prompt has as many as any other, or one
 more. A greedy rollout is not repeated.
 
 Writes rollouts.parquet (prompt_ids, response_ids with EOS where it was generated, finish_reason, problem_id, sample)
-and, last, rollouts.json. Answers in the data file are not looked at. Samples are kept in parts while it works
-(verl_s2d.sampling): the same command goes on where it was killed. `replicas` engines share the work, each on
-tensor_parallel_size GPUs of one node of the Ray cluster (RAY_ADDRESS; without it, this machine).
+and, last, rollouts.json. With log_probs=K also top_ids and top_log_probs, the teacher's K most likely tokens at each
+response token and their log-probs at temperature 1: the signal top_k trains on them without the teacher.
+
+Answers in the data file are not looked at. Samples are kept in parts while it works (verl_s2d.sampling): the same
+command goes on where it was killed. `replicas` engines share the work, each on tensor_parallel_size GPUs of one node of
+the Ray cluster (RAY_ADDRESS; without it, this machine).
 
 A problem's rollouts follow from the model, the settings and the seed: on a CPU in fp32 exactly, whatever the other
 problems, the number of engines and the kills. On a GPU in bf16 they do up to rounding: logits depend on which sequences
@@ -22,7 +26,7 @@ command is vLLM's way to have that exact, too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -34,6 +38,7 @@ from verl_s2d.data.files import discard_unfinished, write_json, written_whole
 from verl_s2d.data.problems import read_problems
 from verl_s2d.errors import UserError
 from verl_s2d.platforms.environment import prepare_for_vllm
+from verl_s2d.sampling import likely_tokens
 from verl_s2d.sampling.complete import complete
 from verl_s2d.sampling.engine import on_cpu
 from verl_s2d.sampling.prompts import load_tokenizer, render_prompt
@@ -64,6 +69,8 @@ class Options(SamplingOptions):
     """Rollouts per prompt."""
     rows: int | None = None
     """Total number of rollouts, instead of n."""
+    log_probs: int = 0
+    """Most likely tokens to store beside each response token."""
 
 
 def main(options: Options) -> None:
@@ -73,7 +80,7 @@ def main(options: Options) -> None:
     problems = read_problems(options.data)
     order, n, extra = _layout(options, len(problems))
     problems = [problems[place] for place in order]
-    settings = options.settings(n)
+    settings = options.settings(n, options.log_probs)
     tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code)
     prompts = [render_prompt(tokenizer, p.messages, options.chat_template) for p in problems]
     rows = n * len(problems) + extra
@@ -85,7 +92,9 @@ def main(options: Options) -> None:
     sampled = ((place, sample) for place in range(len(problems)) for sample in range(request.samples_of(place)))
     counts = {"prompts": len(problems), "sequences": 0, "sampled_tokens": 0, "truncated": 0}
     discard_unfinished(out / "rollouts.parquet")
-    with written_whole(out / "rollouts.parquet") as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
+    likely = likely_tokens.fields(options.log_probs)
+    schema = pa.schema([*SCHEMA, *(pa.field(*column) for column in likely)])
+    with written_whole(out / "rollouts.parquet") as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for samples in parts.tables(_PROBLEMS_AT_ONCE):
             members = list(islice(sampled, len(samples)))
             columns = {
@@ -94,12 +103,13 @@ def main(options: Options) -> None:
                 "finish_reason": samples["finish_reason"],
                 "problem_id": [problems[place].id for place, _ in members],
                 "sample": [sample for _, sample in members],
+                **{name: samples[name] for name, _ in likely},
             }
-            writer.write_table(pa.Table.from_pydict(columns, SCHEMA))
+            writer.write_table(pa.Table.from_pydict(columns, schema))
             counts["sequences"] += len(samples)
             counts["sampled_tokens"] += token_count(samples)
             counts["truncated"] += samples["finish_reason"].to_pylist().count("length")
-    write_json({"model": options.model, "settings": asdict(settings), "counts": counts}, out / "rollouts.json")
+    write_json({"model": options.model, "settings": settings.written(), "counts": counts}, out / "rollouts.json")
     parts.remove()
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from omegaconf import OmegaConf
 from pydantic import Field, SerializeAsAny
 
 from verl_s2d.errors import UserError
 from verl_s2d.sampling.generation_settings import require_writable
-from verl_s2d.signals.signal import LossSignal, Signal
+from verl_s2d.signals.signal import AdvantageSignal, Ask, LossSignal, Signal
 from verl_s2d.signals.signal_registry import check_placement, read_signal, types_of, types_with
+from verl_s2d.signals.top_k_kl import TopK
 from verl_s2d.stages.shared.problem_weights import MeasuredWeights
 from verl_s2d.teachers.frozen_model import FrozenModel
 from verl_s2d.teachers.model_pair import check_tokens
@@ -24,6 +25,7 @@ class Distillation(Section):
     """Settings of a stage that learns from frozen models.
 
     Attributes:
+        stored: answers that the training data hold, so that the signal's models are not needed.
         signal: turns the frozen models' outputs into an advantage or a loss.
         models: role -> frozen model, in the order of the signal's `asks`.
         chunk_tokens: tokens whose logits exist at a time; null for the default (objectives/chunk_sizes.py).
@@ -34,6 +36,7 @@ class Distillation(Section):
         problem_weights: weigh problems by measured pass rates; null: all weigh the same.
     """
 
+    stored: ClassVar[tuple[Ask, ...]] = ()
     signal: SerializeAsAny[Signal]
     models: dict[str, FrozenModel]
     chunk_tokens: Count | None = None
@@ -41,6 +44,11 @@ class Distillation(Section):
     health_top_k: Count | None = None
     skip_limit: Count = 5
     problem_weights: MeasuredWeights | None = None
+
+    @property
+    def is_loss(self) -> bool:
+        """Report whether the signal is a loss on the student's logits, not an advantage."""
+        return not isinstance(self.signal, AdvantageSignal)
 
     @property
     def exact(self) -> bool:
@@ -53,7 +61,12 @@ class Distillation(Section):
 
 
 D = TypeVar("D", bound=Distillation)
-_EXACT_KEYS = ("chunk_tokens", "materialise_logits", "health_top_k")
+_NEEDS: Mapping[str, tuple[type[Signal], ...]] = {
+    "chunk_tokens": (LossSignal, TopK),
+    "materialise_logits": (LossSignal, TopK),
+    "health_top_k": (LossSignal,),
+}
+"""Key -> signals for which it has an effect."""
 
 
 def read_distillation(kind: type[D], section: Any, *, signal: str) -> D:
@@ -69,11 +82,11 @@ def read_distillation(kind: type[D], section: Any, *, signal: str) -> D:
     """
     keys = mapping(section, "s2d")
     chosen = read_signal(mapping(keys.pop("signal", None), "s2d.signal"), default=signal, key="s2d.signal")
-    models = _models(keys, chosen)
-    for name in _EXACT_KEYS:
-        if keys.get(name) not in (None, False) and not isinstance(chosen, LossSignal):
+    models = _models(keys, chosen, chosen.models(kind.stored))
+    for name, kinds in _NEEDS.items():
+        if keys.get(name) not in (None, False) and not isinstance(chosen, kinds):
             raise UserError(
-                f"signal {chosen.type} makes no logits, so this has no effect",
+                f"signal {chosen.type} makes no such logits, so this has no effect",
                 key=f"s2d.{name}",
                 value=keys[name],
                 remedy=f"leave it out, or use a signal over the whole vocabulary: {', '.join(types_of(LossSignal))}",
@@ -159,7 +172,7 @@ def model_key(role: str, short: bool = True) -> str:
     return "s2d.teacher" if role == "teacher" and short else f"s2d.models.{role}"
 
 
-def _models(keys: dict[str, Any], signal: Signal) -> dict[str, FrozenModel]:
+def _models(keys: dict[str, Any], signal: Signal, roles: Sequence[str]) -> dict[str, FrozenModel]:
     """Remove `models`, and `teacher` (short for models.teacher), from the section's keys and read them."""
     short = mapping(keys.pop("teacher", None), "s2d.teacher")
     sections = mapping(keys.pop("models", None), "s2d.models")
@@ -175,7 +188,7 @@ def _models(keys: dict[str, Any], signal: Signal) -> dict[str, FrozenModel]:
             )
         sections["teacher"] = short
     models = {}
-    for role in signal.asks:
+    for role in roles:
         key, section = model_key(role, short=role not in long), sections.pop(role, {})
         if not section.get("path"):
             raise UserError(
@@ -188,9 +201,9 @@ def _models(keys: dict[str, Any], signal: Signal) -> dict[str, FrozenModel]:
         check_placement(signal, role, models[role].placement, f"{key}.placement")
     for role, section in sections.items():
         raise UserError(
-            f"signal {signal.type} asks no model in this role, so it has no effect",
+            f"signal {signal.type} asks no model in this role here, so it has no effect",
             key=model_key(role, short=role not in long),
             value=section,
-            remedy=f"leave it out; roles of this signal: {', '.join(signal.asks)}",
+            remedy=f"leave it out; models that are asked: {', '.join(roles) or 'none'}",
         )
     return models

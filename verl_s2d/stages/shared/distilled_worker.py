@@ -15,6 +15,8 @@ from verl.workers.engine_workers import TrainingWorker, TrainingWorkerConfig
 from verl_s2d.signals.in_verl.aggregation import Aggregate
 from verl_s2d.signals.in_verl.full_vocabulary import Computation, FullVocabularyLoss
 from verl_s2d.signals.in_verl.health_metrics import divide_quarters
+from verl_s2d.signals.in_verl.top_k_loss import TopKLoss
+from verl_s2d.signals.top_k_kl import TopK
 from verl_s2d.stages.shared.distillation import Distillation
 from verl_s2d.teachers.frozen_engines import FrozenWorker, distinct
 from verl_s2d.teachers.megatron import is_megatron
@@ -80,20 +82,19 @@ class DistilledWorker(GuardedWorker):
         """Set the loss to that of the settings' signal.
 
         Args:
-            frozen: the signal's models by role, initialised.
+            frozen: the signal's models by role, initialised; none for a signal whose answers the batches bring.
             vocab_size: size of the shared vocabulary without padding.
             aggregate: reduces the loss over tokens.
             prefix: prefix of the logged metrics.
         """
         self._frozen_engines, self._prefix = [worker.engine for worker in distinct(frozen)], prefix
-        self.loss_fn = FullVocabularyLoss(
-            settings.signal,
-            Computation(vocab_size, settings.chunk_tokens, settings.materialise_logits, settings.health_top_k),
-            student=self.engine,
-            frozen={role: worker.engine for role, worker in frozen.items()},
-            aggregate=aggregate,
-            prefix=prefix,
-        )
+        computation = Computation(vocab_size, settings.chunk_tokens, settings.materialise_logits, settings.health_top_k)
+        common = {"student": self.engine, "aggregate": aggregate, "prefix": prefix}
+        if isinstance(settings.signal, TopK):
+            self.loss_fn = TopKLoss(settings.signal, computation, **common)
+            return
+        engines = {role: worker.engine for role, worker in frozen.items()}
+        self.loss_fn = FullVocabularyLoss(settings.signal, computation, frozen=engines, **common)
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"), blocking=False)
     def train_batch(self, data: TensorDict) -> TensorDict | None:

@@ -10,7 +10,7 @@ from verl_s2d.errors import UserError
 from verl_s2d.recipe.servers import Servers
 from verl_s2d.signals.credit.credit import Credit
 from verl_s2d.signals.signal import AdvantageSignal, LossSignal, Signal
-from verl_s2d.signals.signal_registry import check_placement, read_signal, types_of
+from verl_s2d.signals.signal_registry import PLACED, check_placement, read_signal, types_of
 from verl_s2d.stages.shared.training_stage import MODEL, TRUST
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.stage import Context, model_location, trusts_remote_code
@@ -57,15 +57,16 @@ def require_loss(signal: Signal, *, key: str) -> None:
         )
 
 
-def require_answers(signal: Signal, servers: Mapping[str, Servers], *, key: str) -> None:
-    """Check the models that a recipe puts on servers.
+def require_answers(signal: Signal, servers: Mapping[str, Servers], *, stage: str) -> None:
+    """Check that each of a signal's models can answer where the recipe has it: on servers, or in the student's workers.
 
     Args:
-        key: dotted key of `servers`.
+        stage: dotted key of the stage.
 
     Raises:
-        UserError: the signal does not ask the model, or asks for more than servers can answer.
+        UserError: a model has servers and is not asked, or is asked for what it cannot answer.
     """
+    key = f"{stage}.servers"
     for role in servers:
         if role not in signal.asks:
             raise UserError(
@@ -75,6 +76,15 @@ def require_answers(signal: Signal, servers: Mapping[str, Servers], *, key: str)
                 remedy=f"Leave it out; roles of this signal: {', '.join(signal.asks)}.",
             )
         check_placement(signal, role, "server", f"{key}.{role}")
+    for role, ask in signal.asks.items():
+        if role not in servers and ask not in PLACED["colocated"]:
+            raise UserError(
+                f"The signal {signal.type} asks the {role} for {ask.value}; in the student's workers it has all.",
+                key=f"{stage}.signal.type",
+                value=signal.type,
+                remedy=f"Use a signal over the whole vocabulary: {', '.join(types_of(LossSignal))}; or put the model "
+                f"on servers, {key}: {{{role}: {{}}}}.",
+            )
 
 
 def signal_file(signal: Signal | Credit) -> str | None:
@@ -104,7 +114,7 @@ def signal_overrides(node: Node, context: Context) -> dict[str, Any]:
     """Set the keys of a command that name the signal and its frozen models."""
     signal = signal_of_node(node)
     overrides = {f"+s2d.signal.{name}": value for name, value in signal.model_dump(by_alias=True).items()}
-    for role in signal.asks:
+    for role in node.stage.frozen_roles(node):
         section = "s2d.teacher" if role == "teacher" else f"s2d.models.{role}"
         overrides[f"+{section}.path"] = model_location(node, role, context)
         overrides[f"+{section}.trust_remote_code"] = trusts_remote_code(node, role)

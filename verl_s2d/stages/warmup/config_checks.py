@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig
 from verl.workers.config import HFModelConfig
 
 from verl_s2d.errors import UserError
-from verl_s2d.signals.signal import LossSignal
+from verl_s2d.signals.signal import Ask, LossSignal
 from verl_s2d.signals.signal_registry import types_of
+from verl_s2d.signals.top_k_kl import STORED
 from verl_s2d.stages.shared import distillation
 from verl_s2d.stages.shared.distillation import Distillation, check_layout, model_key, read_distillation
 from verl_s2d.stages.shared.save_on_request import read_save_minutes
@@ -37,13 +38,14 @@ _POSITIVE = (
 
 
 class WarmupConfig(Distillation):
-    """Settings of the warmup, the section `s2d`.
+    """Settings of the warmup, the section `s2d`. The cache of rollouts answers for a teacher that is asked for TOP_K.
 
     Attributes:
         save_minutes: minutes without a checkpoint after which to save, besides every trainer.save_freq steps; null: by
             steps only.
     """
 
+    stored: ClassVar[tuple[Ask, ...]] = STORED
     save_minutes: float | None = None
 
 
@@ -55,7 +57,7 @@ def read_warmup_settings(section: Any) -> WarmupConfig:
     """
     settings = read_distillation(WarmupConfig, section, signal="forward_kl")
     _require(
-        settings.exact,
+        settings.is_loss,
         "an advantage holds for tokens that the student sampled, and this stage trains on the teacher's",
         "s2d.signal.type",
         settings.signal.type,

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from verl_s2d.signals.top_k_kl import STORED
 from verl_s2d.stages.shared import panels
 from verl_s2d.stages.shared.budget import length
 from verl_s2d.stages.shared.node_settings import merged_verl
@@ -37,6 +38,8 @@ class Warmup(TrainingStage):
     metrics = (
         Metric("train/forward_kl", panels.FORWARD_KL, alarm="kl_blow_up"),
         Metric("train/top1_agreement", panels.AGREEMENT, "same likeliest token"),
+        Metric("train/student_mass_on_teacher_top", panels.MASS, "the student's"),
+        Metric("train/teacher_mass_on_own_top", panels.MASS, "the teacher's on its own"),
         Metric("train/loss", panels.DISTILLATION_LOSS, alarm="loss_spike"),
         Metric("train/student_entropy", panels.DISTILLATION_ENTROPY, "student", alarm="entropy_collapse"),
         Metric("train/teacher_entropy", panels.DISTILLATION_ENTROPY, "teacher"),
@@ -72,10 +75,11 @@ class Warmup(TrainingStage):
         }
 
     def frozen_roles(self, node: Node) -> tuple[str, ...]:
-        return tuple(signal_of_node(node).asks)
+        return signal_of_node(node).models(STORED)
 
     def demand(self, settings: Mapping[str, Any], longest: int) -> Training:
-        return read_warmup(settings, longest)
+        section = settings["s2d"]
+        return read_warmup(settings, longest, teacher=bool(section["models"] or section["teacher"]["path"]))
 
     def response_tokens(self, node: Node) -> int:
         return node.inputs["rollouts"].settings["response_tokens"]

@@ -19,15 +19,16 @@ from omegaconf import DictConfig, open_dict
 from torchdata.stateful_dataloader import StatefulDataLoader
 from verl.single_controller.ray import RayClassWithInitArgs, RayResourcePool, RayWorkerGroup
 from verl.trainer.sft_trainer_ray import SFTTrainer
-from verl.utils.dataset.dataset_utils import SFTTensorCollator
 from verl.utils.device import auto_set_device
 from verl.workers.engine_workers import TrainingWorkerConfig
 
 from verl_s2d.errors import UserError
+from verl_s2d.signals.top_k_kl import TopK
 from verl_s2d.stages.shared.ray_cluster import join_ray, require_cpu_platform, require_places
 from verl_s2d.stages.shared.save_on_request import SaveClock, read_save_minutes
 from verl_s2d.stages.warmup.config_checks import check_cache, check_models, check_settings
 from verl_s2d.stages.warmup.rollout_dataset import CachedRollouts, ShuffledPasses
+from verl_s2d.stages.warmup.stored_top_k import RolloutsWithLikelyTokens, TeacherCollator
 from verl_s2d.stages.warmup.worker import WarmupWorker
 from verl_s2d.workflow import save_request
 
@@ -56,8 +57,12 @@ class WarmupTrainer(SFTTrainer):
         super()._build_config()
 
     def _build_dataset(self) -> None:
-        weights = self.s2d.problem_weights
-        self.train_dataset, self.val_dataset = CachedRollouts(self.config.data.train_files, weights), None
+        path, signal, weights = self.config.data.train_files, self.s2d.signal, self.s2d.problem_weights
+        stored = isinstance(signal, TopK)
+        self.train_dataset = (
+            RolloutsWithLikelyTokens(path, signal.k, weights) if stored else CachedRollouts(path, weights)
+        )
+        self.val_dataset = None
         self.vocab_size = check_cache(self.config, self.model_config, self.train_dataset)
 
     def _build_dataloader(self) -> None:
@@ -74,7 +79,7 @@ class WarmupTrainer(SFTTrainer):
             dataset=self.train_dataset,
             batch_size=self.global_batch_size,
             sampler=self.train_sampler,
-            collate_fn=SFTTensorCollator(config.data.pad_mode),
+            collate_fn=TeacherCollator(config.data.pad_mode),
             num_workers=config.data.num_workers,
             drop_last=True,
         )
