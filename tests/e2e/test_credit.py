@@ -1,4 +1,4 @@
-"""A teacher's credit in stage 3, in real verl with real vLLM, as plain verl commands."""
+"""A teacher's credit in stage 3, and the verifier's verdicts in 2b, in real verl with real vLLM, as verl commands."""
 
 from __future__ import annotations
 
@@ -44,15 +44,20 @@ def scored_by_even(directory: Path) -> dict[str, str]:
     }
 
 
-def grpo_advantages(rows: dict[str, list[torch.Tensor]]) -> torch.Tensor:
-    """(batch, response): each rollout's score, normalised over the rollouts of its prompt."""
+def groups_of(rows: dict[str, list[torch.Tensor]]) -> list[list[int]]:
+    """Rollouts of each prompt."""
     groups = defaultdict(list)
-    scores = torch.stack([row.sum() for row in rows["rm_scores"]]).double()
     for i, prompt in enumerate(rows["prompts"]):
         groups[tuple(prompt.tolist())].append(i)
     assert set(map(len, groups.values())) == {BATCH["actor_rollout_ref.rollout.n"]}
+    return list(groups.values())
+
+
+def grpo_advantages(rows: dict[str, list[torch.Tensor]]) -> torch.Tensor:
+    """(batch, response): each rollout's score, normalised over the rollouts of its prompt."""
+    scores = torch.stack([row.sum() for row in rows["rm_scores"]]).double()
     found = torch.zeros(len(scores), dtype=torch.double)
-    for members in groups.values():
+    for members in groups_of(rows):
         found[members] = (scores[members] - scores[members].mean()) / (scores[members].std() + 1e-6)
     return found[:, None] * pad_sequence(rows["response_mask"], batch_first=True)
 
@@ -103,3 +108,34 @@ def test_the_joint_loss_distils_wrong_rollouts_with_a_coefficient_that_falls(
     assert 0 < metrics[3]["actor/distillation_loss"] < metrics[1]["actor/distillation_loss"]
     torch.testing.assert_close(pad_sequence(rows["advantages"], True), grpo_advantages(rows).float())
     assert len(ledger["labels_read"]) == 32 and ledger["verifier_calls"] == 3 * 32 * 8
+
+
+def test_the_margin_of_uni_opd_holds_in_every_group_and_its_2b_reads_labels(verl, teacher, student, problems, tmp_path):
+    overrides = {"+s2d.teacher.path": str(teacher), "+s2d.signal.type": "uni_opd", "+s2d.signal.margin": 0.5}
+    metrics = verl.run(
+        "opd",
+        student=student,
+        data=problems,
+        out=tmp_path,
+        steps=1,
+        overrides=BATCH | scored_by_even(tmp_path) | overrides | dumping(tmp_path / "batch.pt"),
+    )
+    rows = torch.load(tmp_path / "batch.pt")
+    plain = [teacher - old for teacher, old in zip(rows["ref_log_prob"], rows["old_log_probs"], strict=True)]
+    correct = [row.sum() >= 1 for row in rows["rm_scores"]]
+    raised = 0
+    for members in groups_of(rows):
+        sides = [[i for i in members if correct[i] == side] for side in (True, False)]
+        gaps = []
+        for advantages in (plain, rows["advantages"]):
+            means = [[advantages[i].double().mean() for i in side] for side in sides]
+            gaps.append((sum(means[0]) / len(means[0]) - sum(means[1]) / len(means[1])).item() if all(sides) else None)
+        below = gaps[0] is not None and gaps[0] < 0.5
+        assert gaps[1] == (pytest.approx(0.5, abs=1e-4) if below else pytest.approx(gaps[0], abs=1e-4))
+        raised += len(members) * below
+        if not below:
+            assert all(torch.allclose(rows["advantages"][i], plain[i], atol=1e-6) for i in members)
+    assert 0 < raised < 256 and metrics[1]["s2d/raised_rollouts"] == pytest.approx(raised / 256)
+    assert metrics[1]["critic/score/mean"] == pytest.approx(sum(correct).item() / 256)
+    ledger = verifier_calls(tmp_path)
+    assert len(ledger["labels_read"]) == 32 and ledger["verifier_calls"] == 256

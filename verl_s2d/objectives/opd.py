@@ -76,6 +76,15 @@ def position_weights(
     return torch.where(mask, 1 + (max_weight - 1) * ahead, 0.0).float()
 
 
+def batch_seed(log_probs: torch.Tensor, response_mask: torch.Tensor) -> int:
+    """Derive a seed from the log-probs of a batch's response tokens: the same batch gets the same one.
+
+    Args:
+        log_probs, response_mask: (batch, response).
+    """
+    return int(log_probs.detach()[response_mask.bool()].double().sum().abs().frexp().mantissa * 2**53)
+
+
 def discouraged_tokens(
     log_probs: torch.Tensor, entropies: torch.Tensor, response_mask: torch.Tensor, *, share: float
 ) -> torch.Tensor:
@@ -103,6 +112,63 @@ def discouraged_tokens(
     advantages = torch.zeros_like(mask, dtype=torch.float32)
     advantages[mask] = on_tokens
     return advantages
+
+
+def raised_margin(
+    advantages: torch.Tensor, mask: torch.Tensor, correct: torch.Tensor, groups: torch.Tensor, *, margin: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Raise the gap between a problem's correct and wrong rollouts to `margin` where it is smaller (arXiv 2605.03677).
+
+        gap = mean_{i correct} a_i - mean_{i wrong} a_i,   a_i = mean_t A_it over the response tokens of rollout i
+        A_it += s for correct, A_it -= s for wrong rollouts,   s = max(0, margin - gap) / 2
+
+    A problem whose rollouts are all correct or all wrong keeps its advantages.
+
+    Args:
+        advantages: (batch, response).
+        mask: (batch, response), nonzero on response tokens; rollouts without any are left out.
+        correct: (batch,) bool.
+        groups: (batch,) integers, equal for rollouts of the same problem.
+        margin: above 0.
+
+    Returns:
+        Advantages, (batch, response) float32, detached, zero outside the mask; and s of each rollout, (batch,) float64.
+    """
+    counts = mask.bool().sum(-1)
+    values = torch.where(mask.bool(), advantages.detach().double(), 0.0)
+    means = values.sum(-1) / counts.clamp(min=1)
+    group = groups.unique(return_inverse=True)[1]
+    size = int(group.max()) + 1 if len(group) else 0
+    sides = {}
+    for side, chosen in (("correct", correct), ("wrong", ~correct)):
+        members = (chosen & (counts > 0)).double()
+        total = means.new_zeros(size).index_add_(0, group, members)
+        sides[side] = total, means.new_zeros(size).index_add_(0, group, members * means) / total.clamp(min=1)
+    both = (sides["correct"][0] > 0) & (sides["wrong"][0] > 0)
+    gap = sides["correct"][1] - sides["wrong"][1]
+    shift = torch.where(both, (margin - gap).clamp(min=0) / 2, 0.0)[group] * (counts > 0)
+    signed = torch.where(correct, shift, -shift)
+    return torch.where(mask.bool(), values + signed[:, None], 0.0).float(), shift
+
+
+def balanced_rollouts(mask: torch.Tensor, correct: torch.Tensor, *, seed: int) -> torch.Tensor:
+    """Choose as many correct as wrong rollouts of a batch, at random; all of them where one sort is missing.
+
+    Args:
+        mask: (batch, response), nonzero on response tokens; rollouts without any are not counted.
+        correct: (batch,) bool.
+
+    Returns:
+        (batch,) bool, the rollouts to keep.
+    """
+    counted = mask.bool().any(-1)
+    right, wrong = (torch.nonzero(counted & chosen)[:, 0] for chosen in (correct, ~correct))
+    few, many = sorted((right, wrong), key=len)
+    keep = torch.ones_like(correct)
+    if len(few):
+        order = torch.randperm(len(many), generator=torch.Generator().manual_seed(seed))
+        keep[many[order[len(few) :].to(many.device)]] = False
+    return keep
 
 
 def clip_advantages(advantages: torch.Tensor, response_mask: torch.Tensor, limit: float) -> tuple[torch.Tensor, float]:

@@ -66,6 +66,7 @@ SIGNALS: Mapping[str, Mapping[str, Any]] = {
     "delta": {"type": "delta", "baseline": "batch_mean"},
     "veto": {"type": "veto"},
     "iw-opd": {"type": "iw_opd"},
+    "uni-opd": {"type": "uni_opd"},
     "tip": _KEPT,
     "tip-entropy": _KEPT | {"keep_by": "entropy"},
     "tip-divergence": _KEPT | {"keep_by": "divergence"},

@@ -27,11 +27,11 @@ class Shuffled(Sampled):
     ) -> torch.Tensor:
         import torch
 
+        from verl_s2d.objectives.opd import batch_seed
+
         advantages, chosen = super().advantages(student_log_probs, frozen, mask), mask.bool()
         values = advantages[chosen]
-        seed = (
-            int(student_log_probs[chosen].detach().double().sum().abs().frexp().mantissa * 2**53) if len(values) else 0
-        )
+        seed = batch_seed(student_log_probs, mask)
         order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed)).to(values.device)
         shuffled = torch.zeros_like(advantages)
         shuffled[chosen] = values[order]

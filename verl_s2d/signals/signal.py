@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 Selector = Literal["tip", "entropy", "q3", "divergence", "bottom_entropy"]
+SCORES, GROUPS = "rm_scores", "uid"
+"""verl's fields of the verifier's scores and of the prompt's id."""
 _CLIPPED = ("tip", "q3")
 """Selectors whose score has a divergence beside the entropy; alone, clipping it would only make ties."""
 
@@ -71,7 +73,8 @@ class AdvantageSignal(Signal, ABC):
 
     Attributes:
         reads: further fields of verl's batch, by verl's names (`entropy`, `rollout_log_probs`). A signal that names
-            some gets them as `fields` of `advantages`: name -> (batch, response).
+            some gets them as `fields` of `advantages` and `measured`: name -> (batch, response). With `rm_scores` the
+            verifier runs, and the stage reads labels; `uid` is (batch,), the same number for rollouts of a prompt.
         clip: largest magnitude of an advantage; null for no limit.
     """
 
@@ -95,11 +98,16 @@ class AdvantageSignal(Signal, ABC):
         """
 
     def measured(
-        self, student_log_probs: torch.Tensor, frozen: Mapping[str, torch.Tensor], mask: torch.Tensor
+        self,
+        student_log_probs: torch.Tensor,
+        frozen: Mapping[str, torch.Tensor],
+        mask: torch.Tensor,
+        *,
+        fields: Mapping[str, torch.Tensor] | None = None,
     ) -> dict[str, float]:
         """Return values to log for a batch, name -> value; the names are logged as s2d/<name>.
 
-        Args: as for `advantages`.
+        Args: as for `advantages`. fields: what the signal `reads`; None for a signal that reads none.
         """
         return {}
 
@@ -149,3 +157,8 @@ class LossSignal(Signal):
     def teacher(self, frozen: Mapping[str, GivenLogits | LinearLogits]) -> GivenLogits | LinearLogits | ComposedLogits:
         """Return the logits to compare the student with, given the frozen models' logits by role."""
         return frozen["teacher"]
+
+
+def reads_scores(signal: Signal) -> bool:
+    """Report whether a signal reads the verifier's scores, and so the labels."""
+    return isinstance(signal, AdvantageSignal) and SCORES in signal.reads

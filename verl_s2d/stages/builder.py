@@ -12,13 +12,13 @@ from verl_s2d.recipe.schema import Recipe
 from verl_s2d.recipe.source import DataScript, ModelSource
 from verl_s2d.recipe.stage_settings import ProblemWeights
 from verl_s2d.signals.credit.credit_registry import read_credit
-from verl_s2d.signals.signal import AdvantageSignal, Ask, Signal
+from verl_s2d.signals.signal import AdvantageSignal, Ask, Signal, reads_scores
 from verl_s2d.signals.top_k_kl import STORED, TopK
 from verl_s2d.stages.average.stage import Average
 from verl_s2d.stages.evaluate.stage import Evaluate
 from verl_s2d.stages.grpo.credit_of_node import CREDIT, TEACHER
 from verl_s2d.stages.grpo.stage import Grpo
-from verl_s2d.stages.opd.stage import Opd
+from verl_s2d.stages.opd.stage import Opd, ScoredOpd
 from verl_s2d.stages.pass_rates.stage import PassRates
 from verl_s2d.stages.prepare.overlong import DROP, REFUSE
 from verl_s2d.stages.prepare.stage import SOURCES, Script, Slices, parts_of, slice_of, slice_sizes
@@ -230,7 +230,9 @@ class Builder:
         operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched("opd", settings)}
         if servers:
             operations["servers"] = {role: model.model_dump() for role, model in servers.items()}
-        parsed = self.recipe.verifier if can_extract(self.recipe.verifier) else None
+        # The verifier's scores say more.
+        scored = reads_scores(signal)
+        parsed = self.recipe.verifier if not scored and can_extract(self.recipe.verifier) else None
         operations |= {"travel": stage.travel, "parse_rate": parsed}
         roles, weights = {**(frozen or {}), "teacher": teacher}, problem_weights or stage.problem_weights
         inputs = {
@@ -238,8 +240,9 @@ class Builder:
             "slices": self.slices(parts_of(slice_name)[1]),
             **self._frozen(signal, roles, key),
             **self._weighted(weights, student, slice_name, _name("opd", "", of), settings),
+            **(self._verifier(settings) if scored else {}),
         }
-        return self.node(Opd(), _name("opd", slice_name, of), settings, operations, **inputs)
+        return self.node(ScoredOpd() if scored else Opd(), _name("opd", slice_name, of), settings, operations, **inputs)
 
     def _frozen(
         self, signal: Signal, given: Mapping[str, Model], key: str, stored: tuple[Ask, ...] = ()
@@ -249,7 +252,7 @@ class Builder:
         Raises:
             UserError: the recipe has no model of a role, or a role is the name of another input.
         """
-        for role in signal.asks.keys() & {"model", "slices", "rollouts", RATES, SIGNAL}:
+        for role in signal.asks.keys() & {"model", "slices", "rollouts", RATES, "verifier", SIGNAL}:
             raise UserError(
                 "Stages have another input of this name, so no frozen model can have it as its role.",
                 key=key,

@@ -51,6 +51,15 @@ def test_stages_of_matched_rows_are_accepted_before_their_budget_is_known(tmp_pa
         accepted(tmp_path, "student_rl", cosine, rows=["calls", "tokens"], matched=matched)
 
 
+def test_a_credit_is_accepted_unless_its_schedule_has_no_end(tmp_path):
+    matched = {"tokens": {"row": "half-split", "to": "direct-grpo", "by": "sampled_tokens"}}
+    changes = {"stages__student_rl__credit": "kdrl", "stages__opd__signal": "uni_opd", "matched": matched}
+    assert accepted(tmp_path, **changes) == 4
+    with pytest.raises(UserError, match=r"student-rl-2h-tokens(?s:.*)schedule needs it") as caught:
+        accepted(tmp_path, rows=["tokens"], **changes)
+    assert caught.value.key == "s2d.credit.type"
+
+
 @pytest.mark.parametrize(
     ("stage", "change", "words"),
     [

@@ -33,7 +33,8 @@ def test_a_row_differs_from_full_bridge_in_the_signal_of_2b(tmp_path, name):
     differing = {key for key in plain.settings if plain.settings[key] != changed.settings.get(key)}
     # An exact signal does not read the sampler's log-probs.
     assert {"signal"} <= differing <= {"signal", "verl"}
-    assert changed.settings.keys() == plain.settings.keys()
+    # Uni-OPD reads the verifier's scores.
+    assert changed.settings.keys() - plain.settings.keys() == ({"verifier"} if name == "uni-opd" else set())
 
 
 def test_a_delta_is_from_the_teacher_before_rl_to_after_and_on_the_student_before_the_warmup(tmp_path):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.paths import ROOT
 from verl_s2d.errors import UserError
 from verl_s2d.objectives.token_credit import anchored_log_probs
 from verl_s2d.signals.credit.credit import Credit, ScoredRollouts
@@ -154,7 +156,8 @@ def test_a_credit_changes_one_thing_and_passes_no_gradient(credit):
 
 
 def test_the_types_of_the_table_in_the_readme_are_those_there_are():
-    assert set(known_credits()) == {"rlsd", "rlrt", "trrd", "kdrl"}
+    table = (ROOT / "README.md").read_text().partition("| credit | what it changes |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.M)) == set(known_credits())
     for kind, credit in known_credits().items():
         assert read_credit({"type": kind}, key="s2d.credit") == credit()
         written = credit().model_dump(by_alias=True)

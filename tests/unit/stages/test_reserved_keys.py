@@ -39,7 +39,10 @@ def plans(tmp_path_factory):
     )
     rows = ["half-split", "opd-only", *matched]
     served = write_project(
-        tmp_path_factory.mktemp("served"), stages__opd__servers={"teacher": {}}, cluster__gpus_per_node=2
+        tmp_path_factory.mktemp("served"),
+        stages__opd__servers={"teacher": {}},
+        stages__opd__signal="uni_opd",
+        cluster__gpus_per_node=2,
     )
     return [
         make_plan(load_recipe(recipe), run_dir=path / "run", rows=rows),

@@ -11,7 +11,7 @@ from verl_s2d.stages.prepare.stage import slice_of, validation_file
 from verl_s2d.stages.shared import panels
 from verl_s2d.stages.shared.batch_settings import sequences_per_step
 from verl_s2d.stages.shared.budget import last_step, length
-from verl_s2d.stages.shared.node_settings import verifier_argument
+from verl_s2d.stages.shared.node_settings import VERIFIER_RESERVED, verifier_overrides
 from verl_s2d.stages.shared.verl_trainer import VerlTrainerStage
 from verl_s2d.verl_settings.from_verl import read_rl
 from verl_s2d.verl_settings.stage_sizes import Training
@@ -21,8 +21,6 @@ from verl_s2d.workflow.metric_table import Metric
 from verl_s2d.workflow.stage import Context
 from verl_s2d.workflow.watch import early_stop
 from verl_s2d.workflow.watch.metric_logs import read_metrics
-
-_VERIFIER = "Set `verifier:` of the recipe."
 
 
 class Grpo(VerlTrainerStage):
@@ -43,16 +41,7 @@ class Grpo(VerlTrainerStage):
         Metric(panels.TRUNCATED.name, panels.TRUNCATED, alarm="truncation"),
         Metric("actor/grad_norm", panels.GRAD_NORM),
     )
-    reserved = (
-        VerlTrainerStage.reserved
-        | CREDIT_RESERVED
-        | {
-            "reward.custom_reward_function.path": _VERIFIER,
-            "reward.custom_reward_function.name": _VERIFIER,
-            "reward.custom_reward_function.reward_kwargs": _VERIFIER,
-            "custom_reward_function.path": _VERIFIER,
-        }
-    )
+    reserved = VerlTrainerStage.reserved | CREDIT_RESERVED | VERIFIER_RESERVED
 
     def own_overrides(self, node: Node, context: Context) -> Mapping[str, Any]:
         validation: dict[str, Any] = {}
@@ -62,10 +51,7 @@ class Grpo(VerlTrainerStage):
         return {
             "trainer.v1.trainer_mode": "s2d_grpo",
             **validation,
-            "reward.custom_reward_function.path": "pkg://verl_s2d.verifiers.ledgered",
-            "reward.custom_reward_function.name": "compute_score",
-            "+reward.custom_reward_function.reward_kwargs.verifier": verifier_argument(node),
-            "+reward.custom_reward_function.reward_kwargs.ledger_dir": str(context.directory(node) / "verifier"),
+            **verifier_overrides(node, context),
             **credit_overrides(node, context),
         }
 

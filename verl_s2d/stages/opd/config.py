@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.stage_settings import Prefix
-from verl_s2d.signals.signal import Positive
+from verl_s2d.signals.signal import GROUPS, Positive, reads_scores
 from verl_s2d.stages.opd.prefix_rollouts import check_prefix
 from verl_s2d.stages.shared.distillation import Distillation, check_layout, model_key, read_distillation
 from verl_s2d.stages.shared.teacher_as_reference import check_reference_is_free
@@ -86,6 +86,7 @@ def read_opd_config(config: DictConfig) -> OpdConfig:
     opd = read_opd_settings(OmegaConf.select(config, "s2d"))
     _check_verl(config)
     _check_servers(config, opd)
+    _check_scores(config, opd)
     opd.asked(config.actor_rollout_ref.model)
     if opd.parse_rate is not None:
         extractor_of(opd.parse_rate, key="s2d.parse_rate")
@@ -143,6 +144,25 @@ def _check_servers(config: DictConfig, opd: OpdConfig) -> None:
             )
 
 
+def _check_scores(config: DictConfig, opd: OpdConfig) -> None:
+    """Raise UserError for keys that do not go with a signal that reads scores or compares rollouts of a prompt."""
+    if opd.parse_rate is not None and reads_scores(opd.signal):
+        raise UserError(
+            "the verifier scores every rollout for this signal, so no parse rate is measured",
+            key="s2d.parse_rate",
+            value=opd.parse_rate,
+            remedy="leave it out",
+        )
+    number = config.actor_rollout_ref.rollout.n
+    if number < 2 and GROUPS in getattr(opd.signal, "reads", ()):
+        raise UserError(
+            f"the signal {opd.signal.type} compares rollouts of the same prompt",
+            key="actor_rollout_ref.rollout.n",
+            value=number,
+            remedy="set it to 2 or more, such as 8",
+        )
+
+
 def _check_verl(config: DictConfig) -> None:
     model, actor = config.actor_rollout_ref.model, config.actor_rollout_ref.actor
     if config.algorithm.adv_estimator != "s2d_opd":
@@ -157,7 +177,7 @@ def _check_verl(config: DictConfig) -> None:
     check_reference_is_free(config)
     if config.reward.reward_model.enable:
         raise UserError(
-            "this stage has no reward: the teacher replaces it",
+            "this stage asks no reward model: the teacher replaces it",
             key="reward.reward_model.enable",
             value=True,
             remedy="set reward.reward_model.enable=False",

@@ -11,6 +11,7 @@ from verl_s2d.signals.signal_registry import is_loss
 from verl_s2d.stages.prepare.stage import slice_of
 from verl_s2d.stages.shared import panels
 from verl_s2d.stages.shared.budget import length
+from verl_s2d.stages.shared.node_settings import VERIFIER_RESERVED, verifier_overrides
 from verl_s2d.stages.shared.problem_weights import RESERVED_WEIGHTS, weights_overrides
 from verl_s2d.stages.shared.signal_settings import (
     RESERVED,
@@ -67,6 +68,7 @@ class Opd(VerlTrainerStage):
         VerlTrainerStage.reserved
         | RESERVED
         | RESERVED_WEIGHTS
+        | VERIFIER_RESERVED
         | {
             "algorithm.adv_estimator": "Set stages.opd.signal.",
             "s2d.prefix": "Set stages.opd.prefix.",
@@ -105,3 +107,20 @@ class Opd(VerlTrainerStage):
 
     def describe(self, node: Node) -> str:
         return f"on-policy distillation on prompts of slice {slice_of(node)}, {words(node)}, {length(node)}"
+
+
+class ScoredOpd(Opd):
+    """Stage 2b with a signal that reads scores: problems with answers, and every verifier call in the ledger."""
+
+    parquet_suffix = ""
+    consumes = ("labels", "verifier_calls", *Opd.consumes)
+    metrics = (*Opd.metrics, Metric("critic/score/mean", panels.SCORE))
+
+    def own_overrides(self, node: Node, context: Context) -> Mapping[str, Any]:
+        return {**super().own_overrides(node, context), **verifier_overrides(node, context)}
+
+    def describe(self, node: Node) -> str:
+        verifier = node.settings["verifier"]
+        return (
+            f"on-policy distillation on slice {slice_of(node)} with verifier {verifier}, {words(node)}, {length(node)}"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 import transfer_queue as tq
 from omegaconf import DictConfig, open_dict
@@ -19,6 +20,7 @@ from verl.workers.utils.padding import response_to_nested
 from verl_s2d.objectives.opd import clip_advantages
 from verl_s2d.objectives.travel import travel
 from verl_s2d.signals.in_verl.problem_factor import PROBLEM_WEIGHT
+from verl_s2d.signals.signal import GROUPS, reads_scores
 from verl_s2d.signals.top_k_kl import TopK
 from verl_s2d.stages.opd.config import ROLE, START, OpdConfig, read_opd_config
 from verl_s2d.stages.opd.health import end_tokens, parse_rate
@@ -38,7 +40,7 @@ _OF_FIRST = "ref_log_prob"  # verl's name
 
 
 class _NoVerifier:
-    """Replaces verl's reward loop: no response is scored in this stage."""
+    """Replaces verl's reward loop for signals that read no scores."""
 
     reward_loop_worker_handles = None
 
@@ -49,8 +51,8 @@ class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, StopsAtTokenBudget
 
     The student samples; the teacher scores each sampled token, in the reference engine or on servers. s2d.signal is
     an advantage, by default A_t = beta (log pi_T - log pi_old), in verl's ordinary policy loss; or an exact divergence
-    over the vocabulary as the loss, without policy loss and log-prob pass. There is no verifier, no answer, no group
-    normalisation and no KL loss to a reference policy, whose place the teacher takes.
+    over the vocabulary as the loss, without policy loss and log-prob pass. There is no group normalisation, and no KL
+    loss to a reference policy, whose place the teacher takes. Only for a signal that reads scores the verifier runs.
     """
 
     def __init__(self, config: DictConfig):
@@ -64,7 +66,8 @@ class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, StopsAtTokenBudget
             # verl chooses its replay buffer by comparing the mode with "sync".
             config.trainer.v1.trainer_mode = "sync"
             config.actor_rollout_ref.s2d = self.s2d.written()  # the section that is sent to the workers
-            config.reward.num_workers = 0
+            if not reads_scores(self.s2d.signal):
+                config.reward.num_workers = 0
         self._frozen = self.s2d.asked(config.actor_rollout_ref.model)
         super().__init__(config)
         self.use_reference_policy = bool(self._frozen)
@@ -85,7 +88,8 @@ class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, StopsAtTokenBudget
         self._served.start(self.resource_pool_manager.resource_pool_dict)
         # With LoRA verl would compute the reference's log-probs with the student without its adapter.
         self.ref_in_actor = False
-        self.reward_loop_manager = _NoVerifier()
+        if not reads_scores(self.s2d.signal):
+            self.reward_loop_manager = _NoVerifier()
         model = self.config.actor_rollout_ref.model
         self._ends = end_tokens(model.path, self.tokenizer, trust_remote_code=model.trust_remote_code)
 
@@ -161,6 +165,8 @@ class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, StopsAtTokenBudget
         fields = list(dict.fromkeys(fields))
         nested = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         response_mask = nested["response_mask"]
+        if GROUPS in fields:
+            nested[GROUPS] = torch.from_numpy(np.unique(nested.pop(GROUPS).tolist(), return_inverse=True)[1])
         data = DataProto(batch=nested.to_padded_tensor())
 
         written = ["advantages", "returns"]
@@ -171,6 +177,7 @@ class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, StopsAtTokenBudget
             written += [name for name in ("response_mask", "rollout_is_weights") if name in data.batch]
 
         answers = {role: data.batch[frozen[role]] for role in self.s2d.models}
+        read = {name: data.batch[name] for name in signal.reads}
         estimator = get_adv_estimator_fn(self.config.algorithm.adv_estimator)
         data.batch["advantages"], data.batch["returns"] = estimator(
             token_level_rewards=data.batch["rm_scores"],
@@ -179,10 +186,11 @@ class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, StopsAtTokenBudget
             signal=signal,
             old_log_probs=data.batch["old_log_probs"],
             frozen_log_probs=answers,
-            fields={name: data.batch[name] for name in signal.reads},
+            fields=read,
         )
         self._log_travel(data.batch, data.batch["response_mask"], metrics)
-        measured = signal.measured(data.batch["old_log_probs"], answers, data.batch["response_mask"])
+        more = {"fields": read} if read else {}
+        measured = signal.measured(data.batch["old_log_probs"], answers, data.batch["response_mask"], **more)
         metrics.update({f"s2d/{name}": value for name, value in measured.items()})
         if signal.clip is not None:
             clipped, share = clip_advantages(data.batch["advantages"], data.batch["response_mask"], signal.clip)

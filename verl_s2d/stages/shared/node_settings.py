@@ -1,4 +1,4 @@
-"""Read a node's settings and operations together."""
+"""Read a node's settings and operations together, and write those that several stages share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ from typing import Any
 
 from verl_s2d.platforms.template_date import DEFAULT, VARIABLE
 from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.stage import Context
+
+_FUNCTION = "reward.custom_reward_function"
+_VERIFIER = "Set `verifier:` of the recipe. Stages 1 and 3 call it, and stage 2b with a signal that reads scores."
+VERIFIER_RESERVED = {
+    f"{_FUNCTION}.path": _VERIFIER,
+    f"{_FUNCTION}.name": _VERIFIER,
+    f"{_FUNCTION}.reward_kwargs": _VERIFIER,
+    "custom_reward_function.path": _VERIFIER,
+}
 
 
 def merged_verl(node: Node) -> dict[str, Any]:
@@ -23,3 +33,13 @@ def verifier_argument(node: Node) -> str:
     name: str = node.settings["verifier"]
     external = node.externals.get("verifier")
     return f"{external.location}:{name}" if external else name
+
+
+def verifier_overrides(node: Node, context: Context) -> dict[str, Any]:
+    """Make the recipe's verifier verl's reward function, with every call in the node's ledger."""
+    return {
+        f"{_FUNCTION}.path": "pkg://verl_s2d.verifiers.ledgered",
+        f"{_FUNCTION}.name": "compute_score",
+        f"+{_FUNCTION}.reward_kwargs.verifier": verifier_argument(node),
+        f"+{_FUNCTION}.reward_kwargs.ledger_dir": str(context.directory(node) / "verifier"),
+    }
