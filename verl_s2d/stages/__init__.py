@@ -6,8 +6,8 @@
 | rollout cache | rollouts | none | the teacher's rollouts | none |
 | pass rates | pass_rates | none | rollouts of the model trained next | verifier, for weights of problems in 2a and 2b |
 | 2a, warmup | warmup | student | cached teacher rollouts | exact forward KL to the teacher |
-| 2b, OPD | opd | student | its own rollouts | teacher: sampled advantage or exact divergence |
-| 3, student RL | grpo | student | its own rollouts | verifier, on labels that no earlier stage has read |
+| 2b, OPD | opd | student | its own rollouts | teacher: sampled advantage or exact divergence; Uni-OPD: verifier too |
+| 3, student RL | grpo | student | its own rollouts | verifier, on labels not read before; with credit: teacher too |
 
 Further folders: prepare (a recipe's scripts, the limit of prompts, slices of the labels), evaluate (avg@k), merge
 (adapters into weights), average (weights of several models), shared (code of several stages).

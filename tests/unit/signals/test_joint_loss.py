@@ -1,4 +1,4 @@
-"""The joint loss through verl's own: its gradient against finite differences, and a coefficient of zero is GRPO."""
+"""What credits change of verl's own loss: the joint loss's gradient against finite differences, TRRD's ratio, GRPO."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.utils.losses import ppo_loss
 
 from tests.support.tiny_verl import composed
+from verl_s2d.objectives.token_credit import anchored_log_probs
 from verl_s2d.signals.in_verl.joint_loss import WEIGHTS, JointLoss
 from verl_s2d.signals.in_verl.verdicts import correct_rollouts
 
@@ -116,3 +117,30 @@ def test_a_coefficient_of_zero_and_no_weights_are_grpo():
 def test_only_full_marks_are_correct():
     scores = torch.tensor([[0.0, 1.0], [0.0, 0.5], [0.0, 0.0], [0.0, -1.0], [1.0, 0.0]])
     assert correct_rollouts(scores).tolist() == [True, False, False, False, True]
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_an_anchor_in_place_of_the_old_policy_is_trrds_loss(alpha):
+    """Token by token: max(-A r, -A clip(r, 0.8, 1.2)), r = exp(lp - anchor), and at most -3 A for A < 0; 1 is GRPO."""
+    data, (policy, _) = batch(weights=None), losses()
+    teachers = data["ref_log_prob"].unbind()
+    anchors = [
+        anchored_log_probs(old, teacher, torch.ones_like(old), alpha)
+        for old, teacher in zip(data["old_log_probs"].unbind(), teachers, strict=True)
+    ]
+    expected, start = [], 0
+    found = output(LOGITS, data)
+    for prompt, anchor, advantage, mask in zip(
+        PROMPTS, anchors, *(data[name].unbind() for name in ("advantages", "response_mask")), strict=True
+    ):
+        own = found["log_probs"][start + prompt - 1 : start + prompt + len(anchor) - 1]
+        ratio = torch.exp(own - anchor)
+        loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(0.8, 1.2))
+        loss = torch.where(advantage < 0, torch.minimum(loss, -3 * advantage), loss)
+        expected.append(loss[mask.bool()])
+        start += prompt + len(anchor)
+    grpo = policy(model_output=found, data=data)[0]
+    data["old_log_probs"] = jagged(anchors)
+    loss = policy(model_output=found, data=data)[0]
+    torch.testing.assert_close(loss, torch.cat(expected).mean())
+    assert torch.equal(loss, grpo) == (alpha == 1.0)

@@ -114,7 +114,7 @@ class ScoredOpd(Opd):
 
     parquet_suffix = ""
     consumes = ("labels", "verifier_calls", *Opd.consumes)
-    metrics = (*Opd.metrics, Metric("critic/score/mean", panels.SCORE))
+    metrics = (*Opd.metrics, Metric("critic/score/mean", alarm="score_collapse"))
 
     def own_overrides(self, node: Node, context: Context) -> Mapping[str, Any]:
         return {**super().own_overrides(node, context), **verifier_overrides(node, context)}
