@@ -84,6 +84,7 @@ SIGNATURES = {
     "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync._setup": "self",
     "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync._init_resource_pool_mgr": "self",
     "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync._compute_reward_colocate": "self, batch, metrics",
+    "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync._balance_batch": "self, batch, metrics, ...",
     "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync._compute_advantage": "self, batch, metrics",
     "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync._update_actor": "self, batch, metrics",
     "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync.step": "self, metrics, timing_raw",

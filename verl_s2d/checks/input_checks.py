@@ -17,6 +17,7 @@ from verl_s2d.checks.inputs.model_pairs import KnownModels, check_models, descri
 from verl_s2d.checks.inputs.rendered_prompts import check_prompts
 from verl_s2d.checks.inputs.samplers import cache_warnings, check_samplers
 from verl_s2d.checks.inputs.saved_files import check_saved_files
+from verl_s2d.checks.inputs.teacher_prompts import check_teacher_prompts
 from verl_s2d.checks.inputs.verifier_trial import try_on_data
 from verl_s2d.checks.inputs.verl_keys import check_verl_keys
 from verl_s2d.checks.software import check_verifier, check_versions
@@ -148,6 +149,10 @@ def _prompts(inputs: Inputs) -> Told:
     return check_prompts(inputs.plan, inputs.files, inputs.models)
 
 
+def _teacher_prompts(inputs: Inputs) -> Told:
+    return check_teacher_prompts(inputs.plan, inputs.files, inputs.models)
+
+
 DATA, MODELS = "data", "models"
 AT_ONCE = (
     InputCheck("versions", _versions),
@@ -167,5 +172,6 @@ IN_SECONDS = (
     InputCheck("scores", _scores, (DATA,)),
     InputCheck("saved models", _saved, (MODELS,)),
     InputCheck("prompts", _prompts, (DATA, MODELS)),
+    InputCheck("teacher's prompts", _teacher_prompts, ("prompts",)),
 )
 """Checks that read models and data, or look at this machine: verl is asked whatever they find."""

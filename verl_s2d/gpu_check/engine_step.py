@@ -68,22 +68,34 @@ def warmup_worker(config: DictConfig, rollouts: CachedRollouts) -> WarmupWorker:
 
 
 def opd_workers(
-    config: DictConfig, vocab_size: int, *, loss_agg_mode: str = "token-mean"
+    config: DictConfig,
+    vocab_size: int,
+    *,
+    loss_agg_mode: str = "token-mean",
+    own_prompts: frozenset[str] = frozenset(),
 ) -> tuple[DistilledWorker, dict[str, FrozenWorker]]:
     """Build student and frozen models as StudentTeacherWorker joins them in stage 2b, without its rollout engine.
 
     Args:
         config: a warmup configuration whose `s2d` section is stage 2b's, with a full-vocabulary signal.
+        own_prompts: roles whose models read other prompts than the student.
     """
     worker_config, settings = _worker_config(config), read_warmup_settings(config.s2d)
     frozen_config = dataclasses.replace(
         worker_config, engine_config=dataclasses.replace(worker_config.engine_config, forward_only=True)
     )
     student = DistilledWorker(worker_config, skip_limit=settings.skip_limit)
-    frozen = frozen_workers(frozen_config, settings.models)
+    frozen = frozen_workers(frozen_config, settings.models, own_prompts)
     for worker in (*distinct(frozen), student):
         worker.reset()
-    student.learn_from(frozen, settings, vocab_size=vocab_size, aggregate=ResponseMean(loss_agg_mode), prefix="actor/")
+    student.learn_from(
+        frozen,
+        settings,
+        vocab_size=vocab_size,
+        aggregate=ResponseMean(loss_agg_mode),
+        prefix="actor/",
+        own_prompts=own_prompts,
+    )
     return student, frozen
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, model_validator
 
+from verl_s2d.data.teacher_prompt import columns_of
 from verl_s2d.recipe.engine_settings import check_engine
 from verl_s2d.recipe.servers import Servers
 from verl_s2d.validation import Refused, Section
@@ -142,6 +143,11 @@ class Warmup(Trained):
     """Null: all problems weigh the same."""
 
 
+def _checked_prompt(template: str) -> str:
+    columns_of(template)
+    return template
+
+
 class OnPolicyDistillation(Trained):
     """Stage 2b."""
 
@@ -154,6 +160,10 @@ class OnPolicyDistillation(Trained):
     """Role of a frozen model -> its vLLM servers, on GPUs of the cluster that the student then does not have: {teacher:
     {tensor_model_parallel_size: 4}}, for a teacher that does not fit beside the student. Rebuilds nothing. Other models
     are evaluated in the student's workers."""
+    teacher_prompt: Annotated[str, AfterValidator(_checked_prompt)] | None = None
+    """Prompt that the teacher reads in place of the student's, as in "{prompt} Be concise." (CRISP) or "{prompt} The
+    answer is {answer}." (OPSD, arXiv 2601.18734): a format string with {prompt}, {answer} and keys of extra_info. With
+    anything but {prompt} the stage reads labels, and the ledger counts them. Null: the student's prompt."""
     travel: bool = False
     """Log the distance from the model that the stage starts from, for the alarm `travel`. It takes a forward pass of
     that model, one more frozen engine; with an exact signal also one of the student. Rebuilds nothing."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from verl_s2d.data.teacher_prompt import columns_of
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.engine_settings import split_engine
 from verl_s2d.recipe.schema import Recipe
@@ -18,7 +19,7 @@ from verl_s2d.stages.average.stage import Average
 from verl_s2d.stages.evaluate.stage import Evaluate
 from verl_s2d.stages.grpo.credit_of_node import CREDIT, TEACHER
 from verl_s2d.stages.grpo.stage import Grpo
-from verl_s2d.stages.opd.stage import Opd, ScoredOpd
+from verl_s2d.stages.opd.stage import Opd, PrivilegedOpd, ScoredOpd
 from verl_s2d.stages.pass_rates.stage import PassRates
 from verl_s2d.stages.prepare.overlong import DROP, REFUSE
 from verl_s2d.stages.prepare.stage import SOURCES, Script, Slices, parts_of, slice_of, slice_sizes
@@ -32,6 +33,7 @@ from verl_s2d.stages.shared.signal_settings import (
     decisive_keys,
     require_answers,
     require_loss,
+    require_own_prompt,
     signal_file,
     signal_of_recipe,
 )
@@ -234,6 +236,11 @@ class Builder:
         scored = reads_scores(signal)
         parsed = self.recipe.verifier if not scored and can_extract(self.recipe.verifier) else None
         operations |= {"travel": stage.travel, "parse_rate": parsed}
+        kind = ScoredOpd() if scored else Opd()
+        if stage.teacher_prompt is not None and (own or "teacher" in signal.asks):
+            require_own_prompt(signal, servers, stage.teacher_prompt)
+            settings["teacher_prompt"] = stage.teacher_prompt
+            kind = PrivilegedOpd() if columns_of(stage.teacher_prompt) and not scored else kind
         roles, weights = {**(frozen or {}), "teacher": teacher}, problem_weights or stage.problem_weights
         inputs = {
             "model": student,
@@ -242,7 +249,7 @@ class Builder:
             **self._weighted(weights, student, slice_name, _name("opd", "", of), settings),
             **(self._verifier(settings) if scored else {}),
         }
-        return self.node(ScoredOpd() if scored else Opd(), _name("opd", slice_name, of), settings, operations, **inputs)
+        return self.node(kind, _name("opd", slice_name, of), settings, operations, **inputs)
 
     def _frozen(
         self, signal: Signal, given: Mapping[str, Model], key: str, stored: tuple[Ask, ...] = ()

@@ -37,15 +37,19 @@ class FrozenWorker(TrainingWorker):
         super().__init__(dataclasses.replace(config, model_config=model_config, engine_config=engine_config))
 
 
-def frozen_workers(config: TrainingWorkerConfig, models: Mapping[str, FrozenModel]) -> dict[str, FrozenWorker]:
+def frozen_workers(
+    config: TrainingWorkerConfig, models: Mapping[str, FrozenModel], apart: frozenset[str] = frozenset()
+) -> dict[str, FrozenWorker]:
     """Build a worker for each distinct model; return role -> worker, not initialised.
 
     Args:
         config: the student's configuration with a forward-only engine.
         models: role -> frozen model.
+        apart: roles that share no worker with roles outside of this set.
     """
-    workers = {model: FrozenWorker(config, model=model) for model in dict.fromkeys(models.values())}
-    return {role: workers[model] for role, model in models.items()}
+    kinds = {role: (model, role in apart) for role, model in models.items()}
+    workers = {kind: FrozenWorker(config, model=kind[0]) for kind in dict.fromkeys(kinds.values())}
+    return {role: workers[kind] for role, kind in kinds.items()}
 
 
 def distinct(workers: Mapping[str, FrozenWorker]) -> list[FrozenWorker]:

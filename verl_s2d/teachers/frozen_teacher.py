@@ -8,12 +8,14 @@ from typing import Any, TypeVar
 
 import torch
 from tensordict import TensorDict
+from verl.utils import tensordict_utils as tu
 from verl.workers.engine import BaseEngine
 
 from verl_s2d.objectives.chunks import as_logits
 from verl_s2d.objectives.logits import GivenLogits, LinearLogits
 from verl_s2d.teachers.lm_head_hook import HeadSeam
 from verl_s2d.teachers.megatron import forward, is_megatron, is_pipelined
+from verl_s2d.teachers.own_prompt import aligned, with_own_prompts
 from verl_s2d.teachers.token_layout import uniform_temperature
 
 T = TypeVar("T")
@@ -89,26 +91,46 @@ class FrozenTeachers:
     Args:
         engines: role -> forward-only engine, initialised.
         linear: pass hidden states and heads instead of logits.
+        own_prompts: roles that read the micro-batch's OWN_PROMPTS; they share no engine with other roles.
     """
 
-    def __init__(self, engines: Mapping[str, BaseEngine], *, linear: bool):
-        self._of_role = {role: id(engine) for role, engine in engines.items()}
+    def __init__(self, engines: Mapping[str, BaseEngine], *, linear: bool, own_prompts: frozenset[str] = frozenset()):
+        self._of_role, self._linear = {role: id(engine) for role, engine in engines.items()}, linear
         self._teachers = {id(engine): FrozenTeacher(engine, linear=linear) for engine in engines.values()}
+        self._with_own_prompts = {self._of_role[role] for role in own_prompts}
 
     def precede(self, student: BaseEngine, loss: Callable[..., Any]) -> None:
         """Run FrozenTeacher.precede for every engine."""
         for teacher in self._teachers.values():
             teacher.precede(student, loss)
 
-    def consult(self, micro_batch: TensorDict, use: Callable[[Mapping[str, GivenLogits | LinearLogits]], T]) -> T:
-        """Return use(role -> logits) for a micro-batch; logits as in FrozenTeacher.consult."""
+    def consult(
+        self,
+        micro_batch: TensorDict,
+        use: Callable[[Mapping[str, GivenLogits | LinearLogits]], T],
+        *,
+        lay: Callable[[torch.Tensor], torch.Tensor],
+    ) -> T:
+        """Return use(role -> logits) for a micro-batch; logits as in FrozenTeacher.consult, in the student's rows.
+
+        Args:
+            lay: moves values of packed tokens to the rows of the student's logits.
+        """
+        own = with_own_prompts(micro_batch) if self._with_own_prompts else micro_batch
+        padded = self._linear and not tu.get_non_tensor_data(micro_batch, key="use_remove_padding", default=True)
 
         def ask(waiting: list[int], found: dict[int, GivenLogits | LinearLogits]) -> T:
             if not waiting:
                 return use({role: found[engine] for role, engine in self._of_role.items()})
             engine, *others = waiting
-            return self._teachers[engine].consult(
-                micro_batch, lambda logits: ask(others, found | {engine: as_logits(logits)})
-            )
+            other_prompts = engine in self._with_own_prompts
+
+            def add(logits: torch.Tensor | LinearLogits) -> T:
+                logits = as_logits(logits)
+                if other_prompts:
+                    logits = aligned(logits, micro_batch, own, lay, padded=padded)
+                return ask(others, found | {engine: logits})
+
+            return self._teachers[engine].consult(own if other_prompts else micro_batch, add)
 
         return ask(list(self._teachers), {})

@@ -24,6 +24,8 @@ from verl_s2d.verifiers.unsettled import collect_unsettled
 
 _UNSETTLED = b'{"unsettled": '
 """Beginning of the line of a call without a verdict."""
+_LABEL = b'{"label": '
+"""Beginning of the line of a label that was read without a call."""
 
 
 def compute_score(
@@ -66,6 +68,11 @@ def compute_score(
     return result if isinstance(result, dict) else float(result)
 
 
+def record_label(ledger_dir: str, problem: str) -> None:
+    """Record as {"label": problem id} that a label was read for another purpose than to score a response."""
+    _write(ledger_dir, {"label": problem})
+
+
 def _write(ledger_dir: str, entry: Mapping[str, str]) -> None:
     os.write(_descriptor(ledger_dir, os.getpid()), json.dumps(entry).encode() + b"\n")
 
@@ -82,8 +89,9 @@ def _descriptor(directory: str, pid: int) -> int:
 def verifier_calls(directory: Path) -> dict[str, Any]:
     """Count verifier calls in <stage>/verifier/*.jsonl: `labels_read`, `verifier_calls`, `unsettled_calls`.
 
-    A call writes the line {"id": ...}, and another one {"unsettled": problem} if it ended without a verdict. A line cut
-    short by a kill counts as a call without an id; the repeated step reads the same label again.
+    A call writes the line {"id": ...}, and another one {"unsettled": problem} if it ended without a verdict; a label
+    read without a call writes {"label": id}. A line cut short by a kill counts as a call without an id; the repeated
+    step reads the same label again.
     """
     labels, calls, unsettled = set(), 0, 0
     for path in sorted((directory / "verifier").glob("*.jsonl")):
@@ -93,9 +101,10 @@ def verifier_calls(directory: Path) -> dict[str, Any]:
             if line.startswith(_UNSETTLED):
                 unsettled += 1
                 continue
-            calls += 1
+            read = line.startswith(_LABEL)
+            calls += not read
             try:
-                labels.add(str(json.loads(line)["id"]))
+                labels.add(str(json.loads(line)["label" if read else "id"]))
             except (ValueError, KeyError, TypeError):
                 continue
     return {"labels_read": sorted(labels), "verifier_calls": calls, "unsettled_calls": unsettled}

@@ -38,6 +38,7 @@ from verl_s2d.objectives.token_noise import rollout_seeds, token_noise
 from verl_s2d.objectives.token_weights import SELECTORS, batch_range, select_tokens, third_quadrant
 from verl_s2d.stages.shared.problem_weights import MeasuredWeights
 from verl_s2d.stages.warmup.rollout_dataset import CachedRollouts
+from verl_s2d.teachers.own_prompt import OWN_PROMPTS
 
 BATCH, KEEP = 8, 0.4  # of the shortest rollout, two tokens, nothing is kept
 BF16 = ["++engine.mixed_precision.param_dtype=bf16", "++engine.mixed_precision.reduce_dtype=fp32"]
@@ -78,8 +79,13 @@ def engine_step(
     mode: str = "token-mean",
     temperature: float = 1.0,
     weights: MeasuredWeights | None = None,
+    own_prompts: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple[dict, Gradients, Gradients]:
-    """Metrics, gradients and adapters of a step of stage 2a or 2b."""
+    """Metrics, gradients and adapters of a step of stage 2a or 2b.
+
+    Args:
+        own_prompts: the student's prompt -> the teacher's.
+    """
     torch.manual_seed(0)  # of adapters
     cached = directory() / "rollouts.parquet"
     config = step_configuration(
@@ -97,12 +103,17 @@ def engine_step(
     if stage == "2a":
         worker = warmup_worker(config, rollouts)
     else:
-        worker, _ = opd_workers(config, len(WORDS), loss_agg_mode=mode)
+        roles = frozenset() if own_prompts is None else frozenset({"teacher"})
+        worker, _ = opd_workers(config, len(WORDS), loss_agg_mode=mode, own_prompts=roles)
     fill_adapters(worker.engine.module)
     step = record_steps(worker)
     part = BATCH // worker.engine.get_data_parallel_size()
     mine = range(BATCH)[worker.engine.get_data_parallel_rank() * part :][:part]
-    output = worker.train_batch(batch_of(config, rollouts, mine, total=BATCH, temperature=temperature))
+    batch = batch_of(config, rollouts, mine, total=BATCH, temperature=temperature)
+    if own_prompts is not None:
+        rows = [own_prompts(prompt) for prompt in batch["prompts"].unbind()]
+        batch[OWN_PROMPTS] = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+    output = worker.train_batch(batch)
     metrics = [None if output is None else dict(tu.get(output, "metrics"))]
     dist.broadcast_object_list(metrics, 0)
     return metrics[0], step.gradients, step.adapters
@@ -133,6 +144,7 @@ def plain_step(
     extrapolation: float | None = None,
     adapters: Gradients | None = None,
     factors: list[float] | None = None,
+    own_prompts: Callable[[torch.Tensor], torch.Tensor] = lambda prompt: prompt,
 ) -> tuple[float, Gradients, float]:
     """Loss, gradients and the share of Q3 in the kept tokens, over the whole batch, one sequence at a time.
 
@@ -142,6 +154,7 @@ def plain_step(
         extrapolation: ExOPD's lambda, from the base `tied-student`; None for the teacher alone.
         adapters: values of LoRA's parameters, which alone are then trained.
         factors: of the rollouts' losses; 1 when None.
+        own_prompts: the student's prompt -> the teacher's.
     """
     model = network(student)
     if adapters:
@@ -155,10 +168,13 @@ def plain_step(
     for row, seed in zip(rows, seeds, strict=True):
         ids, begin = row["input_ids"][None], int((~row["loss_mask"].bool()).sum()) - 1
         with torch.no_grad():
-            z = network("teacher")(ids).logits
+            theirs = torch.cat([own_prompts(ids[0, : begin + 1]), ids[0, begin + 1 :]])
+            # The rows of the response, which end both sequences.
+            z = network("teacher")(theirs[None]).logits[:, begin - ids.shape[1] :]
             if extrapolation is not None:
-                z = extrapolation * z + (1 - extrapolation) * network("tied-student")(ids).logits
-            log_t = (z[0, begin:-1] / temperature).log_softmax(-1)
+                base = network("tied-student")(ids).logits[:, begin:]
+                z = extrapolation * z + (1 - extrapolation) * base
+            log_t = (z[0, :-1] / temperature).log_softmax(-1)
         log_s = (model(ids).logits[0, begin:-1] / temperature).log_softmax(-1)
         losses.append(definition(log_s, log_t, objective))
         entropies.append(-(log_s.exp() * log_s).sum(-1).detach())
@@ -293,6 +309,38 @@ def solved_always_or_never(rank: int, world: int) -> None:
     close(metrics["train/forward_kl"], plain_step("forward_kl")[0])
 
 
+def another(prompt: torch.Tensor) -> torch.Tensor:
+    """Another prompt than the student's: a shorter one for those of four tokens, a longer one for the others."""
+    return prompt[-1:] if len(prompt) == 4 else torch.cat([torch.arange(2, 8), prompt])
+
+
+def teachers_own_prompts(rank: int, world: int, cut: str, base: bool = False) -> None:
+    """The teacher's logits at the response's positions, after prompts shorter and longer than the student's."""
+    rows = CachedRollouts(str(directory() / "rollouts.parquet"))
+    prompts = [row["input_ids"][~row["loss_mask"].bool()] for row in rows]
+    assert {len(another(prompt)) > len(prompt) for prompt in prompts} == {True, False}
+    signal = ["+s2d.signal.type=reverse_kl"]
+    if base:
+        signal = ["+s2d.signal.type=exopd_exact", "+s2d.signal.lambda=1.5"]
+        signal.append(f"+s2d.models.base.path={directory() / 'tied-student'}")
+    overrides = [*signal, *CUTS[cut]]
+    metrics, found, _ = engine_step(overrides, stage="2b", temperature=0.7, own_prompts=another)
+    loss, expected, _ = plain_step(
+        "reverse_kl", temperature=0.7, own_prompts=another, extrapolation=1.5 if base else None
+    )
+    close(metrics["loss"], loss)
+    difference = relative_difference(found, expected)
+    assert difference < 1e-5, difference
+
+
+def equal_prompts(rank: int, world: int, cut: str) -> None:
+    """Prompts of the teacher's own that equal the student's change nothing, to the bit."""
+    overrides = ["+s2d.signal.type=reverse_kl", *CUTS[cut]]
+    plain, without, _ = engine_step(overrides, stage="2b")
+    own, found, _ = engine_step(overrides, stage="2b", own_prompts=torch.clone)
+    assert own["loss"] == plain["loss"] and all(torch.equal(found[name], without[name]) for name in without)
+
+
 def mean(metric: Metric | list[Metric]) -> float:
     """Aggregate what micro-batches and ranks reported."""
     return Metric.aggregate_dp(metric) if isinstance(metric, list) else metric.aggregate()
@@ -336,6 +384,10 @@ def cases(world: int) -> dict[str, Callable[[int, int], None]]:
     found["problem weights and kept tokens"] = partial(
         problem_weights, stage="2b", mode="token-mean", cut="two rollouts", overrides=[], keep=True
     )
+    for cut in ("two rollouts", "by tokens, padded", "from logits"):
+        found[f"the teacher's own prompts: {cut}"] = partial(teachers_own_prompts, cut=cut)
+        found[f"equal prompts: {cut}"] = partial(equal_prompts, cut=cut)
+    found["the teacher's own prompts beside a base"] = partial(teachers_own_prompts, cut="two rollouts", base=True)
     if world == 2:
         for stage, more in (("2a", []), ("2b", []), ("2a", LOGITS)):
             name = f"Ulysses with a temperature: {stage}{', from logits' if more else ''}"

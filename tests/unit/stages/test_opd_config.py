@@ -62,6 +62,8 @@ def test_every_setting_is_read():
             "parse_rate": None,
             "problem_weights": None,
             "prefix": None,
+            "teacher_prompt": None,
+            "label_ledger": None,
         } | more | (
             chosen | {"signal": {"type": kind, "keep_tokens": None} | keys if kind == "jsd" else {"type": kind} | keys}
         ) | {"models": {"teacher": model.model_dump()}}

@@ -35,6 +35,7 @@ def plans(tmp_path_factory):
         stages__warmup__problem_weights={},
         stages__opd__problem_weights={},
         stages__opd__prefix={"start": 1, "grow": 1},
+        stages__opd__teacher_prompt="{prompt} {answer}",
         **asking_two,
     )
     rows = ["half-split", "opd-only", *matched]

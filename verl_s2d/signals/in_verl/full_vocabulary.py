@@ -69,6 +69,7 @@ class FullVocabularyLoss:
         frozen: role of the signal -> initialised forward-only engine.
         aggregate: per-token values and micro-batch -> this rank's share of the loss.
         prefix: prefix of the metrics' names.
+        own_prompts: roles whose models read other prompts than the student (teachers.own_prompt).
     """
 
     shown: ClassVar[tuple[str, ...]] = _SHOWN
@@ -82,6 +83,7 @@ class FullVocabularyLoss:
         frozen: Mapping[str, BaseEngine],
         aggregate: Aggregate,
         prefix: str,
+        own_prompts: frozenset[str] = frozenset(),
     ):
         self._signal, self._computation, self._aggregate, self._prefix = signal, computation, aggregate, prefix
         self._sharded = is_megatron(student)
@@ -90,7 +92,7 @@ class FullVocabularyLoss:
         self._linear = not (computation.materialise_logits or self._sharded) and all(
             has_plain_head(engine.module, engine.model_config.hf_config) for engine in (student, *frozen.values())
         )
-        self._frozen = FrozenTeachers(frozen, linear=self._linear)
+        self._frozen = FrozenTeachers(frozen, linear=self._linear, own_prompts=own_prompts)
         self._frozen.precede(student, self)
         self._kept = None if signal.keep_tokens is None else KeptTokens(signal, student, self)
         if self._linear:
@@ -135,20 +137,20 @@ class FullVocabularyLoss:
         padded = None if packs else hidden.shape[1]
         data, rows = micro_batch.to(hidden.device), hidden.shape[:2].numel()
 
+        def lay(packed: torch.Tensor) -> torch.Tensor:
+            return in_logits_layout(packed, data, rows, padded=padded)
+
         def compare(frozen: Mapping[str, LinearLogits]) -> tuple[torch.Tensor, ...]:
             at_temperature = {role: replace(logits, temperature=temperature) for role, logits in frozen.items()}
-            return self._compare(
-                student,
-                self._teacher(at_temperature),
-                data,
-                lambda packed: in_logits_layout(packed, data, rows, padded=padded),
-                padded=padded,
-            )
+            return self._compare(student, self._teacher(at_temperature), data, lay, padded=padded)
 
-        results = self._frozen.consult(micro_batch, compare)
+        results = self._frozen.consult(micro_batch, compare, lay=lay)
         return torch.stack((*results, torch.ones_like(results[0])), -1).unflatten(0, hidden.shape[:2])
 
     def _from_logits(self, logits: torch.Tensor, data: TensorDict, data_format: str | None) -> tuple[torch.Tensor, ...]:
+        def lay(packed: torch.Tensor) -> torch.Tensor:
+            return in_logits_layout(packed, data, len(logits), padded=None)
+
         def compare(frozen: Mapping[str, GivenLogits]) -> tuple[torch.Tensor, ...]:
             teacher = self._teacher(frozen)
             if self._sharded:
@@ -156,11 +158,9 @@ class FullVocabularyLoss:
                 return self._compare(
                     logits, teacher, data, lambda packed: in_sharded_layout(packed, data, data_format), shard=shard
                 )
-            return self._compare(
-                logits, teacher, data, lambda packed: in_logits_layout(packed, data, len(logits), padded=None)
-            )
+            return self._compare(logits, teacher, data, lay)
 
-        return self._frozen.consult(data, compare)
+        return self._frozen.consult(data, compare, lay=lay)
 
     def _teacher(
         self, frozen: Mapping[str, GivenLogits | LinearLogits]

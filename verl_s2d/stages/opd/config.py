@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
+from pydantic import AfterValidator, model_validator
 
+from verl_s2d.data.teacher_prompt import columns_of
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.stage_settings import Prefix
 from verl_s2d.signals.signal import GROUPS, Positive, reads_scores
@@ -13,6 +15,7 @@ from verl_s2d.stages.opd.prefix_rollouts import check_prefix
 from verl_s2d.stages.shared.distillation import Distillation, check_layout, model_key, read_distillation
 from verl_s2d.stages.shared.teacher_as_reference import check_reference_is_free
 from verl_s2d.teachers.frozen_model import FrozenModel
+from verl_s2d.validation import Refused
 from verl_s2d.verifiers.registry import extractor_of
 from verl_s2d.verl_settings.engine_checks import check_logits_visible, check_megatron
 from verl_s2d.verl_settings.lora_checks import check_lora
@@ -21,8 +24,14 @@ ROLE = "frozen_role"
 """Entry of a batch: role of the frozen model whose log-probs the workers compute."""
 
 
+TEACHER = "teacher"
 START = "start"
 """Role of the student as this stage found it."""
+
+
+def _template(text: str) -> str:
+    columns_of(text)
+    return text
 
 
 class OpdConfig(Distillation):
@@ -35,6 +44,9 @@ class OpdConfig(Distillation):
         poll_interval: seconds between polls for finished rollouts.
         travel: log the distance from the start (objectives.travel). It takes a forward pass of the student as this
             stage found it, unless the signal asks that model anyway, and of the student, which an advantage needs too.
+        teacher_prompt: template of the prompt that the teacher reads in place of the student's (data.teacher_prompt);
+            null: the student's.
+        label_ledger: directory in which to record the problems whose columns that template reads; null: nowhere.
         parse_rate: log the share of finished responses from which this verifier extracts an answer; a name, or with
             options {name: math, form: boxed}. No label is read.
         prefix: lengths at which rollouts are cut, by step; null: at data.max_response_length.
@@ -45,7 +57,39 @@ class OpdConfig(Distillation):
     poll_interval: Positive = 0.05
     prefix: Prefix | None = None
     travel: bool = False
+    teacher_prompt: Annotated[str, AfterValidator(_template)] | None = None
+    label_ledger: str | None = None
     parse_rate: str | dict[str, Any] | None = None
+
+    @property
+    def own_prompts(self) -> frozenset[str]:
+        """Return the roles whose models read other prompts than the student."""
+        return frozenset() if self.teacher_prompt is None else frozenset({TEACHER})
+
+    @model_validator(mode="after")
+    def _prompts_are_read(self) -> OpdConfig:
+        if self.own_prompts - self.models.keys():
+            raise Refused(
+                f"signal {self.signal.type} asks no model in the role of the teacher, so this has no effect",
+                key="teacher_prompt",
+                value=self.teacher_prompt,
+                remedy="leave it out, or use a signal that asks the teacher",
+            )
+        if self.own_prompts and self.models[TEACHER].servers is not None:
+            raise Refused(
+                "servers have room for the student's prompts only",
+                key="teacher_prompt",
+                value=self.teacher_prompt,
+                remedy="leave it out, or use s2d.teacher.placement=colocated",
+            )
+        if self.label_ledger is not None and not (self.teacher_prompt and columns_of(self.teacher_prompt)):
+            raise Refused(
+                "no label is read, so this has no effect",
+                key="label_ledger",
+                value=self.label_ledger,
+                remedy="leave it out, or use a teacher_prompt with a column, such as {answer}",
+            )
+        return self
 
     def asked(self, student: DictConfig) -> dict[str, FrozenModel]:
         """Map role -> frozen model: the signal's, and for travel the student at this stage's start.
@@ -123,6 +167,13 @@ def _check_full_vocabulary(config: DictConfig, opd: OpdConfig) -> None:
         check_megatron(engine, engine_key)
     parallel = engine.get("ulysses_sequence_parallel_size") or 1
     check_layout(opd, megatron=megatron, sequence_parallel=parallel > 1)
+    if opd.own_prompts and (megatron or parallel > 1):
+        raise UserError(
+            "an exact signal aligns teacher and student token by token, so it needs whole sequences on each rank",
+            key="s2d.teacher_prompt",
+            value=opd.teacher_prompt,
+            remedy="use FSDP without sequence parallelism, or s2d.signal.type=sampled",
+        )
 
 
 def _check_servers(config: DictConfig, opd: OpdConfig) -> None:

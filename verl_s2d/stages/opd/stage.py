@@ -20,8 +20,10 @@ from verl_s2d.stages.shared.signal_settings import (
     signal_overrides,
     words,
 )
+from verl_s2d.stages.shared.training_stage import STAGE
 from verl_s2d.stages.shared.verl_trainer import VerlTrainerStage
 from verl_s2d.verl_settings.from_verl import read_rl
+from verl_s2d.verl_settings.overrides import without_interpolation
 from verl_s2d.verl_settings.stage_sizes import Training
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.metric_table import Metric
@@ -74,6 +76,8 @@ class Opd(VerlTrainerStage):
             "s2d.prefix": "Set stages.opd.prefix.",
             "s2d.teacher.placement": SERVERS,
             "s2d.teacher.server": SERVERS,
+            "s2d.teacher_prompt": "Set stages.opd.teacher_prompt.",
+            "s2d.label_ledger": STAGE,
             "s2d.travel": "Set stages.opd.travel.",
             "s2d.parse_rate": "Leave it out: it is measured wherever `verifier:` extracts answers without a label.",
         }
@@ -84,6 +88,7 @@ class Opd(VerlTrainerStage):
             "trainer.v1.trainer_mode": "s2d_opd",
             "algorithm.adv_estimator": "s2d_opd",
             **signal_overrides(node, context),
+            **self.prompt_overrides(node, context),
             **({"+s2d.travel": True} if node.operations.get("travel") else {}),
             **({"+s2d.parse_rate": parsed} if (parsed := node.operations.get("parse_rate")) is not None else {}),
             **weights_overrides(node, context),
@@ -92,6 +97,11 @@ class Opd(VerlTrainerStage):
 
     def gpus(self, node: Node, cluster: Cluster) -> tuple[int, int]:
         return gpus_left(cluster, servers_of_node(node).values(), "stages.opd.servers")
+
+    def prompt_overrides(self, node: Node, context: Context) -> Mapping[str, Any]:
+        """Set the keys of the teacher's own prompt, if it has one."""
+        prompt = node.settings.get("teacher_prompt")
+        return {} if prompt is None else {"+s2d.teacher_prompt": without_interpolation(prompt)}
 
     def frozen_roles(self, node: Node) -> tuple[str, ...]:
         start = ("model",) if node.operations.get("travel") else ()
@@ -102,11 +112,12 @@ class Opd(VerlTrainerStage):
         exact = is_loss(section.get("signal") or {}, default=self.default_signal)
         models = [*(section.get("models") or {}).values(), *filter(None, [section.get("teacher")])]
         # A model on servers needs nothing of the student's GPUs.
-        asked = any(model.get("placement") != "server" for model in models)
+        asked = bool(section.get("travel")) or any(model.get("placement") != "server" for model in models)
         return read_rl(settings, longest, teacher=asked, exact=exact)
 
     def describe(self, node: Node) -> str:
-        return f"on-policy distillation on prompts of slice {slice_of(node)}, {words(node)}, {length(node)}"
+        prompt = ", a prompt of the teacher's own" if "teacher_prompt" in node.settings else ""
+        return f"on-policy distillation on prompts of slice {slice_of(node)}, {words(node)}{prompt}, {length(node)}"
 
 
 class ScoredOpd(Opd):
@@ -124,3 +135,14 @@ class ScoredOpd(Opd):
         return (
             f"on-policy distillation on slice {slice_of(node)} with verifier {verifier}, {words(node)}, {length(node)}"
         )
+
+
+class PrivilegedOpd(Opd):
+    """Stage 2b with a teacher whose prompt holds columns of the problem: these are labels, which the ledger counts."""
+
+    consumes = ("labels", *Opd.consumes)
+    parquet_suffix = ""
+
+    def prompt_overrides(self, node: Node, context: Context) -> Mapping[str, Any]:
+        ledger = str(context.directory(node) / "verifier")
+        return {**super().prompt_overrides(node, context), "+s2d.label_ledger": ledger}

@@ -26,6 +26,7 @@ from verl_s2d.stages.opd.config import ROLE, START, OpdConfig, read_opd_config
 from verl_s2d.stages.opd.health import end_tokens, parse_rate
 from verl_s2d.stages.opd.metrics import EXACT_METRICS, advantage_metrics, rollout_metrics, sampled_reverse_kl_metrics
 from verl_s2d.stages.opd.prefix_rollouts import GrowsPrefix
+from verl_s2d.stages.opd.prompt_renderer import TeacherPrompts
 from verl_s2d.stages.opd.served_models import ServedModels
 from verl_s2d.stages.opd.weighted_problems import WeighsProblems
 from verl_s2d.stages.shared.distillation import check_models
@@ -91,24 +92,28 @@ class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, StopsAtTokenBudget
         if not reads_scores(self.s2d.signal):
             self.reward_loop_manager = _NoVerifier()
         model = self.config.actor_rollout_ref.model
+        self._teacher_prompts = TeacherPrompts(self.s2d, self.config) if self.s2d.own_prompts else None
         self._ends = end_tokens(model.path, self.tokenizer, trust_remote_code=model.trust_remote_code)
 
     def _compute_reward_colocate(self, batch, metrics: dict | None = None):
-        """Return zero scores: verl calls this for unscored rollouts, and its later steps need a score tensor.
-
-        The batch has no padding rows yet, so the parse rate is measured here.
-        """
-        fields = ["response_mask", "responses"]
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        """Return zero scores: verl calls this for unscored rollouts, and its later steps need a score tensor."""
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["response_mask"])
         mask = data["response_mask"]
-        if self.s2d.parse_rate is not None:
-            extract = extractor_of(self.s2d.parse_rate)
-            rate = parse_rate(data["responses"].unbind(), self._ends, self.tokenizer, extract)
-            metrics.update({} if rate is None else {"s2d/parse_rate": rate})
         zeros = torch.zeros_like(mask.to_padded_tensor(0), dtype=torch.float32)
         fields = TensorDict({"rm_scores": response_to_nested(zeros, mask)}, batch_size=len(batch))
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
         return batch
+
+    def _balance_batch(self, batch, metrics: dict, *args, **kwargs):
+        """Measure the parse rate and add the teacher's own prompts, before verl fills the batch up with padding."""
+        if self.s2d.parse_rate is not None:
+            found = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["responses"])
+            extract = extractor_of(self.s2d.parse_rate)
+            rate = parse_rate(found["responses"].unbind(), self._ends, self.tokenizer, extract)
+            metrics.update({} if rate is None else {"s2d/parse_rate": rate})
+        if self._teacher_prompts is not None:
+            self._teacher_prompts.write(batch)
+        return super()._balance_batch(batch, metrics, *args, **kwargs)
 
     def _compute_old_log_prob(self, batch, metrics: dict):
         # A loss needs no log-probs, but verl compares them with the sampler's here, and travel reads them.
@@ -130,24 +135,26 @@ class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, StopsAtTokenBudget
             found = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[_OF_FIRST])
             found[field] = found.pop(_OF_FIRST)
             tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=found)
+        if first is not None and self._frozen[first].servers is not None:
+            self._served.write_log_probs(batch, first, _OF_FIRST)
+        elif first is not None:
+            batch.extra_info[ROLE] = first
+            batch = super()._compute_ref_log_prob(batch, metrics)
         batch.extra_info.pop(ROLE, None)
-        if first is None:
-            return batch
-        if self._frozen[first].servers is None:
-            return super()._compute_ref_log_prob(batch, metrics)
-        self._served.write_log_probs(batch, first, _OF_FIRST)
         return batch
 
     def _log_prob_fields(self) -> dict[str, str]:
-        """Map role -> the batch field with its model's log-probs; equal models share a field.
+        """Map role -> the batch field with its model's log-probs; equal models with equal prompts share a field.
 
         A loss reads no log-probs, so with one there is at most the field for travel.
         """
-        fields = {}
-        for role, model in self._frozen.items():
-            if role not in self.s2d.models or not self.s2d.is_loss:
-                fields.setdefault(model, _OF_FIRST if not fields and not self.s2d.is_loss else f"s2d_log_prob_{role}")
-        return {role: fields[model] for role, model in self._frozen.items() if model in fields}
+        own, fields = self.s2d.own_prompts, {}
+        asked = {role: (model, role in own) for role, model in self._frozen.items()}
+        if self.s2d.is_loss:
+            return {role: f"s2d_log_prob_{role}" for role in asked.keys() - self.s2d.models.keys()}
+        for role, kind in asked.items():
+            fields.setdefault(kind, f"s2d_log_prob_{role}" if fields else _OF_FIRST)
+        return {role: fields[kind] for role, kind in asked.items()}
 
     def _log_travel(self, log_probs: Mapping[str, torch.Tensor], mask: torch.Tensor, metrics: dict) -> None:
         """Log the distance from the start, of which log_probs has padded old_log_probs and the start's field."""

@@ -20,6 +20,7 @@ from verl_s2d.stages.shared.distilled_worker import DistilledWorker, GuardedWork
 from verl_s2d.stages.shared.rollout_worker import RolloutWorker
 from verl_s2d.teachers.frozen_engines import FrozenWorker, distinct, frozen_workers
 from verl_s2d.teachers.model_pair import real_vocabulary
+from verl_s2d.teachers.own_prompt import with_own_prompts
 
 
 class StudentTeacherWorker(RolloutWorker):
@@ -37,7 +38,10 @@ class StudentTeacherWorker(RolloutWorker):
     def _build_frozen(self, config: TrainingWorkerConfig) -> FrozenWorker:
         """Build the frozen models when verl builds its reference; return the first, which verl initialises."""
         asked = self._settings.asked(self.config.model)
-        self._frozen = frozen_workers(config, {role: model for role, model in asked.items() if model.servers is None})
+        colocated = {role: model for role, model in asked.items() if model.servers is None}
+        # In a loss the passes of all models are nested, so an engine runs once, with one kind of prompts.
+        apart = self._settings.own_prompts if self._settings.is_loss else frozenset()
+        self._frozen = frozen_workers(config, colocated, apart)
         first, *others = distinct(self._frozen)
         for worker in others:
             worker.reset()
@@ -56,6 +60,7 @@ class StudentTeacherWorker(RolloutWorker):
                 vocab_size=real_vocabulary(student.tokenizer, student.hf_config, *configurations),
                 aggregate=ResponseMean(actor.loss_agg_mode, actor.get("loss_scale_factor")),
                 prefix="actor/",
+                own_prompts=self._settings.own_prompts,
             )
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="ref"))
@@ -64,6 +69,6 @@ class StudentTeacherWorker(RolloutWorker):
         role, first = tu.get_non_tensor_data(data, key=ROLE, default=None), self.ref
         self.ref = first if role is None else self._frozen[role]
         try:
-            return super().compute_ref_log_prob(data)
+            return super().compute_ref_log_prob(with_own_prompts(data) if role in self._settings.own_prompts else data)
         finally:
             self.ref = first

@@ -78,6 +78,7 @@ class DistilledWorker(GuardedWorker):
         vocab_size: int,
         aggregate: Aggregate,
         prefix: str,
+        own_prompts: frozenset[str] = frozenset(),
     ) -> None:
         """Set the loss to that of the settings' signal.
 
@@ -86,6 +87,7 @@ class DistilledWorker(GuardedWorker):
             vocab_size: size of the shared vocabulary without padding.
             aggregate: reduces the loss over tokens.
             prefix: prefix of the logged metrics.
+            own_prompts: roles whose models read other prompts than the student.
         """
         self._frozen_engines, self._prefix = [worker.engine for worker in distinct(frozen)], prefix
         computation = Computation(vocab_size, settings.chunk_tokens, settings.materialise_logits, settings.health_top_k)
@@ -94,7 +96,9 @@ class DistilledWorker(GuardedWorker):
             self.loss_fn = TopKLoss(settings.signal, computation, **common)
             return
         engines = {role: worker.engine for role, worker in frozen.items()}
-        self.loss_fn = FullVocabularyLoss(settings.signal, computation, frozen=engines, **common)
+        self.loss_fn = FullVocabularyLoss(
+            settings.signal, computation, frozen=engines, own_prompts=own_prompts, **common
+        )
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"), blocking=False)
     def train_batch(self, data: TensorDict) -> TensorDict | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,25 @@ def require_answers(signal: Signal, servers: Mapping[str, Servers], *, stage: st
                 remedy=f"Use a signal over the whole vocabulary: {', '.join(types_of(LossSignal))}; or put the model "
                 f"on servers, {key}: {{{role}: {{}}}}.",
             )
+
+
+def require_own_prompt(signal: Signal, served: Collection[str], prompt: str) -> None:
+    """Raise UserError for a prompt of the teacher's own that no colocated teacher would read.
+
+    Args:
+        served: roles of models on servers.
+    """
+    if "teacher" in signal.asks and "teacher" not in served:
+        return
+    served_only = "teacher" in served
+    raise UserError(
+        "Servers have room for the student's prompts only."
+        if served_only
+        else f"Signal {signal.type} asks no model in the role of the teacher, so this has no effect.",
+        key="stages.opd.teacher_prompt",
+        value=prompt,
+        remedy=f"Leave it out, or {'remove stages.opd.servers' if served_only else 'choose a signal that asks it'}.",
+    )
 
 
 def signal_file(signal: Signal | Credit) -> str | None:
