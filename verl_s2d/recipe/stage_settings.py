@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, model_validator
 
 from verl_s2d.data.teacher_prompt import columns_of
+from verl_s2d.errors import UserError
 from verl_s2d.recipe.engine_settings import check_engine
 from verl_s2d.recipe.servers import Servers
 from verl_s2d.validation import Refused, Section
@@ -117,6 +119,16 @@ class ProblemWeights(Section):
                 remedy="Make one of a and b positive, or leave problem_weights out.",
             )
         return self
+
+    def require_some(self, rates: Mapping[str, float], *, key: str, value: Any) -> None:
+        """Raise UserError if pass rates (problem id -> rate) give every problem the weight 0."""
+        if not any((rate > 0 or self.a == 0) and (rate < 1 or self.b == 0) for rate in rates.values()):
+            raise UserError(
+                f"All {len(rates)} problems weigh nothing: each is solved always or never.",
+                key=key,
+                value=value,
+                remedy="Choose problems of another difficulty, more samples of each, or leave problem_weights out.",
+            )
 
 
 class Prefix(Section):

@@ -58,14 +58,19 @@ def training_cost(
     frozen: Sequence[ModelShape | None],
     *,
     prompt: int,
-    response: int,
+    response: float,
 ) -> Cost:
-    """Bound the cost of a training stage; unknown while its steps depend on another row's result."""
+    """Bound the cost of a training stage; unknown while its steps depend on another row's result.
+
+    Args:
+        prompt: maximal tokens of a prompt.
+        response: maximal tokens of a response, averaged over the steps.
+    """
     steps = node.settings["steps"]
     if steps is None:
         return Cost(**dict.fromkeys((f.name for f in fields(Cost)), None))
     sequences = steps * training.batch
-    tokens, whole = sequences * response, sequences * (prompt + response)
+    tokens, whole = round(sequences * response), sequences * (prompt + response)
     sampled, distilled = training.rollout is not None, bool(frozen)
     known = shape is not None and None not in frozen
     passes = sampling = None

@@ -84,7 +84,8 @@ class Estimate:
         response = node.stage.response_tokens(node)
         training = node.stage.demand(self._settings[node.label], self._prompt + response)
         shape, frozen, teacher = self._models.shape(node), self._models.frozen(node), self._models.largest_frozen(node)
-        spent = training_cost(node, training, shape, frozen, prompt=self._prompt, response=response)
+        mean = node.stage.mean_response_tokens(node)
+        spent = training_cost(node, training, shape, frozen, prompt=self._prompt, response=mean)
         known = shape is not None and None not in frozen
         if not known or not training.actor.accelerator:
             return None, spent

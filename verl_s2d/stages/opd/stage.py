@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
 from verl_s2d.recipe.schema import Cluster
 from verl_s2d.recipe.servers import gpus_left
+from verl_s2d.recipe.stage_settings import Prefix
 from verl_s2d.signals.signal_registry import is_loss
 from verl_s2d.stages.prepare.stage import slice_of
 from verl_s2d.stages.shared import panels
@@ -114,6 +116,13 @@ class Opd(VerlTrainerStage):
         # A model on servers needs nothing of the student's GPUs.
         asked = bool(section.get("travel")) or any(model.get("placement") != "server" for model in models)
         return read_rl(settings, longest, teacher=asked, exact=exact)
+
+    def mean_response_tokens(self, node: Node) -> float:
+        longest, steps = self.response_tokens(node), node.settings["steps"]
+        if steps is None or "prefix" not in node.settings:
+            return longest
+        prefix = Prefix(**node.settings["prefix"])
+        return fmean(min(prefix.tokens(step), longest) for step in range(1, steps + 1))
 
     def describe(self, node: Node) -> str:
         prompt = ", a prompt of the teacher's own" if "teacher_prompt" in node.settings else ""

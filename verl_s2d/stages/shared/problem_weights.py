@@ -68,21 +68,23 @@ class MeasuredWeights(ProblemWeights):
                 value=self.path,
                 remedy="give a JSON file {problem id: rate between 0 and 1}",
             ) from error
-        if not weights.any():
-            raise UserError(
-                f"all {len(rates)} problems weigh nothing: each is solved always or never",
-                key=_FILE,
-                value=self.path,
-                remedy="choose problems of another difficulty, more samples for each, or leave problem_weights out",
-            )
+        self.require_some(rates, key=_FILE, value=self.path)
         silent = int((weights == 0).sum())
         print(f"problem weights: {silent} of {len(rates)} problems weigh nothing", flush=True)
         return dict(zip(map(str, rates), weights.tolist(), strict=True))
 
 
 def weights_overrides(node: Node, context: Context) -> dict[str, Any]:
-    """Set the keys of a command that name the exponents and the measured pass rates; none without weights."""
+    """Set the keys of a command that name the exponents and the measured pass rates; none without weights.
+
+    Raises:
+        UserError: the rates have been measured, and give every problem the weight 0.
+    """
     if RATES not in node.inputs:
         return {}
-    keys = {**node.settings[PROBLEM_WEIGHTS], "path": str(context.directory(node.inputs[RATES]) / PASS_RATES)}
+    chosen, path = node.settings[PROBLEM_WEIGHTS], context.directory(node.inputs[RATES]) / PASS_RATES
+    if path.is_file():
+        key = f"stages.{node.kind}.{PROBLEM_WEIGHTS}"
+        ProblemWeights(**chosen).require_some(json.loads(path.read_text()), key=key, value=chosen)
+    keys = {**chosen, "path": str(path)}
     return {f"+s2d.{PROBLEM_WEIGHTS}.{name}": value for name, value in keys.items()}

@@ -92,6 +92,10 @@ class TrainingStage(Stage):
         """Return the nodes that the trained model has, and its GPUs on each."""
         return cluster.nodes, cluster.gpus_per_node
 
+    def mean_response_tokens(self, node: Node) -> float:
+        """Return the maximal length of a response, averaged over the stage's steps."""
+        return self.response_tokens(node)
+
     def common_overrides(self, node: Node, context: Context, steps: int | None) -> dict[str, Any]:
         """Set the keys of every trainer: model, steps, checkpoints, machine.
 

@@ -12,13 +12,16 @@ from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentL
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from tests.support.tiny_verl import composed
+from tests.support.workflow.project import write_project
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.alarm_settings import Alarms
+from verl_s2d.recipe.load import load_recipe
 from verl_s2d.recipe.stage_settings import Prefix
 from verl_s2d.stages.opd.config import read_opd_config, read_opd_settings
 from verl_s2d.stages.opd.prefix_agent_loop import PrefixAgentLoop
 from verl_s2d.stages.opd.prefix_rollouts import GrowsPrefix
 from verl_s2d.stages.opd.stage import Opd
+from verl_s2d.stages.planning import make_plan
 from verl_s2d.workflow.watch.detectors import Detectors
 
 PREFIX = ("+s2d.prefix.start=2", "+s2d.prefix.grow=3")
@@ -41,6 +44,17 @@ def test_a_command_is_read_and_written_again():
     config = read_opd_config(composed(*PREFIX))
     assert config.prefix == Prefix(start=2, grow=3, every=1)
     assert read_opd_settings(config.written()) == config
+
+
+def test_the_cost_is_bounded_by_the_prefixes(tmp_path):
+    """Four steps of two, three, four and four tokens instead of four times four."""
+    means = {}
+    for name, prefix in (("whole", None), ("growing", {"start": 2, "grow": 1})):
+        recipe = load_recipe(write_project(tmp_path / name, stages__opd__prefix=prefix))
+        plan = make_plan(recipe, run_dir=tmp_path / name / "run", rows=["opd-only"])
+        (opd,) = (node for node in plan.order if isinstance(node.stage, Opd))
+        means[name] = opd.stage.mean_response_tokens(opd)
+    assert means == {"whole": 4, "growing": 13 / 4}
 
 
 @pytest.mark.parametrize(

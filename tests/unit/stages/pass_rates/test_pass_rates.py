@@ -94,6 +94,23 @@ def test_a_sample_without_a_verdict_is_not_wrong(tmp_path):
     assert (ledger["verifier_calls"], ledger["unsettled_calls"], ledger["sampled_tokens"]) == (24, 10, 60)
 
 
+def test_rates_that_weigh_nothing_are_refused_once_they_are_measured_and_before_training(tmp_path):
+    plan = plan_of(tmp_path, stages__opd__problem_weights={}, stages__warmup__problem_weights={"a": 0.0})
+    for name, stage in (("pass-rates-all-opd", "opd-all"), ("pass-rates-all-warmup", "warmup-all")):
+        rates, trained = node(plan, name), node(plan, stage)
+        trained.stage.command(trained, plan.context, 1)
+        file = plan.context.directory(rates) / "pass_rates.json"
+        file.parent.mkdir(parents=True)
+        file.write_text('{"a": 0.0, "b": 1.0}')
+    with pytest.raises(UserError, match="All 2 problems weigh nothing") as refused:
+        trained = node(plan, "opd-all")
+        trained.stage.command(trained, plan.context, 1)
+    assert refused.value.key == "stages.opd.problem_weights" and "samples" in refused.value.remedy
+    # Without the factor p^a the problem that is never solved weighs the most.
+    trained = node(plan, "warmup-all")
+    trained.stage.command(trained, plan.context, 1)
+
+
 def test_labels_of_a_row_with_weights_are_its_whole_slice(tmp_path):
     """The teacher reads 8 of the 16 problems in two steps; the pass rates read all."""
     matched = {"m": {"row": "direct-grpo", "to": "full-bridge", "by": "labels"}}
