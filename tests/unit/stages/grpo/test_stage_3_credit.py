@@ -96,10 +96,14 @@ def test_a_coefficient_that_stays_needs_no_number_of_steps():
     assert read_credit_config(grpo(**CHOSEN | kept)).credit == KDRL(beta_end=0.2)
 
 
-def test_the_teacher_sits_where_the_reference_policy_sits(monkeypatch):
+LORA = {"actor_rollout_ref.model.lora_rank": 4, "actor_rollout_ref.model.lora.merge": True}
+
+
+@pytest.mark.parametrize("lora", [{}, LORA], ids=["full", "lora"])
+def test_the_teacher_sits_where_the_reference_policy_sits(monkeypatch, lora):
     monkeypatch.setattr(ray, "remote", lambda cls: cls)
     trainer = object.__new__(GrpoTrainer)
-    trainer.config = grpo(**CHOSEN)
+    trainer.config = grpo(**CHOSEN | lora)
     trainer.credited = read_credit_config(trainer.config)
     trainer._init_resource_pool_mgr()
     assert trainer.role_worker_mapping == {Role.ActorRolloutRef: CreditWorker}
