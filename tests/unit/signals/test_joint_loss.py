@@ -1,4 +1,4 @@
-"""What credits change of verl's own loss: the joint loss's gradient against finite differences, TRRD's ratio, GRPO."""
+"""Credits in verl's own loss: the joint loss's gradient against finite differences, TRRD's ratio, and what is GRPO."""
 
 from __future__ import annotations
 

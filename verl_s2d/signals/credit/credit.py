@@ -6,17 +6,12 @@ Nothing here imports torch, because plans read credits too.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
-
-from pydantic import Field, FiniteFloat
+from typing import TYPE_CHECKING
 
 from verl_s2d.validation import Section
 
 if TYPE_CHECKING:
     import torch
-
-Share = Annotated[FiniteFloat, Field(gt=0, le=1)]
-Clip = Annotated[FiniteFloat, Field(gt=0, lt=1)]
 
 
 @dataclass(frozen=True)
