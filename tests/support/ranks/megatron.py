@@ -18,16 +18,18 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.metric import Metric
 
 from tests.support.ranks.group import work
-from tests.support.ranks.megatron_cases import CASES, Case
+from tests.support.ranks.megatron_cases import CASES, TOP_K, Case
 from tests.support.ranks.megatron_engine import adopt, engine, gpt, name_in_whole, own, use_cpu
+from tests.support.top_k_reference import definition
 from verl_s2d.signals.in_verl.aggregation import ResponseMean
 from verl_s2d.stages.shared.distillation import Distillation, read_distillation
 from verl_s2d.stages.shared.distilled_worker import DistilledWorker
+from verl_s2d.stages.warmup.config_checks import WarmupConfig
 from verl_s2d.stages.warmup.worker import WarmupWorker
 
 # Real ids, and both sides' padding: 12 and 14 ids a rank.
 REAL, STUDENT, TEACHER = 22, {"width": 16, "vocabulary": 24, "seed": 0}, {"width": 32, "vocabulary": 28, "seed": 1}
-TEMPERATURE, BETA = 0.7, 0.3
+TEMPERATURE, BETA, K = 0.7, 0.3, 5
 # Prompt, response, and which of the response counts.
 ROLLOUTS = (
     ([3, 4, 5], [6, 21, 8, 0], [1, 1, 1, 1]),
@@ -37,6 +39,8 @@ ROLLOUTS = (
 )
 Weights = dict[str, torch.Tensor]
 Results = tuple[float, dict[str, float], Weights, tuple[Weights, Weights]]
+# ids and log-probs of the teacher's K likeliest tokens, (tokens, K) of each rollout; row t is about token t + 1.
+Known = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def parallel(tensor: int, context: int, pipeline: int) -> None:
@@ -56,12 +60,25 @@ def parallel(tensor: int, context: int, pipeline: int) -> None:
 
 
 @cache
+def known(mixes: bool, tied: bool) -> Known:
+    """Compute the answers of a cache or a server about the teacher, whose padding has no probability."""
+    parallel(1, 1, 1)
+    teacher, found = gpt(**TEACHER, mixes=mixes, tied=tied), []
+    for prompt, response, _ in ROLLOUTS:
+        with torch.no_grad():
+            logits = teacher(torch.tensor([prompt + response]), None, None)[0][:, :REAL] / TEMPERATURE
+        best = logits.log_softmax(-1).topk(K)
+        found.append((best.indices.int(), best.values))
+    return found
+
+
+@cache
 def reference(objective: str, rollouts: str | None, mixes: bool, tied: bool) -> Results:
     """Loss, metrics, the whole student's gradients, and both models' weights."""
     parallel(1, 1, 1)
     student, teacher = (gpt(**sizes, mixes=mixes, tied=tied) for sizes in (STUDENT, TEACHER))
     found: list[dict[str, torch.Tensor]] = []
-    for prompt, response, counts in ROLLOUTS:
+    for (prompt, response, counts), (top_ids, top_log_probs) in zip(ROLLOUTS, known(mixes, tied), strict=True):
         ids = torch.tensor([prompt + response])
         at = (torch.tensor(counts).nonzero().squeeze(-1) + len(prompt) - 1, slice(0, REAL))
         with torch.no_grad():
@@ -72,6 +89,7 @@ def reference(objective: str, rollouts: str | None, mixes: bool, tied: bool) -> 
             "forward_kl": (t.exp() * (t - s)).sum(-1),
             "reverse_kl": (s.exp() * (s - t)).sum(-1),
             "jsd": (BETA * t.exp() * (t - mixture) + (1 - BETA) * s.exp() * (s - mixture)).sum(-1),
+            TOP_K: definition(s, top_ids[at[0]], top_log_probs[at[0]], "bucket", "reverse_kl").float(),
         }[objective]
         chosen = ids[0, at[0] + 1, None]
         found.append(
@@ -91,12 +109,15 @@ def reference(objective: str, rollouts: str | None, mixes: bool, tied: bool) -> 
         "seq-mean-token-mean": torch.stack([part["values"].mean() for part in found]).mean(),
     }[rollouts]
     loss.backward()
-    metrics = {
-        name: everything[name].mean().item() for name in ("student_entropy", "teacher_entropy", "top1_agreement")
-    }
+    metrics, name = {}, objective
+    if objective == TOP_K:
+        name = "reverse_kl"
+    else:
+        logged = ("student_entropy", "teacher_entropy", "top1_agreement")
+        metrics = {name: everything[name].mean().item() for name in logged}
     metrics |= {
-        objective: everything["values"].mean().item(),
-        f"{objective}_max": everything["values"].max().item(),
+        name: everything["values"].mean().item(),
+        f"{name}_max": everything["values"].max().item(),
         "teacher_scored_tokens": len(everything["values"]),
     }
     if objective == "jsd":
@@ -123,6 +144,10 @@ def batch(case: Case) -> TensorDict:
             "response_mask": nested([counts for _, _, counts in mine]),
             "loss_mask": nested([counts for _, _, counts in mine]),
         }
+    if case.objective == TOP_K:
+        rows = known(case.context == 1, case.tied)[parallel_state.get_data_parallel_rank() :: ranks]
+        for name, values in zip(("teacher_ids", "teacher_logprobs"), zip(*rows, strict=True), strict=True):
+            fields[name] = torch.nested.as_nested_tensor(list(values), layout=torch.jagged)
     settings = {
         "use_dynamic_bsz": False,
         "micro_batch_size_per_gpu": case.micro_batch,
@@ -145,10 +170,14 @@ def worker(case: Case, weights: tuple[Weights, Weights]) -> DistilledWorker:
     teacher = engine(teacher, **engines, forward_only=True)
     made.engine_config, made.model_config, made.device_name = made.engine.engine_config, {}, "cpu"
     made._skip_limit, made._skipped_in_a_row, made.flops_counter = 1, 0, None
-    signal = {"type": case.objective} | ({"beta": BETA} if case.objective == "jsd" else {})
-    section = {"signal": signal, "teacher": {"path": "teacher"}, "chunk_tokens": 3}
-    settings = read_distillation(Distillation, section, signal="forward_kl")
-    frozen = {"teacher": SimpleNamespace(engine=teacher, reset=lambda: None)}
+    keys = {"jsd": {"beta": BETA}, TOP_K: {"k": K, "objective": "reverse_kl"}}.get(case.objective, {})
+    section = {"signal": {"type": case.objective} | keys, "chunk_tokens": 3}
+    if case.objective == TOP_K:
+        settings, frozen = read_distillation(WarmupConfig, section, signal="forward_kl"), {}
+    else:
+        section["teacher"] = {"path": "teacher"}
+        settings = read_distillation(Distillation, section, signal="forward_kl")
+        frozen = {"teacher": SimpleNamespace(engine=teacher, reset=lambda: None)}
     if case.rollouts is None:
         made._settings, made._vocab_size, made.frozen = settings, REAL, frozen
         made.reset()

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import product
 
 OBJECTIVES = ("forward_kl", "reverse_kl", "jsd")
+TOP_K = "top_k"
+"""The reverse KL from what the batch knows of the teacher, in place of one over the whole vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -66,5 +68,10 @@ CASES = {
         *(Case("reverse_kl", layout, 2, tensor=1, pipeline=2, rollouts="token-mean") for layout in ("thd", "bshd")),
         *(Case("reverse_kl", "thd", 1, pipeline=2, sequence=s, rollouts="token-mean") for s in (True, False)),
         Case("forward_kl", "thd", 1, pipeline=2, sequence=True, tied=True),
+        *(Case(TOP_K, layout, 2) for layout in ("thd", "bshd")),
+        Case(TOP_K, "thd", 1, sequence=True),
+        Case(TOP_K, "thd", 2, tensor=1, context=2),
+        Case(TOP_K, "bshd", 1, tensor=1, pipeline=2),
+        Case(TOP_K, "thd", 2, rollouts="token-mean"),
     )
 }
