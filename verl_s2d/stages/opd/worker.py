@@ -52,7 +52,7 @@ class StudentTeacherWorker(RolloutWorker):
         super().init_model()
         if self._settings.is_loss:
             actor, student = self.config.actor, self.actor.model_config
-            frozen = {role: self._frozen[role] for role in self._settings.colocated}
+            frozen = {role: self._frozen[role] for role in self._settings.models if role in self._frozen}
             configurations = [worker.model_config.hf_config for worker in distinct(frozen)]
             self.actor.learn_from(
                 frozen,
