@@ -49,7 +49,7 @@ def test_workers_of_1_2b_and_3_make_it_before_verl_s_engines(monkeypatch, worker
     seen = []
     monkeypatch.setattr(ActorRolloutRefWorker, "init_model", lambda self: seen.append(timeout()))
     made = object.__new__(worker)
-    made._settings = SimpleNamespace(exact=False)
+    made._settings = SimpleNamespace(is_loss=False)
     made.init_model()
     assert seen == [timedelta(hours=2)]
 
