@@ -95,8 +95,9 @@ class ServedModels:
         """
         rows = _Rows(batch)
         answers = self._servers[self._settings.models[role]].top_k(rows.asked)
-        for field, found in ((IDS, [a.ids for a in answers]), (LOG_PROBS, [a.log_probs for a in answers])):
-            rows.write({field: rows.spread(found, lambda tokens: torch.zeros(tokens, self._top_k))})
+        ids = rows.spread([a.ids for a in answers], lambda n: torch.zeros(n, self._top_k, dtype=torch.int32))
+        log_probs = rows.spread([a.log_probs for a in answers], lambda n: torch.zeros(n, self._top_k))
+        rows.write({IDS: ids, LOG_PROBS: log_probs})
 
 
 class _Rows:
