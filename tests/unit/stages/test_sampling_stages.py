@@ -7,13 +7,16 @@ import json
 import pytest
 
 from tests.support.workflow.project import write_project
+from verl_s2d.arguments import parse
 from verl_s2d.checks.inputs import samplers
 from verl_s2d.checks.inputs.samplers import check_samplers
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.sizing.estimate import Estimate
 from verl_s2d.sizing.model_shapes import Models
+from verl_s2d.stages.evaluate.sample_and_score import Options
 from verl_s2d.stages.planning import make_plan
+from verl_s2d.stages.rollouts import rollout_cache
 from verl_s2d.workflow.ledger import empty_ledger
 from verl_s2d.workflow.store.manifest import write_manifest
 
@@ -59,6 +62,13 @@ def test_engines_use_all_gpus_of_all_nodes(tmp_path):
     sizes = Estimate(plan, {}, Models(plan)).view()["stages"]
     engines = {label.partition("-")[0]: size["memory"]["sampling"]["replicas"] for label, size in sizes.items()}
     assert engines == {"rollouts": 4, "evaluate": 16}
+
+
+@pytest.mark.parametrize(("kind", "options"), [("rollouts", rollout_cache.Options), ("evaluate", Options)])
+def test_a_module_reads_the_command_of_its_stage(kind, options, tmp_path):
+    plan = plan_of(tmp_path, {"device": "cpu"})
+    node = next(n for n in plan.order if n.kind == kind)
+    parse(node.stage.command(node, plan.context, 1).argv[3:], options)
 
 
 def test_on_a_cpu_there_is_one(tmp_path):
