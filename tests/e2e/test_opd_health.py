@@ -10,12 +10,14 @@ from tests.support.batch_dump import BATCH, dumping
 from tests.support.tiny import write_problems
 from tests.support.tiny_training import plain_log_probs
 from verl_s2d.sampling.prompts import render_prompt
+from verl_s2d.stages.opd.teacher_refresh import FOLDER
 from verl_s2d.verifiers.ledgered import verifier_calls
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
-def test_the_teacher_scores_the_response_after_its_own_prompt(verl, teacher, student, prompts, tmp_path):
+def test_a_student_is_its_own_teacher_behind_another_prompt(verl, student, prompts, tmp_path):
+    """CRISP's setting: the teacher scores the response after its own prompt, and becomes the student of step 2."""
     metrics = verl.run(
         "opd",
         student=student,
@@ -24,26 +26,28 @@ def test_the_teacher_scores_the_response_after_its_own_prompt(verl, teacher, stu
         steps=3,
         overrides=BATCH
         | {
-            "+s2d.teacher.path": str(teacher),
+            "+s2d.teacher.path": str(student),
             "+s2d.teacher_prompt": "1 + {prompt}",
+            "+s2d.teacher_refresh": 2,
             "+s2d.travel": True,
             "+s2d.parse_rate": "math",
+            "trainer.save_freq": 3,
         }
         | dumping(tmp_path / "batch.pt"),
     )
     rows = torch.load(tmp_path / "batch.pt")
-    network, tokenizer = (
-        AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32),
-        AutoTokenizer.from_pretrained(teacher),
-    )
+    network = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(student)
     for prompt, response, found in zip(rows["prompts"], rows["responses"], rows["ref_log_prob"], strict=True):
-        asked = tokenizer.decode(prompt)
-        own = torch.tensor(render_prompt(tokenizer, [{"role": "user", "content": f"1 + {asked}"}]))
+        messages = [{"role": "user", "content": f"1 + {tokenizer.decode(prompt)}"}]
+        own = torch.tensor(render_prompt(tokenizer, messages))
         assert len(own) == len(prompt) + 2
         expected = plain_log_probs(network, own, response).gather(1, response[:, None])[:, 0]
         torch.testing.assert_close(found.float(), expected, atol=1e-3, rtol=0)
-    # Before the first update the student is its start.
+    # Before the first update the student is its start, which the refresh leaves alone.
     assert metrics[1]["s2d/travel"] < 1e-3 < metrics[3]["s2d/travel"]
+    assert [step for step, data in metrics.items() if "s2d/teacher_refreshed" in data] == [2]
+    assert len(list((tmp_path / "checkpoints/global_step_3/actor" / FOLDER).iterdir())) == 1
     rates = [data["s2d/parse_rate"] for data in metrics.values() if "s2d/parse_rate" in data]
     assert rates and set(rates) == {0.0}, "these models finish responses, and write no answer that math reads"
 

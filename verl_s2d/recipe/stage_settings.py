@@ -176,6 +176,9 @@ class OnPolicyDistillation(Trained):
     """Prompt that the teacher reads in place of the student's, as in "{prompt} Be concise." (CRISP) or "{prompt} The
     answer is {answer}." (OPSD, arXiv 2601.18734): a format string with {prompt}, {answer} and keys of extra_info. With
     anything but {prompt} the stage reads labels, and the ledger counts them. Null: the student's prompt."""
+    teacher_refresh: Positive | None = None
+    """Steps after which the teacher becomes the student of that step, again and again (CRISP: 40 to 60; fewer degrade).
+    Only where the teacher starts as the student, as in the row self-teacher. Null: never."""
     travel: bool = False
     """Log the distance from the model that the stage starts from, for the alarm `travel`. It takes a forward pass of
     that model, one more frozen engine; with an exact signal also one of the student. Rebuilds nothing."""

@@ -241,6 +241,16 @@ class Builder:
             require_own_prompt(signal, servers, stage.teacher_prompt)
             settings["teacher_prompt"] = stage.teacher_prompt
             kind = PrivilegedOpd() if columns_of(stage.teacher_prompt) and not scored else kind
+        if stage.teacher_refresh is not None:
+            if teacher is not student or "teacher" in servers or "teacher" not in signal.asks:
+                raise UserError(
+                    f"In row {self.row} the teacher of stage 2b is not the student that it starts from, so it cannot "
+                    "become the student of a later step.",
+                    key="stages.opd.teacher_refresh",
+                    value=stage.teacher_refresh,
+                    remedy="Leave it out, or compare rows whose student is its own teacher, such as self-teacher.",
+                )
+            settings["teacher_refresh"] = stage.teacher_refresh
         roles, weights = {**(frozen or {}), "teacher": teacher}, problem_weights or stage.problem_weights
         inputs = {
             "model": student,

@@ -39,6 +39,7 @@ from verl_s2d.objectives.token_weights import SELECTORS, batch_range, select_tok
 from verl_s2d.stages.shared.problem_weights import MeasuredWeights
 from verl_s2d.stages.warmup.rollout_dataset import CachedRollouts
 from verl_s2d.teachers.own_prompt import OWN_PROMPTS
+from verl_s2d.teachers.refresh import copy_weights, load_weights, save_weights
 
 BATCH, KEEP = 8, 0.4  # of the shortest rollout, two tokens, nothing is kept
 BF16 = ["++engine.mixed_precision.param_dtype=bf16", "++engine.mixed_precision.reduce_dtype=fp32"]
@@ -341,6 +342,40 @@ def equal_prompts(rank: int, world: int, cut: str) -> None:
     assert own["loss"] == plain["loss"] and all(torch.equal(found[name], without[name]) for name in without)
 
 
+def refreshed_teacher(rank: int, world: int) -> None:
+    """CRISP: a teacher that is made the student agrees with it, and what a checkpoint keeps of it comes back."""
+    student, cached = directory() / "student", directory() / "rollouts.parquet"
+    overrides = ["+s2d.signal.type=reverse_kl", "model.use_remove_padding=true", *CUTS["two rollouts"]]
+    config = step_configuration(student, student, cached, on_cpu=True, overrides=[*overrides, "optim.lr=0.01"])
+    rollouts = CachedRollouts(str(cached))
+    worker, frozen = opd_workers(config, len(WORDS), own_prompts=frozenset({"teacher"}))
+    teacher, saved = frozen["teacher"].engine, directory() / "saved" / f"rank_{rank}.pt"
+    part = BATCH // worker.engine.get_data_parallel_size()
+    mine = range(BATCH)[worker.engine.get_data_parallel_rank() * part :][:part]
+
+    def divergence(own_prompts: Callable[[torch.Tensor], torch.Tensor]) -> float:
+        batch = batch_of(config, rollouts, mine, total=BATCH)
+        rows = [own_prompts(prompt) for prompt in batch["prompts"].unbind()]
+        batch[OWN_PROMPTS] = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+        output = worker.train_batch(batch)
+        found = [None if output is None else mean(tu.get(output, "metrics")["actor/reverse_kl"])]
+        dist.broadcast_object_list(found, 0)
+        return found[0]
+
+    assert divergence(another) > 1e-4, "another prompt makes another teacher of the same weights"
+    copy_weights(worker.engine, teacher)
+    save_weights(teacher, saved)
+    # The update follows the measurement, so the next one sees a student that has moved.
+    assert abs(divergence(torch.clone)) < 1e-9
+    divergence(another)
+    moved = divergence(torch.clone)
+    assert moved > 1e-6
+    copy_weights(worker.engine, teacher)
+    assert abs(divergence(torch.clone)) < 1e-9
+    load_weights(teacher, saved)
+    assert divergence(torch.clone) > 1e-6
+
+
 def mean(metric: Metric | list[Metric]) -> float:
     """Aggregate what micro-batches and ranks reported."""
     return Metric.aggregate_dp(metric) if isinstance(metric, list) else metric.aggregate()
@@ -388,6 +423,7 @@ def cases(world: int) -> dict[str, Callable[[int, int], None]]:
         found[f"the teacher's own prompts: {cut}"] = partial(teachers_own_prompts, cut=cut)
         found[f"equal prompts: {cut}"] = partial(equal_prompts, cut=cut)
     found["the teacher's own prompts beside a base"] = partial(teachers_own_prompts, cut="two rollouts", base=True)
+    found["a refreshed teacher"] = refreshed_teacher
     if world == 2:
         for stage, more in (("2a", []), ("2b", []), ("2a", LOGITS)):
             name = f"Ulysses with a temperature: {stage}{', from logits' if more else ''}"

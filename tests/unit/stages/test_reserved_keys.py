@@ -45,7 +45,9 @@ def plans(tmp_path_factory):
         stages__opd__signal="uni_opd",
         cluster__gpus_per_node=2,
     )
+    own = write_project(tmp_path_factory.mktemp("own"), stages__opd__teacher_refresh=2)
     return [
+        make_plan(load_recipe(own), run_dir=path / "run", rows=["self-teacher"]),
         make_plan(load_recipe(recipe), run_dir=path / "run", rows=rows),
         make_plan(load_recipe(served), run_dir=path / "run", rows=["half-split"]),
     ]

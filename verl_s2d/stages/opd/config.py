@@ -12,7 +12,8 @@ from verl_s2d.errors import UserError
 from verl_s2d.recipe.stage_settings import Prefix
 from verl_s2d.signals.signal import GROUPS, Positive, reads_scores
 from verl_s2d.stages.opd.prefix_rollouts import check_prefix
-from verl_s2d.stages.shared.distillation import Distillation, check_layout, model_key, read_distillation
+from verl_s2d.stages.opd.teacher_refresh import check_refresh
+from verl_s2d.stages.shared.distillation import Count, Distillation, check_layout, model_key, read_distillation
 from verl_s2d.stages.shared.teacher_as_reference import check_reference_is_free
 from verl_s2d.teachers.frozen_model import FrozenModel
 from verl_s2d.validation import Refused
@@ -47,6 +48,7 @@ class OpdConfig(Distillation):
         teacher_prompt: template of the prompt that the teacher reads in place of the student's (data.teacher_prompt);
             null: the student's.
         label_ledger: directory in which to record the problems whose columns that template reads; null: nowhere.
+        teacher_refresh: steps after which the teacher becomes the student of that step, again and again; null: never.
         parse_rate: log the share of finished responses from which this verifier extracts an answer; a name, or with
             options {name: math, form: boxed}. No label is read.
         prefix: lengths at which rollouts are cut, by step; null: at data.max_response_length.
@@ -59,12 +61,23 @@ class OpdConfig(Distillation):
     travel: bool = False
     teacher_prompt: Annotated[str, AfterValidator(_template)] | None = None
     label_ledger: str | None = None
+    teacher_refresh: Count | None = None
     parse_rate: str | dict[str, Any] | None = None
 
     @property
     def own_prompts(self) -> frozenset[str]:
         """Return the roles whose models read other prompts than the student."""
         return frozenset() if self.teacher_prompt is None else frozenset({TEACHER})
+
+    @property
+    def apart(self) -> frozenset[str]:
+        """Return the roles that share no engine with others, though the checkpoints be equal.
+
+        In a loss the passes of all models are nested, so an engine runs once, with one kind of prompts. A refreshed
+        teacher does not stay what its checkpoint is.
+        """
+        refreshed = frozenset() if self.teacher_refresh is None else frozenset({TEACHER})
+        return (self.own_prompts if self.is_loss else frozenset()) | refreshed
 
     @model_validator(mode="after")
     def _prompts_are_read(self) -> OpdConfig:
@@ -132,6 +145,8 @@ def read_opd_config(config: DictConfig) -> OpdConfig:
     _check_servers(config, opd)
     _check_scores(config, opd)
     opd.asked(config.actor_rollout_ref.model)
+    if opd.teacher_refresh is not None:
+        check_refresh(opd, config)
     if opd.parse_rate is not None:
         extractor_of(opd.parse_rate, key="s2d.parse_rate")
     if opd.prefix is not None:

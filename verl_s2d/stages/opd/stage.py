@@ -80,6 +80,7 @@ class Opd(VerlTrainerStage):
             "s2d.teacher.server": SERVERS,
             "s2d.teacher_prompt": "Set stages.opd.teacher_prompt.",
             "s2d.label_ledger": STAGE,
+            "s2d.teacher_refresh": "Set stages.opd.teacher_refresh.",
             "s2d.travel": "Set stages.opd.travel.",
             "s2d.parse_rate": "Leave it out: it is measured wherever `verifier:` extracts answers without a label.",
         }
@@ -91,6 +92,7 @@ class Opd(VerlTrainerStage):
             "algorithm.adv_estimator": "s2d_opd",
             **signal_overrides(node, context),
             **self.prompt_overrides(node, context),
+            **({"+s2d.teacher_refresh": every} if (every := node.settings.get("teacher_refresh")) else {}),
             **({"+s2d.travel": True} if node.operations.get("travel") else {}),
             **({"+s2d.parse_rate": parsed} if (parsed := node.operations.get("parse_rate")) is not None else {}),
             **weights_overrides(node, context),

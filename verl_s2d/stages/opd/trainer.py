@@ -28,6 +28,7 @@ from verl_s2d.stages.opd.metrics import EXACT_METRICS, advantage_metrics, rollou
 from verl_s2d.stages.opd.prefix_rollouts import GrowsPrefix
 from verl_s2d.stages.opd.prompt_renderer import TeacherPrompts
 from verl_s2d.stages.opd.served_models import ServedModels
+from verl_s2d.stages.opd.teacher_refresh import RefreshesTeacher
 from verl_s2d.stages.opd.weighted_problems import WeighsProblems
 from verl_s2d.stages.shared.distillation import check_models
 from verl_s2d.stages.shared.save_on_request import SavesOnRequest
@@ -47,7 +48,7 @@ class _NoVerifier:
 
 
 @register_trainer("s2d_opd")
-class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
+class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, RefreshesTeacher, StopsAtTokenBudget, PPOTrainerSync):
     """verl's synchronous trainer with a teacher as reward.
 
     The student samples; the teacher scores each sampled token, in the reference engine or on servers. s2d.signal is
@@ -148,7 +149,7 @@ class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, StopsAtTokenBudget
 
         A loss reads no log-probs, so with one there is at most the field for travel.
         """
-        own, fields = self.s2d.own_prompts, {}
+        own, fields = self.s2d.own_prompts | self.s2d.apart, {}
         asked = {role: (model, role in own) for role, model in self._frozen.items()}
         if self.s2d.is_loss:
             return {role: f"s2d_log_prob_{role}" for role in asked.keys() - self.s2d.models.keys()}

@@ -8,6 +8,7 @@ parallelism are verl's.
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 from tensordict import TensorDict
 from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
@@ -15,12 +16,13 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.engine_workers import TrainingWorkerConfig
 
 from verl_s2d.signals.in_verl.aggregation import ResponseMean
-from verl_s2d.stages.opd.config import ROLE, read_opd_settings
+from verl_s2d.stages.opd.config import ROLE, TEACHER, read_opd_settings
 from verl_s2d.stages.shared.distilled_worker import DistilledWorker, GuardedWorker
 from verl_s2d.stages.shared.rollout_worker import RolloutWorker
 from verl_s2d.teachers.frozen_engines import FrozenWorker, distinct, frozen_workers
 from verl_s2d.teachers.model_pair import real_vocabulary
 from verl_s2d.teachers.own_prompt import with_own_prompts
+from verl_s2d.teachers.refresh import copy_weights, load_weights, save_weights
 
 
 class StudentTeacherWorker(RolloutWorker):
@@ -39,9 +41,7 @@ class StudentTeacherWorker(RolloutWorker):
         """Build the frozen models when verl builds its reference; return the first, which verl initialises."""
         asked = self._settings.asked(self.config.model)
         colocated = {role: model for role, model in asked.items() if model.servers is None}
-        # In a loss the passes of all models are nested, so an engine runs once, with one kind of prompts.
-        apart = self._settings.own_prompts if self._settings.is_loss else frozenset()
-        self._frozen = frozen_workers(config, colocated, apart)
+        self._frozen = frozen_workers(config, colocated, self._settings.apart)
         first, *others = distinct(self._frozen)
         for worker in others:
             worker.reset()
@@ -72,3 +72,18 @@ class StudentTeacherWorker(RolloutWorker):
             return super().compute_ref_log_prob(with_own_prompts(data) if role in self._settings.own_prompts else data)
         finally:
             self.ref = first
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def refresh_teacher(self) -> None:
+        """Copy the student's weights into the teacher."""
+        copy_weights(self.actor.engine, self._frozen[TEACHER].engine)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def save_teacher(self, folder: str) -> None:
+        """Write this rank's part of the teacher."""
+        save_weights(self._frozen[TEACHER].engine, Path(folder) / f"rank_{self.rank}.pt")
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def load_teacher(self, folder: str) -> None:
+        """Read this rank's part of the teacher."""
+        load_weights(self._frozen[TEACHER].engine, Path(folder) / f"rank_{self.rank}.pt")
