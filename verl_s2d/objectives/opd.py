@@ -185,6 +185,30 @@ def clip_advantages(advantages: torch.Tensor, response_mask: torch.Tensor, limit
     return advantages.clamp(-limit, limit), (beyond.sum() / mask.sum().clamp(min=1)).item()
 
 
+def mismatch_gate(
+    old_log_probs: torch.Tensor, sampler_log_probs: torch.Tensor, response_mask: torch.Tensor, low: float, high: float
+) -> tuple[torch.Tensor, float]:
+    """Compute factors of the advantages that gate the mismatch of two engines, and the fraction of tokens left out.
+
+    w_t = pi_old(y_t|s_t) / mu(y_t|s_t) where that is in [low, high], else 0; held fixed (MiMo-V2-Flash, section 4.4).
+    Both are the same weights in two engines: a ratio far from 1 is an error of one and says nothing about the policy.
+
+    Args:
+        old_log_probs: (batch, response) log pi_old of the sampled tokens, computed by the engine that trains.
+        sampler_log_probs: (batch, response) log mu of them, as the engine that samples reported it.
+        response_mask: (batch, response), nonzero on sampled tokens; log-probs at other positions are ignored.
+        low, high: bounds of the ratio.
+
+    Returns:
+        ((batch, response) float32, detached, zero outside the mask; the fraction).
+    """
+    mask = response_mask.bool()
+    ratio = torch.exp(old_log_probs.detach().double() - sampler_log_probs.detach().double())
+    kept = (ratio >= low) & (ratio <= high) & mask
+    share = ((mask & ~kept).sum() / mask.sum().clamp(min=1)).item()
+    return torch.where(kept, ratio, 0.0).float(), share
+
+
 def capped_extrapolation(
     teacher_log_probs: torch.Tensor, base_log_probs: torch.Tensor, extrapolation: float, tail_floor: float
 ) -> torch.Tensor:

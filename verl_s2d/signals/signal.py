@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, FiniteFloat, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    Field,
+    FiniteFloat,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from verl_s2d.validation import Refused, Section
 
@@ -76,11 +83,26 @@ class AdvantageSignal(Signal, ABC):
             some gets them as `fields` of `advantages` and `measured`: name -> (batch, response). With `rm_scores` the
             verifier runs, and the stage reads labels; `uid` is (batch,), the same number for rollouts of a prompt.
         clip: largest magnitude of an advantage; null for no limit.
+        gate: [low, high], bounds of pi_old / mu, of the engine that trains and the one that samples: within them the
+            advantage is multiplied by the ratio, elsewhere the token is left out (objectives.opd.mismatch_gate); null
+            for neither. MiMo-V2-Flash's numbers are not public; [0.5, 5] is like IcePop's.
     """
 
     asks: ClassVar[Mapping[str, Ask]] = {"teacher": Ask.SAMPLED}
     reads: ClassVar[tuple[str, ...]] = ()
     clip: Positive | None = None
+    gate: Annotated[Annotated[list[Positive], Field(min_length=2, max_length=2)] | None, AddedKey] = None
+
+    @field_validator("gate")
+    @classmethod
+    def _around_one(cls, gate: list[float] | None) -> list[float] | None:
+        if gate is not None and not gate[0] < 1 < gate[1]:
+            raise Refused(
+                "Engines that agree have a ratio of 1, which this leaves out.",
+                value=gate,
+                remedy="Write [low, high] with low below 1 and high above, such as [0.5, 5].",
+            )
+        return gate
 
     @abstractmethod
     def advantages(

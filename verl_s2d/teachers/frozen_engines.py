@@ -40,14 +40,14 @@ class FrozenWorker(TrainingWorker):
 def frozen_workers(
     config: TrainingWorkerConfig, models: Mapping[str, FrozenModel], apart: frozenset[str] = frozenset()
 ) -> dict[str, FrozenWorker]:
-    """Build a worker for each distinct model; return role -> worker, not initialised.
+    """Build a worker for each distinct checkpoint; return role -> worker, not initialised.
 
     Args:
         config: the student's configuration with a forward-only engine.
         models: role -> frozen model.
         apart: roles that share no worker with roles outside of this set.
     """
-    kinds = {role: (model, role in apart) for role, model in models.items()}
+    kinds = {role: (model.checkpoint, role in apart) for role, model in models.items()}
     workers = {kind: FrozenWorker(config, model=kind[0]) for kind in dict.fromkeys(kinds.values())}
     return {role: workers[kind] for role, kind in kinds.items()}
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from verl_s2d.recipe.servers import Servers
 from verl_s2d.validation import Refused, Section
+
+Sources = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(lambda given: _tuple(given))]
+
+
+def _tuple(given: Any) -> Any:
+    return tuple(given) if isinstance(given, list) else given
 
 
 class FrozenModel(Section):
@@ -20,6 +26,8 @@ class FrozenModel(Section):
         placement: `colocated`, one of verl's forward-only engines in the student's workers; or `server`, vLLM servers
             of its own, on GPUs beside the student's, for a model that does not fit beside the student.
         server: the servers' settings; null for the defaults.
+        serves: data sources of the problems that it is asked about; empty for a model that is asked about all. Models
+            that serve some play the role of the teacher together (teachers/router.py).
     """
 
     path: Annotated[str, Field(min_length=1)]
@@ -27,6 +35,12 @@ class FrozenModel(Section):
     trust_remote_code: bool = False
     placement: Literal["colocated", "server"] = "colocated"
     server: Servers | None = None
+    serves: Sources = ()
+
+    @property
+    def checkpoint(self) -> FrozenModel:
+        """The model without what it serves: what an engine holds."""
+        return self.model_copy(update={"serves": ()})
 
     @property
     def servers(self) -> Servers | None:
@@ -56,8 +70,6 @@ class FrozenModel(Section):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_absent_servers(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        written = handler(self)
-        if self.server is None:
-            del written["server"]
-        return written
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        absent = {name for name in ("server", "serves") if not getattr(self, name)}
+        return {name: value for name, value in handler(self).items() if name not in absent}

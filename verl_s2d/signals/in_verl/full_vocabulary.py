@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -23,9 +24,9 @@ from verl_s2d.signals.in_verl.aggregation import Aggregate, tokens_per_kept
 from verl_s2d.signals.in_verl.health_metrics import health_metrics
 from verl_s2d.signals.in_verl.kept_tokens import KeptTokens
 from verl_s2d.signals.in_verl.problem_factor import token_factors
+from verl_s2d.signals.in_verl.routed_rows import Part, TeachersOfRows
 from verl_s2d.signals.signal import LossSignal
 from verl_s2d.signals.top_k_kl import TopK
-from verl_s2d.teachers.frozen_teacher import FrozenTeachers
 from verl_s2d.teachers.lm_head_hook import HeadSeam, has_plain_head
 from verl_s2d.teachers.megatron import in_sharded_layout, is_megatron, vocabulary_shard
 from verl_s2d.teachers.token_layout import in_logits_layout, next_tokens, uniform_temperature
@@ -66,10 +67,11 @@ class FullVocabularyLoss:
         signal: defines the divergence and the teacher.
         computation: settings of the computation.
         student: initialised engine.
-        frozen: role of the signal -> initialised forward-only engine.
+        frozen: role -> initialised forward-only engine.
         aggregate: per-token values and micro-batch -> this rank's share of the loss.
         prefix: prefix of the metrics' names.
         own_prompts: roles whose models read other prompts than the student (teachers.own_prompt).
+        served: roles in `frozen` that take the teacher's place by data source (teachers.router).
     """
 
     shown: ClassVar[tuple[str, ...]] = _SHOWN
@@ -84,6 +86,7 @@ class FullVocabularyLoss:
         aggregate: Aggregate,
         prefix: str,
         own_prompts: frozenset[str] = frozenset(),
+        served: Sequence[str] = (),
     ):
         self._signal, self._computation, self._aggregate, self._prefix = signal, computation, aggregate, prefix
         self._sharded = is_megatron(student)
@@ -92,8 +95,9 @@ class FullVocabularyLoss:
         self._linear = not (computation.materialise_logits or self._sharded) and all(
             has_plain_head(engine.module, engine.model_config.hf_config) for engine in (student, *frozen.values())
         )
-        self._frozen = FrozenTeachers(frozen, linear=self._linear, own_prompts=own_prompts)
-        self._frozen.precede(student, self)
+        self._frozen = TeachersOfRows(frozen, served, linear=self._linear, own_prompts=own_prompts)
+        for teachers in self._frozen.all:
+            teachers.precede(student, self)
         self._kept = None if signal.keep_tokens is None else KeptTokens(signal, student, self)
         if self._linear:
             self._stand_in(student)
@@ -132,35 +136,51 @@ class FullVocabularyLoss:
     ) -> torch.Tensor:
         """Compare in place of the head; (batch, tokens, H) -> (batch, tokens, results and a one)."""
         packs = tu.get_non_tensor_data(micro_batch, key="use_remove_padding", default=True)
-        temperature = uniform_temperature(micro_batch)
-        student = LinearLogits(hidden.flatten(0, 1), weight, bias, temperature=temperature)
+        temperature, tokens = uniform_temperature(micro_batch), hidden.flatten(0, 1)
         padded = None if packs else hidden.shape[1]
-        data, rows = micro_batch.to(hidden.device), hidden.shape[:2].numel()
+        data = micro_batch.to(hidden.device)
 
         def lay(packed: torch.Tensor) -> torch.Tensor:
-            return in_logits_layout(packed, data, rows, padded=padded)
+            return in_logits_layout(packed, data, len(tokens), padded=padded)
 
-        def compare(frozen: Mapping[str, LinearLogits]) -> tuple[torch.Tensor, ...]:
+        def compare(part: Part, frozen: Mapping[str, LinearLogits]) -> tuple[torch.Tensor, ...]:
+            student = LinearLogits(part.of(tokens), weight, bias, temperature=temperature)
             at_temperature = {role: replace(logits, temperature=temperature) for role, logits in frozen.items()}
-            return self._compare(student, self._teacher(at_temperature), data, lay, padded=padded)
+            return self._compare(student, self._teacher(at_temperature), data, part, lay)
 
-        results = self._frozen.consult(micro_batch, compare, lay=lay)
+        results = self._ask(micro_batch, tokens, padded, lay, compare)
         return torch.stack((*results, torch.ones_like(results[0])), -1).unflatten(0, hidden.shape[:2])
 
     def _from_logits(self, logits: torch.Tensor, data: TensorDict, data_format: str | None) -> tuple[torch.Tensor, ...]:
         def lay(packed: torch.Tensor) -> torch.Tensor:
             return in_logits_layout(packed, data, len(logits), padded=None)
 
-        def compare(frozen: Mapping[str, GivenLogits]) -> tuple[torch.Tensor, ...]:
-            teacher = self._teacher(frozen)
+        def compare(part: Part, frozen: Mapping[str, GivenLogits]) -> tuple[torch.Tensor, ...]:
+            teacher, student = self._teacher(frozen), part.of(logits)
             if self._sharded:
                 shard = vocabulary_shard(logits.shape[-1], logits.shape[-1] if teacher is None else teacher.vocab_size)
                 return self._compare(
-                    logits, teacher, data, lambda packed: in_sharded_layout(packed, data, data_format), shard=shard
+                    student, teacher, data, part, lambda packed: in_sharded_layout(packed, data, data_format), shard
                 )
-            return self._compare(logits, teacher, data, lay)
+            return self._compare(student, teacher, data, part, lay)
 
-        return self._frozen.consult(data, compare, lay=lay)
+        return self._ask(data, logits, None, lay, compare)
+
+    def _ask(
+        self,
+        micro_batch: TensorDict,
+        tokens: torch.Tensor,
+        padded: int | None,
+        lay: Callable[[torch.Tensor], torch.Tensor],
+        compare: Callable[[Part, Mapping[str, Any]], tuple[torch.Tensor, ...]],
+    ) -> tuple[torch.Tensor, ...]:
+        """Compare each teacher's part of the micro-batch; results in the layout of its logits, (len(tokens),)."""
+        of_parts = []
+        for part in self._frozen.parts(micro_batch, padded, tokens.device):
+            results = part.frozen.consult(part.data, partial(compare, part), lay=lay)
+            of_parts.append([part.placed(values, len(tokens)) for values in results])
+        # A token is in one part, and zero in the others.
+        return tuple(sum(others, first) for first, *others in zip(*of_parts, strict=True))
 
     def _teacher(
         self, frozen: Mapping[str, GivenLogits | LinearLogits]
@@ -173,21 +193,22 @@ class FullVocabularyLoss:
         student: torch.Tensor | LinearLogits,
         teacher: GivenLogits | LinearLogits | ComposedLogits,
         data: TensorDict,
+        part: Part,
         lay: Callable[[torch.Tensor], torch.Tensor],
-        *,
-        padded: int | None = None,
         shard: VocabularyShard | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """Compute the results of _SHOWN, each (tokens,), zero where no response token is predicted.
+        """Compute the results of _SHOWN, each (tokens of the part,), zero where no response token is predicted.
 
         Args:
+            data: the whole micro-batch.
             lay: moves values of packed tokens to the positions of these tokens' logits.
-            padded: the padded sequence length, if sequences are not packed.
         """
-        weights, ids = lay(self._weights(data)), lay(next_tokens(data))
+        weights, ids = part.of(lay(self._weights(data))), part.of(lay(next_tokens(data)))
+        if not part.counts:
+            weights = torch.zeros_like(weights)
         # Metrics count the tokens of every problem, also of one that weighs nothing.
         factors = token_factors(data)
-        weighted = weights if factors is None else weights * lay(factors)
+        weighted = weights if factors is None else weights * part.of(lay(factors))
         settings = {
             "sampled_ids": ids,
             "vocab_size": self._computation.vocab_size,
@@ -201,7 +222,7 @@ class FullVocabularyLoss:
             ranked, ranks_by = results, self._kept.ranks_by
             if ranks_by != "reverse_kl":
                 ranked = divergence(student, teacher, mask=weights, objective=ranks_by, **settings)
-            self._kept.record(data, results, ranked.divergence, weights != 0)
+            self._kept.record(part.data, results, ranked.divergence, weights != 0)
             return (torch.zeros_like(weights),) * len(_SHOWN)
         # The frozen engines run without gradients; the objective does not.
         with torch.enable_grad():
@@ -209,9 +230,9 @@ class FullVocabularyLoss:
                 results = divergence(student, teacher, mask=weights, weights=weighted, **options, **settings)
                 loss, q3 = results.divergence, torch.zeros_like(weights)
             else:
-                results, kept, q3 = self._kept.choose(data, padded)
-                weights_kept = weighted * lay(self._aggregate.kept_scale(data, self._signal.keep_tokens)) * kept
-                chosen = {"mask": weights * kept, "weights": weights_kept}
+                results, kept, q3 = self._kept.choose(part.data, part.padded)
+                scale = part.of(lay(self._aggregate.kept_scale(data, self._signal.keep_tokens)))
+                chosen = {"mask": weights * kept, "weights": weighted * scale * kept}
                 loss = divergence(student, teacher, **chosen, **options, **settings).divergence
             health = self._health(student, teacher, weights)
         # Detached, or the backward pass would propagate zero gradients through them.
@@ -291,5 +312,10 @@ class FullVocabularyLoss:
             # On tokens that the student sampled, log p_S - log p_T estimates the reverse KL: comparable across signals.
             ratio = (values["student_log_prob"] - values["teacher_log_prob"])[rows]
             metrics[f"{self._prefix}reverse_kl"] = Metric(AggregationType.SUM, ratio.sum() * share)
+        of_teachers = {"reverse_kl" if apart else name: "divergence", "teacher_entropy": "teacher_entropy"}
+        if self._computation.health_top_k is not None:
+            of_teachers["overlap_ratio"] = "overlap_ratio"
+        of_teachers = {metric: values[field] for metric, field in of_teachers.items()}
+        metrics |= self._frozen.sums(data, rows, of_teachers, share, self._prefix)
         tokens = Metric(AggregationType.SUM, int(rows.sum()) * data["dp_size"])
         return loss, metrics | {f"{self._prefix}teacher_scored_tokens": tokens}

@@ -16,6 +16,7 @@ from verl_s2d.objectives.vocabulary import VocabularyShard
 from verl_s2d.signals.in_verl.aggregation import Aggregate
 from verl_s2d.signals.in_verl.full_vocabulary import Computation, FullVocabularyLoss
 from verl_s2d.signals.in_verl.problem_factor import token_factors
+from verl_s2d.signals.in_verl.routed_rows import Part
 from verl_s2d.signals.top_k_kl import TopK
 
 IDS, LOG_PROBS = "teacher_ids", "teacher_logprobs"
@@ -44,9 +45,8 @@ class TopKLoss(FullVocabularyLoss):
         student: torch.Tensor | LinearLogits,
         teacher: None,
         data: TensorDict,
+        part: Part,
         lay: Callable[[torch.Tensor], torch.Tensor],
-        *,
-        padded: int | None = None,
         shard: VocabularyShard | None = None,
     ) -> tuple[torch.Tensor, ...]:
         ids, log_probs = (

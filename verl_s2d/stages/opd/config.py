@@ -153,7 +153,41 @@ def read_opd_config(config: DictConfig) -> OpdConfig:
         check_prefix(opd.prefix, config)
     if opd.is_loss:
         _check_full_vocabulary(config, opd)
+    elif opd.signal.gate is not None:
+        _check_gate(config, opd.signal.gate)
     return opd
+
+
+def _check_gate(config: DictConfig, gate: list[float]) -> None:
+    """Raise UserError where the ratio of trainer and sampler is unknown, always 1, or multiplied in by verl too."""
+    correction = config.algorithm.get("rollout_correction") or {}
+    for key, value, on, why in (
+        (
+            "actor_rollout_ref.rollout.calculate_log_probs",
+            config.actor_rollout_ref.rollout.calculate_log_probs,
+            False,
+            "the sampler's log-probabilities are not computed",
+        ),
+        (
+            "algorithm.rollout_correction.bypass_mode",
+            bool(correction.get("bypass_mode")),
+            True,
+            "the trainer's log-probabilities are the sampler's",
+        ),
+        (
+            "algorithm.rollout_correction.rollout_is",
+            correction.get("rollout_is") is not None,
+            True,
+            "verl weighs the loss by the same ratio",
+        ),
+    ):
+        if value == on:
+            raise UserError(
+                f"s2d.signal.gate compares the engine that trains with the one that samples, and {why}",
+                key="s2d.signal.gate",
+                value=gate,
+                remedy=f"leave it out, or change {key}",
+            )
 
 
 def _check_full_vocabulary(config: DictConfig, opd: OpdConfig) -> None:

@@ -32,7 +32,7 @@ class ServedModels:
         self._role_of: dict[FrozenModel, str] = {}
         for role, model in settings.models.items():
             if model.servers is not None:
-                self._role_of.setdefault(model, role)
+                self._role_of.setdefault(model.checkpoint, role)
         self._servers: dict[FrozenModel, TeacherServers] = {}
 
     def check(self) -> None:
@@ -82,7 +82,7 @@ class ServedModels:
             field: (batch, response) float32, zero in rows without a sampled token.
         """
         rows = _Rows(batch)
-        found = rows.spread(self._servers[self._settings.models[role]].log_probs(rows.asked), torch.zeros)
+        found = rows.spread(self._servers[self._settings.models[role].checkpoint].log_probs(rows.asked), torch.zeros)
         # Entry t of an answer is about token t + 1.
         rows.write({field: [x[p - 1 : p + r - 1] for x, p, r in zip(found, rows.prompts, rows.responses, strict=True)]})
 
@@ -94,7 +94,7 @@ class ServedModels:
                 about token t + 1.
         """
         rows = _Rows(batch)
-        answers = self._servers[self._settings.models[role]].top_k(rows.asked)
+        answers = self._servers[self._settings.models[role].checkpoint].top_k(rows.asked)
         ids = rows.spread([a.ids for a in answers], lambda n: torch.zeros(n, self._top_k, dtype=torch.int32))
         log_probs = rows.spread([a.log_probs for a in answers], lambda n: torch.zeros(n, self._top_k))
         rows.write({IDS: ids, LOG_PROBS: log_probs})

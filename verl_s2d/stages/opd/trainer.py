@@ -17,9 +17,10 @@ from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.workers.utils.padding import response_to_nested
 
-from verl_s2d.objectives.opd import clip_advantages
+from verl_s2d.objectives.opd import clip_advantages, mismatch_gate
 from verl_s2d.objectives.travel import travel
 from verl_s2d.signals.in_verl.problem_factor import PROBLEM_WEIGHT
+from verl_s2d.signals.in_verl.routed_rows import means
 from verl_s2d.signals.signal import GROUPS, reads_scores
 from verl_s2d.signals.top_k_kl import TopK
 from verl_s2d.stages.opd.config import ROLE, START, OpdConfig, read_opd_config
@@ -27,6 +28,13 @@ from verl_s2d.stages.opd.health import end_tokens, parse_rate
 from verl_s2d.stages.opd.metrics import EXACT_METRICS, advantage_metrics, rollout_metrics, sampled_reverse_kl_metrics
 from verl_s2d.stages.opd.prefix_rollouts import GrowsPrefix
 from verl_s2d.stages.opd.prompt_renderer import TeacherPrompts
+from verl_s2d.stages.opd.routed_teachers import (
+    ask_each,
+    count_metrics,
+    roles_of_rows,
+    teacher_metrics,
+    write_teachers,
+)
 from verl_s2d.stages.opd.served_models import ServedModels
 from verl_s2d.stages.opd.teacher_refresh import RefreshesTeacher
 from verl_s2d.stages.opd.weighted_problems import WeighsProblems
@@ -34,6 +42,8 @@ from verl_s2d.stages.shared.distillation import check_models
 from verl_s2d.stages.shared.save_on_request import SavesOnRequest
 from verl_s2d.stages.shared.teacher_as_reference import place_worker
 from verl_s2d.stages.shared.token_budget import StopsAtTokenBudget
+from verl_s2d.teachers.data_sources import check_routing
+from verl_s2d.teachers.router import TEACHER
 from verl_s2d.verifiers.registry import extractor_of
 
 logger = logging.getLogger(__name__)
@@ -62,6 +72,8 @@ class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, RefreshesTeacher, 
         student = config.actor_rollout_ref.model.path
         for difference in check_models(student, self.s2d, student_key="actor_rollout_ref.model.path"):
             logger.warning(difference)
+        if self.s2d.router is not None:
+            check_routing(self.s2d.router, config.data.train_files)
         self._served = ServedModels(self.s2d, config)
         self._served.check()
         with open_dict(config):
@@ -125,6 +137,9 @@ class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, RefreshesTeacher, 
         """Collect each frozen model's log-probs of the sampled tokens: by verl's reference pass, or from servers."""
         if isinstance(self.s2d.signal, TopK):
             self._served.write_top_k(batch, *self.s2d.models)
+        router = self.s2d.router
+        if router is not None and self.s2d.is_loss:
+            write_teachers(router, batch)
         asked = {field: role for role, field in reversed(self._log_prob_fields().items())}
         first = asked.pop(_OF_FIRST, None)
         for field, role in asked.items():
@@ -136,21 +151,34 @@ class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, RefreshesTeacher, 
             found = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[_OF_FIRST])
             found[field] = found.pop(_OF_FIRST)
             tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=found)
-        if first is not None and self._frozen[first].servers is not None:
-            self._served.write_log_probs(batch, first, _OF_FIRST)
+        verl = super()._compute_ref_log_prob
+
+        def ask(role: str, rollouts) -> None:
+            if self._frozen[role].servers is not None:
+                self._served.write_log_probs(rollouts, role, _OF_FIRST)
+            else:
+                rollouts.extra_info[ROLE] = role
+                verl(rollouts, metrics)
+
+        if first == TEACHER and router is not None:
+            ref = self.config.actor_rollout_ref.ref
+            micro_batch = None if ref.log_prob_use_dynamic_bsz else ref.log_prob_micro_batch_size_per_gpu
+            ranks = max(self.actor_rollout_wg._query_dispatch_info("actor")) + 1
+            ask_each(router, batch, ask, micro_batch=micro_batch, ranks=ranks)
         elif first is not None:
-            batch.extra_info[ROLE] = first
-            batch = super()._compute_ref_log_prob(batch, metrics)
+            ask(first, batch)
         batch.extra_info.pop(ROLE, None)
         return batch
 
     def _log_prob_fields(self) -> dict[str, str]:
         """Map role -> the batch field with its model's log-probs; equal models with equal prompts share a field.
 
-        A loss reads no log-probs, so with one there is at most the field for travel.
+        Teachers of some data sources have one field. A loss reads no log-probs, but travel has a field.
         """
         own, fields = self.s2d.own_prompts | self.s2d.apart, {}
         asked = {role: (model, role in own) for role, model in self._frozen.items()}
+        if self.s2d.router is not None and not self.s2d.is_loss:
+            asked = {TEACHER: None, **{role: kind for role, kind in asked.items() if not kind[0].serves}}
         if self.s2d.is_loss:
             return {role: f"s2d_log_prob_{role}" for role in asked.keys() - self.s2d.models.keys()}
         for role, kind in asked.items():
@@ -184,7 +212,7 @@ class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, RefreshesTeacher, 
             metrics.update(correction_metrics)
             written += [name for name in ("response_mask", "rollout_is_weights") if name in data.batch]
 
-        answers = {role: data.batch[frozen[role]] for role in self.s2d.models}
+        answers = {role: data.batch[frozen[role]] for role in signal.asks}
         read = {name: data.batch[name] for name in signal.reads}
         estimator = get_adv_estimator_fn(self.config.algorithm.adv_estimator)
         data.batch["advantages"], data.batch["returns"] = estimator(
@@ -204,11 +232,18 @@ class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, RefreshesTeacher, 
             clipped, share = clip_advantages(data.batch["advantages"], data.batch["response_mask"], signal.clip)
             data.batch["advantages"] = data.batch["returns"] = clipped
             metrics["s2d/clipped_advantages"] = share
+        if signal.gate is not None:
+            compared = (data.batch[name] for name in ("old_log_probs", "rollout_log_probs", "response_mask"))
+            factors, metrics["s2d/gated_tokens"] = mismatch_gate(*compared, *signal.gate)
+            data.batch["advantages"] = data.batch["returns"] = factors * data.batch["advantages"]
         mask = data.batch["response_mask"]
         metrics.update(rollout_metrics(mask, scored=bool(self.s2d.models)))
         if self.s2d.models:
             metrics.update(sampled_reverse_kl_metrics(data.batch["old_log_probs"], data.batch[_OF_FIRST], mask))
         metrics.update(advantage_metrics(data.batch["advantages"], data.batch["response_mask"]))
+        if self.s2d.router is not None:
+            compared = (data.batch[name] for name in ("advantages", "old_log_probs", _OF_FIRST, "response_mask"))
+            metrics.update(teacher_metrics(roles_of_rows(self.s2d.router, batch), *compared))
         if self.s2d.problem_weights is not None:
             data.batch["advantages"] = data.batch["returns"] = data.batch["advantages"] * data.batch[PROBLEM_WEIGHT]
         output = {name: response_to_nested(data.batch[name], response_mask) for name in written}
@@ -223,6 +258,8 @@ class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, RefreshesTeacher, 
         mask = nested["response_mask"]
         padded = mask.to_padded_tensor(0)
         metrics.update(rollout_metrics(padded, scored=True))
+        if self.s2d.router is not None:
+            metrics.update(count_metrics(roles_of_rows(self.s2d.router, batch), padded))
         self._log_travel(nested.to_padded_tensor(), padded, metrics)
         zeros = response_to_nested(torch.zeros_like(padded, dtype=torch.float32), mask)
         return tq.kv_batch_put(
@@ -240,4 +277,7 @@ class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, RefreshesTeacher, 
         for name in EXACT_METRICS:
             if f"actor/{name}" in metrics:
                 metrics[f"s2d/{name}"] = metrics.pop(f"actor/{name}")
+        if self.s2d.router is not None and self.s2d.is_loss:
+            of_teachers = means(metrics, "actor/", tuple(self.s2d.router.models))
+            metrics.update({f"s2d/{name}": value for name, value in of_teachers.items()})
         return batch

@@ -9,9 +9,9 @@ With n every prompt has n rollouts. With rows there are as many in all, for a wa
 prompts as long as there are some, drawn in a seeded order, and otherwise every prompt has as many as any other, or one
 more. A greedy rollout is not repeated.
 
-Writes rollouts.parquet (prompt_ids, response_ids with EOS where it was generated, finish_reason, problem_id, sample)
-and, last, rollouts.json. With log_probs=K also top_ids and top_log_probs, the teacher's K most likely tokens at each
-response token and their log-probs at temperature 1: the signal top_k trains on them without the teacher.
+Writes rollouts.parquet (prompt_ids, response_ids with EOS where it was generated, finish_reason, problem_id, sample,
+data_source) and, last, rollouts.json. With log_probs=K also top_ids and top_log_probs, the teacher's K most likely
+tokens at each response token and their log-probs at temperature 1: the signal top_k trains on them without the teacher.
 
 Answers in the data file are not looked at. Samples are kept in parts while it works (verl_s2d.sampling): the same
 command goes on where it was killed. `replicas` engines share the work, each on tensor_parallel_size GPUs of one node of
@@ -53,6 +53,7 @@ SCHEMA = pa.schema(
         ("finish_reason", pa.string()),
         ("problem_id", pa.string()),
         ("sample", pa.int32()),
+        ("data_source", pa.string()),
     ]
 )
 _PROBLEMS_AT_ONCE = 1024
@@ -103,6 +104,7 @@ def main(options: Options) -> None:
                 "finish_reason": samples["finish_reason"],
                 "problem_id": [problems[place].id for place, _ in members],
                 "sample": [sample for _, sample in members],
+                "data_source": [problems[place].data_source for place, _ in members],
                 **{name: samples[name] for name, _ in likely},
             }
             writer.write_table(pa.Table.from_pydict(columns, schema))

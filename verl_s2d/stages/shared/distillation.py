@@ -16,6 +16,7 @@ from verl_s2d.signals.top_k_kl import TopK
 from verl_s2d.stages.shared.problem_weights import MeasuredWeights
 from verl_s2d.teachers.frozen_model import FrozenModel
 from verl_s2d.teachers.model_pair import check_tokens
+from verl_s2d.teachers.router import TEACHER, Router, require_one_server
 from verl_s2d.validation import Section, validated
 
 Count = Annotated[int, Field(gt=0)]
@@ -27,7 +28,8 @@ class Distillation(Section):
     Attributes:
         stored: answers that the training data hold, so that the signal's models are not needed.
         signal: turns the frozen models' outputs into an advantage or a loss.
-        models: role -> frozen model, in the order of the signal's `asks`.
+        models: role -> frozen model, in the order of the signal's `asks`. Models that serve data sources come first,
+            under names of their own, and play the role of the teacher together.
         chunk_tokens: tokens whose logits exist at a time; null for the default (objectives/chunk_sizes.py).
         materialise_logits: let the engine make all the student's logits, instead of working from hidden states and
             output embedding.
@@ -54,6 +56,12 @@ class Distillation(Section):
     def exact(self) -> bool:
         """Report whether the signal is a loss over the whole vocabulary."""
         return isinstance(self.signal, LossSignal)
+
+    @property
+    def router(self) -> Router | None:
+        """Return the router to the teachers; None where one teacher is asked about everything."""
+        routed = {role: model for role, model in self.models.items() if model.serves}
+        return Router(routed) if routed else None
 
     def written(self) -> dict[str, Any]:
         """Write the section with every key in it; `read_distillation` reads it back."""
@@ -109,6 +117,14 @@ def check_layout(settings: Distillation, *, megatron: bool, sequence_parallel: b
     Raises:
         UserError: the signal needs whole rollouts or a common vocabulary shard, and no rank has them.
     """
+    if settings.router is not None and (megatron or sequence_parallel):
+        role, model = next(iter(settings.router.models.items()))
+        raise UserError(
+            "a loss over the whole vocabulary asks each teacher about whole rollouts, and no rank has them",
+            key=f"s2d.models.{role}.serves",
+            value=list(model.serves),
+            remedy=f"use FSDP without sequence parallelism, or an advantage: {', '.join(types_of(AdvantageSignal))}",
+        )
     for key, value, fits in (
         ("s2d.signal.keep_tokens", settings.signal.keep_tokens, not (megatron or sequence_parallel)),
         ("s2d.health_top_k", settings.health_top_k, not megatron),
@@ -187,18 +203,12 @@ def _models(keys: dict[str, Any], signal: Signal, roles: Sequence[str]) -> dict[
                 remedy="leave out this key or s2d.models.teacher, of which it is the short form",
             )
         sections["teacher"] = short
-    models = {}
+    models = _routed(sections, signal, roles)
     for role in roles:
+        if role == TEACHER and models:
+            continue
         key, section = model_key(role, short=role not in long), sections.pop(role, {})
-        if not section.get("path"):
-            raise UserError(
-                f"signal {signal.type} asks a frozen model in the role of the {role}",
-                key=f"{key}.path",
-                value=section.get("path", short.get("path") if role == "teacher" else None),
-                remedy=f"add +{key}.path=<checkpoint directory or hub id>",
-            )
-        models[role] = validated(FrozenModel, section, key=key)
-        check_placement(signal, role, models[role].placement, f"{key}.placement")
+        models[role] = _model({**(short if role == TEACHER else {}), **section}, key, signal, role)
     for role, section in sections.items():
         raise UserError(
             f"signal {signal.type} asks no model in this role here, so it has no effect",
@@ -206,4 +216,51 @@ def _models(keys: dict[str, Any], signal: Signal, roles: Sequence[str]) -> dict[
             value=section,
             remedy=f"leave it out; models that are asked: {', '.join(roles) or 'none'}",
         )
+    return models
+
+
+def _model(section: Mapping[str, Any], key: str, signal: Signal, role: str) -> FrozenModel:
+    if not section.get("path"):
+        raise UserError(
+            f"signal {signal.type} asks a frozen model in the role of the {role}",
+            key=f"{key}.path",
+            value=section.get("path"),
+            remedy=f"add +{key}.path=<checkpoint directory or hub id>",
+        )
+    model = validated(FrozenModel, section, key=key)
+    check_placement(signal, role, model.placement, f"{key}.placement")
+    return model
+
+
+def _routed(sections: dict[str, dict[str, Any]], signal: Signal, asked: Sequence[str]) -> dict[str, FrozenModel]:
+    """Remove the models that serve data sources from the sections and read them.
+
+    Raises:
+        UserError: they cannot play the role of the teacher, or two serve one data source.
+    """
+    able = TEACHER in asked and signal.asks[TEACHER] is not Ask.TOP_K
+    roles = [role for role, section in sections.items() if "serves" in section]
+    for role in roles:
+        key, serves = f"s2d.models.{role}.serves", sections[role]["serves"]
+        if not serves:
+            raise UserError(
+                "the model serves nothing", key=key, value=serves, remedy="name data sources, or leave it out"
+            )
+        if not able or role in asked:
+            what = f"asks the {role} about all problems" if role in asked else "asks no teacher that could be several"
+            raise UserError(
+                f"signal {signal.type} {what}, so nothing is routed by data source",
+                key=key,
+                value=serves,
+                remedy="leave it out, or use a signal with a teacher, and another name for the model",
+            )
+        if TEACHER in sections:
+            raise UserError(
+                "models that serve data sources take the teacher's place, and a teacher is given as well",
+                key="s2d.teacher",
+                value=sections[TEACHER],
+                remedy="leave it out, or let it serve its data sources under another name",
+            )
+    models = {role: _model(sections.pop(role), f"s2d.models.{role}", signal, TEACHER) for role in roles}
+    require_one_server({role: model.serves for role, model in models.items()}, "s2d.models")
     return models

@@ -97,7 +97,12 @@ class DistilledWorker(GuardedWorker):
             return
         engines = {role: worker.engine for role, worker in frozen.items()}
         self.loss_fn = FullVocabularyLoss(
-            settings.signal, computation, frozen=engines, own_prompts=own_prompts, **common
+            settings.signal,
+            computation,
+            frozen=engines,
+            own_prompts=own_prompts,
+            served=tuple(settings.router.models) if settings.router is not None else (),
+            **common,
         )
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"), blocking=False)

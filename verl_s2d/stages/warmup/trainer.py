@@ -58,10 +58,10 @@ class WarmupTrainer(SFTTrainer):
 
     def _build_dataset(self) -> None:
         path, signal, weights = self.config.data.train_files, self.s2d.signal, self.s2d.problem_weights
-        stored = isinstance(signal, TopK)
-        self.train_dataset = (
-            RolloutsWithLikelyTokens(path, signal.k, weights) if stored else CachedRollouts(path, weights)
-        )
+        if isinstance(signal, TopK):
+            self.train_dataset = RolloutsWithLikelyTokens(path, signal.k, weights)
+        else:
+            self.train_dataset = CachedRollouts(path, weights, self.s2d.router)
         self.val_dataset = None
         self.vocab_size = check_cache(self.config, self.model_config, self.train_dataset)
 

@@ -14,6 +14,7 @@ from verl.workers.engine_workers import Dispatch, TrainingWorkerConfig
 
 from verl_s2d.platforms.process_group import initialize_process_group
 from verl_s2d.signals.in_verl.aggregation import TokenMean
+from verl_s2d.signals.in_verl.routed_rows import means
 from verl_s2d.stages.shared.distilled_worker import DistilledWorker
 from verl_s2d.stages.warmup.config_checks import read_warmup_settings
 from verl_s2d.teachers.frozen_engines import distinct, frozen_workers
@@ -58,5 +59,8 @@ class WarmupWorker(DistilledWorker):
                     metrics[name] = Metric.aggregate_dp(values)
                 elif isinstance(values, Metric):
                     metrics[name] = values.aggregate()
+            if (router := self._settings.router) is not None:
+                of_teachers = means(metrics, "train/", tuple(router.models))
+                metrics |= {f"train/{name}": value for name, value in of_teachers.items()}
             metrics["train/teacher_scored_tokens"] = round(metrics["train/teacher_scored_tokens"])
         return output
