@@ -31,7 +31,7 @@ class Rollouts(SamplingStage):
             "data": str(context.directory(node.inputs["slices"]) / f"{s['slice']}-prompts.parquet"),
             "n": s.get("per_prompt"),
             "rows": s.get("rows"),
-            "log_probs": s.get("log_probs", 0),
+            **({"log_probs": s["log_probs"]} if "log_probs" in s else {}),
             "top_k": s["top_k"],
             "max_tokens": s["response_tokens"],
         }
