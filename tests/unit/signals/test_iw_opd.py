@@ -94,3 +94,13 @@ def test_a_long_response_keeps_its_precision():
     expected = 1.5 - 0.5 * (sizes.cumsum(-1) - sizes) / sizes.sum()
     torch.testing.assert_close(found, expected.float(), atol=2e-7, rtol=0)
     assert found.min() >= 1
+
+
+def test_the_weights_of_response_tokens_are_logged():
+    teacher, student = torch.tensor([[-1.0, -3.0, -2.0], [-1.0, -1.0, 0.0]]), torch.zeros(2, 3)
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    weights = position_weights(teacher, student, mask, max_weight=2.0)[mask.bool()]
+    found = IwOpd(max_weight=2.0).measured(student, {"teacher": teacher}, mask)
+    assert found["position_weight_max"] == 2 and found["position_weight_min"] == pytest.approx(float(weights.min()))
+    assert found["position_weight_mean"] == pytest.approx(float(weights.mean()))
+    assert IwOpd().measured(student, {"teacher": teacher}, torch.zeros(2, 3)) == {}
