@@ -16,10 +16,12 @@ from verl_s2d.sizing.layouts import check_sampler
 from verl_s2d.sizing.model_shapes import Models
 from verl_s2d.sizing.phases import Phase, fullest, training_phases
 from verl_s2d.sizing.remedies import cache_remedy, remedy_for
+from verl_s2d.sizing.served import servers_problem
 from verl_s2d.sizing.shapes import ModelShape
 from verl_s2d.stages.prepare.slice_sizes import evaluation_sets, slice_size
 from verl_s2d.stages.rollouts.stage import Rollouts
 from verl_s2d.stages.shared.sampling_stage import SamplingStage, engine
+from verl_s2d.stages.shared.signal_settings import servers_of_node
 from verl_s2d.verl_settings.stage_sizes import Rollout, Training
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.plan import Plan
@@ -91,7 +93,7 @@ class Estimate:
             return None, spent
         sampler = training.rollout and generation(training.rollout, shape, training.longest, self._gpu_bytes)
         phases = training_phases(training, shape, teacher, sampler)
-        problem = self._problem(phases, training, sampler)
+        problem = self._problem(phases, training, sampler) or self._served(node, training)
         host = _host_bytes(training, shape, frozen) * self._plan.context.cluster.gpus_per_node
         return self._memory_view(phases, sampler, problem, host, training.batch), spent
 
@@ -137,6 +139,22 @@ class Estimate:
         if not sampler.fits:
             problem = _no_sequence(sampler, f"raise {rollout.section}.tensor_parallel_size")
         return self._memory_view(phases, sampler, problem, 0, sequences), spent
+
+    def _served(self, node: Node, training: Training) -> str | None:
+        """Name the first frozen model that does not fit on its servers, and the key to change."""
+        for role, servers in servers_of_node(node).items():
+            if (shape := self._models.shape(node, role)) is not None and training.rollout is not None:
+                problem = servers_problem(
+                    servers,
+                    shape,
+                    role=role,
+                    longest=training.longest,
+                    dtype_bytes=training.rollout.dtype_bytes,
+                    gpu_bytes=self._gpu_bytes,
+                )
+                if problem is not None:
+                    return problem
+        return None
 
     def _problem(self, phases: list[Phase], training: Training, sampler: Generation | None) -> str | None:
         worst = fullest(phases)
