@@ -15,6 +15,7 @@ from verl_s2d.checks.inputs.batch_sizes import check_batches, check_engines
 from verl_s2d.checks.inputs.data_slices import check_counts, check_data
 from verl_s2d.checks.inputs.model_pairs import KnownModels, check_models, describe, models_of_rows
 from verl_s2d.checks.inputs.rendered_prompts import check_prompts
+from verl_s2d.checks.inputs.routing import check_routing_of_slices
 from verl_s2d.checks.inputs.samplers import cache_warnings, check_samplers
 from verl_s2d.checks.inputs.saved_files import check_saved_files
 from verl_s2d.checks.inputs.teacher_prompts import check_teacher_prompts
@@ -129,6 +130,11 @@ def _data(inputs: Inputs) -> Told:
     return Told(f"no problem is in two slices, none is evaluated on; the verifier takes the answers of {names}")
 
 
+def _routing(inputs: Inputs) -> Told:
+    checked = check_routing_of_slices(inputs.plan, inputs.nodes, inputs.files)
+    return Told(f"every problem has one in {', '.join(checked)}" if checked else "no stage has several, or no data yet")
+
+
 def _scores(inputs: Inputs) -> Told:
     return try_on_data(inputs.plan, inputs.files)
 
@@ -169,6 +175,7 @@ IN_SECONDS = (
     InputCheck(MODELS, _models),
     InputCheck("teacher and student", _pairs, (MODELS,)),
     InputCheck(DATA, _data, ("verifier",)),
+    InputCheck("teachers of data sources", _routing, (DATA,)),
     InputCheck("scores", _scores, (DATA,)),
     InputCheck("saved models", _saved, (MODELS,)),
     InputCheck("prompts", _prompts, (DATA, MODELS)),

@@ -56,6 +56,18 @@ def paced(b: Builder) -> Model:
     return b.opd(student, teacher, "all", of="paced", problem_weights=weights)
 
 
+def mopd(b: Builder) -> Model:
+    """Train each teacher on the labels of the data sources that it serves, and distil all into one student (MOPD).
+
+    In Stage 2a the student reads as many rollouts of each teacher, on the prompts that it serves; in Stage 2b the
+    teacher of a prompt is the one that serves its data source.
+    """
+    slices = {role: f"all@{','.join(sources)}" for role, sources in b.serving.items()}
+    teachers = {role: b.teacher_rl(b.model(role), name, of=role) for role, name in slices.items()}
+    caches = {role: b.rollouts(teachers[role], name, of=role, of_many=len(slices)) for role, name in slices.items()}
+    return b.opd(b.warmup(b.model("student"), teachers, caches, of="mopd"), teachers, "all", of="mopd")
+
+
 _KEPT = {"type": "reverse_kl", "keep_tokens": 0.5}
 
 SIGNALS: Mapping[str, Mapping[str, Any]] = {
@@ -86,3 +98,5 @@ METHOD_ROWS: Mapping[str, Row] = {
     "joint-kdrl": joint_kdrl,
     "paced": paced,
 }
+ROUTED_ROWS: Mapping[str, Row] = {"mopd": mopd}
+"""Rows of recipes whose models serve data sources."""

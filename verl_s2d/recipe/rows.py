@@ -148,13 +148,16 @@ def own_rows(entries: Iterable[str], directory: Path, taken: Iterable[str]) -> d
     return rows
 
 
-def roles_of(row: Row, name: str = "") -> tuple[str, ...]:
+def roles_of(row: Row, name: str = "", serving: Mapping[str, tuple[str, ...]] | None = None) -> tuple[str, ...]:
     """Return the roles of the models that a row asks for, each once.
+
+    Args:
+        serving: role -> data sources that its model serves.
 
     Raises:
         Refused: the row's function raises.
     """
-    stand_in = _Roles()
+    stand_in = _Roles(serving or {})
     try:
         row(stand_in)
     except Exception as error:  # the user's code may raise anything
@@ -170,8 +173,9 @@ def roles_of(row: Row, name: str = "") -> tuple[str, ...]:
 class _Roles:
     """Stand in for the builder, its stages and their results, and record the models asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, serving: Mapping[str, tuple[str, ...]]) -> None:
         self.roles: dict[str, None] = {}
+        self.serving = serving
 
     def model(self, role: str) -> _Roles:
         self.roles[role] = None

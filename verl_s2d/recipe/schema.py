@@ -14,10 +14,10 @@ from verl_s2d.data.formats.column_names import Columns
 from verl_s2d.platforms.template_date import DEFAULT
 from verl_s2d.recipe.alarm_settings import Alarms
 from verl_s2d.recipe.matched import Matched, check_matched
-from verl_s2d.recipe.method_rows import METHOD_ROWS
+from verl_s2d.recipe.method_rows import METHOD_ROWS, ROUTED_ROWS
 from verl_s2d.recipe.pass_at_k import check_pass_at
 from verl_s2d.recipe.rows import DEFAULT_ROWS, FILE_NAME, ROWS, Row, check_rows, own_rows, roles_of, row_name
-from verl_s2d.recipe.source import DataScript, ModelSource
+from verl_s2d.recipe.source import DataScript, ModelSource, require_one_server
 from verl_s2d.recipe.stage_settings import NonNegative, Positive, Sampler, Stages
 from verl_s2d.validation import Refused, Section, json_values, validated
 
@@ -206,8 +206,13 @@ class Recipe(Section):
     @cached_property
     def plain_rows(self) -> dict[str, Row]:
         """Name -> function of all rows that are not matched: the paper's, other methods', then the recipe's own."""
-        ours = {**ROWS, **METHOD_ROWS}
+        ours = {**ROWS, **METHOD_ROWS, **(ROUTED_ROWS if self.serving else {})}
         return ours | own_rows(self.rows, self.directory, ours)
+
+    @property
+    def serving(self) -> dict[str, tuple[str, ...]]:
+        """Map role -> data sources that its model serves, of the models that serve some."""
+        return {role: tuple(sorted(source.serves)) for role, source in self.models.items() if source.serves}
 
     @property
     def row_names(self) -> tuple[str, ...]:
@@ -218,7 +223,7 @@ class Recipe(Section):
     def all_rows(self) -> list[str]:
         """Names of the rows that `--rows all` means: the paper's and the recipe's, with models that the recipe has."""
         there = (name for name in self.row_names if self.roles_of(name) <= self.models.keys())
-        return [name for name in there if name not in METHOD_ROWS or name in self.chosen_rows]
+        return [name for name in there if name not in {**METHOD_ROWS, **ROUTED_ROWS} or name in self.chosen_rows]
 
     @property
     def chosen_rows(self) -> list[str]:
@@ -230,7 +235,7 @@ class Recipe(Section):
         matched = self.matched.get(name)
         if matched is not None:
             return self.roles_of(matched.row) | self.roles_of(matched.to)
-        return set(roles_of(self.plain_rows[name], name))
+        return set(roles_of(self.plain_rows[name], name, self.serving))
 
     def stage_alarms(self, stage: str) -> Alarms:
         """Return the recipe's alarms with the changes of one stage.
@@ -292,7 +297,28 @@ class Recipe(Section):
         return seeds
 
     @model_validator(mode="after")
+    def _one_teacher_for_each_source(self) -> Recipe:
+        for role, sources in self.serving.items():
+            if role in SHORT_FORMS:
+                raise Refused(
+                    f"Rows ask the {role} about all problems, so nothing is routed to it by data source.",
+                    key=f"models.{role}.serves",
+                    value=list(sources),
+                    remedy="Let it serve them under another role.",
+                )
+        require_one_server({role: source.serves for role, source in self.models.items() if source.serves})
+        return self
+
+    @model_validator(mode="after")
     def _rows_exist(self) -> Recipe:
+        for name in self.chosen_rows:
+            if name in ROUTED_ROWS and not self.serving:
+                raise Refused(
+                    f"Row {name} needs models that serve data sources.",
+                    key="rows",
+                    value=name,
+                    remedy="Add `serves:` to models, as in models: {math: {model: ..., serves: [math_dapo]}}.",
+                )
         check_matched(self.matched, self.plain_rows)
         check_rows(self.chosen_rows, "rows", self.row_names)
         if self.published:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from verl_s2d.validation import Refused, Section, json_values
 
@@ -40,6 +41,8 @@ class ModelSource(Section):
     """script, args, uses: as of a DataScript."""
     trust_remote_code: bool = False
     """Run the Python code that comes with the checkpoint, wherever the model or one trained from it is loaded."""
+    serves: Annotated[list[str], Field(min_length=1)] | None = None
+    """Data sources of the problems that it teaches, as one of several teachers (row `mopd`). It changes no weights."""
 
     @classmethod
     def expanded(cls, data: Any) -> Any:
@@ -64,3 +67,23 @@ class ModelSource(Section):
                     remedy=f"Remove it, or name a {owner}.",
                 )
         return self
+
+
+def require_one_server(serves: Mapping[str, Sequence[str]], key: str = "models") -> None:
+    """Raise Refused for a data source that is named twice.
+
+    Args:
+        serves: role -> data sources.
+        key: dotted key of the models, for messages.
+    """
+    server: dict[str, str] = {}
+    for role, sources in serves.items():
+        for source in sources:
+            if source in server:
+                raise Refused(
+                    f"The model {server[source]} serves this data source already.",
+                    key=f"{key}.{role}.serves",
+                    value=source,
+                    remedy="Name it once: a problem has one teacher.",
+                )
+            server[source] = role

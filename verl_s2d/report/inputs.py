@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_s2d.errors import UserError
-from verl_s2d.recipe.method_rows import METHOD_ROWS
+from verl_s2d.recipe.method_rows import METHOD_ROWS, ROUTED_ROWS
 from verl_s2d.recipe.pass_at_k import mean_pass_at
 from verl_s2d.recipe.rows import ROWS
 from verl_s2d.report.curves import curves_of
@@ -73,7 +73,7 @@ def found_rows(run_dir: Path, names: list[str] | None = None, seeds: list[int] |
         row, ended = (name[1], manifest["settings"]["seed"]), attempts.span(directory)[1] or 0.0
         if row not in newest or newest[row][0] < ended:
             newest[row] = (ended, manifest["digest"])
-    places = {name: place for place, name in enumerate((*ROWS, *METHOD_ROWS))}
+    places = {name: place for place, name in enumerate((*ROWS, *METHOD_ROWS, *ROUTED_ROWS))}
     stages = _Stages(run_dir, {})
     return [
         stages.row(name, seed, newest[name, seed][1])

@@ -53,7 +53,7 @@ def cache_use(rollouts: Node, nodes: Iterable[Node], problems: int | None) -> Ca
     sampled = rollouts.stage.sequences(rollouts, problems)
     if not sampled:
         return None
-    readers = [n for n in nodes if (read := n.inputs.get("rollouts")) and read.digest == rollouts.digest]
+    readers = [n for n in nodes if any(source.digest == rollouts.digest for source in n.inputs.values())]
     wanted = max((rows_read(n.settings) for n in readers), default=0)
     return CacheUse(sampled, min(sampled, wanted), rollouts.settings["response_tokens"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ from verl_s2d.stages.rollouts.stage import Rollouts
 from verl_s2d.stages.shared.batch_settings import TRAIN, fitting_batches, micro_batch_tokens, rows_read
 from verl_s2d.stages.shared.problem_weights import PROBLEM_WEIGHTS, RATES
 from verl_s2d.stages.shared.signal_settings import (
+    SERVES,
     SIGNAL,
     beside_recipe,
     decisive_keys,
@@ -76,6 +78,11 @@ class Builder:
             raise UserError(f"A model required by row {self.row} is missing.", key=f"models.{role}", remedy=remedy)
         return self._model(source, role)
 
+    @property
+    def serving(self) -> Mapping[str, tuple[str, ...]]:
+        """Map role -> data sources that its model serves."""
+        return self.recipe.serving
+
     def teacher_rl(self, model: Model, slice_name: str, *, of: str = "") -> Node:
         return self._grpo("teacher_rl", "teacher-rl", model, slice_name, of=of)
 
@@ -98,12 +105,22 @@ class Builder:
         asked = (teacher, chosen) if teacher is not None and chosen else None
         return self._grpo("student_rl", "student-rl", model, slice_name, of=of, credit=asked)
 
-    def rollouts(self, teacher: Model, slice_name: str, *, of: str = "") -> Node:
+    def rollouts(self, teacher: Model, slice_name: str, *, of: str = "", of_many: int = 1) -> Node:
+        """Sample the teacher's rollouts for stage 2a.
+
+        Args:
+            of: tells the stage's name from that of another with the same slice.
+            of_many: number of teachers that have an equal share of the rollouts that the warmup reads.
+        """
         stage = self._stage("rollouts")
         part, sources = parts_of(slice_name)
         settings = {
             "slice": part,
-            **({"per_prompt": stage.per_prompt} if stage.per_prompt else {"rows": self._rows_of_warmup()}),
+            **(
+                {"per_prompt": stage.per_prompt}
+                if stage.per_prompt
+                else {"rows": math.ceil(self._rows_of_warmup() / of_many)}
+            ),
             "temperature": stage.temperature,
             "top_p": stage.top_p,
             "top_k": stage.top_k,
@@ -169,8 +186,8 @@ class Builder:
     def warmup(
         self,
         student: Model,
-        teacher: Model,
-        rollouts: Node,
+        teacher: Model | Mapping[str, Model],
+        rollouts: Node | Mapping[str, Node],
         *,
         of: str = "",
         problem_weights: ProblemWeights | None = None,
@@ -178,7 +195,8 @@ class Builder:
         """Build stage 2a.
 
         Args:
-            rollouts: of the teacher, from `rollouts`.
+            teacher: one, or those of some data sources, by role (`serving`).
+            rollouts: of the teacher, from `rollouts`; of each, by its role.
             of: tells the stage's name from that of another with the same slice.
             problem_weights: those of the row; None for the recipe's.
         """
@@ -187,11 +205,17 @@ class Builder:
         verl, operations = self._verl("warmup", stage.verl, self.recipe.data.response_tokens)
         settings = {"signal": decisive_keys(signal), "steps": stage.steps, "seed": self.seed, "verl": verl}
         operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched("warmup", settings)}
-        slice_name, weights = slice_of(rollouts), problem_weights or stage.problem_weights
+        weights = problem_weights or stage.problem_weights
+        if isinstance(rollouts, Mapping):
+            first, *others = rollouts
+            caches = {"rollouts": rollouts[first], **{f"rollouts.{role}": rollouts[role] for role in others}}
+            slice_name = parts_of(slice_of(rollouts[first]))[0]
+        else:
+            caches, slice_name = {"rollouts": rollouts}, slice_of(rollouts)
         inputs = {
             "model": student,
-            "rollouts": rollouts,
-            **self._frozen(signal, {"teacher": teacher}, key, STORED),
+            **caches,
+            **self._frozen(signal, self._teachers(teacher, settings), key, STORED),
             **self._weighted(weights, student, slice_name, _name("warmup", "", of), settings),
         }
         return self.node(Warmup(), _name("warmup", slice_name, of), settings, operations, **inputs)
@@ -199,7 +223,7 @@ class Builder:
     def opd(
         self,
         student: Model,
-        teacher: Model,
+        teacher: Model | Mapping[str, Model],
         slice_name: str,
         *,
         of: str = "",
@@ -210,6 +234,7 @@ class Builder:
         """Build stage 2b.
 
         Args:
+            teacher: one, or those of some data sources, by role (`serving`).
             of: tells the stage's name from that of another with the same slice.
             signal: section {type: ..., ...} that replaces the recipe's.
             frozen: models by role that the signal may ask beside the teacher, instead of the recipe's.
@@ -251,7 +276,10 @@ class Builder:
                     remedy="Leave it out, or compare rows whose student is its own teacher, such as self-teacher.",
                 )
             settings["teacher_refresh"] = stage.teacher_refresh
-        roles, weights = {**(frozen or {}), "teacher": teacher}, problem_weights or stage.problem_weights
+        roles, weights = (
+            {**(frozen or {}), **self._teachers(teacher, settings)},
+            problem_weights or stage.problem_weights,
+        )
         inputs = {
             "model": student,
             "slices": self.slices(parts_of(slice_name)[1]),
@@ -261,6 +289,13 @@ class Builder:
         }
         return self.node(kind, _name("opd", slice_name, of), settings, operations, **inputs)
 
+    def _teachers(self, teacher: Model | Mapping[str, Model], settings: dict[str, Any]) -> dict[str, Model]:
+        """Return the teachers by role; enter the data sources of several into a stage's settings."""
+        if not isinstance(teacher, Mapping):
+            return {TEACHER: teacher}
+        settings[SERVES] = {role: list(self.serving[role]) for role in teacher}
+        return dict(teacher)
+
     def _frozen(
         self, signal: Signal, given: Mapping[str, Model], key: str, stored: tuple[Ask, ...] = ()
     ) -> dict[str, Model]:
@@ -269,14 +304,19 @@ class Builder:
         Raises:
             UserError: the recipe has no model of a role, or a role is the name of another input.
         """
-        for role in signal.asks.keys() & {"model", "slices", "rollouts", RATES, "verifier", SIGNAL}:
+        for role in {*signal.asks, *given} & {"model", "slices", "rollouts", RATES, "verifier", SIGNAL}:
             raise UserError(
                 "Stages have another input of this name, so no frozen model can have it as its role.",
                 key=key,
                 value=role,
                 remedy="Rename the role here and under `models:`.",
             )
-        read = {role: given[role] if role in given else self.model(role) for role in signal.models(stored)}
+        read: dict[str, Model] = {}
+        for role in signal.models(stored):
+            if role == TEACHER and TEACHER not in given:
+                read |= {one: given[one] for one in self.serving if one in given}
+            else:
+                read[role] = given[role] if role in given else self.model(role)
         if file := signal_file(signal):
             read[SIGNAL] = self._file(f"{key}.type", file)
         return read

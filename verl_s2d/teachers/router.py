@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from verl_s2d.errors import UserError
 from verl_s2d.teachers.frozen_model import FrozenModel
-from verl_s2d.validation import Refused
 
 TEACHER = "teacher"
 """Role that the routed models play together."""
@@ -67,26 +66,6 @@ class Router:
                     value=list(model.serves),
                     remedy=f"leave the model out; data sources of the problems: {', '.join(sorted(found))}",
                 )
-
-
-def require_one_server(serves: Mapping[str, Sequence[str]], key: str = "models") -> None:
-    """Raise Refused for a data source that is named twice.
-
-    Args:
-        serves: role -> data sources.
-        key: dotted key of the models, for messages.
-    """
-    server: dict[str, str] = {}
-    for role, sources in serves.items():
-        for source in sources:
-            if source in server:
-                raise Refused(
-                    f"The model {server[source]} serves this data source already.",
-                    key=f"{key}.{role}.serves",
-                    value=source,
-                    remedy="Name it once: a problem has one teacher.",
-                )
-            server[source] = role
 
 
 def _unserved(sources: Sequence[str], models: Mapping[str, FrozenModel]) -> UserError:

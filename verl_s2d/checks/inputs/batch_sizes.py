@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from verl_s2d.errors import Faults, UserError
@@ -12,7 +12,7 @@ from verl_s2d.stages.shared.batch_settings import MINI, TRAIN, batch_setting, re
 from verl_s2d.stages.shared.node_settings import merged_verl
 from verl_s2d.stages.shared.training_stage import TrainingStage
 from verl_s2d.stages.shared.verl_trainer import VerlTrainerStage
-from verl_s2d.stages.warmup.stage import Warmup
+from verl_s2d.stages.warmup.stage import Warmup, caches_of
 from verl_s2d.verl_settings.overrides import value_of
 from verl_s2d.workflow.graph import Node, canonical_json
 from verl_s2d.workflow.plan import Plan
@@ -32,7 +32,7 @@ def check_batches(plan: Plan, nodes: Iterable[Node]) -> None:
             if isinstance(node.stage, VerlTrainerStage):
                 _check_rl(node, slice_size(plan, node))
             elif isinstance(node.stage, Warmup):
-                _check_warmup(node, slice_size(plan, node.inputs["rollouts"]))
+                _check_warmup(node, [slice_size(plan, cache) for cache in caches_of(node)])
     faults.raise_found()
 
 
@@ -89,11 +89,13 @@ def _check_rl(node: Node, problems: int | None) -> None:
         _require_micro_batch(node, _SCORES.format("ref"))
 
 
-def _check_warmup(node: Node, prompts: int | None) -> None:
-    rollouts, key, dynamic, verl = node.inputs["rollouts"], _WARMUP_MICRO, "data.use_dynamic_bsz", merged_verl(node)
+def _check_warmup(node: Node, prompts: Sequence[int | None]) -> None:
+    """Check the warmup's batch against its caches; prompts: the number of each cache's."""
+    key, dynamic, verl = _WARMUP_MICRO, "data.use_dynamic_bsz", merged_verl(node)
+    sizes = [cache.stage.sequences(cache, count) for cache, count in zip(caches_of(node), prompts, strict=True)]
     batch = value_of(node.settings["verl"], TRAIN)
     if batch is not None:
-        _require_fits(node, batch, rollouts.stage.sequences(rollouts, prompts), "cached rollouts")
+        _require_fits(node, batch, None if None in sizes else sum(sizes), "cached rollouts")
     if value_of(verl, dynamic):
         _refuse_sequences(node, verl, (key,), dynamic)
 

@@ -17,8 +17,8 @@ from verl_s2d.stages.shared.node_settings import VERIFIER_RESERVED, verifier_ove
 from verl_s2d.stages.shared.problem_weights import RESERVED_WEIGHTS, weights_overrides
 from verl_s2d.stages.shared.signal_settings import (
     RESERVED,
+    frozen_of_node,
     servers_of_node,
-    signal_of_node,
     signal_overrides,
     words,
 )
@@ -109,7 +109,7 @@ class Opd(VerlTrainerStage):
 
     def frozen_roles(self, node: Node) -> tuple[str, ...]:
         start = ("model",) if node.operations.get("travel") else ()
-        return (*signal_of_node(node).asks, *start)
+        return (*frozen_of_node(node), *start)
 
     def demand(self, settings: Mapping[str, Any], longest: int) -> Training:
         section = settings.get("s2d", {})

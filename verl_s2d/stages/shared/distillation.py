@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from pydantic import Field, SerializeAsAny
 
 from verl_s2d.errors import UserError
+from verl_s2d.recipe.source import require_one_server
 from verl_s2d.sampling.generation_settings import require_writable
 from verl_s2d.signals.signal import AdvantageSignal, Ask, LossSignal, Signal
 from verl_s2d.signals.signal_registry import check_placement, read_signal, types_of, types_with
@@ -16,7 +17,7 @@ from verl_s2d.signals.top_k_kl import TopK
 from verl_s2d.stages.shared.problem_weights import MeasuredWeights
 from verl_s2d.teachers.frozen_model import FrozenModel
 from verl_s2d.teachers.model_pair import check_tokens
-from verl_s2d.teachers.router import TEACHER, Router, require_one_server
+from verl_s2d.teachers.router import TEACHER, Router
 from verl_s2d.validation import Section, validated
 
 Count = Annotated[int, Field(gt=0)]

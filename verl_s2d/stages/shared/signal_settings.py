@@ -9,12 +9,15 @@ from typing import Any
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.servers import Servers
 from verl_s2d.signals.credit.credit import Credit
-from verl_s2d.signals.signal import AdvantageSignal, LossSignal, Signal
+from verl_s2d.signals.signal import AdvantageSignal, Ask, LossSignal, Signal
 from verl_s2d.signals.signal_registry import PLACED, check_placement, read_signal, types_of
 from verl_s2d.stages.shared.training_stage import MODEL, TRUST
+from verl_s2d.teachers.router import TEACHER
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.stage import Context, model_location, trusts_remote_code
 
+SERVES = "serves"
+"""Setting of stages with several teachers: role -> the data sources that it serves."""
 SIGNAL = "signal"
 """Role of the file that holds a signal of a recipe's own."""
 RESERVED = {
@@ -129,14 +132,29 @@ def servers_of_node(node: Node) -> dict[str, Servers]:
     return {role: Servers(**keys) for role, keys in node.operations.get("servers", {}).items()}
 
 
+def frozen_of_node(node: Node, stored: tuple[Ask, ...] = ()) -> tuple[str, ...]:
+    """List the roles of the frozen models that a stage of the graph asks, several in the place of the teacher.
+
+    Args:
+        stored: answers that the stage's data hold.
+    """
+    teachers = tuple(node.settings.get(SERVES, ())) or (TEACHER,)
+    roles = signal_of_node(node).models(stored)
+    return tuple(one for role in roles for one in (teachers if role == TEACHER else (role,)))
+
+
 def signal_overrides(node: Node, context: Context) -> dict[str, Any]:
     """Set the keys of a command that name the signal and its frozen models."""
     signal = signal_of_node(node)
     overrides = {f"+s2d.signal.{name}": value for name, value in signal.model_dump(by_alias=True).items()}
-    for role in node.stage.frozen_roles(node):
+    serves = node.settings.get(SERVES, {})
+    # The student as the stage finds it, which travel asks, the trainer knows itself.
+    for role in (role for role in node.stage.frozen_roles(node) if role != "model"):
         section = "s2d.teacher" if role == "teacher" else f"s2d.models.{role}"
         overrides[f"+{section}.path"] = model_location(node, role, context)
         overrides[f"+{section}.trust_remote_code"] = trusts_remote_code(node, role)
+        if role in serves:
+            overrides[f"+{section}.serves"] = serves[role]
         if role in (servers := servers_of_node(node)):
             overrides[f"+{section}.placement"] = "server"
             overrides |= {f"+{section}.server.{name}": value for name, value in servers[role].model_dump().items()}

@@ -11,7 +11,7 @@ from verl_s2d.stages.shared import panels
 from verl_s2d.stages.shared.budget import length
 from verl_s2d.stages.shared.node_settings import merged_verl
 from verl_s2d.stages.shared.problem_weights import RESERVED_WEIGHTS, weights_overrides
-from verl_s2d.stages.shared.signal_settings import RESERVED, signal_of_node, signal_overrides, words
+from verl_s2d.stages.shared.signal_settings import RESERVED, frozen_of_node, signal_overrides, words
 from verl_s2d.stages.shared.training_stage import MODEL, SEED, SLICE, TRUST, TrainingStage
 from verl_s2d.verl_settings.composed import WARMUP
 from verl_s2d.verl_settings.from_verl import read_warmup
@@ -65,30 +65,36 @@ class Warmup(TrainingStage):
 
     def overrides(self, node: Node, context: Context) -> dict[str, Any]:
         """Set the reserved keys."""
+        files = [str(context.directory(cache) / "rollouts.parquet") for cache in caches_of(node)]
         return {
             **self.common_overrides(node, context, node.settings["steps"]),
             **{_declared(key): value for key, value in signal_overrides(node, context).items()},
             **weights_overrides(node, context),
             "s2d.save_minutes": node.operations["save_minutes"],
-            "data.train_files": str(context.directory(node.inputs["rollouts"]) / "rollouts.parquet"),
+            "data.train_files": files[0] if len(files) == 1 else files,
             "trainer.seed": node.settings["seed"],
         }
 
     def frozen_roles(self, node: Node) -> tuple[str, ...]:
-        return signal_of_node(node).models(STORED)
+        return frozen_of_node(node, STORED)
 
     def demand(self, settings: Mapping[str, Any], longest: int) -> Training:
         section = settings["s2d"]
         return read_warmup(settings, longest, teacher=bool(section["models"] or section["teacher"]["path"]))
 
     def response_tokens(self, node: Node) -> int:
-        return node.inputs["rollouts"].settings["response_tokens"]
+        return caches_of(node)[0].settings["response_tokens"]
 
     def updates_per_step(self, node: Node) -> float:
         return 1
 
     def describe(self, node: Node) -> str:
         return f"{words(node)} to the teacher on its cached rollouts, {length(node)}"
+
+
+def caches_of(node: Node) -> list[Node]:
+    """List the caches of rollouts that a warmup reads: one of each teacher."""
+    return [source for role, source in node.inputs.items() if role.partition(".")[0] == "rollouts"]
 
 
 def _declared(key: str) -> str:

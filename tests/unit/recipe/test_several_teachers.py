@@ -1,0 +1,106 @@
+"""The row of several teachers: its stages, the commands that name them, and what is refused before any of them."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.workflow.project import write_model, write_project
+from verl_s2d.checks.inputs.data_slices import check_data
+from verl_s2d.checks.inputs.routing import check_routing_of_slices
+from verl_s2d.errors import UserError
+from verl_s2d.recipe.load import load_recipe
+from verl_s2d.stages.planning import make_plan
+
+MODELS = {"math": {"model": "math", "serves": ["sums", "primes"]}, "code": {"model": "code", "serves": ["apps"]}}
+SOURCES = ("sums", "apps", "primes", "apps")
+
+
+def recipe_of(directory, models=MODELS, sources=SOURCES, **changes):
+    recipe = write_project(directory, **{"rows": ["mopd"], "models": models, "data__labels": None} | changes)
+    write_model(directory / "math", weight=b"m")
+    write_model(directory / "code", weight=b"c")
+    train = directory / "train.parquet"
+    rows = pq.read_table(train).to_pylist()
+    for number, row in enumerate(rows):
+        row["data_source"] = sources[number % len(sources)]
+    pq.write_table(pa.Table.from_pylist(rows), train)
+    return recipe
+
+
+def plan_of(directory, **changes):
+    return make_plan(load_recipe(recipe_of(directory, **changes)), run_dir=directory / "run")
+
+
+def test_each_teacher_is_trained_on_what_it_serves_and_all_teach_one_student(tmp_path):
+    plan = plan_of(tmp_path)
+    nodes = {node.name: node for node in plan.order}
+    rl = {"math": "teacher-rl-all@primes,sums-math", "code": "teacher-rl-all@apps-code"}
+    assert {name for name in nodes if name.startswith("teacher-rl")} == set(rl.values())
+    for kind in ("warmup", "opd"):
+        node = nodes[f"{kind}-all-mopd"]
+        assert {"math", "code"} <= set(node.stage.frozen_roles(node)) <= {"math", "code", "model"}
+        assert {role: node.inputs[role].name for role in rl} == rl
+        assert node.settings["serves"] == {"math": ["primes", "sums"], "code": ["apps"]}
+    caches = {source.name for source in nodes["warmup-all-mopd"].inputs.values() if source.kind == "rollouts"}
+    assert caches == {"rollouts-all@apps-code", "rollouts-all@primes,sums-math"}
+    opd = nodes["opd-all-mopd"]
+    argv = opd.stage.command(opd, plan.context, 1).argv
+    paths = {role: plan.context.directory(nodes[name]) / "model" for role, name in rl.items()}
+    assert any(a.startswith("+s2d.models.math.path=") and str(paths["math"]) in a for a in argv)
+    assert any(a.startswith("+s2d.models.math.serves=") and "primes" in a and "sums" in a for a in argv)
+    assert not any(a.startswith("+s2d.teacher.") for a in argv)
+    warmup = nodes["warmup-all-mopd"]
+    files = next(a for a in warmup.stage.command(warmup, plan.context, 1).argv if a.startswith("data.train_files="))
+    assert files.count("rollouts.parquet") == 2
+
+
+def test_teachers_share_the_warmups_rollouts(tmp_path):
+    plan = plan_of(tmp_path, stages__rollouts={})
+    rows = [node.settings["rows"] for node in plan.order if node.kind == "rollouts"]
+    assert rows == [8, 8]  # of four steps with a batch of four
+
+
+def test_what_a_model_serves_changes_no_stage_of_another_row(tmp_path):
+    (tmp_path / "with").mkdir()
+    (tmp_path / "without").mkdir()
+    serving = plan_of(tmp_path / "with", rows=["full-bridge"])
+    plain = plan_of(tmp_path / "without", rows=["full-bridge"], models={})
+    assert [node.digest for node in serving.order] == [node.digest for node in plain.order]
+
+
+@pytest.mark.parametrize(
+    ("models", "key"),
+    [
+        (MODELS | {"logic": {"model": "code", "serves": ["apps"]}}, "models.logic.serves"),
+        ({"base": {"model": "code", "serves": ["apps", "apps"]}}, "models.base.serves"),
+        ({"math": {"model": "math", "serves": []}}, "models.math.serves"),
+        ({}, "rows"),
+    ],
+)
+def test_a_recipe_whose_teachers_cannot_be_meant_is_refused(tmp_path, models, key):
+    with pytest.raises(UserError) as caught:
+        load_recipe(recipe_of(tmp_path, models=models))
+    assert caught.value.key == key and caught.value.remedy
+
+
+def test_a_model_that_rows_ask_about_everything_serves_no_sources(tmp_path):
+    teacher = {"model": "teacher", "serves": ["apps"]}
+    with pytest.raises(UserError, match="all problems") as caught:
+        load_recipe(recipe_of(tmp_path, teacher=teacher))
+    assert caught.value.key.endswith("teacher.serves")
+
+
+@pytest.mark.parametrize(
+    ("sources", "value"), [((*SOURCES, "logic"), "logic"), (("apps", "sums", "apps", "primes"), None)]
+)
+def test_a_source_that_nobody_serves_is_refused_before_any_stage(tmp_path, sources, value):
+    plan = plan_of(tmp_path, sources=sources)
+    look = lambda: check_routing_of_slices(plan, plan.order, check_data(plan))  # noqa: E731
+    if value is None:
+        assert look() == ["opd-all-mopd"]
+        return
+    with pytest.raises(UserError, match="no teacher serves") as caught:
+        look()
+    assert caught.value.value == value
