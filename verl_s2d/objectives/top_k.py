@@ -18,8 +18,9 @@ where the merged distributions agree. The chain rule relates the three:
 
 Biases. bucket is at most the exact KL (data-processing inequality); it misses the shape of the teacher's tail: its
 gradient scales all ids outside K by one factor. renormalise ignores the mass outside K: it costs nothing at Q = 0.01
-with the right proportions on K. The sum over K alone is no KL: forward it is lowest at Q = 1, and the gradient of its
-reverse form is off by that of Q, which pushes probability out of K (Many Faces of OPD, arXiv 2605.11182).
+with the right proportions on K. The sum over K alone is no KL: forward it is lowest at Q = 1, and reversed its gradient
+has 1 + log((1 - Q) / (1 - P)) times that of Q too many, which pushes probability out of K (Many Faces of OPD, arXiv
+2605.11182).
 """
 
 from __future__ import annotations

@@ -71,7 +71,8 @@ def training_cost(
         return Cost(**dict.fromkeys((f.name for f in fields(Cost)), None))
     sequences = steps * training.batch
     tokens, whole = round(sequences * response), sequences * (prompt + response)
-    sampled, distilled = training.rollout is not None, bool(frozen)
+    # A loss without frozen models learns from what its data store of a teacher.
+    sampled, distilled = training.rollout is not None, bool(frozen) or training.loss != "policy"
     known = shape is not None and None not in frozen
     passes = sampling = None
     if known:

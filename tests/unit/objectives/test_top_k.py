@@ -140,6 +140,29 @@ def test_the_bucket_is_the_exact_kl_of_merged_distributions_whose_parts_sum_to_o
 
 @settings(deadline=None, max_examples=40)
 @given(SHAPES)
+def test_the_sum_over_known_ids_alone_is_biased_by_the_gradient_of_their_mass(shape):
+    """Many Faces of OPD: sum_K q (log q - log p) has the bucket's gradient plus (1 + log((1 - Q) / (1 - P))) dQ."""
+    student, teacher, k = problem(shape)
+    if k == student.shape[1]:
+        return
+    ids, log_p = known(teacher, k)
+
+    def gradient(of) -> torch.Tensor:
+        leaf = student.clone().requires_grad_()
+        return torch.autograd.grad(of(leaf).sum(), leaf)[0]
+
+    def inside(logits: torch.Tensor) -> torch.Tensor:
+        return logits.log_softmax(-1).gather(1, ids.long())
+
+    without = gradient(lambda z: (inside(z).exp() * (inside(z) - log_p)).sum(-1))
+    of_mass = gradient(lambda z: inside(z).exp().sum(-1))
+    bucket = gradient(lambda z: top_k_divergence(z, ids, log_p, objective="reverse_kl").divergence)
+    rests = [1 - log_probs.exp().sum(-1, keepdim=True) for log_probs in (inside(student), log_p)]
+    torch.testing.assert_close(without, bucket + (1 + (rests[0] / rests[1]).log()) * of_mass, rtol=1e-6, atol=1e-8)
+
+
+@settings(deadline=None, max_examples=40)
+@given(SHAPES)
 def test_zero_exactly_where_what_is_known_agrees(shape):
     student, teacher, k = problem(shape)
     ids, log_p = known(teacher, k)

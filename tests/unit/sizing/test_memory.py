@@ -236,6 +236,10 @@ def test_cost_of_distillation_and_of_what_is_not_known():
     cost = training_cost(Node(stages()["warmup"], "w", {"steps": 5}), warmup, SMALL, [QWEN], prompt=8, response=8)
     assert (cost.sampled_tokens, cost.teacher_scored_tokens, cost.verifier_calls) == (0, 5 * 64 * 8, 0)
     assert cost.pass_flops == 5 * 64 * 16 * (3 * forward_flops(SMALL, 18_432) + forward_flops(QWEN, 18_432))
+    stored = replace(warmup, reference=None, loss="divergence")
+    cost_of_stored = training_cost(Node(stages()["warmup"], "w", {"steps": 5}), stored, SMALL, [], prompt=8, response=8)
+    assert cost_of_stored.teacher_scored_tokens == 5 * 64 * 8, "the cache answers for the teacher"
+    assert cost_of_stored.pass_flops == 5 * 64 * 16 * 3 * forward_flops(SMALL, 18_432)
     kept = Node(stages()["warmup"], "w", {"steps": 5, "signal": {"type": "forward_kl", "keep_tokens": 0.5}})
     measured = training_cost(kept, warmup, SMALL, [QWEN], prompt=8, response=8)
     both = forward_flops(SMALL, 18_432) + forward_flops(QWEN, 18_432)
