@@ -19,8 +19,7 @@ where the merged distributions agree. The chain rule relates the three:
 Biases. bucket is at most the exact KL (data-processing inequality); it misses the shape of the teacher's tail: its
 gradient scales all ids outside K by one factor. renormalise ignores the mass outside K: it costs nothing at Q = 0.01
 with the right proportions on K. The sum over K alone is no KL: forward it is lowest at Q = 1, and reversed its gradient
-has 1 + log((1 - Q) / (1 - P)) times that of Q too many, which pushes probability out of K (Many Faces of OPD, arXiv
-2605.11182).
+has 1 + log((1 - Q) / (1 - P)) times that of Q too many, a push of probability out of K (Many Faces, arXiv 2605.11182).
 """
 
 from __future__ import annotations
@@ -251,26 +250,22 @@ def _compare_(
     log_q = top.log_softmax(-1) if settings.tail == "renormalise" else log_q - log_sum.unsqueeze(-1)
 
     teacher = _Teacher.of(log_probs, settings, logits.dtype)
-    bucket = settings.tail == "bucket"
-    if settings.objective == "forward_kl":
-        divergence = _expectation(teacher.p, teacher.log_p - log_q).sum(-1)
-        if bucket:
-            divergence = divergence + _expectation(teacher.tail, teacher.log_tail - log_tail)
-        on_top, on_tail = log_q.exp() - teacher.p, log_tail.exp() - teacher.tail
+    bucket, forward = settings.tail == "bucket", settings.objective == "forward_kl"
+    q, q_tail = log_q.exp(), log_tail.exp()
+    excess, tail_excess = log_q - teacher.log_p, log_tail - teacher.log_tail
+    if forward:
+        divergence, of_tail = _expectation(teacher.p, -excess).sum(-1), _expectation(teacher.tail, -tail_excess)
     else:
-        q, q_tail = log_q.exp(), log_tail.exp()
-        excess, tail_excess = log_q - teacher.log_p, log_tail - teacher.log_tail
-        divergence = _expectation(q, excess).sum(-1)
-        if bucket:
-            divergence = divergence + _expectation(q_tail, tail_excess)
-        on_top = _expectation(q, excess - divergence.unsqueeze(-1))
-        on_tail = _expectation(q_tail, tail_excess - divergence)
+        divergence, of_tail = _expectation(q, excess).sum(-1), _expectation(q_tail, tail_excess)
+    divergence = divergence + of_tail if bucket else divergence
     if differentiate:
         if bucket:
             # The tail's own softmax times the gradient to its mass. tail_sum is 0 without a tail, otherwise at least 1.
+            on_tail = q_tail - teacher.tail if forward else _expectation(q_tail, tail_excess - divergence)
             tail.mul_((on_tail / tail_sum.clamp(min=1)).unsqueeze(-1))
         else:
             tail.zero_()
+        on_top = q - teacher.p if forward else _expectation(q, excess - divergence.unsqueeze(-1))
         tail.scatter_add_(1, place, torch.where(here, on_top, 0.0))
     # Rounding can take a divergence below zero.
     return torch.stack((divergence.clamp(min=0), log_mass.exp(), teacher.mass))
