@@ -73,26 +73,26 @@ def test_a_recipe_measures_rates_twice_books_them_and_samples_prefixes(tmp_path)
     assert all(data["actor/grad_norm"] > 0 for data in metrics.values())
 
 
-def test_a_sampled_advantage_is_multiplied_by_its_problems_weight(verl, teacher, student, prompts, tmp_path):
+def test_an_advantage_is_multiplied_by_its_problems_weight_and_a_resumed_prefix_goes_on(
+    verl, teacher, student, prompts, tmp_path
+):
     problems = pq.read_table(prompts).to_pylist()
     rates = {row["extra_info"]["index"]: (i % 5) / 4 for i, row in enumerate(problems)}
     (tmp_path / "rates.json").write_text(json.dumps(rates))
-    metrics = verl.run(
-        "opd",
-        student=student,
-        data=prompts,
-        out=tmp_path,
-        steps=2,
-        overrides=BATCH
-        | {
-            "+s2d.teacher.path": str(teacher),
-            "+s2d.problem_weights.path": str(tmp_path / "rates.json"),
-            "+s2d.problem_weights.b": 2.0,
-            "+s2d.prefix.start": 3,
-            "+s2d.prefix.grow": 2,
-        }
-        | dumping(tmp_path / "batch.pt"),
-    )
+    overrides = BATCH | {
+        "+s2d.teacher.path": str(teacher),
+        "+s2d.problem_weights.path": str(tmp_path / "rates.json"),
+        "+s2d.problem_weights.b": 2.0,
+        "+s2d.prefix.start": 3,
+        "+s2d.prefix.grow": 2,
+        "trainer.save_freq": 1,
+        "trainer.resume_mode": "auto",
+    }
+    # Two runs: the second resumes from the first one's checkpoint.
+    metrics = {}
+    for step in (1, 2):
+        more = dumping(tmp_path / "batch.pt") if step == 1 else {}
+        metrics |= verl.run("opd", student=student, data=prompts, out=tmp_path, steps=step, overrides=overrides | more)
     raw = {i: p * (1 - p) ** 2 for i, p in rates.items()}
     mean = sum(raw.values()) / len(raw)
     tokenizer = AutoTokenizer.from_pretrained(student)
@@ -109,4 +109,4 @@ def test_a_sampled_advantage_is_multiplied_by_its_problems_weight(verl, teacher,
         torch.testing.assert_close(advantage, weight * (reference - old))
         seen.add(round(weight, 3))
     assert len(seen) == 4, "0 for the rates 0 and 1, and three weights more"
-    assert [metrics[step]["response_length/max"] for step in (1, 2)] == [3, 5]
+    assert [metrics[step]["response_length/max"] for step in (1, 2)] == [3, 5], "the second step is of a resumed run"
