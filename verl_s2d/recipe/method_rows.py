@@ -62,10 +62,35 @@ def mopd(b: Builder) -> Model:
     In Stage 2a the student reads as many rollouts of each teacher, on the prompts that it serves; in Stage 2b the
     teacher of a prompt is the one that serves its data source.
     """
-    slices = {role: f"all@{','.join(sources)}" for role, sources in b.serving.items()}
+    slices = {role: _of(b, role) for role in b.serving}
     teachers = {role: b.teacher_rl(b.model(role), name, of=role) for role, name in slices.items()}
     caches = {role: b.rollouts(teachers[role], name, of=role, of_many=len(slices)) for role, name in slices.items()}
     return b.opd(b.warmup(b.model("student"), teachers, caches, of="mopd"), teachers, "all", of="mopd")
+
+
+def copd(b: Builder) -> Model:
+    """Train a branch of the student for each group of data sources in rounds, and average the branches (CoPD).
+
+    Branches have the names and sources of the models that serve some. A round is Stage 3 of each branch on its own
+    labels, and Stage 2b on the prompts of the others, each of which is the teacher of its own sources. The paper's
+    second phase goes on with RL beside the distillation; here the two alternate.
+    """
+    branches: dict[str, Model] = dict.fromkeys(b.serving, b.model("student"))
+    for number in b.copd.numbers:
+        trained = {
+            role: b.student_rl(branch, _of(b, role), steps=b.copd.rl_steps, of=f"{role}-{number}")
+            for role, branch in branches.items()
+        }
+        for role, branch in trained.items():
+            peers = {peer: other for peer, other in trained.items() if peer != role}
+            of, signal = f"{role}-{number}", {"type": "sampled"}
+            branches[role] = b.opd(branch, peers, _of(b, *peers), steps=b.copd.opd_steps, of=of, signal=signal)
+    return b.average([*branches.values()], of="copd")
+
+
+def _of(b: Builder, *roles: str) -> str:
+    """Name the slice of all problems whose data source one of these models serves."""
+    return f"all@{','.join(source for role in roles for source in b.serving[role])}"
 
 
 _KEPT = {"type": "reverse_kl", "keep_tokens": 0.5}
@@ -98,5 +123,5 @@ METHOD_ROWS: Mapping[str, Row] = {
     "joint-kdrl": joint_kdrl,
     "paced": paced,
 }
-ROUTED_ROWS: Mapping[str, Row] = {"mopd": mopd}
+ROUTED_ROWS: Mapping[str, Row] = {"mopd": mopd, "copd": copd}
 """Rows of recipes whose models serve data sources."""

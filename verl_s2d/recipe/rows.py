@@ -8,7 +8,7 @@ recipe. Its name in reports is the function's with dashes, or `name` of `name=my
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -186,6 +186,9 @@ class _Roles:
 
     def __call__(self, *args: Any, **settings: Any) -> _Roles:
         return self
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
 
 
 def check_rows(names: Iterable[str], key: str, known: Iterable[str]) -> None:

@@ -188,6 +188,23 @@ class OnPolicyDistillation(Trained):
     """Null: every step samples responses of up to `response_tokens`."""
 
 
+class CoEvolution(Section):
+    """Rounds of the row `copd`: co-evolving policy distillation (arXiv 2604.27083). A round trains every branch on the
+    labels of its own data sources, with the settings of `student_rl`, then distils the other branches into it on the
+    prompts of theirs, with those of `opd`. The publication reports 1.5 RL steps for one of distillation as best."""
+
+    rounds: Positive
+    rl_steps: Positive
+    """Steps of stage 3 of each branch in a round."""
+    opd_steps: Positive
+    """Steps of stage 2b of each branch in a round."""
+
+    @property
+    def numbers(self) -> range:
+        """Number the rounds from 1."""
+        return range(1, self.rounds + 1)
+
+
 class Stages(Section):
     """Settings of the stages. Only those that the chosen rows need have to be given."""
 
@@ -197,3 +214,4 @@ class Stages(Section):
     warmup: Warmup | None = None
     opd: OnPolicyDistillation | None = None
     student_rl: StudentReinforcementLearning | None = None
+    copd: CoEvolution | None = None

@@ -12,7 +12,7 @@ from verl_s2d.errors import UserError
 from verl_s2d.recipe.engine_settings import split_engine
 from verl_s2d.recipe.schema import Recipe
 from verl_s2d.recipe.source import DataScript, ModelSource
-from verl_s2d.recipe.stage_settings import ProblemWeights
+from verl_s2d.recipe.stage_settings import CoEvolution, ProblemWeights
 from verl_s2d.signals.credit.credit_registry import read_credit
 from verl_s2d.signals.signal import AdvantageSignal, Ask, Signal, reads_scores
 from verl_s2d.signals.top_k_kl import STORED, TopK
@@ -83,6 +83,22 @@ class Builder:
         """Map role -> data sources that its model serves."""
         return self.recipe.serving
 
+    @property
+    def copd(self) -> CoEvolution:
+        """Return the settings of the rounds of `copd`.
+
+        Raises:
+            UserError: the recipe has none, or fewer than two branches.
+        """
+        if len(self.serving) < 2:
+            raise UserError(
+                f"The branches of row {self.row} are the models that serve data sources, and one branch has no peer.",
+                key="models",
+                value=dict(self.serving),
+                remedy="Add `serves:` to a second model, or leave the row out.",
+            )
+        return self._stage("copd")
+
     def teacher_rl(self, model: Model, slice_name: str, *, of: str = "") -> Node:
         return self._grpo("teacher_rl", "teacher-rl", model, slice_name, of=of)
 
@@ -94,16 +110,18 @@ class Builder:
         teacher: Model | None = None,
         credit: Mapping[str, Any] | None = None,
         of: str = "",
+        steps: int | None = None,
     ) -> Node:
         """Build Stage 3.
 
         Args:
+            steps: None for the recipe's.
             teacher: the model that a credit asks; without one the stage is plain GRPO.
             credit: {type: kdrl, beta: 0.1}; None for the recipe's, stages.student_rl.credit, which may be none.
         """
         chosen = self._stage("student_rl").credit if credit is None else credit
         asked = (teacher, chosen) if teacher is not None and chosen else None
-        return self._grpo("student_rl", "student-rl", model, slice_name, of=of, credit=asked)
+        return self._grpo("student_rl", "student-rl", model, slice_name, of=of, credit=asked, steps=steps)
 
     def rollouts(self, teacher: Model, slice_name: str, *, of: str = "", of_many: int = 1) -> Node:
         """Sample the teacher's rollouts for stage 2a.
@@ -230,6 +248,7 @@ class Builder:
         signal: Mapping[str, Any] | None = None,
         frozen: Mapping[str, Model] | None = None,
         problem_weights: ProblemWeights | None = None,
+        steps: int | None = None,
     ) -> Node:
         """Build stage 2b.
 
@@ -238,7 +257,7 @@ class Builder:
             of: tells the stage's name from that of another with the same slice.
             signal: section {type: ..., ...} that replaces the recipe's.
             frozen: models by role that the signal may ask beside the teacher, instead of the recipe's.
-            problem_weights: those of the row; None for the recipe's.
+            problem_weights, steps: those of the row; None for the recipe's.
         """
         stage, key = self._stage("opd"), "stages.opd.signal"
         section = stage.signal if signal is None else signal
@@ -250,7 +269,7 @@ class Builder:
         # An exact divergence does not read the sampler's log-probabilities.
         exact = [] if isinstance(signal, AdvantageSignal) else ["exact"]
         verl, operations = self._verl("opd", self._fitted("opd", stage.verl, slice_name), response, *exact)
-        settings = {**self._training(stage, slice_name, verl), "signal": decisive_keys(signal)}
+        settings = {**self._training(stage, slice_name, verl, steps), "signal": decisive_keys(signal)}
         settings["response_tokens"] = response
         if stage.prefix is not None:
             settings["prefix"] = stage.prefix.model_dump()
@@ -395,11 +414,12 @@ class Builder:
         *,
         of: str = "",
         credit: tuple[Model, Mapping[str, Any]] | None = None,
+        steps: int | None = None,
     ) -> Node:
         stage = self._stage(key)
         chosen = self._fitted("grpo", stage.verl, slice_name)
         verl, operations = self._verl("grpo", chosen, self.recipe.data.response_tokens)
-        settings = self._training(stage, slice_name, verl)
+        settings = self._training(stage, slice_name, verl, steps)
         operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched(key, settings)}
         slices = self.slices(parts_of(slice_name)[1])
         inputs = {"model": model, "slices": slices, **self._verifier(settings)}
@@ -418,11 +438,11 @@ class Builder:
         file = signal_file(credit)
         return {CREDIT: self._file(f"{key}.type", file)} if file else {}
 
-    def _training(self, stage: Any, slice_name: str, verl: dict[str, Any]) -> dict[str, Any]:
+    def _training(self, stage: Any, slice_name: str, verl: dict[str, Any], steps: int | None) -> dict[str, Any]:
         data = self.recipe.data
         return {
             "slice": parts_of(slice_name)[0],
-            "steps": stage.steps,
+            "steps": steps or stage.steps,
             "prompt_tokens": data.prompt_tokens,
             "response_tokens": data.response_tokens,
             **template_settings(self.recipe),

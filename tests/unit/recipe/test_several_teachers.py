@@ -70,6 +70,52 @@ def test_what_a_model_serves_changes_no_stage_of_another_row(tmp_path):
     assert [node.digest for node in serving.order] == [node.digest for node in plain.order]
 
 
+def test_branches_are_trained_on_their_own_labels_and_taught_by_the_others_in_rounds_and_averaged(tmp_path):
+    plan = plan_of(tmp_path, rows=["copd"], stages__copd={"rounds": 2, "rl_steps": 3, "opd_steps": 2})
+    nodes = {node.name: node for node in plan.order}
+    mean = nodes["average-copd"]
+    assert {source.name for source in mean.inputs.values()} == {"opd-all@apps-math-2", "opd-all@primes,sums-code-2"}
+    for role, own, others in (("math", "primes,sums", "apps"), ("code", "apps", "primes,sums")):
+        before = nodes[f"student-rl-all@{own}-{role}-1"]
+        assert before.externals["model"].location == str(tmp_path / "student")
+        for number in (1, 2):
+            rl, opd = nodes[f"student-rl-all@{own}-{role}-{number}"], nodes[f"opd-all@{others}-{role}-{number}"]
+            peer = next(one for one in MODELS if one != role)
+            assert (rl.settings["steps"], opd.settings["steps"]) == (3, 2)
+            assert opd.inputs["model"] is rl and "credit" not in rl.settings
+            assert opd.inputs[peer].name.startswith("student-rl") and opd.inputs[peer].name.endswith(f"{peer}-{number}")
+            assert opd.settings["serves"] == {peer: others.split(",")}
+            assert opd.inputs["slices"].settings["data_sources"] == others.split(",")
+    assert nodes["student-rl-all@apps-code-2"].inputs["model"] is nodes["opd-all@primes,sums-code-1"]
+    assert {node.kind for node in plan.order} == {"slices", "grpo", "opd", "average", "evaluate"}
+
+
+def test_equal_branches_of_three_teach_each_other_by_source(tmp_path):
+    models = MODELS | {"logic": {"model": "code", "serves": ["zebra"]}}
+    rounds = {"rounds": 1, "rl_steps": 1, "opd_steps": 1}
+    sources = ("sums", "apps", "primes", "zebra")
+    plan = plan_of(tmp_path, rows=["copd"], models=models, sources=sources, stages__copd=rounds)
+    node = next(n for n in plan.order if n.kind == "opd" and n.name.endswith("logic-1"))
+    assert node.settings["serves"] == {"math": ["primes", "sums"], "code": ["apps"]}
+
+
+@pytest.mark.parametrize("changes", [{"rounds": 0}, {"rl_steps": 0}, {"opd_steps": -1}])
+def test_rounds_and_steps_are_at_least_one(tmp_path, changes):
+    with pytest.raises(UserError) as caught:
+        plan_of(tmp_path, rows=["copd"], stages__copd={"rounds": 1, "rl_steps": 1, "opd_steps": 1} | changes)
+    assert caught.value.key == f"stages.copd.{next(iter(changes))}"
+
+
+def test_a_single_branch_and_missing_rounds_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no peer") as caught:
+        one = {"math": {"model": "math", "serves": ["apps", "sums", "primes"]}}
+        plan_of(tmp_path, rows=["copd"], models=one, stages__copd={"rounds": 1, "rl_steps": 1, "opd_steps": 1})
+    assert caught.value.key == "models"
+    with pytest.raises(UserError) as caught:
+        plan_of(tmp_path, rows=["copd"])
+    assert caught.value.key == "stages.copd"
+
+
 @pytest.mark.parametrize(
     ("models", "key"),
     [
