@@ -46,7 +46,8 @@ class TeacherPrompts:
         data = tq.kv_batch_get(**at, select_fields=list(names))
         rendered: dict[str, torch.Tensor] = {}
         rows = []
-        for uid, messages, reward, info in zip(*(data[name].tolist() for name in names), strict=True):
+        # A list, a stack or an array, by TransferQueue's backend.
+        for uid, messages, reward, info in zip(*(list(data[name]) for name in names), strict=True):
             if uid not in rendered:
                 rendered[uid] = torch.tensor(self._ids(messages, reward, info))
             rows.append(rendered[uid])
