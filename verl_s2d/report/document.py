@@ -47,6 +47,9 @@ def document(data: Mapping[str, Any]) -> list[Section]:
     levels = [table for name in data["sets"] if (table := tables.levels_table(data, name)).columns]
     if levels:
         sections.append(Section("Accuracy by level", levels))
+    sources = [table for name in data["sets"] if (table := tables.sources_table(data, name)).columns]
+    if sources:
+        sections.append(Section("Accuracy by data source", sources, in_terminal=True))
     sections.append(Section("Answers", [tables.answers_table(data, name) for name in data["sets"]]))
     for part in dict.fromkeys(panel.part for panel in PANELS):
         plots = [

@@ -80,12 +80,8 @@ def _accuracy(members: Sequence[RowResult], set_name: str) -> dict[str, Any] | N
         "n_problems": results[0]["n_problems"],
         "mean_tokens": fmean(r["mean_tokens"] for r in results),
         "truncated": fmean(r["truncated"] / (r["samples"] * r["n_problems"]) for r in results),
-        "levels": {
-            level: _level([r["levels"][level] for r in results])
-            # Results of earlier versions have no levels.
-            for level in results[0].get("levels", {})
-            if all(level in r.get("levels", {}) for r in results)
-        },
+        "levels": _parts(results, "levels"),
+        "sources": _parts(results, "sources"),
         "per_seed": [
             {"seed": row.seed, "avg": r["avg"], "stderr": r["stderr"]} for row, r in zip(members, results, strict=True)
         ],
@@ -97,6 +93,12 @@ def _accuracy(members: Sequence[RowResult], set_name: str) -> dict[str, Any] | N
             "interval": _interval_over_seeds(averages),
         }
     return summary
+
+
+def _parts(results: Sequence[Mapping[str, Any]], kind: str) -> dict[str, Any]:
+    """Average the parts of a set: its `levels` or its data `sources`, which results of earlier versions do not have."""
+    parts = (part for part in results[0].get(kind, {}) if all(part in r.get(kind, {}) for r in results))
+    return {part: _level([r[kind][part] for r in results]) for part in parts}
 
 
 def _level(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

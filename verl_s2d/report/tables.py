@@ -88,6 +88,33 @@ def levels_table(data: Mapping[str, Any], set_name: str) -> Table:
     return Table(caption, [*words("row"), *columns] if levels else [], lines)
 
 
+def sources_table(data: Mapping[str, Any], set_name: str) -> Table:
+    """Make a line per row and a column per data source; a table without columns if the set has one source.
+
+    Behind the accuracy are the points gained on the student before training: with several teachers an average may rise
+    while a domain regresses (MiMo-V2-Flash, section 4.4).
+    """
+    of_rows = {row["name"]: (row["sets"][set_name] or {}).get("sources", {}) for row in data["rows"]}
+    cold = of_rows.get("cold-student", {})
+    sizes = {source: values["n_problems"] for sources in of_rows.values() for source, values in sources.items()}
+    columns = [Column(f"{source} ({sizes[source]} problems)") for source in sorted(sizes)]
+    lines = []
+    for name, sources in of_rows.items():
+        line = [name]
+        for source in sorted(sizes):
+            if source not in sources:
+                line.append(MISSING)
+                continue
+            text = _plus_minus(sources[source])
+            compared = source in cold and name != "cold-student"
+            gained = f" ({100 * (sources[source]['avg'] - cold[source]['avg']):+.1f})" if compared else ""
+            line.append(text + gained)
+        lines.append(line)
+    gain = "; in brackets the points gained on cold-student, negative where a domain regressed" if cold else ""
+    caption = f"{set_name}: {_over(data)}, in percent, for the problems of each data source{gain}."
+    return Table(caption, [*words("row"), *columns] if sizes else [], lines)
+
+
 def answers_table(data: Mapping[str, Any], set_name: str) -> Table:
     """Make a line per row: pass@k, mean length and truncation of its answers in the evaluation."""
     of_rows = [(row["name"], row["sets"][set_name]) for row in data["rows"] if row["sets"][set_name] is not None]

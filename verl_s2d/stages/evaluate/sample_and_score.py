@@ -119,7 +119,8 @@ def summarise(rows: Sequence[Mapping[str, Any]], samples: int, ks: Sequence[int]
 
     avg is the mean over problems of the mean over samples. stderr is its standard error over problems, null for a
     single problem. truncated counts the samples cut off by max_tokens, unsettled those without a verdict, also of a
-    problem that has some. `levels` has avg and stderr for each level of the data, if it has levels.
+    problem that has some. `levels` has avg and stderr for each level of the data, if it has levels;
+    `sources` for each data source of a set that has several.
     """
     by_set: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for row in rows:
@@ -141,6 +142,12 @@ def summarise(rows: Sequence[Mapping[str, Any]], samples: int, ks: Sequence[int]
                 for level in levels
             },
         }
+        sources = sorted({source for row in members if (source := row.get("data_source")) is not None})
+        if len(sources) > 1:
+            result["sets"][name]["sources"] = {
+                source: _average([c for i, c in correct.items() if problems[i][0]["data_source"] == source], samples)
+                for source in sources
+            }
         unsettled = {i: sum(bool(row.get("unsettled")) for row in members) for i, members in problems.items()}
         result["per_problem"][name] = [
             {"id": i, "correct": c, "samples": samples, **({"unsettled": n} if (n := unsettled[i]) else {})}

@@ -27,6 +27,7 @@ GENERATIONS = pa.schema(
         ("correct", pa.bool_()),
         ("level", pa.string()),
         ("unsettled", pa.bool_()),
+        ("data_source", pa.string()),
     ]
 )
 
@@ -129,6 +130,7 @@ def score_samples(
                 "correct": is_correct(score),
                 "level": None if level is None else str(level),
                 "unsettled": bool(unsettled),
+                "data_source": problem.data_source,
             }
         )
     return rows
