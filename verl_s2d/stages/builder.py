@@ -263,8 +263,14 @@ class Builder:
         section = stage.signal if signal is None else signal
         own = signal is None
         signal = signal_of_recipe(section, self.recipe.directory, key=key, default=Opd.default_signal)
-        servers = stage.servers if own else {role: s for role, s in stage.servers.items() if role in signal.asks}
-        require_answers(signal, servers, stage="stages.opd")
+        played = {role: role for role in signal.asks}
+        if isinstance(teacher, Mapping) and played.pop("teacher", None):
+            played |= dict.fromkeys(teacher, "teacher")
+        # Servers of models that only other rows ask are theirs.
+        others = {role for role, source in self.recipe.models.items() if source.serves}
+        others |= set() if own and not isinstance(teacher, Mapping) else set(stage.servers)
+        servers = {role: s for role, s in stage.servers.items() if role in played or role not in others}
+        require_answers(signal, servers, roles=played, stage="stages.opd")
         response = stage.response_tokens or self.recipe.data.response_tokens
         # An exact divergence does not read the sampler's log-probabilities.
         exact = [] if isinstance(signal, AdvantageSignal) else ["exact"]

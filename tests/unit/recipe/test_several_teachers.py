@@ -56,6 +56,19 @@ def test_each_teacher_is_trained_on_what_it_serves_and_all_teach_one_student(tmp
     assert files.count("rollouts.parquet") == 2
 
 
+def test_each_of_several_teachers_may_be_on_servers(tmp_path):
+    servers = {"math": {"tensor_model_parallel_size": 2}}
+    plan = plan_of(tmp_path, stages__opd__servers=servers, cluster__gpus_per_node=4)
+    opd = next(node for node in plan.order if node.kind == "opd")
+    argv = opd.stage.command(opd, plan.context, 1).argv
+    assert {"+s2d.models.math.placement=server", "trainer.n_gpus_per_node=2"} <= set(argv)
+    assert not any(argument.startswith("+s2d.models.code.placement") for argument in argv)
+    # A row with one teacher leaves them alone.
+    plan = plan_of(tmp_path, stages__opd__servers=servers, cluster__gpus_per_node=4, rows=["mopd", "half-split"])
+    half = next(node for node in plan.order if node.name == "opd-1h")
+    assert "trainer.n_gpus_per_node=4" in half.stage.command(half, plan.context, 1).argv
+
+
 def test_teachers_share_the_warmups_rollouts(tmp_path):
     plan = plan_of(tmp_path, stages__rollouts={})
     rows = [node.settings["rows"] for node in plan.order if node.kind == "rollouts"]

@@ -60,10 +60,11 @@ def require_loss(signal: Signal, *, key: str) -> None:
         )
 
 
-def require_answers(signal: Signal, servers: Mapping[str, Servers], *, stage: str) -> None:
+def require_answers(signal: Signal, servers: Mapping[str, Servers], *, roles: Mapping[str, str], stage: str) -> None:
     """Check that each of a signal's models can answer where the recipe has it: on servers, or in the student's workers.
 
     Args:
+        roles: role of each model -> the role in the signal that it plays; several may play the teacher.
         stage: dotted key of the stage.
 
     Raises:
@@ -71,16 +72,16 @@ def require_answers(signal: Signal, servers: Mapping[str, Servers], *, stage: st
     """
     key = f"{stage}.servers"
     for role in servers:
-        if role not in signal.asks:
+        if role not in roles:
             raise UserError(
                 f"The signal {signal.type} asks no model in this role, so this has no effect.",
                 key=f"{key}.{role}",
                 value=servers[role].model_dump(exclude_unset=True),
-                remedy=f"Leave it out; roles of this signal: {', '.join(signal.asks)}.",
+                remedy=f"Leave it out; roles of this signal: {', '.join(roles)}.",
             )
-        check_placement(signal, role, "server", f"{key}.{role}")
-    for role, ask in signal.asks.items():
-        if role not in servers and ask not in PLACED["colocated"]:
+        check_placement(signal, roles[role], "server", f"{key}.{role}")
+    for role, played in roles.items():
+        if role not in servers and (ask := signal.asks[played]) not in PLACED["colocated"]:
             raise UserError(
                 f"The signal {signal.type} asks the {role} for {ask.value}; in the student's workers it has all.",
                 key=f"{stage}.signal.type",

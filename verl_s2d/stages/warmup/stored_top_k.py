@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ class RolloutsWithLikelyTokens(CachedRollouts):
     """Cached rollouts with the k most likely tokens of the teacher at each response token.
 
     Args:
-        path: the cache.
+        path: the file, or the files of several teachers, which are one cache.
         k: tokens to read, at most as many as the cache stores.
         weights: as of CachedRollouts.
 
@@ -31,26 +32,11 @@ class RolloutsWithLikelyTokens(CachedRollouts):
         UserError: as CachedRollouts; or the cache stores no likely tokens, fewer than k, or not one row a token.
     """
 
-    def __init__(self, path: str, k: int, weights: MeasuredWeights | None = None):
+    def __init__(self, path: str | Sequence[str], k: int, weights: MeasuredWeights | None = None):
         super().__init__(path, weights)
-        names = (likely_tokens.IDS, likely_tokens.LOG_PROBS)
-        file = Path(path).expanduser()
-        stored = 0
-        if set(names) <= set(pq.read_schema(file).names):
-            ids, log_probs = (pq.read_table(file, columns=[name]).column(0).combine_chunks() for name in names)
-            stored = ids.type.value_type.list_size
-        if stored < k:
-            raise UserError(
-                f"the cache stores the {stored} most likely tokens of the teacher"
-                if stored
-                else "the cache stores no likely tokens of the teacher",
-                key="s2d.signal.k",
-                value=k,
-                remedy=f"sample it again with log_probs={k} (a recipe does so by itself)"
-                + (f", or use at most {stored}" if stored else ""),
-            )
-        self._ids, self._log_probs = (_flat(column, stored)[:, :k] for column in (ids, log_probs))
-        lengths = pc.list_value_length(ids).to_numpy(zero_copy_only=False)
+        files = [path] if isinstance(path, str) else list(path)
+        found = [_stored(Path(file).expanduser(), file, k) for file in files]
+        lengths, self._ids, self._log_probs = (np.concatenate(parts) for parts in zip(*found, strict=True))
         if not np.array_equal(lengths, self._responses.lengths):
             raise UserError(
                 "the cache's likely tokens are not those of its responses",
@@ -80,6 +66,25 @@ class TeacherCollator(SFTTensorCollator):
         for name in {IDS, LOG_PROBS} & batch[0].keys():
             collated[name] = torch.nested.as_nested_tensor([row[name] for row in batch], layout=torch.jagged)
         return collated
+
+
+def _stored(path: Path, file: str, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Read a file's response lengths, and its k likeliest ids and log-probs, (tokens, k)."""
+    names, stored = [likely_tokens.IDS, likely_tokens.LOG_PROBS], 0
+    if set(names) <= set(pq.read_schema(path).names):
+        ids, log_probs = (column.combine_chunks() for column in pq.read_table(path, columns=names).columns)
+        stored = ids.type.value_type.list_size
+    if stored < k:
+        what = f"the {stored} most likely tokens" if stored else "no likely tokens"
+        raise UserError(
+            f"the cache {file} stores {what} of the teacher",
+            key="s2d.signal.k",
+            value=k,
+            remedy=f"sample it again with log_probs={k} (a recipe does so by itself)"
+            + (f", or use at most {stored}" if stored else ""),
+        )
+    lengths = pc.list_value_length(ids).to_numpy(zero_copy_only=False)
+    return lengths, *(_flat(column, stored)[:, :k] for column in (ids, log_probs))
 
 
 def _flat(column: pa.ListArray, k: int) -> np.ndarray:

@@ -51,6 +51,14 @@ def test_row_t_is_about_token_t_plus_1_of_each_response(cache, k):
     assert torch.equal(batch["teacher_logprobs"].offsets(), batch["input_ids"].offsets())
 
 
+def test_the_caches_of_several_teachers_are_one(cache):
+    one, both = RolloutsWithLikelyTokens(cache, 2), RolloutsWithLikelyTokens([cache, cache], 2)
+    assert len(both) == 2 * len(one)
+    for place in range(len(both)):
+        for name, values in both[place].items():
+            assert torch.equal(values, one[place % len(one)][name])
+
+
 def test_a_cache_that_stores_too_little_is_refused(cache, tmp_path):
     with pytest.raises(UserError, match="stores the 3 most likely") as caught:
         RolloutsWithLikelyTokens(cache, 4)
