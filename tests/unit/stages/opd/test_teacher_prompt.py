@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
+from tests.support.tiny import write_model
 from tests.support.tiny_verl import composed
 from tests.support.workflow.project import TEMPLATE, write_chat_model, write_project
 from tests.support.workflow.refusal import refuse
@@ -12,8 +15,11 @@ from verl_s2d.checks.inputs.model_pairs import models_of_rows
 from verl_s2d.checks.inputs.teacher_prompts import check_teacher_prompts
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
+from verl_s2d.sampling.prompts import load_tokenizer
+from verl_s2d.stages.opd import prompt_renderer
 from verl_s2d.stages.opd.config import read_opd_config, read_opd_settings
 from verl_s2d.stages.planning import make_plan
+from verl_s2d.teachers.own_prompt import OWN_PROMPTS
 from verl_s2d.verifiers.ledgered import record_label, verifier_calls
 
 OTHER_ROLE = ("~s2d.teacher", "+s2d.signal={type: composed, terms: {other: 1}}", "+s2d.models.other.path=x")
@@ -127,3 +133,37 @@ def test_prompts_that_do_not_fit_are_refused(tmp_path, template, words):
     with pytest.raises(UserError, match=words) as caught:
         checked(tmp_path, stages__opd__teacher_prompt=template)
     assert caught.value.key == "stages.opd.teacher_prompt" and caught.value.remedy
+
+
+def test_rollouts_of_a_problem_get_its_prompt_and_its_label_is_recorded(tmp_path, monkeypatch):
+    write_model(tmp_path / "teacher")
+    infos = [{"index": "p1", "hint": "3"}, {"index": "p1", "hint": "3"}, {"index": "p2", "hint": "7 8"}]
+    rows = [
+        {
+            "uid": info["index"],
+            "raw_prompt": [{"role": "user", "content": "1 + 2 ="}],
+            "reward_model": {"style": "rule", "ground_truth": "3"},
+            "extra_info": info,
+            "responses": torch.arange(place + 1),
+        }
+        for place, info in enumerate(infos)
+    ]
+    written = {}
+    monkeypatch.setattr(prompt_renderer.tq, "kv_batch_get", lambda **_: list_of_dict_to_tensordict(rows))
+    monkeypatch.setattr(prompt_renderer.tq, "kv_batch_put", lambda fields, **_: written.update(fields))
+
+    class Batch(list):
+        keys, partition_id = None, None
+
+    config = composed(
+        f"s2d.teacher.path={tmp_path / 'teacher'}",
+        "+s2d.teacher_prompt='{hint} {prompt}'",
+        f"+s2d.label_ledger={tmp_path / 'verifier'}",
+    )
+    prompt_renderer.TeacherPrompts(read_opd_config(config), config).write(Batch(rows))
+    tokenizer = load_tokenizer(str(tmp_path / "teacher"))
+    texts = [tokenizer.decode(row) for row in written[OWN_PROMPTS].unbind()]
+    assert texts == ["3 1 + 2 =", "3 1 + 2 =", "7 8 1 + 2 ="]
+    assert verifier_calls(tmp_path)["labels_read"] == ["p1", "p2"]
+    lines = [line for file in (tmp_path / "verifier").iterdir() for line in file.read_text().splitlines()]
+    assert len(lines) == 2, "once a problem, not once a rollout"
