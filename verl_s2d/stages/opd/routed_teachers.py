@@ -119,4 +119,5 @@ def _own(roles: list[str], role: str, response_mask: torch.Tensor) -> torch.Tens
 
 def _data_sources(batch: Any) -> list[str]:
     fields = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[_DATA_SOURCE])
-    return fields.pop(_DATA_SOURCE).tolist()
+    # A list, a stack or an array, by TransferQueue's backend.
+    return list(fields[_DATA_SOURCE])
