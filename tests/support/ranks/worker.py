@@ -21,6 +21,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from verl.utils import tensordict_utils as tu
 from verl.utils.metric import Metric
+from verl.workers.utils.padding import response_from_nested
 
 from tests.support.ranks import flash_on_cpu
 from tests.support.ranks.group import work
@@ -38,7 +39,7 @@ from verl_s2d.objectives.token_noise import rollout_seeds, token_noise
 from verl_s2d.objectives.token_weights import SELECTORS, batch_range, select_tokens, third_quadrant
 from verl_s2d.stages.shared.problem_weights import MeasuredWeights
 from verl_s2d.stages.warmup.rollout_dataset import CachedRollouts
-from verl_s2d.teachers.own_prompt import OWN_PROMPTS
+from verl_s2d.teachers.own_prompt import OWN_PROMPTS, with_own_prompts
 from verl_s2d.teachers.refresh import copy_weights, load_weights, save_weights
 
 BATCH, KEEP = 8, 0.4  # of the shortest rollout, two tokens, nothing is kept
@@ -342,6 +343,25 @@ def equal_prompts(rank: int, world: int, cut: str) -> None:
     assert own["loss"] == plain["loss"] and all(torch.equal(found[name], without[name]) for name in without)
 
 
+def log_probs_after_own_prompts(rank: int, world: int, overrides: list[str]) -> None:
+    """The reference pass of an advantage, on sequences rebuilt with the teacher's prompts."""
+    cached = directory() / "rollouts.parquet"
+    signal = ["+s2d.signal.type=reverse_kl", "model.use_remove_padding=true", *overrides]
+    config = step_configuration(directory() / "student", directory() / "teacher", cached, on_cpu=True, overrides=signal)
+    _, frozen = opd_workers(config, len(WORDS), own_prompts=frozenset({"teacher"}))
+    batch = batch_of(config, CachedRollouts(str(cached)), range(BATCH), total=BATCH)
+    rows = [another(prompt) for prompt in batch["prompts"].unbind()]
+    batch[OWN_PROMPTS] = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+    tu.assign_non_tensor(batch, compute_loss=False, calculate_entropy=False)
+    output = frozen["teacher"].infer_batch(with_own_prompts(batch))
+    found = response_from_nested(output["log_probs"], batch["response_mask"])
+    for own, response, values in zip(rows, batch["responses"].unbind(), found.unbind(), strict=True):
+        with torch.no_grad():
+            logits = network("teacher")(torch.cat([own, response])[None]).logits[0, len(own) - 1 : -1]
+        expected = logits.log_softmax(-1).gather(-1, response[:, None])[:, 0]
+        torch.testing.assert_close(values.double(), expected, atol=1e-5, rtol=1e-5)
+
+
 def refreshed_teacher(rank: int, world: int) -> None:
     """CRISP: a teacher that is made the student agrees with it, and what a checkpoint keeps of it comes back."""
     student, cached = directory() / "student", directory() / "rollouts.parquet"
@@ -424,6 +444,9 @@ def cases(world: int) -> dict[str, Callable[[int, int], None]]:
         found[f"equal prompts: {cut}"] = partial(equal_prompts, cut=cut)
     found["the teacher's own prompts beside a base"] = partial(teachers_own_prompts, cut="two rollouts", base=True)
     found["a refreshed teacher"] = refreshed_teacher
+    for cut in ("two rollouts", "by tokens, padded") if world == 1 else ():
+        name = f"log-probs after the teacher's own prompts: {cut}"
+        found[name] = partial(log_probs_after_own_prompts, overrides=CUTS[cut])
     if world == 2:
         for stage, more in (("2a", []), ("2b", []), ("2a", LOGITS)):
             name = f"Ulysses with a temperature: {stage}{', from logits' if more else ''}"
