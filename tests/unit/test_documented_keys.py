@@ -13,6 +13,7 @@ import yaml
 
 from tests.support.paths import ROOT
 from verl_s2d.recipe import schema, stage_settings
+from verl_s2d.signals.signal_registry import known_signals
 from verl_s2d.stages.opd.config import OpdConfig
 
 DOCUMENTS = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*/README.md")]
@@ -29,7 +30,7 @@ def defaults(kind: type) -> dict[str, Any]:
 
 
 def test_keys_of_an_opd_command():
-    rows = re.findall(r"^\| `\+s2d\.(\w+)` \| (.+?) \|", (ROOT / "README.md").read_text(), re.M)
+    rows = re.findall(r"^\| `\+s2d\.(\w+)` \| (.+?) \|", (ROOT / "docs" / "signals.md").read_text(), re.M)
     documented = {key: yaml.safe_load(value.strip("`")) for key, value in rows}
     plain = {k: v for k, v in defaults(OpdConfig).items() if v is None or isinstance(v, str | int | float)}
     assert documented == {key: value for key, value in plain.items() if key in documented}
@@ -87,3 +88,21 @@ def test_no_text_gives_a_default_of_chunk_tokens():
     lines = [(path, line) for path in files for line in Path(path).read_text().splitlines() if "chunk_tokens" in line]
     told = [f"{path}: {line}" for path, line in lines if re.search(r"default\D{0,12}\d|\b1,?024\b", line)]
     assert lines and not told
+
+
+def test_every_feature_of_the_readme_names_a_key_of_the_documents_and_a_test_that_exists():
+    table = (ROOT / "README.md").read_text().partition("| feature | key |")[2].partition("\n\n")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    assert len(rows) > 20
+    explained = (ROOT / "docs" / "signals.md").read_text() + (ROOT / "README.md").read_text().replace(table, "")
+    for feature, keys, *_, tests in rows:
+        places = re.findall(r"`([\w/]+\.py)`", tests)
+        parents = [str(Path(places[0]).parent / place) if "/" not in place else place for place in places]
+        assert places and all((ROOT / "tests" / place).is_file() for place in parents), feature
+        for key in re.findall(r"`([^`]+)`", keys):
+            assert key.rpartition(": ")[2] in explained, (feature, key)
+
+
+def test_every_signal_is_a_feature_of_the_readme():
+    table = (ROOT / "README.md").read_text().partition("| feature | key |")[2].partition("\n\n")[0]
+    assert not known_signals().keys() - set(re.findall(r"[a-z_]+", table))

@@ -156,7 +156,7 @@ def test_a_credit_changes_one_thing_and_passes_no_gradient(credit):
 
 
 def test_the_types_of_the_table_in_the_readme_are_those_there_are():
-    table = (ROOT / "README.md").read_text().partition("| credit | what it changes |")[2].partition("\n\n")[0]
+    table = (ROOT / "docs" / "signals.md").read_text().partition("| credit | what it changes |")[2].partition("\n\n")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.M)) == set(known_credits())
     for kind, credit in known_credits().items():
         assert read_credit({"type": kind}, key="s2d.credit") == credit()

@@ -16,7 +16,7 @@ from verl_s2d.signals.signal_registry import known_signals, read_signal
 from verl_s2d.stages.opd.config import read_opd_settings
 from verl_s2d.stages.warmup.config_checks import read_warmup_settings
 
-README = Path(__file__).parents[3] / "README.md"
+SIGNALS = Path(__file__).parents[3] / "docs" / "signals.md"
 MINE = """
 import torch
 from verl_s2d.objectives.logits import ComposedLogits
@@ -71,8 +71,8 @@ def refused(read, section) -> UserError:
     return caught.value
 
 
-def test_the_types_of_the_table_in_the_readme_are_those_there_are():
-    table = README.read_text().partition("| signal | frozen models |")[2].partition("\n\n")[0]
+def test_the_types_of_the_documented_table_are_those_there_are():
+    table = SIGNALS.read_text().partition("| signal | frozen models |")[2].partition("\n\n")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.M)) == set(known_signals())
     assert all(signal.model_fields["type"].default == kind for kind, signal in known_signals().items())
 
