@@ -21,22 +21,37 @@ def source_of(text: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def routed(verl, teacher, student, prompts, tmp_path_factory):
-    """(first batch, metrics, teachers by data source, tokenizer) of a run of three steps."""
-    out = tmp_path_factory.mktemp("routed")
-    other = sharpen(write_model(tmp_path_factory.mktemp("other"), seed=9, hidden=64, layers=3), 3.0)
+def other(tmp_path_factory):
+    return sharpen(write_model(tmp_path_factory.mktemp("other"), seed=9, hidden=64, layers=3), 3.0)
+
+
+@pytest.fixture(scope="module")
+def of_two_sources(prompts, tmp_path_factory):
     rows = pq.read_table(prompts).to_pylist()
     for row in rows:
         row["data_source"] = source_of(row["prompt"][0]["content"])
     assert {row["data_source"] for row in rows} == {"low", "high"}
-    pq.write_table(pa.Table.from_pylist(rows), out / "prompts.parquet")
-    overrides = {
+    path = tmp_path_factory.mktemp("sources") / "prompts.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def two_teachers(teacher, other):
+    return {
         "+s2d.models.small.path": str(teacher),
         "+s2d.models.small.serves": ["low"],
         "+s2d.models.large.path": str(other),
         "+s2d.models.large.serves": ["high"],
-        "+s2d.signal.gate": [0.5, 5.0],
         "trainer.n_gpus_per_node": 2,
+    }
+
+
+@pytest.fixture(scope="module")
+def routed(verl, teacher, student, other, of_two_sources, tmp_path_factory):
+    """(first batch, metrics, teachers by data source, tokenizer) of a run of three steps."""
+    out = tmp_path_factory.mktemp("routed")
+    overrides = {
+        "+s2d.signal.gate": [0.5, 5.0],
         "actor_rollout_ref.actor.use_dynamic_bsz": False,
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 8,
         "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": 8,
@@ -45,10 +60,10 @@ def routed(verl, teacher, student, prompts, tmp_path_factory):
     metrics = verl.run(
         "opd",
         student=student,
-        data=out / "prompts.parquet",
+        data=of_two_sources,
         out=out,
         steps=3,
-        overrides=overrides | dumping(out / "batch.pt"),
+        overrides=two_teachers(teacher, other) | overrides | dumping(out / "batch.pt"),
     )
     teachers = {"low": teacher, "high": other}
     return torch.load(out / "batch.pt"), metrics, teachers, AutoTokenizer.from_pretrained(teacher)
@@ -89,3 +104,24 @@ def test_engines_that_agree_gate_nothing_and_hardly_weigh(routed):
         *(rows[name] for name in ("response_mask", "advantages", "ref_log_prob", "old_log_probs")), strict=True
     ):
         torch.testing.assert_close(advantage, torch.where(mask.bool(), teacher - old, 0.0), atol=2e-3, rtol=2e-3)
+
+
+def test_an_exact_signal_compares_each_rollout_with_its_own_teacher(
+    verl, teacher, student, other, of_two_sources, tmp_path
+):
+    exact = {"+s2d.signal.type": "reverse_kl", "+s2d.health_top_k": 4}
+    metrics = verl.run(
+        "opd",
+        student=student,
+        data=of_two_sources,
+        out=tmp_path,
+        steps=2,
+        overrides=two_teachers(teacher, other) | exact,
+    )
+    for step in metrics.values():
+        parts = [(step[f"s2d/{role}/tokens"], role) for role in ("small", "large") if f"s2d/{role}/tokens" in step]
+        assert sum(tokens for tokens, _ in parts) == step["s2d/sampled_tokens"] == step["s2d/teacher_scored_tokens"]
+        for name in ("reverse_kl", "teacher_entropy", "overlap_ratio"):
+            mean = sum(tokens * step[f"s2d/{role}/{name}"] for tokens, role in parts) / step["s2d/sampled_tokens"]
+            assert mean == pytest.approx(step[f"s2d/{name}"], rel=1e-3), name
+        assert not any(role in name.split("/") and name.startswith("actor/") for name in step for _, role in parts)
