@@ -25,7 +25,7 @@ has 1 + log((1 - Q) / (1 - P)) times that of Q too many, a push of probability o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -129,6 +129,13 @@ def top_k_divergence(
     settings = _Settings(objective, tail, columns, covered, chunk_tokens, shard or WholeVocabulary())
     with torch.autocast(student.device.type, enabled=False):
         return TopKDivergence(*_TopKDivergence.apply(student, rows, ids.long(), log_probs, settings, *student.tensors))
+
+
+def top_k_forward_kl(
+    student: torch.Tensor | LinearLogits, top_ids: torch.Tensor, top_log_probs: torch.Tensor, *, tail: str, **more: Any
+) -> TopKDivergence:
+    """Compute the forward KL of `top_k_divergence`, which has the arguments and errors: its name in release 0.1."""
+    return top_k_divergence(student, top_ids, top_log_probs, objective="forward_kl", tail=tail, **more)
 
 
 def _check_shapes(tokens: int, ids: torch.Tensor, log_probs: torch.Tensor, vocab_size: int) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from tests.support.top_k_reference import definition, known, linear, materialised, normal
 from verl_s2d.objectives.logits import LinearLogits
-from verl_s2d.objectives.top_k import OBJECTIVES, TAILS, top_k_divergence
+from verl_s2d.objectives.top_k import OBJECTIVES, TAILS, top_k_divergence, top_k_forward_kl
 from verl_s2d.objectives.vocabulary import VocabularyShard
 
 
@@ -224,3 +224,10 @@ def test_a_vocabulary_in_two_parts_gives_the_same(objective, tail, as_linear, si
     together = [torch.cat(parts, 0 if as_linear else 1) for parts in zip(found[0][1], found[size][1], strict=True)]
     for a, b in zip(together[as_linear:], expected[as_linear:], strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_the_name_of_release_0_1_is_the_forward_kl():
+    student, (ids, log_p) = materialised(linear(4, 9, 0)), known(normal(4, 9, seed=5), 3)
+    old = top_k_forward_kl(student, ids, log_p, tail="bucket", mask=torch.tensor([1, 0, 1, 1]))
+    new = top_k_divergence(student, ids, log_p, objective="forward_kl", mask=torch.tensor([1, 0, 1, 1]))
+    assert all(torch.equal(a, b) for a, b in zip(old, new, strict=True))
