@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -18,37 +17,27 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.workers.utils.padding import response_to_nested
 
 from verl_s2d.objectives.opd import clip_advantages, mismatch_gate
-from verl_s2d.objectives.travel import travel
 from verl_s2d.signals.in_verl.problem_factor import PROBLEM_WEIGHT
 from verl_s2d.signals.in_verl.routed_rows import means
 from verl_s2d.signals.signal import GROUPS, reads_scores
-from verl_s2d.signals.top_k_kl import TopK
-from verl_s2d.stages.opd.config import ROLE, START, OpdConfig, read_opd_config
-from verl_s2d.stages.opd.health import end_tokens, parse_rate
+from verl_s2d.stages.opd.asks_models import OF_FIRST, AsksModels
+from verl_s2d.stages.opd.config import OpdConfig, read_opd_config
+from verl_s2d.stages.opd.logs_health import LogsHealth
 from verl_s2d.stages.opd.metrics import EXACT_METRICS, advantage_metrics, rollout_metrics, sampled_reverse_kl_metrics
 from verl_s2d.stages.opd.prefix_rollouts import GrowsPrefix
-from verl_s2d.stages.opd.prompt_renderer import TeacherPrompts
 from verl_s2d.stages.opd.routed_teachers import (
-    ask_each,
     count_metrics,
     roles_of_rows,
     teacher_metrics,
-    write_teachers,
 )
-from verl_s2d.stages.opd.served_models import ServedModels
 from verl_s2d.stages.opd.teacher_refresh import RefreshesTeacher
 from verl_s2d.stages.opd.weighted_problems import WeighsProblems
 from verl_s2d.stages.shared.distillation import check_models
 from verl_s2d.stages.shared.save_on_request import SavesOnRequest
-from verl_s2d.stages.shared.teacher_as_reference import place_worker
 from verl_s2d.stages.shared.token_budget import StopsAtTokenBudget
 from verl_s2d.teachers.data_sources import check_routing
-from verl_s2d.teachers.router import TEACHER
-from verl_s2d.verifiers.registry import extractor_of
 
 logger = logging.getLogger(__name__)
-
-_OF_FIRST = "ref_log_prob"  # verl's name
 
 
 class _NoVerifier:
@@ -58,7 +47,16 @@ class _NoVerifier:
 
 
 @register_trainer("s2d_opd")
-class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, RefreshesTeacher, StopsAtTokenBudget, PPOTrainerSync):
+class OpdTrainer(
+    GrowsPrefix,
+    WeighsProblems,
+    SavesOnRequest,
+    RefreshesTeacher,
+    StopsAtTokenBudget,
+    LogsHealth,
+    AsksModels,
+    PPOTrainerSync,
+):
     """verl's synchronous trainer with a teacher as reward.
 
     The student samples; the teacher scores each sampled token, in the reference engine or on servers. s2d.signal is
@@ -74,39 +72,20 @@ class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, RefreshesTeacher, 
             logger.warning(difference)
         if self.s2d.router is not None:
             check_routing(self.s2d.router, config.data.train_files)
-        self._served = ServedModels(self.s2d, config)
-        self._served.check()
         with open_dict(config):
             # verl chooses its replay buffer by comparing the mode with "sync".
             config.trainer.v1.trainer_mode = "sync"
             config.actor_rollout_ref.s2d = self.s2d.written()  # the section that is sent to the workers
             if not reads_scores(self.s2d.signal):
                 config.reward.num_workers = 0
-        self._frozen = self.s2d.asked(config.actor_rollout_ref.model)
         super().__init__(config)
-        self.use_reference_policy = bool(self._frozen)
         # verl polls for finished rollouts every two seconds, which is longer than a small step takes.
         self.replay_buffer.poll_interval = min(self.replay_buffer.poll_interval, self.s2d.poll_interval)
 
-    def _init_resource_pool_mgr(self) -> None:
-        """Make the workers build a reference engine for the teacher, and add pools for teachers on servers."""
-        super()._init_resource_pool_mgr()
-        from verl_s2d.stages.opd.worker import StudentTeacherWorker
-
-        colocated = any(model.servers is None for model in self._frozen.values())
-        place_worker(self, StudentTeacherWorker, reference=colocated)
-        self.resource_pool_manager.resource_pool_spec |= self._served.pools()
-
     def _setup(self) -> None:
         super()._setup()
-        self._served.start(self.resource_pool_manager.resource_pool_dict)
-        # With LoRA verl would compute the reference's log-probs with the student without its adapter.
-        self.ref_in_actor = False
         if not reads_scores(self.s2d.signal):
             self.reward_loop_manager = _NoVerifier()
-        model = self.config.actor_rollout_ref.model
-        self._teacher_prompts = TeacherPrompts(self.s2d, self.config) if self.s2d.own_prompts else None
-        self._ends = end_tokens(model.path, self.tokenizer, trust_remote_code=model.trust_remote_code)
 
     def _compute_reward_colocate(self, batch, metrics: dict | None = None):
         """Return zero scores: verl calls this for unscored rollouts, and its later steps need a score tensor."""
@@ -116,80 +95,6 @@ class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, RefreshesTeacher, 
         fields = TensorDict({"rm_scores": response_to_nested(zeros, mask)}, batch_size=len(batch))
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
         return batch
-
-    def _balance_batch(self, batch, metrics: dict, *args, **kwargs):
-        """Measure the parse rate and add the teacher's own prompts, before verl fills the batch up with padding."""
-        if self.s2d.parse_rate is not None:
-            found = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["responses"])
-            extract = extractor_of(self.s2d.parse_rate)
-            rate = parse_rate(found["responses"].unbind(), self._ends, self.tokenizer, extract)
-            metrics.update({} if rate is None else {"s2d/parse_rate": rate})
-        if self._teacher_prompts is not None:
-            self._teacher_prompts.write(batch)
-        return super()._balance_batch(batch, metrics, *args, **kwargs)
-
-    def _compute_old_log_prob(self, batch, metrics: dict):
-        # A loss needs no log-probs, but verl compares them with the sampler's here, and travel reads them.
-        read = self.config.actor_rollout_ref.rollout.calculate_log_probs or self.s2d.travel
-        return super()._compute_old_log_prob(batch, metrics) if read or not self.s2d.is_loss else batch
-
-    def _compute_ref_log_prob(self, batch, metrics: dict):
-        """Collect each frozen model's log-probs of the sampled tokens: by verl's reference pass, or from servers."""
-        if isinstance(self.s2d.signal, TopK):
-            self._served.write_top_k(batch, *self.s2d.models)
-        router = self.s2d.router
-        if router is not None and self.s2d.is_loss:
-            write_teachers(router, batch)
-        asked = {field: role for role, field in reversed(self._log_prob_fields().items())}
-        first = asked.pop(_OF_FIRST, None)
-        for field, role in asked.items():
-            if self._frozen[role].servers is not None:
-                self._served.write_log_probs(batch, role, field)
-                continue
-            batch.extra_info[ROLE] = role
-            batch = super()._compute_ref_log_prob(batch, metrics)
-            found = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[_OF_FIRST])
-            found[field] = found.pop(_OF_FIRST)
-            tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=found)
-        verl = super()._compute_ref_log_prob
-
-        def ask(role: str, rollouts) -> None:
-            if self._frozen[role].servers is not None:
-                self._served.write_log_probs(rollouts, role, _OF_FIRST)
-            else:
-                rollouts.extra_info[ROLE] = role
-                verl(rollouts, metrics)
-
-        if first == TEACHER and router is not None:
-            ref = self.config.actor_rollout_ref.ref
-            micro_batch = None if ref.log_prob_use_dynamic_bsz else ref.log_prob_micro_batch_size_per_gpu
-            ranks = max(self.actor_rollout_wg._query_dispatch_info("actor")) + 1
-            ask_each(router, batch, ask, micro_batch=micro_batch, ranks=ranks)
-        elif first is not None:
-            ask(first, batch)
-        batch.extra_info.pop(ROLE, None)
-        return batch
-
-    def _log_prob_fields(self) -> dict[str, str]:
-        """Map role -> the batch field with its model's log-probs; equal models with equal prompts share a field.
-
-        Teachers of some data sources have one field. A loss reads no log-probs, but travel has a field.
-        """
-        own, fields = self.s2d.own_prompts | self.s2d.apart, {}
-        asked = {role: (model, role in own) for role, model in self._frozen.items()}
-        if self.s2d.router is not None and not self.s2d.is_loss:
-            asked = {TEACHER: None, **{role: kind for role, kind in asked.items() if not kind[0].serves}}
-        if self.s2d.is_loss:
-            return {role: f"s2d_log_prob_{role}" for role in asked.keys() - self.s2d.models.keys()}
-        for role, kind in asked.items():
-            fields.setdefault(kind, f"s2d_log_prob_{role}" if fields else _OF_FIRST)
-        return {role: fields[kind] for role, kind in asked.items()}
-
-    def _log_travel(self, log_probs: Mapping[str, torch.Tensor], mask: torch.Tensor, metrics: dict) -> None:
-        """Log the distance from the start, of which log_probs has padded old_log_probs and the start's field."""
-        if self.s2d.travel:
-            start = log_probs[self._log_prob_fields()[START]]
-            metrics["s2d/travel"] = travel(start, log_probs["old_log_probs"], mask)
 
     def _compute_advantage(self, batch, metrics: dict):
         """Pass the frozen models' log-probs to the registered estimator."""
@@ -239,10 +144,10 @@ class OpdTrainer(GrowsPrefix, WeighsProblems, SavesOnRequest, RefreshesTeacher, 
         mask = data.batch["response_mask"]
         metrics.update(rollout_metrics(mask, scored=bool(self.s2d.models)))
         if self.s2d.models:
-            metrics.update(sampled_reverse_kl_metrics(data.batch["old_log_probs"], data.batch[_OF_FIRST], mask))
+            metrics.update(sampled_reverse_kl_metrics(data.batch["old_log_probs"], data.batch[OF_FIRST], mask))
         metrics.update(advantage_metrics(data.batch["advantages"], data.batch["response_mask"]))
         if self.s2d.router is not None:
-            compared = (data.batch[name] for name in ("advantages", "old_log_probs", _OF_FIRST, "response_mask"))
+            compared = (data.batch[name] for name in ("advantages", "old_log_probs", OF_FIRST, "response_mask"))
             metrics.update(teacher_metrics(roles_of_rows(self.s2d.router, batch), *compared))
         if self.s2d.problem_weights is not None:
             data.batch["advantages"] = data.batch["returns"] = data.batch["advantages"] * data.batch[PROBLEM_WEIGHT]
