@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def main(options: Options) -> None:
     discard_unfinished(out / "generations.parquet")
     write_parquet(pa.Table.from_pylist(rows, GENERATIONS), out / "generations.parquet")
     result = summarise(rows, options.samples, ks)
-    sampling = asdict(settings)
+    sampling = settings.written()
     result["sampling"] = {"samples": sampling.pop("n"), **sampling}
     write_json(result, out / "result.json")
     parts.remove()
