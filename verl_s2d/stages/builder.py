@@ -10,7 +10,7 @@ from verl_s2d.recipe.stage_settings import CoEvolution
 from verl_s2d.signals.credit.credit_registry import read_credit
 from verl_s2d.stages.average.stage import Average
 from verl_s2d.stages.evaluate.stage import Evaluate
-from verl_s2d.stages.grpo.credit_of_node import CREDIT, TEACHER
+from verl_s2d.stages.grpo.credit_of_node import CREDIT
 from verl_s2d.stages.grpo.stage import Grpo
 from verl_s2d.stages.prepare.stage import parts_of
 from verl_s2d.stages.problem_inputs import template_settings
@@ -22,6 +22,7 @@ from verl_s2d.stages.shared.signal_settings import (
     decisive_keys,
     signal_file,
 )
+from verl_s2d.teachers.router import TEACHER
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.identity import External
 

@@ -11,7 +11,6 @@ from verl_s2d.errors import UserError
 from verl_s2d.recipe.stage_settings import ProblemWeights
 from verl_s2d.signals.signal import AdvantageSignal, Ask, Signal, reads_scores
 from verl_s2d.signals.top_k_kl import STORED, TopK
-from verl_s2d.stages.grpo.credit_of_node import TEACHER
 from verl_s2d.stages.opd.stage import Opd, PrivilegedOpd, ScoredOpd
 from verl_s2d.stages.pass_rates.stage import PassRates
 from verl_s2d.stages.prepare.stage import parts_of, slice_of
@@ -32,6 +31,7 @@ from verl_s2d.stages.shared.signal_settings import (
     signal_of_recipe,
 )
 from verl_s2d.stages.warmup.stage import Warmup
+from verl_s2d.teachers.router import TEACHER
 from verl_s2d.verifiers.registry import can_extract
 from verl_s2d.workflow.graph import Node
 

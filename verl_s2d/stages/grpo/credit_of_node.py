@@ -9,11 +9,12 @@ from verl_s2d.signals.credit.credit import Credit
 from verl_s2d.signals.credit.credit_registry import read_credit
 from verl_s2d.stages.shared.signal_settings import described_keys
 from verl_s2d.stages.shared.training_stage import MODEL, TRUST
+from verl_s2d.teachers.router import TEACHER
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.stage import Context, model_location, trusts_remote_code
 
-CREDIT, TEACHER = "credit", "teacher"
-"""Roles of the file that holds a credit of a recipe's own, and of the model that it asks."""
+CREDIT = "credit"
+"""Role of the file that holds a credit of a recipe's own."""
 CREDIT_RESERVED = {
     "s2d.credit": "Set `credit:` of stage 3, stages.student_rl.",
     "s2d.teacher.path": MODEL,

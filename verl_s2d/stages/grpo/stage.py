@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from verl_s2d.stages.grpo.credit_of_node import CREDIT, CREDIT_RESERVED, TEACHER, credit_overrides, credit_words
+from verl_s2d.stages.grpo.credit_of_node import CREDIT, CREDIT_RESERVED, credit_overrides, credit_words
 from verl_s2d.stages.prepare.stage import slice_of, validation_file
 from verl_s2d.stages.shared import panels
 from verl_s2d.stages.shared.batch_settings import sequences_per_step
 from verl_s2d.stages.shared.budget import last_step, length
 from verl_s2d.stages.shared.node_settings import VERIFIER_RESERVED, verifier_overrides
 from verl_s2d.stages.shared.verl_trainer import VerlTrainerStage
+from verl_s2d.teachers.router import TEACHER
 from verl_s2d.verl_settings.from_verl import read_rl
 from verl_s2d.verl_settings.stage_sizes import Training
 from verl_s2d.workflow.graph import Node

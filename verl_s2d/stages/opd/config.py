@@ -16,6 +16,7 @@ from verl_s2d.stages.opd.teacher_refresh import check_refresh
 from verl_s2d.stages.shared.distillation import Count, Distillation, check_layout, model_key, read_distillation
 from verl_s2d.stages.shared.teacher_as_reference import check_reference_is_free
 from verl_s2d.teachers.frozen_model import FrozenModel
+from verl_s2d.teachers.router import TEACHER
 from verl_s2d.validation import Refused
 from verl_s2d.verifiers.registry import extractor_of
 from verl_s2d.verl_settings.engine_checks import check_logits_visible, check_megatron
@@ -24,8 +25,6 @@ from verl_s2d.verl_settings.lora_checks import check_lora
 ROLE = "frozen_role"
 """Entry of a batch: role of the frozen model whose log-probs the workers compute."""
 
-
-TEACHER = "teacher"
 START = "start"
 """Role of the student as this stage found it."""
 

@@ -13,8 +13,9 @@ from tensordict import TensorDict
 from verl_s2d.data.model_files import hub_files
 from verl_s2d.data.teacher_prompt import columns_of, teacher_messages
 from verl_s2d.sampling.prompts import load_tokenizer, render_prompt
-from verl_s2d.stages.opd.config import TEACHER, OpdConfig
+from verl_s2d.stages.opd.config import OpdConfig
 from verl_s2d.teachers.own_prompt import OWN_PROMPTS
+from verl_s2d.teachers.router import TEACHER
 from verl_s2d.verifiers.ledgered import record_label
 
 

@@ -16,13 +16,14 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.engine_workers import TrainingWorkerConfig
 
 from verl_s2d.signals.in_verl.aggregation import ResponseMean
-from verl_s2d.stages.opd.config import ROLE, TEACHER, read_opd_settings
+from verl_s2d.stages.opd.config import ROLE, read_opd_settings
 from verl_s2d.stages.shared.distilled_worker import DistilledWorker, GuardedWorker
 from verl_s2d.stages.shared.rollout_worker import RolloutWorker
 from verl_s2d.teachers.frozen_engines import FrozenWorker, distinct, frozen_workers
 from verl_s2d.teachers.model_pair import real_vocabulary
 from verl_s2d.teachers.own_prompt import with_own_prompts
 from verl_s2d.teachers.refresh import copy_weights, load_weights, save_weights
+from verl_s2d.teachers.router import TEACHER
 
 
 class StudentTeacherWorker(RolloutWorker):
