@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from verl.workers.engine import BaseEngine
 
@@ -23,9 +24,9 @@ def copy_weights(source: BaseEngine, target: BaseEngine) -> None:
 
 
 def save_weights(engine: BaseEngine, file: Path) -> None:
-    """Write this rank's shards of all parameters."""
+    """Write this rank's shards of all parameters, as safetensors."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({name: shard.cpu() for name, shard in _shards(engine).items()}, file)
+    save_file({name: shard.cpu().contiguous() for name, shard in _shards(engine).items()}, file)
 
 
 def load_weights(engine: BaseEngine, file: Path) -> None:
@@ -34,7 +35,7 @@ def load_weights(engine: BaseEngine, file: Path) -> None:
     Raises:
         ValueError: the file holds other parameters.
     """
-    _write(torch.load(file, weights_only=True), engine)
+    _write(load_file(file), engine)
 
 
 @torch.no_grad()

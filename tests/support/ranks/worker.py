@@ -369,7 +369,7 @@ def refreshed_teacher(rank: int, world: int) -> None:
     config = step_configuration(student, student, cached, on_cpu=True, overrides=[*overrides, "optim.lr=0.01"])
     rollouts = CachedRollouts(str(cached))
     worker, frozen = opd_workers(config, len(WORDS), own_prompts=frozenset({"teacher"}))
-    teacher, saved = frozen["teacher"].engine, directory() / "saved" / f"rank_{rank}.pt"
+    teacher, saved = frozen["teacher"].engine, directory() / "saved" / f"rank_{rank}.safetensors"
     part = BATCH // worker.engine.get_data_parallel_size()
     mine = range(BATCH)[worker.engine.get_data_parallel_rank() * part :][:part]
 

@@ -79,6 +79,7 @@ def test_the_rollouts_are_one_file_as_it_ever_was(model, data, machine, tmp_path
                             "finish_reason": sample.finish_reason,
                             "problem_id": problem.id,
                             "sample": number,
+                            "data_source": problem.data_source,
                         }
                     )
             writer.write_table(pa.Table.from_pylist(rows, rollout_cache.SCHEMA))

@@ -82,9 +82,9 @@ class StudentTeacherWorker(RolloutWorker):
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_teacher(self, folder: str) -> None:
         """Write this rank's part of the teacher."""
-        save_weights(self._frozen[TEACHER].engine, Path(folder) / f"rank_{self.rank}.pt")
+        save_weights(self._frozen[TEACHER].engine, Path(folder) / f"rank_{self.rank}.safetensors")
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def load_teacher(self, folder: str) -> None:
         """Read this rank's part of the teacher."""
-        load_weights(self._frozen[TEACHER].engine, Path(folder) / f"rank_{self.rank}.pt")
+        load_weights(self._frozen[TEACHER].engine, Path(folder) / f"rank_{self.rank}.safetensors")
