@@ -39,10 +39,12 @@ def self_teacher(b: Builder) -> Model:
 def joint_kdrl(b: Builder) -> Model:
     """Run half-split without Stage 2b, with its distillation in the loss of Stage 3: joint instead of sequential.
 
-    Both spend the first half of the labels on the teacher and the second on the student.
+    Both spend the first half of the labels on the teacher and the second on the student, and both update the student
+    equally often: Stage 3 has the steps of Stage 2b too.
     """
     teacher = b.teacher_rl(b.model("teacher"), "1h")
-    return b.student_rl(warmed(b, teacher, "1h"), "2h", teacher=teacher, credit={"type": "kdrl"}, of="joint-kdrl")
+    credit, steps = {"type": "kdrl"}, b.steps("opd", "student_rl")
+    return b.student_rl(warmed(b, teacher, "1h"), "2h", teacher=teacher, credit=credit, steps=steps, of="joint-kdrl")
 
 
 def paced(b: Builder) -> Model:

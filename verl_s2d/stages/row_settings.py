@@ -27,6 +27,10 @@ class RowSettings(RowInputs):
             )
         return stage
 
+    def steps(self, *stages: str) -> int:
+        """Add up the steps that the recipe gives these stages."""
+        return sum(self._stage(key).steps for key in stages)
+
     def _fitted(self, kind: str, chosen: Mapping[str, Any], slice_name: str) -> dict[str, Any]:
         """Add batch sizes that fit the slice to the recipe's keys, where it has none."""
         data, (part, sources) = self.recipe.data, parts_of(slice_name)

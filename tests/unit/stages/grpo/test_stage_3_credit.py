@@ -139,7 +139,9 @@ def test_the_joint_row_is_half_split_without_2b_and_with_its_distillation_in_sta
     plan = plan_of(tmp_path, ["half-split", "joint-kdrl"])
     sequential, joint = student_rl(plan, "half-split"), student_rl(plan, "joint-kdrl")
     assert joint.inputs["model"].digest == sequential.inputs["model"].inputs["model"].digest
-    assert joint.settings == sequential.settings | {"credit": {"type": "kdrl", "beta": 0.2, "beta_end": 0.002} | ALL}
+    credit = {"type": "kdrl", "beta": 0.2, "beta_end": 0.002} | ALL
+    steps = sequential.inputs["model"].settings["steps"] + sequential.settings["steps"]
+    assert joint.settings == sequential.settings | {"credit": credit, "steps": steps}
     assert joint.inputs["teacher"].digest == sequential.inputs["model"].inputs["teacher"].digest
 
 
