@@ -16,6 +16,7 @@ from verl_s2d.recipe.alarm_settings import Alarms
 from verl_s2d.recipe.matched import Matched, check_matched
 from verl_s2d.recipe.method_rows import METHOD_ROWS, ROUTED_ROWS
 from verl_s2d.recipe.pass_at_k import check_pass_at
+from verl_s2d.recipe.planner_settings import Planner
 from verl_s2d.recipe.rows import DEFAULT_ROWS, FILE_NAME, ROWS, Row, check_rows, own_rows, roles_of, row_name
 from verl_s2d.recipe.source import DataScript, ModelSource, require_one_server
 from verl_s2d.recipe.stage_settings import NonNegative, Positive, Sampler, Stages
@@ -182,6 +183,8 @@ class Recipe(Section):
     """More rows, by a name of yours: {direct-grpo-same-calls: {row: direct-grpo, to: half-split, by: verifier_calls}}.
     """
     evaluation: Evaluation = Evaluation()
+    planner: Planner | None = None
+    """What `probe` and `pilot` measure; null: the defaults of planner_settings.py."""
     cluster: Cluster = Cluster()
     alarms: Alarms = Alarms()
     """Responses to failures of training; described in alarm_settings.py."""
@@ -323,6 +326,13 @@ class Recipe(Section):
         check_rows(self.chosen_rows, "rows", self.row_names)
         if self.published:
             check_rows(self.published, "published", self.row_names)
+        return self
+
+    @model_validator(mode="after")
+    def _planner_fits(self) -> Recipe:
+        if self.planner is not None:
+            self.planner.candidates(self.models)
+            self.planner.require_problems(self.data.labels)
         return self
 
     @model_validator(mode="after")

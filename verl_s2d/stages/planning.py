@@ -151,8 +151,10 @@ def _check_credit(plan: Plan) -> None:
 
 
 def _check_roles(recipe: Recipe) -> None:
-    """Raise UserError for a model in a role that neither a row nor a signal reads."""
+    """Raise UserError for a model in a role that neither a row, a signal nor the planner reads."""
     read = set().union(*map(recipe.roles_of, recipe.plain_rows))
+    if recipe.planner is not None:
+        read |= set(recipe.planner.candidates(recipe.models))
     for name, default in (("warmup", Warmup.default_signal), ("opd", Opd.default_signal)):
         if section := getattr(recipe.stages, name):
             key = f"stages.{name}.signal"

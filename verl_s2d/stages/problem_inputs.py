@@ -64,7 +64,7 @@ class ProblemInputs:
         return found
 
     def _limited(self) -> Node:
-        """Build the stage that drops or cuts overlong prompts, with the templates of all models that rows read."""
+        """Build the stage that drops or cuts overlong prompts, with the templates of all models that are read."""
         data = self.recipe.data
         settings = {
             "policy": data.overlong_prompts,
@@ -73,6 +73,8 @@ class ProblemInputs:
             **column_names(self.recipe),
         }
         roles = set().union(*map(self.recipe.roles_of, self.recipe.plain_rows)) & self.recipe.models.keys()
+        if self.recipe.planner is not None:
+            roles |= set(self.recipe.planner.candidates(self.recipe.models))
         tokenizers = {f"{TOKENIZER}.{role}": self._tokenizer(role) for role in sorted(roles)}
         inputs = {**self._unlimited("train", "eval", VALIDATION), **tokenizers}
         seeded = any(isinstance(source, Node) for source in inputs.values())

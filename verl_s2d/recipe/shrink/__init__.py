@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from verl_s2d.recipe.planner_settings import Planner
 from verl_s2d.recipe.schema import SHORT_FORMS
 from verl_s2d.recipe.shrink.small_data import small_data
 from verl_s2d.recipe.shrink.small_models import tiny_models
+from verl_s2d.recipe.shrink.small_sets import TRAIN_PROBLEMS
 from verl_s2d.recipe.shrink.small_verl import small_verl
 
 PROMPT_TOKENS, RESPONSE_TOKENS, OPD_TOKENS = 512, 16, 8
@@ -42,6 +44,8 @@ def shrunk(recipe: Mapping[str, Any], directory: Path, device: str) -> dict[str,
     for tokens, most in (("prompt_tokens", PROMPT_TOKENS), ("response_tokens", RESPONSE_TOKENS)):
         small["data"][tokens] = min(most, recipe["data"][tokens])
     small["evaluation"] = _evaluation(recipe.get("evaluation", {}))
+    if recipe.get("planner") is not None:
+        small["planner"] = _planner(recipe["planner"])
     small["stages"] = {
         name: _stage(name, stage, device) if stage else stage for name, stage in recipe.get("stages", {}).items()
     }
@@ -58,6 +62,14 @@ def _evaluation(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     if evaluation.get("pass_at"):
         small["pass_at"] = [k for k in evaluation["pass_at"] if k <= samples]
     return small
+
+
+def _planner(planner: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = Planner()
+    return _sampler(planner) | {
+        "problems": min(TRAIN_PROBLEMS, planner.get("problems", defaults.problems)),
+        "samples": min(SAMPLES, planner.get("samples", defaults.samples)),
+    }
 
 
 def _stage(name: str, stage: Mapping[str, Any], device: str) -> dict[str, Any]:
