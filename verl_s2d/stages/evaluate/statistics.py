@@ -61,12 +61,13 @@ def paired_bootstrap(a: Sequence[float], b: Sequence[float], *, resamples: int =
     if len(a) != len(b):
         raise ValueError(f"paired values needed, got {len(a)} and {len(b)}")
     difference = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
-    low, high = np.quantile(_counts(len(difference), resamples, seed) @ difference / len(difference), [0.025, 0.975])
+    drawn = resample_counts(len(difference), resamples, seed) @ difference / len(difference)
+    low, high = np.quantile(drawn, [0.025, 0.975])
     return Interval(float(difference.mean()), float(low), float(high))
 
 
 @lru_cache(maxsize=4)
-def _counts(problems: int, resamples: int, seed: int) -> np.ndarray:
+def resample_counts(problems: int, resamples: int, seed: int) -> np.ndarray:
     """Draw (resamples, problems) counts of each problem in each resample: equals drawing indices, without a gather.
 
     Cached, because a report compares many rows on few sets.
