@@ -101,12 +101,32 @@ def _row(word, name, place, seed, sets, steps, alarms) -> RowResult:
             **{key: values[:steps] for key, values in health.items()},
         ),
     ]
+    # RL after 2b after 2a, from a teacher that was not trained.
+    spent = {"labels": 2, "verifier_calls": 10_240, "sampled_tokens": 40_282, "teacher_scored_tokens": 60_993}
+    asked = {"teacher": f"org/teacher{word}"}
+    flow = (
+        ("RL(all)", stages[2]["digest"], {}),
+        ("2a", f"org/student{word}", asked),
+        ("2b", stages[1]["digest"], asked),
+    )
+    stages = [
+        s
+        | {
+            "symbol": symbol,
+            "model": model,
+            "teachers": {"teacher": f"org/teacher{word}"} if asks else {},
+            "spent": spent,
+        }
+        for s, (symbol, model, asks) in zip(stages, flow, strict=True)
+    ]
+    evaluation = stage(f"evaluate-{name}{word}", f"{seed}eval{name}", "evaluate") | {"model": stages[0]["digest"]}
     if alarms and name == "half":
         alarm = {"step": 2, "text": "not finite: s2d/skipped_updates at step 2"}
         stages.append(stage(f"opd-more{word}", f"{seed}more", "opd", s2d__reverse_kl=fall[:3]) | {"alarms": [alarm]})
     versions = {"verl": f"0.9.1{word}"}
     stages = [
-        {**s, "versions": versions, "began": 1e9 + 60 * i, "ended": 1e9 + 60 * i + 59} for i, s in enumerate(stages)
+        {**s, "versions": versions, "began": 1e9 + 60 * i, "ended": 1e9 + 60 * i + 59}
+        for i, s in enumerate([*stages, evaluation])
     ]
     spent = ledger(["a", "b"], verifier_calls=10_240, sampled_tokens=123_456, updates=40, seconds=600.0)
     return RowResult(f"{name}{word}", seed, results, spent, stages)

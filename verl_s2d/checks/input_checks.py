@@ -23,9 +23,9 @@ from verl_s2d.checks.inputs.verifier_trial import try_on_data
 from verl_s2d.checks.inputs.verl_keys import check_verl_keys
 from verl_s2d.checks.software import check_verifier, check_versions
 from verl_s2d.errors import UserError
+from verl_s2d.platforms.provenance import installed_versions
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.plan import Plan
-from verl_s2d.workflow.store.manifest import installed_versions
 
 if TYPE_CHECKING:
     from verl_s2d.data.problems import Problem

@@ -12,7 +12,7 @@ from verl_s2d import __version__, redaction
 from verl_s2d.data.files import write_json
 from verl_s2d.gpu_check.figures import Check
 from verl_s2d.gpu_check.part_settings import Settings
-from verl_s2d.workflow.store.manifest import installed_versions
+from verl_s2d.platforms.provenance import installed_versions
 
 FORMAT = 1
 

@@ -1,7 +1,8 @@
-"""Define the rows of other methods, and the controls: mostly `full-bridge` with another signal in stage 2b.
+"""Define the rows of other methods, the controls, and the teachers: mostly `full-bridge` with another signal in 2b.
 
 They are built by name, `--rows full-bridge,exopd,no-teacher`, and are not among `--rows all`. A control drops what a
-claim rests on. Signals have the settings of their publications, where those are public; a row of yours sets others:
+claim rests on. The rows of teachers show what a bridge could carry over, and how much of it the student kept.
+Signals have the settings of their publications, where those are public; a row of yours sets others:
 
     def exopd_far(b):
         return bridge_with(b, {"type": "exopd", "lambda": 1.5}, of="exopd-1.5")
@@ -28,6 +29,21 @@ def bridge_with(b: Builder, signal: Mapping[str, Any], *, of: str) -> Model:
     teacher = b.teacher_rl(b.model("teacher"), "all")
     roles = {"base": b.model("teacher"), "student": b.model("student")}
     return b.opd(warmed(b, teacher, "all"), teacher, "all", of=of, signal=signal, frozen=roles)
+
+
+def teacher(b: Builder) -> Model:
+    """Evaluate the teacher as it is: what its labels start from."""
+    return b.model("teacher")
+
+
+def teacher_rl(b: Builder) -> Model:
+    """Evaluate the teacher of `full-bridge`, after Stage 1 on all labels."""
+    return b.teacher_rl(b.model("teacher"), "all")
+
+
+def teacher_rl_1h(b: Builder) -> Model:
+    """Evaluate the teacher of `half-split`, after Stage 1 on the first half of the labels."""
+    return b.teacher_rl(b.model("teacher"), "1h")
 
 
 def self_teacher(b: Builder) -> Model:
@@ -119,7 +135,10 @@ def _row(name: str) -> Row:
     return lambda b: bridge_with(b, SIGNALS[name], of=name)
 
 
+TEACHER_ROWS: Mapping[str, Row] = {"teacher": teacher, "teacher-rl": teacher_rl, "teacher-rl-1h": teacher_rl_1h}
+"""Rows whose result is a teacher. Where a row of students has the same Stage 1, they cost an evaluation each."""
 METHOD_ROWS: Mapping[str, Row] = {
+    **TEACHER_ROWS,
     **{name: _row(name) for name in SIGNALS},
     "self-teacher": self_teacher,
     "joint-kdrl": joint_kdrl,

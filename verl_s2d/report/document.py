@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from verl_s2d.report import tables
+from verl_s2d.report.flow import flow_line
 from verl_s2d.report.plots import Plot, accuracy_plot, differences_plot, panel_plot
 from verl_s2d.report.table_text import Table, as_markdown, as_text, escaped
 from verl_s2d.stages.shared.panels import PANELS
@@ -19,6 +20,7 @@ class Section:
 
     Attributes:
         facts: (name, text) pairs.
+        flows: (row, flow) pairs, whose accuracies are those on `flow_set`.
         in_terminal: show the tables in a terminal, too.
         warning: highlight the section on the page.
     """
@@ -27,6 +29,8 @@ class Section:
     tables: Sequence[Table] = ()
     plots: Sequence[Plot] = ()
     facts: Sequence[tuple[str, str]] = ()
+    flows: Sequence[tuple[str, Sequence[Mapping[str, Any]]]] = ()
+    flow_set: str = ""
     text: str = ""
     in_terminal: bool = False
     warning: bool = False
@@ -39,6 +43,8 @@ def document(data: Mapping[str, Any]) -> list[Section]:
         sections.append(Section("Warnings", [tables.alarms_table(data)], in_terminal=True, warning=True))
     accuracy = [accuracy_plot(data, name) for name in data["sets"]]
     sections.append(Section("Rows", [tables.rows_table(data)], accuracy, in_terminal=True))
+    if flows := [(row["name"], row["flow"]) for row in data["rows"] if row["flow"]]:
+        sections.append(Section("Flow", flows=flows, flow_set=data["sets"][0], text=_how_to_read_flows(data)))
     if (matches := tables.matches_table(data)).lines:
         sections.append(Section("Matched rows", [matches], in_terminal=True))
     if data["differences"]:
@@ -82,6 +88,9 @@ def markdown(data: Mapping[str, Any], sections: Sequence[Section], *, plots: str
     for section in sections:
         parts.append(f"## {escaped(section.title)}")
         parts += [escaped(section.text)] if section.text else []
+        if section.flows:
+            lines = ((row, flow_line(flow, section.flow_set)) for row, flow in section.flows)
+            parts.append("\n".join(f"- {escaped(row)}: {escaped(line)}" for row, line in lines))
         for table in section.tables:
             parts += [escaped(table.caption), as_markdown(table)]
         if section.facts:
@@ -94,6 +103,14 @@ def markdown(data: Mapping[str, Any], sections: Sequence[Section], *, plots: str
 def _trained(data: Mapping[str, Any]) -> list[str]:
     """Name the stages that have curves; a stage has the same colour in all plots."""
     return list(dict.fromkeys(stage["name"] for stage in data["stages"] if stage["curves"]))
+
+
+def _how_to_read_flows(data: Mapping[str, Any]) -> str:
+    which = f" on {data['sets'][0]}" if len(data["sets"]) > 1 else ""
+    return (
+        "T is the teacher, S the student. RL(1h) reads the labels of the first half; 2a and 2b read prompts without "
+        f"answers. A number behind a stage is avg@k in percent{which}, where a row evaluated the model."
+    )
 
 
 def _how_to_read(data: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from verl_s2d.recipe.pass_at_k import mean_pass_at
 from verl_s2d.recipe.rows import ROWS
 from verl_s2d.report.curves import curves_of
 from verl_s2d.report.row_results import Match, RowResult
+from verl_s2d.report.stage_entries import part_in_flow
 from verl_s2d.report.write import Facts, Report, build_report
 from verl_s2d.workflow import attempts
 from verl_s2d.workflow.graph import MATCHED, stage_label
@@ -183,6 +184,8 @@ class _Stages:
                 **{key: manifest[key] for key in ("kind", "name", "digest", "seconds", "attempts", "versions")},
                 "dir": str(directory),
                 "updates": manifest["ledger"]["updates"],
+                "machine": manifest.get("machine", {}),
+                **part_in_flow(manifest, self._manifest),
                 "began": began,
                 "ended": ended,
                 "curves": curves_of(kind, manifest["settings"].get("response_tokens"), read_metrics(directory)),

@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from verl_s2d.report.document import Section
+from verl_s2d.report.flow import cost_lines
 
 
 def page(data: Mapping[str, Any], sections: Sequence[Section], drawn: Mapping[str, str]) -> str:
@@ -23,7 +24,7 @@ def page(data: Mapping[str, Any], sections: Sequence[Section], drawn: Mapping[st
     here = files("verl_s2d.report")
     style = here.joinpath("page.css").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["typeset"] = typeset
+    environment.filters |= {"typeset": typeset, "costs": cost_lines}
     template = environment.from_string(here.joinpath("page.html").read_text(encoding="utf-8"))
     return template.render(
         title=data["run"]["recipe"] or "Report",

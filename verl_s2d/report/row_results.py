@@ -32,7 +32,7 @@ class RowResult:
             updates, seconds.
         stages: the stages it is built from, inputs before users, each with kind, name (which may end in "(seed N)"),
             digest, seconds and updates; if known attempts, began and ended (epoch seconds), versions (package ->
-            version), curves (`curves.curves_of`) and alarms (step, text).
+            version), machine, curves (`curves.curves_of`), alarms (step, text) and `stage_entries.part_in_flow`.
         matched: budget of a row that stops at the consumption of another one.
     """
 

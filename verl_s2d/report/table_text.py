@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -17,6 +18,7 @@ from rich.table import Table as RichTable
 MISSING = "-"
 _GAP, _WIDE, _UNLIMITED = 2, 24, 1_000_000
 """Spaces between columns; longer cells may be wrapped; width of a file."""
+_INDENT = "  "
 _SPECIAL = re.compile(r"([\\`*\[\]|#])")
 
 
@@ -36,11 +38,16 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; the first cell of a line is its heading."""
+    """Cells as text; the first cell of a line is its heading.
+
+    Attributes:
+        notes: text below each line in a terminal or file; empty for none.
+    """
 
     caption: str
     columns: Sequence[Column]
     lines: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
 
 
 def words(*names: str) -> list[Column]:
@@ -65,7 +72,10 @@ def as_text(*parts: str | Table) -> str:
             continue
         for number, block in enumerate(_blocks(part, width)):
             stream.write("\n" if number else "")
-            console.print(block)
+            console.print(block.drawn([], header=True))
+            for line, note in zip_longest(part.lines, () if number else part.notes):
+                console.print(block.drawn([line], header=False))
+                stream.write(_note(note, width) if note else "")
     return "\n".join(line.rstrip() for line in stream.getvalue().removesuffix("\n").split("\n"))
 
 
@@ -90,7 +100,31 @@ def _filled(line: str, width: int) -> str:
     return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) if len(line) > width else line
 
 
-def _blocks(table: Table, width: int) -> Iterator[RichTable]:
+@dataclass(frozen=True)
+class _Block:
+    """Columns of a table that fit the width.
+
+    Attributes:
+        places: of its columns in the table.
+        widths: characters, without the gap.
+    """
+
+    columns: Sequence[Column]
+    places: Sequence[int]
+    widths: Sequence[int]
+
+    def drawn(self, lines: Sequence[Sequence[str]], *, header: bool) -> RichTable:
+        """Draw lines; drawn one by one they are still aligned."""
+        made = RichTable(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), show_header=header)
+        for n, width in zip(self.places, self.widths, strict=True):
+            justify = "right" if self.columns[n].numeric else "left"
+            made.add_column(self.columns[n].name, justify=justify, width=width, overflow="fold")
+        for line in lines:
+            made.add_row(*(line[n] for n in self.places))
+        return made
+
+
+def _blocks(table: Table, width: int) -> Iterator[_Block]:
     """Divide the columns into blocks that fit the width; each begins with the first column."""
     cells = [[column.name, *(line[n] for line in table.lines)] for n, column in enumerate(table.columns)]
     # A header may be wrapped at every space.
@@ -102,16 +136,15 @@ def _blocks(table: Table, width: int) -> Iterator[RichTable]:
         while waiting and (len(block) == 1 or spare >= _GAP + least[waiting[0]]):
             spare -= _GAP + least[waiting[0]]
             block.append(waiting.pop(0))
-        made = RichTable(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
-        widths = _widths([least[n] for n in block], [most[n] for n in block], spare)
-        for n, column_width in zip(block, widths, strict=True):
-            justify = "right" if table.columns[n].numeric else "left"
-            made.add_column(table.columns[n].name, justify=justify, width=column_width, overflow="fold")
-        for line in table.lines:
-            made.add_row(*(line[n] for n in block))
-        yield made
+        yield _Block(table.columns, block, _widths([least[n] for n in block], [most[n] for n in block], spare))
         if not waiting:
             return
+
+
+def _note(text: str, width: int) -> str:
+    """Indent a note below its line."""
+    given = {"initial_indent": _INDENT, "subsequent_indent": _INDENT}
+    return textwrap.fill(text, width, **given, break_long_words=False, break_on_hyphens=False) + "\n"
 
 
 def _widths(least: Sequence[int], most: Sequence[int], spare: int) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from verl_s2d.report.flow import flow_line
 from verl_s2d.report.table_text import MISSING, Column, Table, words
 
 
@@ -36,7 +37,8 @@ def rows_table(data: Mapping[str, Any]) -> Table:
                 line.append(f"{row['published'][name]:.1f}" if name in row["published"] else MISSING)
         line += [f"{row['ledger'][key]:,.0f}" for key in ledger]
         lines.append([*line, f"{row['ledger']['seconds'] / 60:.1f}"])
-    return Table(_rows_caption(data, bool(published)), columns, lines)
+    flows = [flow_line(row["flow"], data["sets"][0]) for row in data["rows"]]
+    return Table(_rows_caption(data, bool(published)), columns, lines, flows if any(flows) else ())
 
 
 def matches_table(data: Mapping[str, Any]) -> Table:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verl_s2d.data.files import write_json, written_whole
+from verl_s2d.report.flow import PART_IN_FLOW, flows_of
 from verl_s2d.report.row_results import RowResult, compare, summarise_row
 
 if TYPE_CHECKING:
@@ -101,14 +102,15 @@ def build_report(rows: Sequence[RowResult], facts: Facts | None = None) -> Repor
         raise ValueError("a report needs at least one row, each once per seed")
     by_name = {name: [row for row in rows if row.name == name] for name in names}
     sets = list(dict.fromkeys(name for row in rows for name in row.result["sets"]))
-    stages = _stages(rows)
+    stages, flows = _stages(rows), flows_of(rows)
     data = {
         "run": _run(facts, rows, stages),
         "seeds": sorted({row.seed for row in rows}),
         "sets": sets,
         "samples": sorted({values["samples"] for row in rows for values in row.result["sets"].values()}),
         "rows": [
-            summarise_row(name, members, sets) | {"published": dict(facts.published.get(name, {}))}
+            summarise_row(name, members, sets)
+            | {"published": dict(facts.published.get(name, {})), "flow": flows.get(name, [])}
             for name, members in by_name.items()
         ],
         "differences": [
@@ -149,7 +151,8 @@ def _stages(rows: Sequence[RowResult]) -> list[dict[str, Any]]:
         for given in row.stages:
             name = given["name"].removesuffix(f" (seed {row.seed})")
             empty = {"attempts": 1, "began": None, "ended": None, "versions": {}, "curves": {}, "alarms": []}
-            stage = stages.setdefault(given["digest"], {**empty, **given, "name": name, "rows": [], "seeds": []})
+            kept = {key: value for key, value in given.items() if key not in PART_IN_FLOW}
+            stage = stages.setdefault(given["digest"], {**empty, **kept, "name": name, "rows": [], "seeds": []})
             for served, one in (("rows", row.name), ("seeds", row.seed)):
                 if one not in stage[served]:
                     stage[served].append(one)

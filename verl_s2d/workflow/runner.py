@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from verl_s2d.platforms.environment import accelerator_platform, cpu_environment, cuda_environment
+from verl_s2d.platforms.provenance import describe_machine
 from verl_s2d.workflow import attempts
 from verl_s2d.workflow.failures import Interrupted, StageFailed
 from verl_s2d.workflow.graph import Node
@@ -160,13 +161,14 @@ class _Runner:
                     raise
                 self._progress.note(f"{failure.problem} Trying again ({remaining} left).")
         stage.finalize(node, directory)
-        seconds = attempts.seconds_spent(directory)
+        seconds, context = attempts.seconds_spent(directory), self._plan.context
         write_manifest(
             node,
             directory,
             ledger=stage.ledger(node, directory, seconds),
             seconds=seconds,
             attempts=attempts.count(directory),
+            machine=describe_machine(context.device, context.cluster.nodes * context.cluster.gpus_per_node),
             stopped=early_stop.read(directory),
         )
         stage.clean(directory)

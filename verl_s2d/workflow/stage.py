@@ -44,6 +44,7 @@ class Stage(ABC):
 
     Attributes:
         kind: name in digests and directories.
+        symbol: name in a drawn flow; empty for stages that make no step of it.
         semantics: raised by hand when the meaning of the kind changes, which rebuilds its nodes and their users.
         prepares: the stage is cheap and built first, so that its output can be checked before anything is trained.
         trains: the stage logs steps, raises alarms, saves checkpoints and resumes from them.
@@ -54,6 +55,7 @@ class Stage(ABC):
     """
 
     kind: ClassVar[str]
+    symbol: ClassVar[str] = ""
     semantics: ClassVar[int] = 1
     prepares: ClassVar[bool] = False
     trains: ClassVar[bool] = False

@@ -14,6 +14,7 @@ class Average(Stage):
     """Writes the mean of its models: `model`, whose configuration and tokenizer are kept, `model_1`, `model_2`, ..."""
 
     kind = "average"
+    symbol = "mean"
 
     def command(self, node: Node, context: Context, attempt: int) -> Command:
         models = {f"models.{i}": model_location(node, role, context) for i, role in enumerate(self.roles(node))}

@@ -28,6 +28,7 @@ class Grpo(VerlTrainerStage):
     """GRPO on labelled problems. Every verifier call is entered in the ledger."""
 
     kind = "grpo"
+    symbol = "RL"
     consumes = ("labels", "verifier_calls", "sampled_tokens", "updates")
     metrics = (
         Metric("critic/score/mean", panels.SCORE, alarm="score_collapse"),

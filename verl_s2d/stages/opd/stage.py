@@ -38,6 +38,7 @@ class Opd(VerlTrainerStage):
     """Trains the student on its own rollouts with the teacher as reward: prompts without answers, no verifier."""
 
     kind = "opd"
+    symbol = "2b"
     semantics = 2
     default_signal = "sampled"
     parquet_suffix = "-prompts"

@@ -29,6 +29,7 @@ class Warmup(TrainingStage):
     """
 
     kind = "warmup"
+    symbol = "2a"
     semantics = 2
     default_signal = "forward_kl"
     configuration = WARMUP

