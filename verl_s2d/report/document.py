@@ -9,7 +9,8 @@ from typing import Any
 
 from verl_s2d.report import tables
 from verl_s2d.report.flow import flow_line
-from verl_s2d.report.plots import Plot, accuracy_plot, differences_plot, panel_plot
+from verl_s2d.report.plots import Plot, accuracy_plot, cost_plot, differences_plot, panel_plot
+from verl_s2d.report.story import story
 from verl_s2d.report.table_text import Table, as_markdown, as_text, escaped
 from verl_s2d.stages.shared.panels import PANELS
 
@@ -39,10 +40,16 @@ class Section:
 def document(data: Mapping[str, Any]) -> list[Section]:
     """Make the sections of report.json's content, without empty ones."""
     sections = []
+    if told := story(data):
+        sections.append(Section("In short", text=" ".join(told), in_terminal=True))
     if data["alarms"]:
         sections.append(Section("Warnings", [tables.alarms_table(data)], in_terminal=True, warning=True))
     accuracy = [accuracy_plot(data, name) for name in data["sets"]]
     sections.append(Section("Rows", [tables.rows_table(data)], accuracy, in_terminal=True))
+    gains = [table for name in data["sets"] if (table := tables.gains_table(data, name)).lines]
+    if gains:
+        plot = cost_plot(data, data["sets"][0])
+        sections.append(Section("Gains and costs", gains, [plot] if plot else [], in_terminal=True))
     if flows := [(row["name"], row["flow"]) for row in data["rows"] if row["flow"]]:
         sections.append(Section("Flow", flows=flows, flow_set=data["sets"][0], text=_how_to_read_flows(data)))
     if (matches := tables.matches_table(data)).lines:
@@ -72,9 +79,9 @@ def document(data: Mapping[str, Any]) -> list[Section]:
 
 
 def terminal(sections: Sequence[Section]) -> str:
-    """Write the tables meant for a terminal, each below its section's title."""
-    shown = [(section, table) for section in sections if section.in_terminal for table in section.tables]
-    return as_text(*(part for section, table in shown for part in (f"\n{section.title}", table))).lstrip("\n")
+    """Write the tables meant for a terminal, each below its section's title, and the text of sections without any."""
+    shown = [(s.title, part) for s in sections if s.in_terminal for part in (s.tables or [s.text])]
+    return as_text(*(part for title, shown_part in shown for part in (f"\n{title}", shown_part))).lstrip("\n")
 
 
 def markdown(data: Mapping[str, Any], sections: Sequence[Section], *, plots: str) -> str:

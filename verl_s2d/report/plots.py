@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from verl_s2d.recipe.method_rows import TEACHER_ROWS
 from verl_s2d.report.curves import thin
 from verl_s2d.workflow.metric_table import Panel
 
@@ -98,6 +99,39 @@ def accuracy_plot(data: Mapping[str, Any], set_name: str) -> Plot:
     return Plot(name, title, about, 0.6 + 0.27 * len(rows) + extra, draw)
 
 
+def cost_plot(data: Mapping[str, Any], set_name: str) -> Plot | None:
+    """Plot accuracy over GPU-hours (minutes where no GPU was used), a mark with its standard error for every row of
+    students; None for a single row."""
+    rows = [row for row in data["rows"] if row["sets"][set_name] is not None and row["name"] not in TEACHER_ROWS]
+    if len(rows) < 2:
+        return None
+    on_gpus = any(row["gpu_hours"] for row in rows)
+    unit = "GPU-hours" if on_gpus else "minutes"
+    costs = [(row["gpu_hours"] or 0.0) if on_gpus else 60 * row["hours"] for row in rows]
+
+    def draw(figure: Any) -> None:
+        axes, handles = figure.add_subplot(), []
+        for place, (row, cost) in enumerate(zip(rows, costs, strict=True)):
+            values = row["sets"][set_name]
+            colour, shape = SERIES[place % len(SERIES)], "osD^v"[place // len(SERIES) % 5]
+            error = 100 * (values["stderr"] or 0.0)
+            axes.errorbar(cost, 100 * values["avg"], yerr=error, color=colour, elinewidth=1, capsize=2)
+            axes.plot(cost, 100 * values["avg"], shape, ms=7, color=colour)
+            label = f"{row['name']}: {100 * values['avg']:.1f} % at {cost:,.3g}"
+            handles.append(_mark(shape, colour, 7, _short(label, 56), filled=True))
+        axes.set_xlim(0, 1.08 * max(*costs, 1e-9))
+        axes.set_xlabel(unit)
+        axes.set_ylabel(f"avg@{'/'.join(map(str, data['samples']))} (%)")
+        _finish(figure, axes, "both", handles)
+
+    told = [
+        f"{row['name']} {100 * row['sets'][set_name]['avg']:.1f} at {c:,.3g}"
+        for row, c in zip(rows, costs, strict=True)
+    ]
+    name, title = f"cost-{data['sets'].index(set_name)}", f"Accuracy on {set_name} against cost"
+    return Plot(name, title, f"Percent at {unit}: {', '.join(told)}.", 2.35 + LINE * len(rows), draw)
+
+
 def differences_plot(data: Mapping[str, Any], set_name: str, most: int = 15) -> Plot | None:
     """Plot a dot per pair of rows with its interval; None without pairs or with more than `most`."""
     pairs = [entry for entry in data["differences"] if entry["set"] == set_name]
@@ -148,7 +182,7 @@ def panel_plot(data: Mapping[str, Any], panel: Panel, trained: Sequence[str]) ->
     }
 
     # Many lines in one plot need no detail, and the page has to stay small.
-    most = max(40, 2000 // sum(map(len, lines.values())))
+    most = max(40, 1600 // sum(map(len, lines.values())))
 
     def draw(figure: Any) -> None:
         axes, handles = figure.add_subplot(), []
@@ -186,15 +220,15 @@ def _short(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2 - 1) :]}"
 
 
-def _mark(shape: str, colour: str, size: float, label: str) -> Any:
+def _mark(shape: str, colour: str, size: float, label: str, *, filled: bool = False) -> Any:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], ls="", marker=shape, ms=size, mfc=PAPER, mec=colour, label=label)
+    return Line2D([], [], ls="", marker=shape, ms=size, mfc=colour if filled else PAPER, mec=colour, label=label)
 
 
 def _finish(figure: Any, axes: Any, grid: str, handles: Sequence[Any], columns: int = 1) -> None:
     """Style axes and legend. The legend is below: no corner of a plot is safely empty."""
-    axes.spines[["top", "right"] if grid == "y" else ["top", "right", "left"]].set_visible(False)
+    axes.spines[["top", "right", "left"] if grid == "x" else ["top", "right"]].set_visible(False)
     axes.tick_params(axis="y" if grid == "x" else "both", length=0 if grid == "x" else 3)
     axes.grid(axis=grid, color=GRID, lw=0.7)
     axes.set_axisbelow(True)

@@ -122,7 +122,7 @@ def compare(a: Sequence[RowResult], b: Sequence[RowResult], set_name: str) -> di
     per_seed = []
     for row in b:
         other = others.get(row.seed)
-        pair = _paired(other, row, set_name) if other else None
+        pair = on_same_problems([other, row], set_name) if other else None
         if pair is not None:
             interval = paired_bootstrap(*pair)
             per_seed.append({"seed": row.seed, "mean": interval.mean, "interval": [interval.low, interval.high]})
@@ -140,10 +140,11 @@ def compare(a: Sequence[RowResult], b: Sequence[RowResult], set_name: str) -> di
     }
 
 
-def _paired(a: RowResult, b: RowResult, set_name: str) -> tuple[list[float], list[float]] | None:
-    first, second = (
-        {p["id"]: p["correct"] / p["samples"] for p in row.result["per_problem"].get(set_name, ())} for row in (a, b)
+def on_same_problems(rows: Sequence[RowResult], set_name: str) -> list[list[float]] | None:
+    """Return the accuracy of each row on each problem of a set, in the same order; None if their problems differ."""
+    first, *others = (
+        {p["id"]: p["correct"] / p["samples"] for p in row.result["per_problem"].get(set_name, ())} for row in rows
     )
-    if not first or first.keys() != second.keys():
+    if not first or any(other.keys() != first.keys() for other in others):
         return None
-    return list(first.values()), [second[i] for i in first]
+    return [[values[i] for i in first] for values in (first, *others)]

@@ -41,6 +41,40 @@ def rows_table(data: Mapping[str, Any]) -> Table:
     return Table(_rows_caption(data, bool(published)), columns, lines, flows if any(flows) else ())
 
 
+def gains_table(data: Mapping[str, Any], set_name: str) -> Table:
+    """Make a line per row that gained on the cold student; a table without lines where there is none."""
+    on_gpus = any(row["gpu_hours"] for row in data["rows"])
+    shares = any(row["gains"][set_name]["share"] for row in data["rows"])
+    columns = [*words("row"), Column("points gained"), Column("per 1,000 verifier calls")]
+    columns += [Column("per GPU-hour" if on_gpus else "per hour")]
+    columns += [Column("share of the teacher's gain"), *words("teacher")] if shares else []
+    lines = []
+    for row in data["rows"]:
+        gain = row["gains"][set_name]
+        if gain["points"] is None:
+            continue
+        rates = (gain["per_1000_calls"], gain["per_gpu_hour" if on_gpus else "per_hour"])
+        line = [row["name"], f"{100 * gain['points']:+.1f}"]
+        line += [MISSING if rate is None else f"{100 * rate:+.3g}" for rate in rates]
+        line += _share(gain["share"]) if shares else []
+        lines.append(line)
+    hours = "GPU-hours are wall time times the GPUs that the run held" if on_gpus else "Hours are wall time"
+    caption = (
+        f"{set_name}: percentage points gained on cold-student, and what they cost. {hours}, of all stages behind a "
+        "row but its evaluation."
+    )
+    if shares:
+        caption += " Share: (student - cold student) / (teacher - cold student), 95 % bootstrap interval over problems."
+    return Table(caption, columns, lines)
+
+
+def _share(share: Mapping[str, Any] | None) -> list[str]:
+    if share is None:
+        return [MISSING, MISSING]
+    low, high = (100 * value for value in share["interval"])
+    return [f"{100 * share['mean']:.0f} % ({low:.0f} to {high:.0f})", share["teacher"]]
+
+
 def matches_table(data: Mapping[str, Any]) -> Table:
     """Make a line per matched row and seed; a table without lines if there is none."""
     many_seeds = len(data["seeds"]) > 1

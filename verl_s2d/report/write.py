@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from verl_s2d.data.files import write_json, written_whole
 from verl_s2d.report.flow import PART_IN_FLOW, flows_of
+from verl_s2d.report.gains import gains_of
 from verl_s2d.report.row_results import RowResult, compare, summarise_row
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def build_report(rows: Sequence[RowResult], facts: Facts | None = None) -> Repor
         raise ValueError("a report needs at least one row, each once per seed")
     by_name = {name: [row for row in rows if row.name == name] for name in names}
     sets = list(dict.fromkeys(name for row in rows for name in row.result["sets"]))
-    stages, flows = _stages(rows), flows_of(rows)
+    stages, flows, gains = _stages(rows), flows_of(rows), gains_of(rows, sets)
     data = {
         "run": _run(facts, rows, stages),
         "seeds": sorted({row.seed for row in rows}),
@@ -111,6 +112,7 @@ def build_report(rows: Sequence[RowResult], facts: Facts | None = None) -> Repor
         "rows": [
             summarise_row(name, members, sets)
             | {"published": dict(facts.published.get(name, {})), "flow": flows.get(name, [])}
+            | gains[name]
             for name, members in by_name.items()
         ],
         "differences": [

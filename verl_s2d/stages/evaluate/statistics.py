@@ -66,6 +66,34 @@ def paired_bootstrap(a: Sequence[float], b: Sequence[float], *, resamples: int =
     return Interval(float(difference.mean()), float(low), float(high))
 
 
+def gain_share(
+    seeds: Sequence[tuple[Sequence[float], Sequence[float], Sequence[float]]], *, resamples: int = 10_000
+) -> Interval | None:
+    """Compute the share of the teacher's gain that a student kept, with its 95 % percentile interval.
+
+    share = sum over seeds of mean(student - cold) / sum over seeds of mean(teacher - cold), means over problems; the
+    interval is over problems that are resampled within each seed.
+
+    Args:
+        seeds: of each seed cold, teacher and student: one value per problem, in the same order.
+
+    Returns:
+        None where the teacher's gain itself cannot be told from zero: the share would have no bounds.
+    """
+    kept, offered, gain, lead = np.zeros(resamples), np.zeros(resamples), 0.0, 0.0
+    for place, values in enumerate(seeds):
+        cold, teacher, student = (np.asarray(one, dtype=np.float64) for one in values)
+        counts = resample_counts(len(cold), resamples, place) / len(cold)
+        kept, offered = kept + counts @ (student - cold), offered + counts @ (teacher - cold)
+        gain, lead = gain + (student - cold).mean(), lead + (teacher - cold).mean()
+    if lead <= 0 or np.quantile(offered, 0.025) <= 0:
+        return None
+    # Resamples in which the teacher gains nothing, at most 2.5 % of them, have no share.
+    shares = kept[offered > 0] / offered[offered > 0]
+    low, high = np.quantile(shares, [0.025, 0.975])
+    return Interval(float(gain / lead), float(low), float(high))
+
+
 @lru_cache(maxsize=4)
 def resample_counts(problems: int, resamples: int, seed: int) -> np.ndarray:
     """Draw (resamples, problems) counts of each problem in each resample: equals drawing indices, without a gather.
