@@ -1,4 +1,4 @@
-"""verl-s2d check | plan | run | status | evaluate | report | verify | gc | gpu-check | prepare | convert | init.
+"""Run the command verl-s2d, a function for each subcommand (`verl-s2d --help`).
 
 Exit codes: 0 done, 1 a stage or check failed, 2 bad input, 130 interrupted by Ctrl-C, 143 interrupted by SIGTERM. The
 last two are 128 + the signal's number, which schedulers expect of a preempted job; running the command again resumes.
@@ -188,6 +188,22 @@ def _report(options: argparse.Namespace) -> int:
     return _write_report(None, options)
 
 
+def _export(options: argparse.Namespace) -> int:
+    from verl_s2d.report.inputs import finished_rows, found_rows
+    from verl_s2d.report.row_models import export_model, serve_command
+
+    seeds = None if options.seed is None else [options.seed]
+    if options.recipe.is_dir():
+        _refuse_overrides(options)
+        rows = found_rows(options.recipe.resolve(), seeds=seeds)
+    else:
+        recipe = load_recipe(options.recipe, options.changes, shrink=_shrink(options))
+        rows = finished_rows(make_plan(recipe, run_dir=options.run_dir, rows=[options.row], seeds=seeds))
+    source = export_model(rows, options.row, options.out)
+    print(f"copied {source} to {options.out}\nserve it: {serve_command(options.out)}")
+    return OK
+
+
 def _gc(options: argparse.Namespace) -> int:
     from verl_s2d.report.command_text import gc_text
     from verl_s2d.stages.planning import plan_to_keep
@@ -260,6 +276,8 @@ def _init(options: argparse.Namespace) -> int:
 def _write_report(plan: Plan | None, options: argparse.Namespace) -> int:
     """Write and print the report of a plan's rows; without a plan, of all rows found in the run directory."""
     from verl_s2d.report.inputs import finished_rows, found_rows, recorded_facts, report_of
+    from verl_s2d.report.row_models import model_words
+    from verl_s2d.report.story import ranking
     from verl_s2d.report.write import Facts
 
     if plan is not None:
@@ -278,7 +296,9 @@ def _write_report(plan: Plan | None, options: argparse.Namespace) -> int:
     if options.json:
         print(report.to_json())
         return OK
-    print(report.table())
+    print(f"{report.table()}\n")
+    for row in ranking(report.data)[:1]:
+        print(*model_words(report.data["run"]["models"], row["name"], run_dir), sep="\n")
     print(f"report with plots: {run_dir / 'report.html'} (also report.md, report.json)")
     return OK
 
@@ -290,6 +310,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "status": _status,
     "evaluate": _evaluate,
     "report": _report,
+    "export": _export,
     "verify": _verify,
     "gc": _gc,
     "gpu-check": _gpu_check,

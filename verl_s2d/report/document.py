@@ -131,6 +131,7 @@ def _facts(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts += [("seeds", ", ".join(map(str, data["seeds"]))), ("evaluation", _sampling(run["sampling"]))]
     facts += [("began", _time(run["began"])), ("ended", _time(run["ended"]))]
     facts.append(("versions", ", ".join(f"{name} {' and '.join(found)}" for name, found in run["versions"].items())))
+    facts.append(("models", ", ".join(link for links in run["models"].values() for link in links)))
     return [(name, text) for name, text in [*facts, ("repeat", run["command"])] if text]
 
 

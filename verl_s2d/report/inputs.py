@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from verl_s2d.recipe.method_rows import METHOD_ROWS, ROUTED_ROWS
 from verl_s2d.recipe.pass_at_k import mean_pass_at
 from verl_s2d.recipe.rows import ROWS
 from verl_s2d.report.curves import curves_of
+from verl_s2d.report.row_models import link_models
 from verl_s2d.report.row_results import Match, RowResult
 from verl_s2d.report.stage_entries import part_in_flow
 from verl_s2d.report.write import Facts, Report, build_report
@@ -90,13 +92,16 @@ def recorded_facts(run_dir: Path) -> Facts:
 
 
 def report_of(rows: list[RowResult], run_dir: Path, facts: Facts) -> Report:
-    """Build the report and write its files, unless they exist with equal content: drawing the plots takes longer than
-    the rest of a run that has nothing to build.
+    """Link the rows' models, build the report and write its files, unless they exist with equal content: drawing the
+    plots takes longer than the rest of a run that has nothing to build.
 
     Raises:
         UserError: the directory cannot be written.
     """
-    report = build_report(rows, facts)
+    try:
+        report = build_report(rows, replace(facts, models=link_models(rows, run_dir)))
+    except OSError as error:
+        raise _not_written(error, run_dir) from error
     try:
         written = json.loads((run_dir / "report.json").read_text())
     except (OSError, ValueError):
@@ -106,13 +111,17 @@ def report_of(rows: list[RowResult], run_dir: Path, facts: Facts) -> Report:
     try:
         report.write(run_dir)
     except OSError as error:
-        raise UserError(
-            f"The report cannot be written: {error.strerror or error}.",
-            key="--run-dir",
-            value=str(run_dir),
-            remedy="Free disk space or grant write access; or report on a copy of the directory.",
-        ) from error
+        raise _not_written(error, run_dir) from error
     return report
+
+
+def _not_written(error: OSError, run_dir: Path) -> UserError:
+    return UserError(
+        f"The report cannot be written: {error.strerror or error}.",
+        key="--run-dir",
+        value=str(error.filename or run_dir),
+        remedy="Free disk space or grant write access; or report on a copy of the directory.",
+    )
 
 
 class _Stages:

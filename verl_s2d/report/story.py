@@ -13,14 +13,12 @@ def story(data: Mapping[str, Any]) -> list[str]:
     """Write the sentences of report.json's content, about its first evaluation set; none where no trained student can
     be compared with another row."""
     set_name = data["sets"][0]
-    rows = {row["name"]: row for row in data["rows"] if row["sets"][set_name] and row["name"] not in TEACHER_ROWS}
-    trained = [row for name, row in rows.items() if name != COLD]
-    if not trained:
+    rows = {row["name"]: row for row in data["rows"] if row["sets"][set_name]}
+    if not (trained := ranking(data)):
         return []
-    ranked = sorted(trained, key=lambda row: row["sets"][set_name]["avg"], reverse=True)
-    best = ranked[0]
+    best, *others = trained
     # Where direct GRPO is best itself, the next row is the one to compare it with.
-    other = rows.get(DIRECT) if best["name"] != DIRECT else next(iter(ranked[1:]), None)
+    other = rows.get(DIRECT) if best["name"] != DIRECT else next(iter(others), None)
     if other is None and COLD not in rows:
         return []
     told = [_best(best, len(trained), rows.get(COLD), data)]
@@ -28,9 +26,18 @@ def story(data: Mapping[str, Any]) -> list[str]:
         told.append(difference)
     if other is not None:
         told.append(_cost(best, other))
+    if links := data["run"]["models"].get(best["name"]):
+        told.append(f"Its model is {links[0]} in the directory of the run.")
     if len(data["seeds"]) == 1:
         told.append("This is one seed: how much results vary between seeds is not in any of these numbers.")
     return told
+
+
+def ranking(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """List the rows of trained students, the best on the first evaluation set first."""
+    set_name, left_out = data["sets"][0], {COLD, *TEACHER_ROWS}
+    rows = [row for row in data["rows"] if row["sets"][set_name] and row["name"] not in left_out]
+    return sorted(rows, key=lambda row: row["sets"][set_name]["avg"], reverse=True)
 
 
 def _best(best: Mapping[str, Any], count: int, cold: Mapping[str, Any] | None, data: Mapping[str, Any]) -> str:

@@ -32,12 +32,14 @@ class Facts:
         about: name -> text, for example student -> its hub id.
         command: command line that repeats the run; empty if unknown.
         published: results to show beside the rows.
+        models: row -> links to its models, relative to the run directory.
     """
 
     recipe: str = ""
     about: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
     published: Published = field(default_factory=dict)
+    models: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,7 @@ def _run(facts: Facts, rows: Sequence[RowResult], stages: Sequence[dict[str, Any
         "recipe": facts.recipe,
         "about": dict(facts.about),
         "command": facts.command,
+        "models": {name: list(links) for name, links in facts.models.items()},
         "sampling": sampling,
         "versions": versions,
         "began": min(times, default=None),
