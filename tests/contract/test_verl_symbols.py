@@ -50,6 +50,14 @@ SIGNATURES = {
     "verl.plugin.platform.platform_base:PlatformBase.ray_resource_name": "self",
     "verl.plugin.platform.platform_manager:PlatformRegistry.get": "name",
     "verl.plugin.platform.platform_manager:PlatformRegistry.register": "platform",
+    "verl.trainer.ppo.v1.agent_loop_tq:AgentLoopWorkerTQ.__ray_metadata__.modified_class._run_prompt": (
+        "self, prompt, sampling_params, trajectory, trace, ..."
+    ),
+    "verl.workers.rollout.llm_server:LLMServerClient._acquire_server": "self, request_id, ...",
+    "verl.workers.rollout.llm_server:LLMServerClient._release_server": "self, server_id, request_id",
+    "verl.workers.rollout.llm_server:LLMServerClient._vllm_request_id": "self, request_id",
+    "verl.workers.rollout.replica:RolloutReplicaRegistry.register": "name, loader",
+    "verl.experimental.reward_loop.reward_loop:RewardLoopWorker.compute_score_batch": "self, data",
     "verl.utils.distributed:initialize_global_process_group_ray": "timeout_second, backend",
     "verl.workers.engine.base:EngineRegistry.register": "model_type, backend, device, ...",
     "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead._build_fsdp_module": "self, module",

@@ -9,6 +9,7 @@ from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from verl_s2d.sampling.generation_settings import require_writable
+from verl_s2d.sampling.in_verl.samples_groups import SamplesGroups
 from verl_s2d.stages.grpo.assigns_credit import AssignsCredit
 from verl_s2d.stages.shared.save_on_request import SavesOnRequest
 from verl_s2d.stages.shared.token_budget import StopsAtTokenBudget
@@ -17,7 +18,7 @@ POLL_SECONDS = 0.05
 
 
 @register_trainer("s2d_grpo")
-class GrpoTrainer(AssignsCredit, SavesOnRequest, StopsAtTokenBudget, PPOTrainerSync):
+class GrpoTrainer(AssignsCredit, SavesOnRequest, StopsAtTokenBudget, SamplesGroups, PPOTrainerSync):
     """verl's synchronous trainer with two more reasons to stop at the end of a step.
 
     The step has reached `s2d.token_budget`, or the trainer was asked to save and stop. With `s2d.credit` the log-probs
