@@ -18,7 +18,7 @@ def test_a_budget_ends_grpo_with_a_checkpoint_of_its_last_step_and_a_resumed_run
     # 32 responses of at most 8 tokens a step; a step of an untrained student samples nearly all of them.
     overrides = {
         "trainer.v1.trainer_mode": "s2d_grpo",
-        "+s2d.token_budget": 400,
+        "+s2d.until.sampled_tokens": 400,
         "trainer.save_freq": 100,
         "trainer.resume_mode": "auto",
         "actor_rollout_ref.actor.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
@@ -33,7 +33,7 @@ def test_a_budget_ends_grpo_with_a_checkpoint_of_its_last_step_and_a_resumed_run
     assert [p.name for p in checkpoints.glob("global_step_*")] == [f"global_step_{last}"]
     assert (checkpoints / "latest_checkpointed_iteration.txt").read_text() == str(last)
     kept = checkpoints / f"global_step_{last}"
-    assert json.loads((kept / "sampled_tokens.json").read_text()) == {"sampled_tokens": sum(sampled)}
+    assert json.loads((kept / "end_rule.json").read_text())["sampled_tokens"] == sum(sampled)
     assert list((kept / "actor" / "huggingface").glob("*.safetensors")) and (kept / "data.pt").is_file()
 
     (out / "metrics.jsonl").unlink()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, model_validator
 
@@ -11,6 +11,7 @@ from verl_s2d.data.teacher_prompt import columns_of
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.engine_settings import check_engine
 from verl_s2d.recipe.servers import Servers
+from verl_s2d.recipe.until import DIVERGENCE, SAMPLED_TOKENS, TRAVEL, VALIDATION, Until
 from verl_s2d.validation import Refused, Section
 
 Positive = Annotated[int, Field(ge=1)]
@@ -57,9 +58,17 @@ class Sampler(Section):
 
 
 class Trained(Section):
-    """Settings of a stage that trains."""
+    """Settings of a stage that trains.
 
+    Attributes:
+        measured: what the stage measures, for rules of `until`.
+    """
+
+    measured: ClassVar[tuple[str, ...]] = ()
     steps: Positive
+    """Number of steps; with `until` their maximum."""
+    until: Until | None = None
+    """Rules that end the stage earlier (until.py): {travel: 0.3, plateau: divergence}; null for none."""
     save_every: Positive = 10
     save_minutes: NonNegative | None = 30.0
     """Also save at the end of the first step after this many minutes without a checkpoint; null for never. Rebuilds
@@ -68,10 +77,21 @@ class Trained(Section):
     verl: Overrides = {}
     alarms: AlarmOverrides = {}
 
+    @model_validator(mode="after")
+    def _ends(self) -> Trained:
+        if self.until is not None:
+            try:
+                self.until.require_measured(self.measured)
+                self.until.require_reachable(self.steps, validate_every=getattr(self, "validate_every", None))
+            except Refused as refused:
+                raise refused.below("until") from None
+        return self
+
 
 class ReinforcementLearning(Trained):
     """Stages 1 and 3: verl's GRPO."""
 
+    measured = (VALIDATION, SAMPLED_TOKENS)
     validate_every: Positive | None = None
     """Steps between two validations on data.validation, sampled as verl's rollout.val_kwargs say; null for none."""
 
@@ -149,6 +169,7 @@ class Prefix(Section):
 class Warmup(Trained):
     """Stage 2a: the student on cached teacher rollouts."""
 
+    measured = (DIVERGENCE,)
     signal: SignalSettings = {}
     """forward_kl unless a type is given."""
     problem_weights: ProblemWeights | None = None
@@ -163,6 +184,7 @@ def _checked_prompt(template: str) -> str:
 class OnPolicyDistillation(Trained):
     """Stage 2b."""
 
+    measured = (TRAVEL, DIVERGENCE, SAMPLED_TOKENS)
     signal: SignalSettings = {}
     """sampled unless a type is given."""
     response_tokens: Positive | None = None
@@ -181,7 +203,8 @@ class OnPolicyDistillation(Trained):
     Only where the teacher starts as the student, as in the row self-teacher. Null: never."""
     travel: bool = False
     """Log the distance from the model that the stage starts from, for the alarm `travel`. It takes a forward pass of
-    that model, one more frozen engine; with an exact signal also one of the student. Rebuilds nothing."""
+    that model, one more frozen engine; with an exact signal also one of the student. Rebuilds nothing. A rule of
+    `until` that reads it implies it."""
     problem_weights: ProblemWeights | None = None
     """Null: all problems weigh the same."""
     prefix: Prefix | None = None

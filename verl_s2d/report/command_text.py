@@ -56,6 +56,8 @@ def _events(stage: Mapping[str, Any]) -> str:
     events = [f"ALARM, {alarm['text']}" for alarm in stage.get("alarms", ())]
     if stopped := stage.get("stopped"):
         events.append(f"ended at step {stopped['steps']} by an alarm, the result is step {stopped['kept']}")
+    if early := stage.get("until"):
+        events.append(f"ended before its maximum: {early['reason']}")
     return "; ".join(events)
 
 

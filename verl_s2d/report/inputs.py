@@ -193,6 +193,7 @@ class _Stages:
                 **{key: manifest[key] for key in ("kind", "name", "digest", "seconds", "attempts", "versions")},
                 "dir": str(directory),
                 "updates": manifest["ledger"]["updates"],
+                "until": manifest.get("until", {}).get("reason"),
                 "machine": manifest.get("machine", {}),
                 **part_in_flow(manifest, self._manifest),
                 "began": began,

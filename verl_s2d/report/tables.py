@@ -174,17 +174,20 @@ def stages_table(data: Mapping[str, Any]) -> Table:
     """Make a line per stage: its time, updates and the rows it served."""
     stages, many_seeds = data["stages"], len(data["seeds"]) > 1
     restarted = any(stage["attempts"] > 1 for stage in stages)
+    early = any(stage["until"] for stage in stages)
     columns = [*words("stage"), *map(Column, ("minutes", "share", "updates"))]
     columns += [Column("seed")] if many_seeds else []
     columns += [Column("attempts")] if restarted else []
     columns += [*words("kind", "digest"), Column("rows", numeric=False, wide=True)]
+    columns += [Column("ended before its maximum", numeric=False, wide=True)] if early else []
     whole, lines = sum(stage["seconds"] for stage in stages), []
     for stage in stages:
         share = f"{100 * stage['seconds'] / (whole or 1.0):.1f} %"
         line = [stage["name"], f"{stage['seconds'] / 60:.2f}", share, f"{stage['updates']:,}"]
         line += [_list(stage["seeds"])] if many_seeds else []
         line += [str(stage["attempts"])] if restarted else []
-        lines.append([*line, stage["kind"], stage["digest"][:12], _list(stage["rows"])])
+        line += [stage["kind"], stage["digest"][:12], _list(stage["rows"])]
+        lines.append([*line, stage["until"] or MISSING] if early else line)
     caption = f"In order of their start; {whole / 60:.1f} minutes in all, evaluation included."
     return Table(caption, columns, lines)
 

@@ -59,7 +59,7 @@ def status_view(plan: Plan) -> dict[str, Any]:
         entry: dict[str, Any] = {"kind": node.kind, "name": node.name, "dir": str(directory), "digest": node.digest}
         if manifest is not None and manifest.get("digest") == node.digest:
             entry |= {"state": "done", "seconds": manifest["seconds"], "attempts": manifest["attempts"]}
-            entry |= {"stopped": manifest["stopped"]} if "stopped" in manifest else {}
+            entry |= {key: manifest[key] for key in ("stopped", "until") if key in manifest}
         elif attempts.count(directory):
             state = "running" if running and attempts.is_open(directory) else "stopped"
             step = max(read_metrics(directory), default=0)

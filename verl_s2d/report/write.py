@@ -154,7 +154,13 @@ def _stages(rows: Sequence[RowResult]) -> list[dict[str, Any]]:
     for row in rows:
         for given in row.stages:
             name = given["name"].removesuffix(f" (seed {row.seed})")
-            empty = {"attempts": 1, "began": None, "ended": None, "versions": {}, "curves": {}, "alarms": []}
+            empty = {
+                "attempts": 1,
+                **dict.fromkeys(("began", "ended", "until")),
+                "versions": {},
+                "curves": {},
+                "alarms": [],
+            }
             kept = {key: value for key, value in given.items() if key not in PART_IN_FLOW}
             stage = stages.setdefault(given["digest"], {**empty, **kept, "name": name, "rows": [], "seeds": []})
             for served, one in (("rows", row.name), ("seeds", row.seed)):

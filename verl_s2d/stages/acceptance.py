@@ -11,10 +11,10 @@ from verl.trainer.main_ppo import auto_set_device, need_critic, need_reference_p
 from verl.utils.config import omega_conf_to_dataclass
 
 from verl_s2d.errors import UserError
+from verl_s2d.stages.ending.until_config import read_until
 from verl_s2d.stages.grpo.credit_config import read_credit_config
 from verl_s2d.stages.opd.config import read_opd_config
 from verl_s2d.stages.shared.save_on_request import read_save_minutes
-from verl_s2d.stages.shared.token_budget import read_token_budget
 from verl_s2d.stages.warmup.config_checks import check_settings
 from verl_s2d.verl_settings.engine_checks import check_weights
 from verl_s2d.verl_settings.lora_checks import check_lora
@@ -55,7 +55,6 @@ def _check_rl(config: DictConfig) -> None:
     """Run main_ppo's start-up checks, then our trainer's, then those that apply to workflow stages only."""
     auto_set_device(config)
     validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
-    read_token_budget(config)
     read_save_minutes(config)
     check_sampling(config.actor_rollout_ref.rollout, "actor_rollout_ref.rollout")
     # verl itself reads these only in its workers.
@@ -64,8 +63,9 @@ def _check_rl(config: DictConfig) -> None:
         if config.actor_rollout_ref.ref.get(section) is not None:
             omega_conf_to_dataclass(config.actor_rollout_ref.ref[section])
     if config.trainer.v1.trainer_mode == "s2d_opd":
-        read_opd_config(config)
+        read_until(config, read_opd_config(config).measured)
     else:
+        read_until(config, ())
         if config.trainer.v1.trainer_mode == "s2d_grpo":
             read_credit_config(config)
         worker = config.actor_rollout_ref

@@ -21,7 +21,7 @@ from verl_s2d.stages.shared.batch_settings import (
     rows_read,
     sequences_per_step,
 )
-from verl_s2d.stages.shared.budget import words
+from verl_s2d.stages.shared.budget import UNTIL, words
 from verl_s2d.stages.shared.verl_trainer import VerlTrainerStage
 from verl_s2d.workflow.graph import MATCHED, Node, lineage
 from verl_s2d.workflow.identity import External
@@ -89,6 +89,8 @@ class _Match:
                 "Match it to a row that consumes more, or make the batch smaller.",
             )
         matched = {"by": by, "to": self._chosen.to}
+        # The budget takes the place of the stage's own end.
+        without_rules = {key: value for key, value in model.settings.items() if key != UNTIL}
         if by in ("labels", "updates"):
             if not known:
                 self._refuse(
@@ -99,11 +101,11 @@ class _Match:
                 )
             if by == "labels":
                 self._check_one_pass(model, before, total - spent)
-            settings = {**model.settings, "steps": math.ceil((total - spent) / per_step)}
+            settings = {**without_rules, "steps": math.ceil((total - spent) / per_step)}
             settings["matched"] = {**matched, "budget": total}
             inputs = self._with_rollouts(model, settings)
         else:
-            settings, inputs = {**model.settings, "steps": None, "matched": matched}, {**model.inputs, MATCHED: target}
+            settings, inputs = {**without_rules, "steps": None, "matched": matched}, {**model.inputs, MATCHED: target}
         operations = {**model.operations, "row": self._name}
         return replace(
             model, name=_renamed(model.name, self._name), settings=settings, inputs=inputs, operations=operations

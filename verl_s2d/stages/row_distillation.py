@@ -171,7 +171,8 @@ class RowDistillation(RowSettings):
         # The verifier's scores say more.
         scored = reads_scores(signal)
         parsed = self.recipe.verifier if not scored and can_extract(self.recipe.verifier) else None
-        operations |= {"travel": stage.travel, "parse_rate": parsed}
+        measured = stage.travel or (stage.until is not None and stage.until.travel is not None)
+        operations |= {"travel": measured, "parse_rate": parsed}
         kind = ScoredOpd() if scored else Opd()
         if stage.teacher_prompt is not None and (own or "teacher" in signal.asks):
             require_own_prompt(signal, servers, stage.teacher_prompt)

@@ -11,6 +11,7 @@ from verl_s2d.stages.prepare.stage import parts_of
 from verl_s2d.stages.problem_inputs import template_settings
 from verl_s2d.stages.row_inputs import RowInputs
 from verl_s2d.stages.shared.batch_settings import TRAIN, fitting_batches, micro_batch_tokens
+from verl_s2d.stages.shared.budget import UNTIL
 from verl_s2d.verl_settings.overrides import by_sequences, merge, overlay, split_operational, value_of
 
 
@@ -73,9 +74,12 @@ class RowSettings(RowInputs):
     def _saved_and_watched(self, key: str, settings: dict[str, Any]) -> dict[str, Any]:
         """Return the stage's alarms and minutes between checkpoints, for its operations.
 
-        Alarms that stop the stage are entered into `settings` together with `save_every`: they determine which
-        checkpoint is the result. Such a stage saves by steps alone, or its result would depend on the clock.
+        What may end the stage early is entered into `settings`: the rules of `until`, and alarms that stop it, together
+        with `save_every`: they determine which checkpoint is the result. Such a stage saves by steps alone, or its
+        result would depend on the clock.
         """
+        if (until := self._stage(key).until) is not None:
+            settings[UNTIL] = until.written()
         alarms = self.recipe.stage_alarms(key).model_dump()
         stopping = {name: alarm for name, alarm in alarms.items() if alarm["action"] == "stop"}
         if stopping:

@@ -161,7 +161,10 @@ class _Runner:
                     raise
                 self._progress.note(f"{failure.problem} Trying again ({remaining} left).")
         stage.finalize(node, directory)
-        seconds, context = attempts.seconds_spent(directory), self._plan.context
+        seconds, end = attempts.seconds_spent(directory), stage.end(node, directory)
+        if early := end.get("until"):
+            self._progress.note(f"    {node.name} ended before its maximum: {early['reason']}")
+        context = self._plan.context
         write_manifest(
             node,
             directory,
@@ -169,7 +172,7 @@ class _Runner:
             seconds=seconds,
             attempts=attempts.count(directory),
             machine=describe_machine(context.device, context.cluster.nodes * context.cluster.gpus_per_node),
-            stopped=early_stop.read(directory),
+            end=end,
         )
         stage.clean(directory)
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from verl_s2d.recipe.schema import Cluster
 from verl_s2d.workflow.failures import StageFailed
@@ -101,6 +101,10 @@ class Stage(ABC):
     def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
         """Count what the stage consumed."""
         return empty_ledger(seconds)
+
+    def end(self, node: Node, directory: Path) -> Mapping[str, Any]:
+        """Say for the manifest why it ended before its last step: {stopped: by an alarm}, {until: by a rule} or {}."""
+        return {}
 
     def total_steps(self, node: Node) -> int | None:
         """Return the number of steps that its metrics count to; None for a stage without steps."""

@@ -21,6 +21,9 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from verl_s2d.recipe.until import Until
+from verl_s2d.stages.ending import end_file
+from verl_s2d.stages.ending.end_rule import EndRule
 from verl_s2d.workflow import save_request
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
@@ -73,13 +76,15 @@ def train(
     """verl's loop: resume from the tracker, call the verifier, save, log."""
     what, _, at = behaviour.partition("@")
     steps, every = int(arguments["trainer.total_training_steps"]), int(arguments["trainer.save_freq"])
-    budget = int(arguments.get("s2d.token_budget", 0))
+    until, short = rules_of(arguments), what == "short"
     responses = int(arguments["data.train_batch_size"]) * int(arguments.get("actor_rollout_ref.rollout.n", 1))
     few = arguments.get("trainer.v1.trainer_mode") == "s2d_opd" and what != "calls"
     tokens = 5 if few else round(2.5 * responses)
     saved = Path(arguments["trainer.default_local_dir"])
     tracker = saved / "latest_checkpointed_iteration.txt"
     start = int(tracker.read_text()) if tracker.exists() else 0
+    end_file.load(until, saved, start)
+    steps = start if until.reason else steps
     metrics = os.open(metrics_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     ledger = arguments.get("reward.custom_reward_function.reward_kwargs.ledger_dir")
     say(f"starting at {start}")
@@ -108,8 +113,9 @@ def train(
         data = {"response_length/mean": 2.5, "train/teacher_scored_tokens": 7}
         data |= {"s2d/sampled_tokens": tokens, "s2d/teacher_scored_tokens": 6}
         data |= logged.get(str(step), {})
-        spent = budget and (step * tokens >= budget or what == "short")
-        spent = spent or (what != "deaf" and save_request.asked(saved))
+        until.add_step(step, tokens=tokens, travel=data.get("s2d/travel"), divergence=data.get("s2d/reverse_kl"))
+        until.add_validation(step, data.get("val-core/held/acc/mean@4"))
+        spent = until.reason or (until.active and short) or (what != "deaf" and save_request.asked(saved))
         if step % every == 0 or step == steps or spent:
             export = (
                 saved
@@ -123,14 +129,23 @@ def train(
             (saved / f"global_step_{step}").mkdir(parents=True, exist_ok=True)
             with zipfile.ZipFile(saved / f"global_step_{step}" / "data.pt", "w") as archive:
                 archive.writestr("data.pkl", "state of the loader")
-            if budget:
-                text = json.dumps({"sampled_tokens": step * tokens})
-                (saved / f"global_step_{step}" / "sampled_tokens.json").write_text(text)
+            end_file.store(until, saved, step)
             tracker.write_text(str(step))
         os.write(metrics, json.dumps({"step": step, "data": data}).encode() + b"\n")
         if spent:
             break
     os.close(metrics)
+
+
+def rules_of(arguments: Mapping[str, str]) -> EndRule:
+    """The rules that the command sets for its end."""
+    given = {key.removeprefix("s2d.until."): text for key, text in arguments.items() if key.startswith("s2d.until.")}
+    if not given:
+        return EndRule(None)
+    from hydra.core.override_parser.overrides_parser import OverridesParser  # imported here: it takes half a second
+
+    parser = OverridesParser.create()
+    return EndRule(Until(**{key: parser.parse_override(f"{key}={text}").value() for key, text in given.items()}))
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def test_a_budget_of_tokens_ends_a_stage_where_it_is_spent(tmp_path, monkeypatch
     # half-split's stages sample 80, 100, 80 and 120 tokens; opd-only's teacher has had 80 before.
     assert value(plan, node, "trainer.v1.trainer_mode") == trainer
     budget, responses = (380, 12) if row == "direct-grpo" else (300, 8)
-    assert value(plan, node, "s2d.token_budget") == str(budget)
+    assert value(plan, node, "s2d.until.sampled_tokens") == str(budget)
     assert value(plan, node, "trainer.total_training_steps") == str(-(-budget // responses)), (
         "at least a token a response"
     )

@@ -21,6 +21,7 @@ from verl_s2d.stages.opd.worker import StudentTeacherWorker
 from verl_s2d.stages.warmup.config_checks import read_warmup_settings
 from verl_s2d.teachers.frozen_model import FrozenModel
 from verl_s2d.teachers.model_pair import check_tokens
+from verl_s2d.verl_settings.overrides import hydra_value
 
 
 def refused(config: DictConfig) -> UserError:
@@ -43,11 +44,12 @@ def test_every_setting_is_read():
         "jsd": ({"beta": 0.3, "keep_tokens": 0.5}, {"chunk_tokens": 64, "materialise_logits": True, "health_top_k": 8}),
         "sampled": ({"beta": 0.5, "whiten": True, "clip": 5.0}, {}),
     }
-    chosen = {"skip_limit": 3, "token_budget": 5, "save_minutes": 30, "poll_interval": 1}
+    chosen = {"skip_limit": 3, "save_minutes": 30, "poll_interval": 1}
+    chosen["until"] = {"travel": None, "plateau": None, "sampled_tokens": 5}
     for kind, (keys, more) in signals.items():
         written = {f"signal.{key}": value for key, value in ({"type": kind} | keys).items()} | chosen | more
         config = composed(
-            *(f"+s2d.{key}={str(value).lower()}" for key, value in written.items()),
+            *(f"+s2d.{key}={hydra_value(value)}" for key, value in written.items()),
             "+s2d.teacher.trust_remote_code=true",
         )
         model = FrozenModel(path="teacher", trust_remote_code=True)

@@ -32,6 +32,7 @@ def plans(tmp_path_factory):
         stages__student_rl__credit={"type": "kdrl", "beta_end": 0.2},
         verifier="math",
         stages__opd__travel=True,
+        stages__warmup__until={"plateau": {"of": "divergence", "window": 3}},
         stages__warmup__problem_weights={},
         stages__opd__problem_weights={},
         stages__opd__prefix={"start": 1, "grow": 1},

@@ -10,7 +10,9 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from verl.utils import tensordict_utils as tu
 
 from tests.support.warmup_configuration import configuration
+from verl_s2d.stages.ending.end_file import ended
 from verl_s2d.stages.shared.save_on_request import SaveClock
+from verl_s2d.stages.warmup.config_checks import read_warmup_settings
 from verl_s2d.stages.warmup.trainer import WarmupTrainer
 from verl_s2d.workflow import save_request
 
@@ -29,6 +31,7 @@ class Workers:
         self.steps += 1
         self._at_step(self.steps)
         metrics = {"loss": 1.0, "grad_norm": 1.0, "lr": 1.0, "mfu": 0.0}
+        metrics["train/forward_kl"] = max(1.0 - 0.2 * self.steps, 0.2)
         return SimpleNamespace(get=lambda: tu.get_tensordict({}, non_tensor_dict={"metrics": metrics}))
 
     def save_checkpoint(self, local_path, global_step, max_ckpt_to_keep):
@@ -41,6 +44,7 @@ class Trainer(WarmupTrainer):
     at_step = staticmethod(lambda step: None)
 
     def _build_config(self):
+        self.s2d = read_warmup_settings(self.config.s2d)
         self.model_config = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0))
         self.start_profile_step = self.end_profile_step = -1
 
@@ -102,6 +106,15 @@ def test_it_saves_when_minutes_have_passed_since_the_last_checkpoint(trained, mo
 def test_asked_to_save_and_stop_it_does_so_at_the_end_of_the_step(trained, tmp_path):
     workers = trained(at_step=lambda step: save_request.ask(tmp_path) if step == 3 else None)
     assert (workers.steps, workers.saved) == (3, [3])
+
+
+def test_a_plateau_of_the_divergence_saves_the_step_and_ends(trained, tmp_path):
+    """It falls by .2 a step to the fourth, and stays: the last three are equal at the sixth."""
+    plateau = "s2d.until={plateau:{of:divergence,window:3,slope_se:0}}"
+    workers = trained(plateau)
+    assert (workers.steps, workers.saved) == (6, [4, 6])
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("6")
+    assert ended(tmp_path) == (6, "divergence falls by 0 a step <= 0 x its standard error 0 over 3 values at step 6")
 
 
 def test_a_clock_without_minutes_is_never_due():

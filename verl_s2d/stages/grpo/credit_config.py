@@ -15,7 +15,7 @@ from verl_s2d.stages.shared.teacher_as_reference import check_reference_is_free
 from verl_s2d.teachers.frozen_model import FrozenModel
 from verl_s2d.validation import Section, suggestion, validated
 
-_OTHERS = ("token_budget", "save_minutes")
+_OTHERS = ("until", "save_minutes")
 """Keys of `s2d` that have readers of their own."""
 
 
@@ -85,11 +85,11 @@ def read_credit_config(config: DictConfig) -> CreditSettings | None:
     if settings is None:
         return None
     check_reference_is_free(config)
-    if settings.credit.scheduled and "token_budget" in config.s2d:
+    if settings.credit.scheduled and "until" in config.s2d:
         raise UserError(
-            "a token budget leaves the number of steps open, and this credit's schedule needs it",
+            "a rule that may end the stage leaves the number of steps open, and this credit's schedule needs it",
             key="s2d.credit.type",
             value=settings.credit.type,
-            remedy="set +s2d.credit.beta_end to beta, or match by verifier_calls or updates",
+            remedy="set +s2d.credit.beta_end to beta, or leave out s2d.until (a recipe: until, a match by tokens)",
         )
     return settings

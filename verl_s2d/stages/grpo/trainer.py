@@ -1,4 +1,4 @@
-"""Register the trainer `s2d_grpo`, GRPO with a token budget, saving on request and credit, in verl's V1 registry."""
+"""Register the trainer `s2d_grpo`, GRPO with rules that end it, saving on request and credit, in verl's V1 registry."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from verl_s2d.sampling.generation_settings import require_writable
 from verl_s2d.sampling.in_verl.samples_groups import SamplesGroups
+from verl_s2d.stages.ending.ends_early import EndsEarly
 from verl_s2d.stages.grpo.assigns_credit import AssignsCredit
 from verl_s2d.stages.shared.save_on_request import SavesOnRequest
-from verl_s2d.stages.shared.token_budget import StopsAtTokenBudget
 
 POLL_SECONDS = 0.05
 
 
 @register_trainer("s2d_grpo")
-class GrpoTrainer(AssignsCredit, SavesOnRequest, StopsAtTokenBudget, SamplesGroups, PPOTrainerSync):
+class GrpoTrainer(AssignsCredit, SavesOnRequest, EndsEarly, SamplesGroups, PPOTrainerSync):
     """verl's synchronous trainer with two more reasons to stop at the end of a step.
 
-    The step has reached `s2d.token_budget`, or the trainer was asked to save and stop. With `s2d.credit` the log-probs
+    A rule of `s2d.until` holds, or the trainer was asked to save and stop. With `s2d.credit` the log-probs
     of a frozen teacher change the update.
     """
 

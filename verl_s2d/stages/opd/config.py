@@ -10,6 +10,7 @@ from pydantic import AfterValidator, model_validator
 from verl_s2d.data.teacher_prompt import columns_of
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.stage_settings import Prefix
+from verl_s2d.recipe.until import DIVERGENCE, TRAVEL, Until
 from verl_s2d.signals.signal import GROUPS, Positive, reads_scores
 from verl_s2d.stages.opd.prefix_rollouts import check_prefix
 from verl_s2d.stages.opd.teacher_refresh import check_refresh
@@ -38,7 +39,7 @@ class OpdConfig(Distillation):
     """Settings of on-policy distillation, the section `s2d`.
 
     Attributes:
-        token_budget: sampled tokens after which to stop; null: stop after verl's number of steps.
+        until: rules that end training, with a checkpoint, before verl's number of steps; null: none.
         save_minutes: minutes without a checkpoint after which to save, besides every trainer.save_freq steps; null: by
             steps only.
         poll_interval: seconds between polls for finished rollouts.
@@ -53,7 +54,7 @@ class OpdConfig(Distillation):
         prefix: lengths at which rollouts are cut, by step; null: at data.max_response_length.
     """
 
-    token_budget: int | None = None
+    until: Until | None = None
     save_minutes: float | None = None
     poll_interval: Positive = 0.05
     prefix: Prefix | None = None
@@ -62,6 +63,12 @@ class OpdConfig(Distillation):
     label_ledger: str | None = None
     teacher_refresh: Count | None = None
     parse_rate: str | dict[str, Any] | None = None
+
+    @property
+    def measured(self) -> dict[str, str]:
+        """Map what the trainer measures for `until` -> its metric: the divergence is the one that is minimised."""
+        divergence = f"s2d/{self.signal.objective if self.is_loss else 'reverse_kl'}"
+        return {**({TRAVEL: "s2d/travel"} if self.travel else {}), **({DIVERGENCE: divergence} if self.models else {})}
 
     @property
     def own_prompts(self) -> frozenset[str]:

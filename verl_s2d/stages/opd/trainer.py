@@ -21,6 +21,7 @@ from verl_s2d.sampling.in_verl.samples_groups import SamplesGroups
 from verl_s2d.signals.in_verl.problem_factor import PROBLEM_WEIGHT
 from verl_s2d.signals.in_verl.routed_rows import means
 from verl_s2d.signals.signal import GROUPS, reads_scores
+from verl_s2d.stages.ending.ends_early import EndsEarly
 from verl_s2d.stages.opd.asks_models import OF_FIRST, AsksModels
 from verl_s2d.stages.opd.config import OpdConfig, read_opd_config
 from verl_s2d.stages.opd.logs_health import LogsHealth
@@ -35,7 +36,6 @@ from verl_s2d.stages.opd.teacher_refresh import RefreshesTeacher
 from verl_s2d.stages.opd.weighted_problems import WeighsProblems
 from verl_s2d.stages.shared.distillation import check_models
 from verl_s2d.stages.shared.save_on_request import SavesOnRequest
-from verl_s2d.stages.shared.token_budget import StopsAtTokenBudget
 from verl_s2d.teachers.data_sources import check_routing
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class OpdTrainer(
     WeighsProblems,
     SavesOnRequest,
     RefreshesTeacher,
-    StopsAtTokenBudget,
+    EndsEarly,
     LogsHealth,
     AsksModels,
     SamplesGroups,
@@ -69,6 +69,7 @@ class OpdTrainer(
 
     def __init__(self, config: DictConfig):
         self.s2d: OpdConfig = read_opd_config(config)
+        self.measured = self.s2d.measured
         student = config.actor_rollout_ref.model.path
         for difference in check_models(student, self.s2d, student_key="actor_rollout_ref.model.path"):
             logger.warning(difference)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from verl_s2d.errors import UserError
+from verl_s2d.stages.ending.end_file import ended
 from verl_s2d.stages.shared.batch_settings import sequences_per_step
 from verl_s2d.workflow.graph import MATCHED, Node, lineage
 from verl_s2d.workflow.ledger import add_ledgers, amount
 from verl_s2d.workflow.store.checkpoints import completed_step
 from verl_s2d.workflow.store.manifest import is_built, read_manifest
 
-SAMPLED_TOKENS = "sampled_tokens.json"
-"""File in every checkpoint of a trainer with a token budget."""
+UNTIL = "until"
+"""Setting of a stage that a rule may end before its `steps`, which are then the maximum."""
 
 
 def wanted(node: Node, stages: Path) -> int | None:
@@ -66,9 +66,23 @@ def steps_to_ask_for(node: Node, stages: Path) -> int | None:
 
 def last_step(node: Node, directory: Path) -> int | None:
     """Return the last step of the stage in `directory`; None while it is not known."""
-    if node.settings["steps"] is None and node.settings["matched"]["by"] == "sampled_tokens":
-        return _stopped_at(node, directory)
-    return steps_to_ask_for(node, directory.parent)
+    if (early := ended_early(node, directory)) is not None:
+        return early[0]
+    if _ends_by_tokens(node):
+        return None
+    steps = steps_to_ask_for(node, directory.parent)
+    return steps if UNTIL not in node.settings or completed_step(directory / "checkpoints") == steps else None
+
+
+def ended_early(node: Node, directory: Path) -> tuple[int, str] | None:
+    """Return (step, reason) of a stage that a rule has ended; None for others, and at the maximum of its steps."""
+    found = ended(directory / "checkpoints") if UNTIL in node.settings or _ends_by_tokens(node) else None
+    return None if found is None or found[0] == node.settings["steps"] else found
+
+
+def token_budget(node: Node, stages: Path) -> dict[str, int | None]:
+    """Return the rule of a stage matched by tokens; null until the other row's ledger exists."""
+    return {"sampled_tokens": left(node, stages)} if _ends_by_tokens(node) else {}
 
 
 def words(by: str) -> str:
@@ -80,7 +94,7 @@ def length(node: Node) -> str:
     """Describe the length of a training stage, for `plan`."""
     steps, matched = node.settings["steps"], node.settings.get("matched")
     if matched is None:
-        return f"{steps} steps"
+        return f"at most {steps} steps" if UNTIL in node.settings else f"{steps} steps"
     reason = f"{words(matched['by'])} of {matched['to']}"
     return f"until the {reason}" if steps is None else f"{steps} steps, the {reason}"
 
@@ -95,14 +109,5 @@ def _consumed(nodes: Iterable[Node], by: str, stages: Path) -> int | None:
     return amount(add_ledgers(ledgers), by)
 
 
-def _stopped_at(node: Node, directory: Path) -> int | None:
-    """Return the step of the newest complete checkpoint if it has reached the budget, otherwise None."""
-    checkpoints = directory / "checkpoints"
-    step, budget = completed_step(checkpoints), left(node, directory.parent)
-    if step is None or budget is None:
-        return None
-    try:
-        sampled = json.loads((checkpoints / f"global_step_{step}" / SAMPLED_TOKENS).read_text())["sampled_tokens"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return step if sampled >= budget else None
+def _ends_by_tokens(node: Node) -> bool:
+    return node.settings["steps"] is None and node.settings["matched"]["by"] == "sampled_tokens"

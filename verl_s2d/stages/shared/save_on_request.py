@@ -49,7 +49,7 @@ class SaveClock:
 
 
 class SavesOnRequest:
-    """A mixin before verl's PPOTrainerSync and StopsAtTokenBudget that saves by the clock and on request.
+    """A mixin before verl's PPOTrainerSync and EndsEarly that saves by the clock and on request.
 
     It saves at the end of a step when `s2d.save_minutes` have passed since the last checkpoint. After
     `save_request.ask` it saves and stops at the end of the current step; a resumed trainer starts with the next step.
@@ -69,6 +69,10 @@ class SavesOnRequest:
         if asked:
             self.total_training_steps = self.global_steps
         super().on_step_end()
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()
+        self._saved_step = self.global_steps
 
     def _save_checkpoint(self) -> None:
         """Save this step once: verl would count a second save as another checkpoint and delete an older one."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.schema import Cluster
 from verl_s2d.stages.shared.best_checkpoint import hand_off_best
-from verl_s2d.stages.shared.budget import last_step
+from verl_s2d.stages.shared.budget import ended_early, last_step
 from verl_s2d.stages.shared.hand_off import finished, hand_off, kept
 from verl_s2d.stages.shared.node_settings import merged_verl
 from verl_s2d.verifiers.ledgered import verifier_calls
@@ -39,6 +39,7 @@ _RESERVED = {
     "trainer.resume_mode": STAGE,
     "trainer.save_freq": "Set `save_every:` of the stage.",
     "s2d.save_minutes": "Set `save_minutes:` of the stage.",
+    "s2d.until": "Set `until:` of the stage.",
     "trainer.n_gpus_per_node": CLUSTER,
     "trainer.nnodes": CLUSTER,
     "hydra.run.dir": STAGE,
@@ -151,6 +152,13 @@ class TrainingStage(Stage):
 
     def clean(self, directory: Path) -> None:
         checkpoints.delete(directory)
+
+    def end(self, node: Node, directory: Path) -> Mapping[str, Any]:
+        if (stopped := early_stop.read(directory)) is not None:
+            return {"stopped": stopped}
+        if (early := ended_early(node, directory)) is None or "matched" in node.settings:
+            return {}
+        return {"until": {"step": early[0], "reason": early[1]}}
 
     def total_steps(self, node: Node) -> int | None:
         return node.settings["steps"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from verl_s2d.recipe.schema import Cluster
 from verl_s2d.stages.shared.batch_settings import batch_setting
-from verl_s2d.stages.shared.budget import left, steps_to_ask_for
+from verl_s2d.stages.shared.budget import UNTIL, steps_to_ask_for, token_budget
 from verl_s2d.stages.shared.node_settings import merged_verl, template_environment
 from verl_s2d.stages.shared.training_stage import MODEL, SEED, SLICE, STAGE, STEPS, TRUST, TrainingStage
 from verl_s2d.verl_settings.composed import RL
@@ -39,7 +39,6 @@ _RESERVED = TrainingStage.reserved | {
     "trainer.test_freq": "Set `validate_every:` of stages 1 and 3; evaluation is a stage of its own.",
     "trainer.v1.trainer_mode": "Leave it out: this kind of stage is defined by its value.",
     "actor_rollout_ref.actor.checkpoint.save_contents": STAGE,
-    "s2d.token_budget": "Add a row under `matched:` instead.",
 }
 
 
@@ -93,7 +92,7 @@ class VerlTrainerStage(TrainingStage):
             "trainer.total_epochs": steps or 1,
             "+s2d.save_minutes": node.operations["save_minutes"],
             "actor_rollout_ref.actor.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
-            **_token_budget(node, context),
+            **{f"+s2d.until.{name}": rule for name, rule in _rules(node, context).items()},
             **self.own_overrides(node, context),
         }
 
@@ -125,8 +124,6 @@ def _storage_units(node: Node, cluster: Cluster) -> int:
     return value_of(merged_verl(node), STORAGE_UNITS, default_storage_units(cluster.nodes))
 
 
-def _token_budget(node: Node, context: Context) -> dict[str, int | None]:
-    """Set the trainer's token budget for a stage matched by tokens; null until the other row's ledger exists."""
-    if node.settings["steps"] is not None or node.settings["matched"]["by"] != "sampled_tokens":
-        return {}
-    return {"+s2d.token_budget": left(node, context.directory(node).parent)}
+def _rules(node: Node, context: Context) -> Mapping[str, Any]:
+    """Return the rules that end the stage before its last step: its own, or the budget of a matched stage."""
+    return node.settings.get(UNTIL) or token_budget(node, context.directory(node).parent)

@@ -9,9 +9,11 @@ from transformers import AutoConfig
 from verl.workers.config import HFModelConfig
 
 from verl_s2d.errors import UserError
+from verl_s2d.recipe.until import DIVERGENCE, Until
 from verl_s2d.signals.signal import Ask, LossSignal
 from verl_s2d.signals.signal_registry import types_of
 from verl_s2d.signals.top_k_kl import STORED
+from verl_s2d.stages.ending.until_config import read_warmup_until
 from verl_s2d.stages.shared import distillation
 from verl_s2d.stages.shared.distillation import Distillation, check_layout, model_key, read_distillation
 from verl_s2d.stages.shared.save_on_request import read_save_minutes
@@ -43,10 +45,17 @@ class WarmupConfig(Distillation):
     Attributes:
         save_minutes: minutes without a checkpoint after which to save, besides every trainer.save_freq steps; null: by
             steps only.
+        until: a plateau of the divergence that ends training, with a checkpoint; null: none.
     """
 
     stored: ClassVar[tuple[Ask, ...]] = STORED
     save_minutes: float | None = None
+    until: Until | None = None
+
+    @property
+    def measured(self) -> dict[str, str]:
+        """Map what the trainer measures for `until` -> its metric: the divergence is the one that is minimised."""
+        return {DIVERGENCE: f"train/{self.signal.objective}"}
 
 
 def read_warmup_settings(section: Any) -> WarmupConfig:
@@ -101,6 +110,7 @@ def check_settings(config: DictConfig) -> WarmupConfig:
     if config.trainer.total_training_steps is not None:
         _require_positive(config, "trainer.total_training_steps")
     read_save_minutes(config)
+    read_warmup_until(config, settings.measured)
     frequency = config.trainer.save_freq
     _require(
         frequency == "after_each_epoch" or (isinstance(frequency, int) and frequency != 0),

@@ -8,7 +8,7 @@ from typing import Any
 
 from verl_s2d.signals.top_k_kl import STORED
 from verl_s2d.stages.shared import panels
-from verl_s2d.stages.shared.budget import length
+from verl_s2d.stages.shared.budget import UNTIL, length
 from verl_s2d.stages.shared.node_settings import merged_verl
 from verl_s2d.stages.shared.problem_weights import RESERVED_WEIGHTS, weights_overrides
 from verl_s2d.stages.shared.signal_settings import RESERVED, frozen_of_node, signal_overrides, words
@@ -72,6 +72,7 @@ class Warmup(TrainingStage):
             **{_declared(key): value for key, value in signal_overrides(node, context).items()},
             **weights_overrides(node, context),
             "s2d.save_minutes": node.operations["save_minutes"],
+            **({"s2d.until": node.settings[UNTIL]} if UNTIL in node.settings else {}),
             "data.train_files": files[0] if len(files) == 1 else files,
             "trainer.seed": node.settings["seed"],
         }

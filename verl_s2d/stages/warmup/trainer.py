@@ -12,18 +12,24 @@ from __future__ import annotations
 import logging
 import math
 import sys
+from types import SimpleNamespace
 
 import hydra
 import ray
 from omegaconf import DictConfig, open_dict
+from tensordict import TensorDict
 from torchdata.stateful_dataloader import StatefulDataLoader
 from verl.single_controller.ray import RayClassWithInitArgs, RayResourcePool, RayWorkerGroup
 from verl.trainer.sft_trainer_ray import SFTTrainer
+from verl.utils import tensordict_utils as tu
 from verl.utils.device import auto_set_device
 from verl.workers.engine_workers import TrainingWorkerConfig
 
 from verl_s2d.errors import UserError
+from verl_s2d.recipe.until import DIVERGENCE
 from verl_s2d.signals.top_k_kl import TopK
+from verl_s2d.stages.ending import end_file
+from verl_s2d.stages.ending.end_rule import EndRule
 from verl_s2d.stages.shared.ray_cluster import join_ray, require_cpu_platform, require_places
 from verl_s2d.stages.shared.save_on_request import SaveClock, read_save_minutes
 from verl_s2d.stages.warmup.config_checks import check_cache, check_models, check_settings
@@ -46,7 +52,11 @@ class WarmupTrainer(SFTTrainer):
 
     def __init__(self, config: DictConfig):
         self._save_clock = SaveClock(read_save_minutes(config))
+        self._checkpoints = config.trainer.default_local_dir
         super().__init__(config)
+        self._end_rule = EndRule(self.s2d.until)
+        end_file.load(self._end_rule, self._checkpoints, self.resume_global_step)
+        self._step = self.resume_global_step
         # verl's loop sums token counts on this device, and the driver's node may have no accelerator.
         self.device_name = "cpu"
 
@@ -122,6 +132,7 @@ class WarmupTrainer(SFTTrainer):
         save = self.ckpt_handler.save_checkpoint
 
         def save_checkpoint(step: int) -> None:
+            end_file.store(self._end_rule, self._checkpoints, step)
             save(step)
             self._save_clock.restart()
 
@@ -134,17 +145,32 @@ class WarmupTrainer(SFTTrainer):
 
     @property
     def total_training_steps(self) -> int:
-        """Return the last step, which verl saves; 0 once the trainer is asked to save and stop.
+        """Return the last step, which verl saves; 0 once a rule holds, or the trainer is asked to save and stop.
 
-        verl reads it at the end of each step, so a request makes the current step the last one.
+        verl reads it at the end of each step, so the current step becomes the last one.
         """
-        return 0 if save_request.asked(self.config.trainer.default_local_dir) else self._wanted_steps
+        ends = self._end_rule.reason is not None or save_request.asked(self._checkpoints)
+        return 0 if ends else self._wanted_steps
 
     def fit(self) -> None:
-        if self.resume_global_step >= self._wanted_steps:
-            print(f"the checkpoint already has all {self._wanted_steps} steps")
+        if self._end_rule.reason is not None or self.resume_global_step >= self._wanted_steps:
+            print(f"the checkpoint already has all steps, {self._end_rule.reason or self._wanted_steps}")
             return
+        self._feed_end_rule()
         super().fit()
+
+    def _feed_end_rule(self) -> None:
+        """Let the rules of `until` read each step's metrics, which verl's loop passes to its logger only."""
+        client, metric = self.training_client, self.s2d.measured[DIVERGENCE]
+        train = client.train_batch
+
+        def train_batch(data: TensorDict) -> SimpleNamespace:
+            output = train(data).get()
+            self._step += 1
+            self._end_rule.add_step(self._step, divergence=tu.get(output, "metrics").get(metric))
+            return SimpleNamespace(get=lambda: output)
+
+        client.train_batch = train_batch
 
 
 @hydra.main(config_path="pkg://verl_s2d.stages.warmup", config_name="s2d_warmup", version_base=None)

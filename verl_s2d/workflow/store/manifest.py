@@ -54,13 +54,13 @@ def write_manifest(
     seconds: float,
     attempts: int,
     machine: Mapping[str, Any] | None = None,
-    stopped: Mapping[str, Any] | None = None,
+    end: Mapping[str, Any] | None = None,
 ) -> None:
     """Record a verified stage.
 
     Args:
         machine: platforms.provenance.describe_machine.
-        stopped: the record of the alarm that ended it (stages.shared.early_stop).
+        end: Stage.end, why it ended before its last step.
     """
     manifest = {
         "kind": node.kind,
@@ -74,7 +74,7 @@ def write_manifest(
         "ledger": ledger,
         "seconds": round(seconds, 3),
         "attempts": attempts,
-        **({"stopped": stopped} if stopped else {}),
+        **(end or {}),
         "outputs": describe_outputs(directory),
         "versions": installed_versions(),
         "machine": machine or {},

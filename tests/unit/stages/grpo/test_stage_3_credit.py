@@ -42,7 +42,7 @@ def student_rl(plan, row):
 
 def test_plain_grpo_has_no_teacher():
     assert read_credit_config(grpo()) is None
-    assert read_credit_settings({"token_budget": 5, "save_minutes": 1.0}) is None
+    assert read_credit_settings({"until": {"travel": 1}, "save_minutes": 1.0}) is None
 
 
 def test_every_setting_is_read_and_written():
@@ -81,7 +81,7 @@ def test_every_setting_is_read_and_written():
             "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu",
             None,
         ),
-        (CHOSEN | {"+s2d.credit.type": "kdrl", "+s2d.token_budget": 100}, "s2d.credit.type", "kdrl"),
+        (CHOSEN | {"+s2d.credit.type": "kdrl", "+s2d.until.sampled_tokens": 100}, "s2d.credit.type", "kdrl"),
     ],
 )
 def test_a_bad_setting_is_named_with_its_value(changes, key, value):
@@ -92,7 +92,7 @@ def test_a_bad_setting_is_named_with_its_value(changes, key, value):
 
 
 def test_a_coefficient_that_stays_needs_no_number_of_steps():
-    kept = {"+s2d.credit.type": "kdrl", "+s2d.credit.beta_end": 0.2, "+s2d.token_budget": 100}
+    kept = {"+s2d.credit.type": "kdrl", "+s2d.credit.beta_end": 0.2, "+s2d.until.sampled_tokens": 100}
     assert read_credit_config(grpo(**CHOSEN | kept)).credit == KDRL(beta_end=0.2)
 
 
