@@ -10,8 +10,6 @@ its ratio to the first variant, and loss and gradient norm of the first update.
 from __future__ import annotations
 
 import gc
-import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -22,6 +20,7 @@ from pathlib import Path
 
 from verl.utils import tensordict_utils as tu
 
+from benchmarks.on_cpu import restart_on_cpu
 from tests.support.ranks.cpu_updates import PACKS, Sizes, batch, configuration, worker
 from verl_s2d import arguments
 
@@ -82,11 +81,6 @@ def measure(options: Options, models: Path) -> None:
 
 
 def main(options: Options) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-    os.environ |= ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with tempfile.TemporaryDirectory() as directory:
         for role in ("student", "teacher"):
             command = [sys.executable, str(QUICKSTART / "pretrain.py"), "--out", f"{directory}/{role}"]
@@ -95,4 +89,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
+    restart_on_cpu("benchmarks.cpu_update")
     arguments.run(main, Options)
