@@ -10,7 +10,8 @@
 | 3, student RL | grpo | student | its own rollouts | verifier, on labels not read before; with credit: teacher too |
 
 Further folders: prepare (a recipe's scripts, the limit of prompts, slices of the labels), evaluate (avg@k), merge
-(adapters into weights), average (weights of several models), shared (code of several stages).
+(adapters into weights), average (weights of several models), compare (a student with a teacher on rollouts of both, for
+the probe), shared (code of several stages).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 def stages() -> Mapping[str, Stage]:
     """List the stages of this package by kind."""
     from verl_s2d.stages.average.stage import Average
+    from verl_s2d.stages.compare.stage import Compare
     from verl_s2d.stages.evaluate.stage import Evaluate
     from verl_s2d.stages.grpo.stage import Grpo
     from verl_s2d.stages.opd.stage import Opd
@@ -35,5 +37,5 @@ def stages() -> Mapping[str, Stage]:
     from verl_s2d.stages.rollouts.stage import Rollouts
     from verl_s2d.stages.warmup.stage import Warmup
 
-    kinds = (Script, LimitedPrompts, Slices, Grpo, Rollouts, PassRates, Warmup, Opd, Average, Evaluate)
+    kinds = (Script, LimitedPrompts, Slices, Grpo, Rollouts, PassRates, Warmup, Opd, Average, Compare, Evaluate)
     return {stage.kind: stage() for stage in kinds}

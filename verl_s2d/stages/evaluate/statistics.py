@@ -39,6 +39,18 @@ def mean_and_stderr(values: Sequence[float]) -> Estimate:
     return Estimate(float(array.mean()), float(stderr))
 
 
+def ratio_and_stderr(totals: Sequence[float], weights: Sequence[float]) -> Estimate:
+    """Compute r = sum(totals) / sum(weights) over clusters, such as a mean over the tokens of all rollouts of problems.
+
+    The standard error is that of the linearised ratio over the n clusters: sqrt(n / (n - 1) sum_i (t_i - r w_i)^2) /
+    sum(weights); nan for a single cluster.
+    """
+    t, w = np.asarray(totals, dtype=np.float64), np.asarray(weights, dtype=np.float64)
+    ratio, n = t.sum() / w.sum(), len(t)
+    stderr = math.sqrt(n / (n - 1) * ((t - ratio * w) ** 2).sum()) / w.sum() if n > 1 else math.nan
+    return Estimate(float(ratio), float(stderr))
+
+
 def t_interval(values: Sequence[float]) -> Interval:
     """Compute the 95 % interval of the mean of a few independent values (seeds) by Student's t."""
     mean, stderr = mean_and_stderr(values)
