@@ -111,6 +111,10 @@ def _check(options: argparse.Namespace) -> int:
         from verl_s2d.workflow.progress import choose_progress
 
         tell(self_test(plan, choose_progress()))
+    if plan is not None and plan.recipe.planner is not None and all(f.ok for f in findings):
+        from verl_s2d.planner.probe_plan import check_probe
+
+        tell([check_probe(plan.recipe, run_dir=options.run_dir, seeds=options.seeds)])
     if options.json:
         _print_json([{"what": f.what, "ok": f.ok, "detail": f.detail} for f in findings])
     if any(f.bad_input for f in findings):
@@ -175,6 +179,20 @@ def _evaluate(options: argparse.Namespace) -> int:
     print(report.table())
     for row in plan.rows:
         print(f"{row.name}: {plan.context.directory(row.target) / 'generations.parquet'}")
+    return OK
+
+
+def _probe(options: argparse.Namespace) -> int:
+    from verl_s2d.planner.probe import probe_result
+    from verl_s2d.planner.probe_page import probe_text
+    from verl_s2d.planner.probe_plan import plan_probe
+
+    recipe = load_recipe(options.recipe, options.changes, shrink=_shrink(options))
+    probe = plan_probe(recipe, run_dir=options.run_dir, seeds=options.seeds)
+    if not _build(probe.plan):
+        return FAILED
+    result = probe_result(probe)
+    _print_json(result) if options.json else print(probe_text(result))
     return OK
 
 
@@ -311,6 +329,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "evaluate": _evaluate,
     "report": _report,
     "export": _export,
+    "probe": _probe,
     "verify": _verify,
     "gc": _gc,
     "gpu-check": _gpu_check,

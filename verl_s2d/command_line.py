@@ -40,13 +40,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"verl-s2d {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    def command(name: str, text: str, *, recipe_optional: bool = False) -> argparse.ArgumentParser:
+    def command(name: str, text: str, *, recipe_optional: bool = False, rows: bool = True) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(command=name)
         sub.add_argument("recipe", type=Path, nargs="?" if recipe_optional else None, help="recipe yaml")
         if name != "evaluate":
             sub.add_argument("changes", nargs="*", metavar="key=value", help=_OVERRIDES)
-        sub.add_argument("--rows", type=_names, help="rows, comma separated, or `all` (default: the recipe's)")
+        if rows:
+            sub.add_argument("--rows", type=_names, help="rows, comma separated, or `all` (default: the recipe's)")
         sub.add_argument("--seeds", type=_numbers, help="seeds, comma separated (default: the recipe's)")
         sub.add_argument("--run-dir", type=Path, help="where stages are kept (default: runs/<recipe name>)")
         sub.add_argument("--shrink", action="store_true", help="the same recipe at tiny size on this machine: minutes")
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--seed", type=int, help="which model, where the row has one for each seed")
     export.add_argument("--run-dir", type=Path, help="where stages are kept (default: runs/<recipe name>)")
     export.add_argument("--shrink", action="store_true", help="of a run with --shrink")
+    command("probe", "no training: how productive is a label on each model, which bridges stand", rows=False)
     gc = command("gc", "what no kept row needs: a dry run unless --delete; takes a run directory, too")
     choice = gc.add_mutually_exclusive_group()
     choice.add_argument("--delete", action="store_true", help="remove it")

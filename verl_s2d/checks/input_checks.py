@@ -12,6 +12,7 @@ from verl_s2d.checks.accelerators import check_vllm
 from verl_s2d.checks.finding import Finding, Told
 from verl_s2d.checks.inputs.answers import check_answers
 from verl_s2d.checks.inputs.batch_sizes import check_batches, check_engines
+from verl_s2d.checks.inputs.compared_models import check_compared
 from verl_s2d.checks.inputs.data_slices import check_counts, check_data
 from verl_s2d.checks.inputs.model_pairs import KnownModels, check_models, describe, models_of_rows
 from verl_s2d.checks.inputs.rendered_prompts import check_prompts
@@ -117,6 +118,11 @@ def _samplers(inputs: Inputs) -> Told:
     return Told("fit this machine and the models")
 
 
+def _compared(inputs: Inputs) -> Told:
+    pairs = check_compared(inputs.plan, inputs.nodes)
+    return Told(f"{pairs} fit the device together" if pairs else "no stage compares models")
+
+
 def _rollouts(inputs: Inputs) -> Told:
     warnings = cache_warnings(inputs.plan, inputs.nodes)
     return Told("some are sampled for nothing" if warnings else "most of them are read", warnings)
@@ -172,6 +178,7 @@ AT_ONCE = (
 """Checks that need the recipe and little else; verl would only repeat what they refuse."""
 IN_SECONDS = (
     InputCheck("engines that sample", _samplers),
+    InputCheck("pairs of models", _compared),
     InputCheck(MODELS, _models),
     InputCheck("teacher and student", _pairs, (MODELS,)),
     InputCheck(DATA, _data, ("verifier",)),

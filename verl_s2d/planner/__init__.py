@@ -2,6 +2,11 @@
 
 | file | content |
 |---|---|
+| probe_plan | nodes of the probe: samples of every model, comparisons of the student with each candidate |
+| probe_measures | how productive a label is on a model |
+| probe_verdicts | what is out of range, and what that costs |
+| probe | collects and judges a probe's numbers |
+| probe_page | the page of `verl-s2d probe` |
 | fits | straight lines through accuracies, with a bootstrap over problems |
 | law | what more labels do: log(1 - G) = a - b log n |
 | transfer | what the bridge does: G linear in the travel from the student's start |

@@ -22,9 +22,7 @@ def check_counts(plan: Plan) -> None:
     from verl_s2d.data.formats.data_files import row_count
 
     files = {
-        train_file(plan, slices)
-        for target in {row.seed: row.target for row in plan.rows}.values()
-        for slices in _slices_of_seed(plan, target)
+        train_file(plan, slices) for seed in {row.seed for row in plan.rows} for slices in _slices_of_seed(plan, seed)
     }
     for file in files - {None}:
         _require_count(plan, file, row_count(file, key="data.train"))
@@ -55,18 +53,18 @@ def check_data(plan: Plan) -> dict[Path, tuple[str, list[Problem]]]:
             files[path] = key, _limited(read_problems(path, key=key, columns=columns, own_columns=own), limits)
         return files[path][1]
 
-    for target in {row.seed: row.target for row in plan.rows}.values():
+    for seed, target in {row.seed: row.target for row in plan.rows}.items():
         limits = limits_to_come(plan, target)
-        for slices in _slices_of_seed(plan, target) if plan.recipe.data.columns else ():
+        for slices in _slices_of_seed(plan, seed) if plan.recipe.data.columns else ():
             # Before the evaluation sets, because the names are those of this file's columns.
-            problems(train_file(plan, slices), "data.train", limits)
+            problems(train_file(plan, slices), "data.train", limits_to_come(plan, slices))
         evaluation = {
             name: problems(path, f"data.eval.{name}", limits) for name, path in evaluation_sets(plan, target).items()
         }
-        for slices in _slices_of_seed(plan, target):
+        for slices in _slices_of_seed(plan, seed):
             train = train_file(plan, slices)
             if train is not None:
-                trained_on = problems(train, "data.train", limits)
+                trained_on = problems(train, "data.train", limits_to_come(plan, slices))
                 _require_count(plan, train, len(trained_on))
                 check_disjoint(trained_on, evaluation)
                 if (path := validation_set(plan, target)) is not None:
@@ -80,6 +78,8 @@ def check_data(plan: Plan) -> dict[Path, tuple[str, list[Problem]]]:
 
 def _require_count(plan: Plan, file: Path, count: int) -> None:
     labels = plan.recipe.data.labels
+    if plan.recipe.planner is not None:
+        plan.recipe.planner.require_problems(count, "data.train")
     if count < 2:
         raise UserError(
             "A half of the training problems would be empty.",
@@ -115,8 +115,7 @@ def check_validation(validation: list[Problem], trained_on: list[Problem]) -> No
             )
 
 
-def _slices_of_seed(plan: Plan, target: Node) -> list[Node]:
-    seed = target.settings["seed"]
+def _slices_of_seed(plan: Plan, seed: int) -> list[Node]:
     return [n for n in plan.order if isinstance(n.stage, Slices) and n.settings["seed"] == seed]
 
 
