@@ -28,16 +28,19 @@ class Gap:
         return self.mean < -self.least * self.stderr
 
     @property
+    def text(self) -> str:
+        return f"{self.teacher} - student {100 * self.mean:+.1f} +- {100 * self.stderr:.1f} points"
+
+    @property
     def warning(self) -> str | None:
         """Say what the gap means; None for a teacher that is better by more than chance."""
-        told = f"{self.teacher} - student {100 * self.mean:+.1f} +- {100 * self.stderr:.1f} points"
         if self.weaker:
             return (
-                f"{told}: weaker than the student, whom stages 2a and 2b would make worse. It gets no pilot; "
+                f"{self.text}: weaker than the student, whom stages 2a and 2b would make worse. It gets no pilot; "
                 "the signal `delta`, without 2a, transfers what RL teaches it"
             )
         if self.mean <= self.least * self.stderr:
-            return f"{told}: within {self.least:g} s.e., so nothing shows yet that it has something to teach"
+            return f"{self.text}: within {self.least:g} s.e., so nothing shows yet that it has something to teach"
         return None
 
 
