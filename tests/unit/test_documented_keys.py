@@ -13,6 +13,7 @@ import yaml
 
 from tests.support.paths import ROOT
 from verl_s2d.recipe import schema, stage_settings
+from verl_s2d.recipe.planner_settings import Planner
 from verl_s2d.signals.signal_registry import known_signals
 from verl_s2d.stages.opd.config import OpdConfig
 
@@ -44,6 +45,13 @@ def test_keys_that_opd_and_warmup_share_have_the_same_default():
     shared = warmup.keys() & opd.keys() - {"objective", "signal", "teacher", "models"}
     assert {"chunk_tokens", "skip_limit", "save_minutes"} <= shared
     assert {key: warmup[key] for key in shared} == {key: opd[key] for key in shared}
+
+
+def test_keys_of_the_planner():
+    rows = re.findall(r"^\| `planner\.([\w.]+)` \| (.+?) \|", (ROOT / "docs" / "planner.md").read_text(), re.M)
+    keys = Planner().model_dump()
+    thresholds = {f"thresholds.{name}": bound for name, bound in keys.pop("thresholds").items()}
+    assert {key: yaml.safe_load(value) for key, value in rows} == keys | thresholds
 
 
 def test_times_of_a_recipe():

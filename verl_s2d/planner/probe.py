@@ -27,7 +27,7 @@ def probe_result(probe: ProbePlan) -> dict[str, Any]:
     context, bounds = probe.plan.context, probe.plan.recipe.planner.thresholds
     scored = {role: node.stage.result(node, context.directory(node)) for role, node in probe.samples.items()}
     verdicts_of = {role: next(iter(result["per_problem"].values())) for role, result in scored.items()}
-    _require_success(probe, verdicts_of)
+    require_success(probe, verdicts_of)
     compared = {role: node.stage.result(context.directory(node)) for role, node in probe.pairs.items()}
     models = {
         role: label_use(verdicts_of[role]) | _responses(role, result, compared) for role, result in scored.items()
@@ -71,8 +71,12 @@ def _responses(role: str, result: Mapping[str, Any], compared: Mapping[str, Any]
     }
 
 
-def _require_success(probe: ProbePlan, verdicts_of: Mapping[str, Any]) -> None:
-    """Raise UserError if no model ever succeeds, or a model has no verdict at all."""
+def require_success(probe: ProbePlan, verdicts_of: Mapping[str, Any]) -> None:
+    """Raise UserError if no model ever succeeds, or a model has no verdict at all.
+
+    Args:
+        verdicts_of: role -> its `per_problem` of result.json.
+    """
     directory = probe.plan.context.directory(probe.samples[STUDENT]) / "generations.parquet"
     for role, problems in verdicts_of.items():
         if all(problem.get("unsettled", 0) == problem["samples"] for problem in problems):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from verl_s2d.planner.probe_verdicts import covered_share, percent, points
+from verl_s2d.planner.probe_verdicts import NOT, STANDS, covered_share, percent, points
 from verl_s2d.report.table_text import MISSING, Column, Table, as_text, words
 
 
@@ -81,7 +81,8 @@ def _answers(models: Mapping[str, Any], pairs: Mapping[str, Any]) -> list[str]:
     lines = [f"A label most often gives GRPO a gradient on: {best} ({percent(models[best]['mixed']['mean'])})."]
     for bridge in dict.fromkeys(found["bridge"] for found in pairs.values()):
         roles = [role for role, found in pairs.items() if found["bridge"] == bridge]
-        lines.append(f"Bridge {bridge}: {', '.join(roles)}.")
+        how = bridge if bridge in (STANDS, NOT) else f"stands {bridge}"
+        lines.append(f"The bridge {how}: {', '.join(roles)}.")
     return lines
 
 

@@ -78,7 +78,7 @@ def judge_pair(
         better and has no productive labels to become so, or shares too few likely tokens with the student.
     """
     shaped, weaker = _reward_shaped(role, found, productive, bounds)
-    overlap, mass, travel = _near(role, found, bounds)
+    overlap, mass, travel = _near(role, found, shaped.ok, bounds)
     hopeless = weaker or not (shaped.ok or productive) or not overlap.ok
     needed = [stage for stage, ok in (("1", shaped.ok), ("2a", mass.ok and travel.ok)) if not ok]
     bridge = NOT if hopeless else f"after {', '.join(needed)}" if needed else STANDS
@@ -100,26 +100,29 @@ def _reward_shaped(
     return ProbeVerdict(role, "C1", gap.warning is None, "gap_se", text), gap.weaker
 
 
-def _near(role: str, found: Mapping[str, Any], bounds: Thresholds) -> tuple[ProbeVerdict, ProbeVerdict, ProbeVerdict]:
-    """Judge C2 by overlap, common mass and travel."""
+def _near(
+    role: str, found: Mapping[str, Any], better: bool, bounds: Thresholds
+) -> tuple[ProbeVerdict, ProbeVerdict, ProbeVerdict]:
+    """Judge C2 by overlap, common mass and travel; `better` than the student, a teacher has points to transfer."""
     student, teacher, k = found["student_rollouts"], found["teacher_rollouts"], found["top_k"]
     shared, mass = student["overlap_ratio"]["mean"], student["student_mass_on_both"]["mean"]
     largest = f"the largest 1 % of tokens make up {percent(student['largest_1_percent'])} of the reverse KL"
     text = f"overlap@{k} on student rollouts {percent(shared)}"
     if shared < bounds.overlap:
-        text += f", below {percent(bounds.overlap)}: 2b would follow few tokens ({largest}); 2a first, then probe again"
+        text += f": 2b would follow tokens that the student hardly considers ({largest}); 2a first, then probe again"
     overlap = ProbeVerdict(role, "C2", shared >= bounds.overlap, "overlap", text)
 
     text = f"{percent(mass)} of the student's probability is on tokens likely to both"
     if mass < bounds.mass:
-        text += f", in good runs {percent(bounds.mass)}: {largest}, which dominate the gradient of 2b; 2a raises it"
+        text += f": the rest of 2b's gradient is on tokens unlikely to one of them ({largest}); 2a brings them nearer"
     common = ProbeVerdict(role, "C2", mass >= bounds.mass, "mass", text)
 
     way, covered = teacher["travel"], covered_share(teacher["travel"], bounds.travel)
     text = f"the teacher is at travel {way:.2f}, and {bounds.travel:g} transfers"
     if covered < 1:
-        gained = found["gap"]["mean"] * covered
-        text += f": {percent(covered)} of the way, about {points(gained)} points if accuracy is linear in travel"
+        text += f": {percent(covered)} of the way"
+        if better:
+            text += f", about {points(found['gap']['mean'] * covered)} points if accuracy is linear in travel"
     return overlap, common, ProbeVerdict(role, "C2", covered >= 1, "travel", text)
 
 

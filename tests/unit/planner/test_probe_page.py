@@ -96,10 +96,12 @@ def test_what_is_out_of_range_costs_something():
     _, (shaped, overlap, mass, travel) = judge_pair(
         "t", pair(gap=-0.2, overlap=0.2, mass=0.5, travel=0.6, largest=0.62), True, Thresholds()
     )
+    assert travel.text.endswith("50 % of the way"), "a weaker teacher has no points to transfer"
     assert "weaker than the student" in shaped.text and "delta" in shaped.text
     assert "62 % of the reverse KL" in overlap.text and "2a first" in overlap.text
-    assert "dominate the gradient" in mass.text
-    assert "50 % of the way, about -10.0 points" in travel.text
+    assert "unlikely to one of them" in mass.text
+    (*_, travel) = judge_pair("t", pair(travel=0.6), True, Thresholds())[1]
+    assert "50 % of the way, about +10.0 points" in travel.text
     assert covered_share(0.6, 0.3) == 0.5 and covered_share(0.1, 0.3) == 1.0
 
 
@@ -142,7 +144,7 @@ def test_the_page_has_every_model_every_pair_and_the_cost():
     assert [line.split(":")[0] for line in out] == ["- teacher_small, C1", "- teacher_small, C2"]
     assert out[0].endswith("(gap_se: 2)") and out[1].endswith("(travel: 0.3)")
     assert "A label most often gives GRPO a gradient on: teacher (61 %)." in lines
-    assert "Bridge stands: teacher." in lines and "Bridge does not stand: teacher_small." in lines
+    assert "The bridge stands: teacher." in lines and "The bridge does not stand: teacher_small." in lines
     assert "200 labels, 4,800 verifier calls, 1,234,567 sampled tokens, 34,567 tokens scored by teachers" in lines[-1]
 
 

@@ -10,6 +10,7 @@ from tests.support.workflow.project import write_chat_model, write_model, write_
 from verl_s2d.checks import check_plan
 from verl_s2d.checks.inputs.compared_models import check_compared
 from verl_s2d.errors import UserError
+from verl_s2d.planner.probe import require_success
 from verl_s2d.planner.probe_plan import check_probe, plan_probe
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.stages.planning import make_plan
@@ -109,3 +110,16 @@ def test_a_pair_that_does_not_fit_one_gpu(tmp_path, monkeypatch):
             check_compared(plan, plan.order)
         assert caught.value.key == key
     assert "GiB of weights on 16" in str(caught.value)
+
+
+def test_models_of_which_none_ever_succeeds_and_a_verifier_without_verdicts(tmp_path):
+    probe = planned(tmp_path)
+    wrong = [{"id": str(i), "correct": 0, "samples": 4} for i in range(8)]
+    right = [wrong[0] | {"correct": 1}, *wrong[1:]]
+    require_success(probe, {"student": wrong, "teacher": right})
+    with pytest.raises(UserError, match="none of 4 samples of 8 problems is right, by student, teacher") as caught:
+        require_success(probe, {"student": wrong, "teacher": wrong})
+    assert "generations.parquet" in caught.value.remedy
+    with pytest.raises(UserError, match="teacher a verdict") as caught:
+        require_success(probe, {"student": right, "teacher": [row | {"unsettled": 4} for row in wrong]})
+    assert caught.value.key == "verifier"
