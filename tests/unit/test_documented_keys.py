@@ -48,10 +48,15 @@ def test_keys_that_opd_and_warmup_share_have_the_same_default():
 
 
 def test_keys_of_the_planner():
-    rows = re.findall(r"^\| `planner\.([\w.]+)` \| (.+?) \|", (ROOT / "docs" / "planner.md").read_text(), re.M)
-    keys = Planner().model_dump()
-    thresholds = {f"thresholds.{name}": bound for name, bound in keys.pop("thresholds").items()}
-    assert {key: yaml.safe_load(value) for key, value in rows} == keys | thresholds
+    rows = re.findall(r"^\| `planner\.([\w.]+)` \| (.+?) \|", "\n".join(map(Path.read_text, DOCUMENTS)), re.M)
+    keys: dict[str, Any] = {}
+    for name, value in Planner().model_dump().items():
+        nested = isinstance(value, dict) and value
+        keys |= {f"{name}.{inner}": default for inner, default in value.items()} if nested else {name: value}
+    assert dict(rows).keys() == keys.keys()
+    assert {key: yaml.safe_load(value) for key, value in rows if not isinstance(keys[key], list)} == {
+        key: value for key, value in keys.items() if not isinstance(value, list)
+    }
 
 
 def test_times_of_a_recipe():
