@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from verl_s2d.planner.probe_verdicts import NOT, STANDS, covered_share, percent, points
+from verl_s2d.recipe.planner_settings import THRESHOLD_SOURCES, Thresholds
 from verl_s2d.report.table_text import MISSING, Column, Table, as_text, words
 
 
@@ -18,8 +19,9 @@ def probe_text(result: Mapping[str, Any]) -> str:
     out = [verdict for verdict in result["verdicts"] if not verdict["ok"]]
     parts.append("Out of range:" if out else "Everything is within the thresholds (planner.thresholds).")
     for verdict in out:
-        bound = result["thresholds"][verdict["key"]]
-        parts.append(f"- {verdict['subject']}, {verdict['what']}: {verdict['text']} ({verdict['key']}: {bound:g})")
+        parts.append(
+            f"- {verdict['subject']}, {verdict['what']}: {verdict['text']} ({_threshold(result, verdict['key'])})"
+        )
     parts += ["", *_answers(models, pairs), _cost(result["ledger"])]
     return as_text(*parts)
 
@@ -84,6 +86,13 @@ def _answers(models: Mapping[str, Any], pairs: Mapping[str, Any]) -> list[str]:
         how = bridge if bridge in (STANDS, NOT) else f"stands {bridge}"
         lines.append(f"The bridge {how}: {', '.join(roles)}.")
     return lines
+
+
+def _threshold(result: Mapping[str, Any], key: str) -> str:
+    """Write a threshold as its key, and the source of its default where it has that value."""
+    bound = result["thresholds"][key]
+    chosen = bound != getattr(Thresholds(), key)
+    return f"{key}: {bound:g}, {'chosen here' if chosen else THRESHOLD_SOURCES[key]}"
 
 
 def _cost(ledger: Mapping[str, Any]) -> str:

@@ -33,6 +33,17 @@ class Thresholds(Section):
     """Distance sqrt(KL a token) up to which distillation transfers: the median of .20 to .36 in arXiv 2609.32722."""
 
 
+THRESHOLD_SOURCES = {
+    "gap_se": "ours",
+    "mixed": "ours",
+    "parse_rate": "ours",
+    "overlap": "ours, for the metric of arXiv 2604.13016",
+    "mass": "arXiv 2604.13016",
+    "travel": "arXiv 2609.32722",
+}
+"""Where the default of each threshold comes from."""
+
+
 class Planner(Section):
     """Settings of `verl-s2d probe` and `verl-s2d pilot`; no row reads them."""
 

@@ -8,7 +8,7 @@ import pytest
 
 from verl_s2d.planner.probe_page import probe_text
 from verl_s2d.planner.probe_verdicts import NOT, STANDS, covered_share, judge_model, judge_pair
-from verl_s2d.recipe.planner_settings import Thresholds
+from verl_s2d.recipe.planner_settings import THRESHOLD_SOURCES, Thresholds
 
 
 def value(mean, stderr=0.01):
@@ -142,7 +142,11 @@ def test_the_page_has_every_model_every_pair_and_the_cost():
     assert of_teacher.endswith("stands")
     out = [line for line in lines if line.startswith("- ")]
     assert [line.split(":")[0] for line in out] == ["- teacher_small, C1", "- teacher_small, C2"]
-    assert out[0].endswith("(gap_se: 2)") and out[1].endswith("(travel: 0.3)")
+    assert out[0].endswith("(gap_se: 2, ours)") and out[1].endswith("(travel: 0.3, arXiv 2609.32722)")
+    chosen = result()
+    chosen["thresholds"]["travel"] = 0.25
+    assert "(travel: 0.25, chosen here)" in probe_text(chosen)
+    assert THRESHOLD_SOURCES.keys() == Thresholds.model_fields.keys()
     assert "A label most often gives GRPO a gradient on: teacher (61 %)." in lines
     assert "The bridge stands: teacher." in lines and "The bridge does not stand: teacher_small." in lines
     assert "200 labels, 4,800 verifier calls, 1,234,567 sampled tokens, 34,567 tokens scored by teachers" in lines[-1]
