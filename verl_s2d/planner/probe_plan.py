@@ -20,7 +20,7 @@ from verl_s2d.stages.problem_inputs import template_settings
 from verl_s2d.stages.row_settings import sampler_operations
 from verl_s2d.teachers.router import TEACHER
 from verl_s2d.verifiers.registry import can_extract
-from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.graph import Node, build_order
 from verl_s2d.workflow.plan import Plan, Row, default_run_dir
 from verl_s2d.workflow.stage import Context
 
@@ -97,7 +97,9 @@ def plan_probe(recipe: Recipe, *, run_dir: Path | None = None, seeds: Sequence[i
     samples = {role: builder.samples(role) for role in (STUDENT, *roles)}
     pairs = {role: builder.compare(role, samples[STUDENT], samples[role]) for role in roles}
     context = Context(run_dir.resolve() if run_dir else default_run_dir(recipe), recipe.cluster.on(device), device)
-    rows = [Row(f"probe of {node.name}", seed, node) for node in (*samples.values(), *pairs.values())]
+    # `gc` keeps the target of every row, so models that a script has made stay, although no row of the recipe reads them.
+    nodes = build_order([*samples.values(), *pairs.values()])
+    rows = [Row(f"probe of {node.name}", seed, node) for node in nodes]
     return ProbePlan(Plan(sampled, rows, context), samples, pairs)
 
 

@@ -33,6 +33,7 @@ def test_every_model_reads_the_same_labels_and_every_pair_the_samples_of_both(tm
     assert pair.inputs["student_samples"] is probe.samples["student"]
     assert pair.inputs["teacher_samples"] is probe.samples["teacher_small"]
     assert len(probe.plan.order) == 6, "one node for the slices, three for samples, two for pairs"
+    assert {row.target for row in probe.plan.rows} == set(probe.plan.order), "gc keeps all of them"
 
 
 def test_the_sample_is_a_part_of_the_labels_that_rows_read(tmp_path):
