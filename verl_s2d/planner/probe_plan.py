@@ -97,7 +97,7 @@ def plan_probe(recipe: Recipe, *, run_dir: Path | None = None, seeds: Sequence[i
     samples = {role: builder.samples(role) for role in (STUDENT, *roles)}
     pairs = {role: builder.compare(role, samples[STUDENT], samples[role]) for role in roles}
     context = Context(run_dir.resolve() if run_dir else default_run_dir(recipe), recipe.cluster.on(device), device)
-    # `gc` keeps the target of every row, so models that a script has made stay, although no row of the recipe reads them.
+    # `gc` keeps the target of every row: models that a script has made stay, though no row of the recipe reads them.
     nodes = build_order([*samples.values(), *pairs.values()])
     rows = [Row(f"probe of {node.name}", seed, node) for node in nodes]
     return ProbePlan(Plan(sampled, rows, context), samples, pairs)
