@@ -207,8 +207,8 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    from verl_s2d.report.by_row.row_models import export_model, serve_command
     from verl_s2d.report.inputs import finished_rows, found_rows
-    from verl_s2d.report.row_models import export_model, serve_command
 
     seeds = None if options.seed is None else [options.seed]
     if options.recipe.is_dir():
@@ -293,8 +293,8 @@ def _init(options: argparse.Namespace) -> int:
 
 def _write_report(plan: Plan | None, options: argparse.Namespace) -> int:
     """Write and print the report of a plan's rows; without a plan, of all rows found in the run directory."""
+    from verl_s2d.report.by_row.row_models import model_words
     from verl_s2d.report.inputs import finished_rows, found_rows, recorded_facts, report_of
-    from verl_s2d.report.row_models import model_words
     from verl_s2d.report.story import ranking
     from verl_s2d.report.write import Facts
 

@@ -56,10 +56,11 @@ def whole_report(
     word: str = "",
     *,
     sets: Sequence[str] = ("math", "aime"),
-    rows: Sequence[str] = ("cold", "direct", "bridge", "half"),
+    rows: Sequence[str] = ("cold-student", "direct-grpo", "bridge", "half"),
     seeds: Sequence[int] = (0,),
     steps: int = 40,
     alarms: bool = True,
+    published: bool = True,
 ) -> Report:
     """A report with every section; `word` is part of every text that a recipe, its data or its models decide."""
     return build_report(
@@ -68,7 +69,7 @@ def whole_report(
             f"recipe{word}",
             about={"student": f"model{word}", "teacher": f"model{word}"},
             command=f"verl-s2d run recipe{word}.yaml",
-            published={f"{rows[-1]}{word}": {f"{name}{word}": 61.5 for name in sets}},
+            published={f"{rows[-1]}{word}": {f"{name}{word}": 61.5 for name in sets}} if published else {},
         ),
     )
 

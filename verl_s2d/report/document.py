@@ -8,8 +8,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from verl_s2d.report import tables
-from verl_s2d.report.flow import flow_line
-from verl_s2d.report.plots import Plot, accuracy_plot, cost_plot, differences_plot, panel_plot
+from verl_s2d.report.by_row.flow import flow_line
+from verl_s2d.report.plots import (
+    MOST_RAW,
+    Plot,
+    accuracy_plot,
+    cost_plot,
+    differences_plot,
+    in_order_of_method,
+    panel_plot,
+)
 from verl_s2d.report.story import story
 from verl_s2d.report.table_text import Table, as_markdown, as_text, escaped
 from verl_s2d.stages.shared.panels import PANELS
@@ -64,6 +72,8 @@ def document(data: Mapping[str, Any]) -> list[Section]:
     if sources:
         sections.append(Section("Accuracy by data source", sources, in_terminal=True))
     sections.append(Section("Answers", [tables.answers_table(data, name) for name in data["sets"]]))
+    if data["examples"]:
+        sections.append(Section("Problems gained and lost", [tables.examples_table(data)]))
     for part in dict.fromkeys(panel.part for panel in PANELS):
         plots = [
             plot
@@ -109,7 +119,7 @@ def markdown(data: Mapping[str, Any], sections: Sequence[Section], *, plots: str
 
 def _trained(data: Mapping[str, Any]) -> list[str]:
     """Name the stages that have curves; a stage has the same colour in all plots."""
-    return list(dict.fromkeys(stage["name"] for stage in data["stages"] if stage["curves"]))
+    return list(dict.fromkeys(s["name"] for s in in_order_of_method(data["stages"]) if s["curves"]))
 
 
 def _how_to_read_flows(data: Mapping[str, Any]) -> str:
@@ -122,22 +132,38 @@ def _how_to_read_flows(data: Mapping[str, Any]) -> str:
 
 def _how_to_read(data: Mapping[str, Any]) -> str:
     seeds = " One line per seed." if len(data["seeds"]) > 1 else ""
-    return f"Metrics over the steps of each stage; the legend shows the first and the last value.{seeds}"
+    return (
+        "Metrics over the steps of each stage: thick lines are the moving mean over a tenth of the curve, thin ones "
+        f"the values as logged (up to {MOST_RAW} lines). The legend has the first and the last value as logged.{seeds}"
+    )
 
 
 def _facts(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     run = data["run"]
     facts = [("recipe", run["recipe"]), *run["about"].items()]
     facts += [("seeds", ", ".join(map(str, data["seeds"]))), ("evaluation", _sampling(run["sampling"]))]
-    facts += [("began", _time(run["began"])), ("ended", _time(run["ended"]))]
+    facts.append(("hardware", machines_text(run["machines"])))
+    facts += [("began", time_text(run["began"])), ("ended", time_text(run["ended"]))]
     facts.append(("versions", ", ".join(f"{name} {' and '.join(found)}" for name, found in run["versions"].items())))
     facts.append(("models", ", ".join(link for links in run["models"].values() for link in links)))
     return [(name, text) for name, text in [*facts, ("repeat", run["command"])] if text]
+
+
+def machines_text(machines: Sequence[Mapping[str, Any]]) -> str:
+    """Describe the machines of a run: `8 x NVIDIA H200; 16 cores of AMD EPYC, 128 GiB`."""
+    return "; or ".join(_machine(machine) for machine in machines)
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    gpus = f"{machine['gpus']} x {machine['gpu'] or 'GPU'}; " if machine["gpus"] else ""
+    cpu = f" of {machine['cpu']}" if machine["cpu"] else ""
+    return f"{gpus}{machine['cores']} cores{cpu}, {machine['memory_gib']:.0f} GiB"
 
 
 def _sampling(sampling: Mapping[str, Sequence[Any]]) -> str:
     return ", ".join(f"{key} {' and '.join(map(str, values))}" for key, values in sampling.items())
 
 
-def _time(seconds: float | None) -> str:
+def time_text(seconds: float | None) -> str:
+    """Write a time in UTC; empty for None."""
     return "" if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"

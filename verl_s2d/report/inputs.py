@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from verl_s2d.errors import UserError
 from verl_s2d.recipe.method_rows import METHOD_ROWS, ROUTED_ROWS
 from verl_s2d.recipe.pass_at_k import mean_pass_at
 from verl_s2d.recipe.rows import ROWS
+from verl_s2d.report.by_row.examples import read_answers
+from verl_s2d.report.by_row.row_models import link_models
+from verl_s2d.report.by_row.stage_entries import part_in_flow
 from verl_s2d.report.curves import curves_of
-from verl_s2d.report.row_models import link_models
 from verl_s2d.report.row_results import Match, RowResult
-from verl_s2d.report.stage_entries import part_in_flow
 from verl_s2d.report.write import Facts, Report, build_report
 from verl_s2d.workflow import attempts
 from verl_s2d.workflow.graph import MATCHED, stage_label
@@ -141,9 +143,9 @@ class _Stages:
         target = self._manifest("evaluate", evaluation)
         behind = self._lineage(target)
         ledger = _spent(behind)
-        return RowResult(
-            name, seed, self._result(target), ledger, [self._entry(m) for m in behind], self._match(target, ledger)
-        )
+        entries = [self._entry(manifest) for manifest in behind]
+        answers = partial(read_answers, self._directory(target) / "generations.parquet")
+        return RowResult(name, seed, self._result(target), ledger, entries, self._match(target, ledger), answers)
 
     def _lineage(self, target: Manifest) -> list[Manifest]:
         """List a stage and its ancestors, inputs before users, without those that only set its stopping budget."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from verl_s2d.report.document import Section
-from verl_s2d.report.flow import cost_lines
+from verl_s2d.report.by_row.flow import cost_lines
+from verl_s2d.report.document import Section, machines_text, time_text
+
+_MINUS = re.compile(r"(?<= )-(?= )|(?<![^\s(])-(?=\d)")
+"""A dash between words, or before a number that begins a word."""
 
 
 def page(data: Mapping[str, Any], sections: Sequence[Section], drawn: Mapping[str, str]) -> str:
@@ -39,11 +43,14 @@ def page(data: Mapping[str, Any], sections: Sequence[Section], drawn: Mapping[st
 
 def typeset(text: str) -> str:
     """Replace ASCII stand-ins by the mathematical signs."""
-    return text.replace("+-", "±").replace(" - ", " − ").replace(" to -", " to −").replace("||", "‖")
+    return _MINUS.sub("−", text.replace("+-", "±").replace("||", "‖"))
 
 
 def _summary(data: Mapping[str, Any]) -> str:
     counts = {"row": "rows", "seed": "seeds", "evaluation set": "sets", "stage": "stages"}
     named = [(len(data[key]), name) for name, key in counts.items()]
     words = [f"{count} {name}{'' if count == 1 else 's'}" for count, name in named if count]
-    return f"{', '.join(words)}, {data['run']['seconds'] / 60:,.1f} minutes of stages."
+    run = data["run"]
+    text = f"{', '.join(words)}, {run['seconds'] / 60:,.1f} minutes of stages."
+    where = f"On {machines_text(run['machines'])}." if run["machines"] else ""
+    return " ".join(filter(None, (text, where, run["ended"] and f"Ended {time_text(run['ended'])}.")))

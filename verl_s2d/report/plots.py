@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from verl_s2d.recipe.method_rows import TEACHER_ROWS
-from verl_s2d.report.curves import thin
+from verl_s2d.report.curves import moving_mean, thin
+from verl_s2d.report.table_text import shortened
 from verl_s2d.workflow.metric_table import Panel
 
 WIDTH, LINE = 4.4, 0.19
 """Inches: width of a plot; height of a line of its legend."""
+MOST_RAW = 12
+"""Lines of a plot that are drawn as logged beside their means; more would hide each other."""
 INK, GRID, PAPER = "#24292f", "#d8dee4", "#ffffff"
-SERIES = ("#2866b1", "#b8501c", "#27794a", "#7a4fb3", "#c2267f", "#0d7680", "#8f6a0f", "#5b6774")
+SERIES = ("#2866b1", "#b8501c", "#27794a", "#c2267f", "#5b6774", "#7a4fb3", "#0d7680", "#8f6a0f")
 ACCENT = SERIES[0]
 
 
@@ -55,7 +58,8 @@ class Plot:
 
 
 def accuracy_plot(data: Mapping[str, Any], set_name: str) -> Plot:
-    """Plot a bar per row with its standard error, a dot per seed, a diamond for a published result."""
+    """Plot a bar per row with its standard error, a dot per seed, a diamond for a published result. Teachers have
+    another colour."""
     rows = [row for row in data["rows"] if row["sets"][set_name] is not None]
     published = [row["published"].get(set_name) for row in rows]
     unit = f"avg@{'/'.join(map(str, data['samples']))} (%)"
@@ -65,7 +69,7 @@ def accuracy_plot(data: Mapping[str, Any], set_name: str) -> Plot:
         for place, (row, other) in enumerate(zip(rows, published, strict=True)):
             values = row["sets"][set_name]
             mean, error = 100 * values["avg"], 100 * (values["stderr"] or 0.0)
-            axes.barh(place, mean, 0.62, color=ACCENT)
+            axes.barh(place, mean, 0.62, color=SERIES[4] if row["name"] in TEACHER_ROWS else ACCENT)
             axes.errorbar(mean, place, xerr=error, color=INK, elinewidth=1.2, capsize=3)
             seeds = [100 * seed["avg"] for seed in values["per_seed"]]
             if len(seeds) > 1:
@@ -84,7 +88,7 @@ def accuracy_plot(data: Mapping[str, Any], set_name: str) -> Plot:
             axes.annotate(f"{mean:.1f}", (where, place), (6, 0), color=colour, **near)
             if other is not None:
                 axes.annotate(f"{other:.1f}", (reach, place), (8, 0), color=SERIES[1], **near)
-        axes.set_yticks(range(len(rows)), [_short(row["name"], 32) for row in rows])
+        axes.set_yticks(range(len(rows)), [shortened(row["name"], 32) for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(0, top)
         axes.set_xlabel(unit)
@@ -118,7 +122,7 @@ def cost_plot(data: Mapping[str, Any], set_name: str) -> Plot | None:
             axes.errorbar(cost, 100 * values["avg"], yerr=error, color=colour, elinewidth=1, capsize=2)
             axes.plot(cost, 100 * values["avg"], shape, ms=7, color=colour)
             label = f"{row['name']}: {100 * values['avg']:.1f} % at {cost:,.3g}"
-            handles.append(_mark(shape, colour, 7, _short(label, 56), filled=True))
+            handles.append(_mark(shape, colour, 7, shortened(label, 56), filled=True))
         axes.set_xlim(0, 1.08 * max(*costs, 1e-9))
         axes.set_xlabel(unit)
         axes.set_ylabel(f"avg@{'/'.join(map(str, data['samples']))} (%)")
@@ -149,7 +153,7 @@ def differences_plot(data: Mapping[str, Any], set_name: str, most: int = 15) -> 
             if len(seeds) > 1:
                 axes.plot(seeds, [place] * len(seeds), "o", ms=4, mfc=PAPER, mec=INK, mew=1)
             axes.plot(100 * pair["mean"], place, "o", ms=6, color=ACCENT)
-        axes.set_yticks(range(len(pairs)), [_short(name, 36) for name in names])
+        axes.set_yticks(range(len(pairs)), [shortened(name, 36) for name in names])
         axes.set_ylim(len(pairs) - 0.4, -0.6)
         axes.set_xlabel("percentage points")
         _finish(figure, axes, "x", [_mark("o", INK, 4, "a seed")] if len(data["seeds"]) > 1 else [])
@@ -161,13 +165,18 @@ def differences_plot(data: Mapping[str, Any], set_name: str, most: int = 15) -> 
     return Plot(name, title, f"Percentage points: {about}.", 0.6 + 0.22 * len(pairs) + extra, draw)
 
 
+def in_order_of_method(stages: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Sort stages by their place in the method; equal ones stay in the order of their start."""
+    return sorted(stages, key=lambda stage: stage["place"])
+
+
 def panel_plot(data: Mapping[str, Any], panel: Panel, trained: Sequence[str]) -> Plot | None:
     """Plot a line per stage, seed and series of the panel; None if no stage has one.
 
     Args:
         trained: names of the stages that have curves. A stage has the same colour in all plots if colours suffice.
     """
-    stages = [stage for stage in data["stages"] if panel.name in stage["curves"]]
+    stages = in_order_of_method(stage for stage in data["stages"] if panel.name in stage["curves"])
     if not stages:
         return None
     several = len(data["seeds"]) > 1
@@ -182,7 +191,8 @@ def panel_plot(data: Mapping[str, Any], panel: Panel, trained: Sequence[str]) ->
     }
 
     # Many lines in one plot need no detail, and the page has to stay small.
-    most = max(40, 1600 // sum(map(len, lines.values())))
+    count = sum(map(len, lines.values()))
+    most = max(40, 1600 // count)
 
     def draw(figure: Any) -> None:
         axes, handles = figure.add_subplot(), []
@@ -193,9 +203,13 @@ def panel_plot(data: Mapping[str, Any], panel: Panel, trained: Sequence[str]) ->
                 dashes = ("-", "--", ":", "-.")[(number + place // len(SERIES)) % 4]
                 style = {"color": SERIES[place % len(SERIES)], "linestyle": dashes, "lw": 1.0 if several else 1.5}
                 marker = "o" if len(curve["steps"]) < 3 else None
-                steps, values = thin(curve["steps"], curve["values"], most)
-                drawn = axes.plot(steps, values, marker=marker, ms=4, **style)
-            drawn[0].set_label(_short(labels[label], 56))
+                mean = moving_mean(curve["values"])
+                if mean is not None and count <= MOST_RAW:
+                    raw = thin(curve["steps"], curve["values"], most)
+                    axes.plot(*raw, color=style["color"], lw=0.7, alpha=0.35)
+                line = thin(curve["steps"], curve["values"] if mean is None else mean, most)
+                drawn = axes.plot(*line, marker=marker, ms=4, **style)
+            drawn[0].set_label(shortened(labels[label], 56))
             handles.append(drawn[0])
         axes.set_xlabel("step of the stage")
         axes.set_ylabel(panel.unit)
@@ -213,11 +227,6 @@ def _ends(curves: Sequence[Sequence[float]]) -> str:
     """Write the first and the last value; means over several seeds."""
     first, last = (sum(values[end] for values in curves) / len(curves) for end in (0, -1))
     return f"{first:.3g} → {last:.3g}".replace("-", "−")
-
-
-def _short(text: str, most: int) -> str:
-    """Shorten text in the middle, so that it leaves room for the plot."""
-    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2 - 1) :]}"
 
 
 def _mark(shape: str, colour: str, size: float, label: str, *, filled: bool = False) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -32,8 +32,9 @@ class RowResult:
             updates, seconds.
         stages: the stages it is built from, inputs before users, each with kind, name (which may end in "(seed N)"),
             digest, seconds and updates; if known attempts, began and ended (epoch seconds), versions (package ->
-            version), machine, curves (`curves.curves_of`), alarms (step, text) and `stage_entries.part_in_flow`.
+            version), machine, curves (`curves.curves_of`), alarms (step, text) and `by_row.stage_entries.part_in_flow`.
         matched: budget of a row that stops at the consumption of another one.
+        answers: given a set and ids of problems, reads their samples (rows of generations.parquet); None: not stored.
     """
 
     name: str
@@ -42,6 +43,7 @@ class RowResult:
     ledger: Mapping[str, Any]
     stages: Sequence[Mapping[str, Any]] = ()
     matched: Match | None = None
+    answers: Callable[[str, Sequence[str]], Sequence[Mapping[str, Any]]] | None = None
 
 
 def summarise_row(name: str, members: Sequence[RowResult], sets: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from verl_s2d.recipe.method_rows import TEACHER_ROWS
-from verl_s2d.report.gains import COLD, DIRECT
+from verl_s2d.report.by_row.gains import COLD, DIRECT
 
 
 def story(data: Mapping[str, Any]) -> list[str]:
@@ -16,9 +16,7 @@ def story(data: Mapping[str, Any]) -> list[str]:
     rows = {row["name"]: row for row in data["rows"] if row["sets"][set_name]}
     if not (trained := ranking(data)):
         return []
-    best, *others = trained
-    # Where direct GRPO is best itself, the next row is the one to compare it with.
-    other = rows.get(DIRECT) if best["name"] != DIRECT else next(iter(others), None)
+    best, other = trained[0], _opponent(data)
     if other is None and COLD not in rows:
         return []
     told = [_best(best, len(trained), rows.get(COLD), data)]
@@ -31,6 +29,22 @@ def story(data: Mapping[str, Any]) -> list[str]:
     if len(data["seeds"]) == 1:
         told.append("This is one seed: how much results vary between seeds is not in any of these numbers.")
     return told
+
+
+def compared(data: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Name the best row and the one to compare it with: DIRECT, or else COLD; None where there is neither."""
+    trained, names = ranking(data), [row["name"] for row in data["rows"]]
+    if not trained or ((other := _opponent(data)) is None and COLD not in names):
+        return None
+    return trained[0]["name"], other["name"] if other else COLD
+
+
+def _opponent(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Find direct GRPO, or the second best row where it is the best itself."""
+    best, *others = ranking(data)
+    if best["name"] == DIRECT:
+        return next(iter(others), None)
+    return next((row for row in others if row["name"] == DIRECT), None)
 
 
 def ranking(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:

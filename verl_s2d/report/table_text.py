@@ -55,6 +55,19 @@ def words(*names: str) -> list[Column]:
     return [Column(name, numeric=False) for name in names]
 
 
+def count_text(value: float) -> str:
+    """Write a count: `123,456`, from ten million on `12.35 M` or `1.20 G`."""
+    for size, unit in ((1e9, "G"), (1e6, "M")):
+        if value >= max(size, 1e7):
+            return f"{value / size:.2f} {unit}"
+    return f"{value:,.0f}"
+
+
+def shortened(text: str, most: int) -> str:
+    """Shorten text in the middle."""
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2 - 1) :]}"
+
+
 def as_text(*parts: str | Table) -> str:
     """Join paragraphs and tables for standard output; captions of tables are left out.
 

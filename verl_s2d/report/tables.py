@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from verl_s2d.report.flow import flow_line
-from verl_s2d.report.table_text import MISSING, Column, Table, words
+from verl_s2d.report.by_row.flow import flow_line
+from verl_s2d.report.table_text import MISSING, Column, Table, count_text, shortened, words
 
 
 def rows_table(data: Mapping[str, Any]) -> Table:
@@ -22,12 +22,12 @@ def rows_table(data: Mapping[str, Any]) -> Table:
         "verifier_calls": "verifier calls",
         "unsettled_calls": "without a verdict",
         "sampled_tokens": "sampled tokens",
-        "teacher_scored_tokens": "teacher-scored tokens",
+        "teacher_scored_tokens": "scored tokens",
         "updates": "updates",
     }
     if not any(row["ledger"]["unsettled_calls"] for row in data["rows"]):
         del ledger["unsettled_calls"]
-    columns += map(Column, (*ledger.values(), "minutes"))
+    columns += map(Column, (*ledger.values(), "min"))
     lines = []
     for row in data["rows"]:
         line = [row["name"]]
@@ -35,7 +35,7 @@ def rows_table(data: Mapping[str, Any]) -> Table:
             line.append(_accuracy(row["sets"][name]))
             if name in published:
                 line.append(f"{row['published'][name]:.1f}" if name in row["published"] else MISSING)
-        line += [f"{row['ledger'][key]:,.0f}" for key in ledger]
+        line += [count_text(row["ledger"][key]) for key in ledger]
         lines.append([*line, f"{row['ledger']['seconds'] / 60:.1f}"])
     flows = [flow_line(row["flow"], data["sets"][0]) for row in data["rows"]]
     return Table(_rows_caption(data, bool(published)), columns, lines, flows if any(flows) else ())
@@ -170,6 +170,30 @@ def answers_table(data: Mapping[str, Any], set_name: str) -> Table:
     return Table(caption, columns, lines)
 
 
+def examples_table(data: Mapping[str, Any]) -> Table:
+    """Make a line per problem that the best row gained or lost, with the answers of both rows side by side."""
+    names = list(data["examples"][0]["answers"]) if data["examples"] else []
+    columns = [*words("problem"), Column("prompt", False, wide=True), *words("truth")]
+    columns += [Column(name, False, wide=True) for name in names]
+    lines = [
+        [
+            f"{example['kind']}: {shortened(example['id'], 24)}",
+            example["prompt"],
+            shortened(example["ground_truth"], 60),
+            *(
+                f"{answer['right']} of {answer['of']} right: {answer['response']}"
+                for answer in example["answers"].values()
+            ),
+        ]
+        for example in data["examples"]
+    ]
+    caption = (
+        "Problems on which the two rows differ most: what the first gained, then what it lost. Of its samples a row "
+        "shows a right one where it is ahead, and a wrong one where it is behind."
+    )
+    return Table(caption, columns, lines)
+
+
 def stages_table(data: Mapping[str, Any]) -> Table:
     """Make a line per stage: its time, updates and the rows it served."""
     stages, many_seeds = data["stages"], len(data["seeds"]) > 1
@@ -210,8 +234,8 @@ def _rows_caption(data: Mapping[str, Any], published: bool) -> str:
     others = " Published are the results that the recipe names." if published else ""
     return (
         f"Seeds: {_list(data['seeds'])}. {_over(data)}, in percent{each}.{others} Labels are problems whose answers "
-        "were read. Labels, calls, tokens, updates and minutes are those of all stages behind a row but its "
-        f"evaluation, work repeated after a crash included{means}."
+        "were read, scored tokens those that a teacher scored. Labels, calls, tokens, updates and minutes are those of "
+        f"all stages behind a row but its evaluation, work repeated after a crash included{means}."
     )
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verl_s2d.data.files import write_json, written_whole
-from verl_s2d.report.flow import PART_IN_FLOW, flows_of
-from verl_s2d.report.gains import gains_of
+from verl_s2d.report.by_row.examples import examples_of
+from verl_s2d.report.by_row.flow import PART_IN_FLOW, flows_of, lanes_of, method_place
+from verl_s2d.report.by_row.gains import gains_of
 from verl_s2d.report.row_results import RowResult, compare, summarise_row
+from verl_s2d.report.story import compared
 
 if TYPE_CHECKING:
     from verl_s2d.report.document import Section
@@ -130,6 +132,7 @@ def build_report(rows: Sequence[RowResult], facts: Facts | None = None) -> Repor
             for alarm in stage.pop("alarms")
         ],
     }
+    data["examples"] = _examples(data, rows)
     return Report(printable(data))
 
 
@@ -149,8 +152,10 @@ def _write(path: Path, text: str) -> None:
 
 
 def _stages(rows: Sequence[RowResult]) -> list[dict[str, Any]]:
-    """List every stage once, with the rows and seeds it served, in order of its start where that is known."""
+    """List every stage once, with the rows and seeds it served, in order of its start where that is known; `place` is
+    its place in the method."""
     stages: dict[str, dict[str, Any]] = {}
+    lanes = {digest: lane for row in rows for digest, lane in lanes_of(row).items()}
     for row in rows:
         for given in row.stages:
             name = given["name"].removesuffix(f" (seed {row.seed})")
@@ -158,8 +163,10 @@ def _stages(rows: Sequence[RowResult]) -> list[dict[str, Any]]:
                 "attempts": 1,
                 **dict.fromkeys(("began", "ended", "until")),
                 "versions": {},
+                "machine": {},
                 "curves": {},
                 "alarms": [],
+                "place": method_place(given, lanes),
             }
             kept = {key: value for key, value in given.items() if key not in PART_IN_FLOW}
             stage = stages.setdefault(given["digest"], {**empty, **kept, "name": name, "rows": [], "seeds": []})
@@ -169,9 +176,24 @@ def _stages(rows: Sequence[RowResult]) -> list[dict[str, Any]]:
     return sorted(stages.values(), key=lambda stage: stage["began"] or 0.0)
 
 
+def _examples(data: Mapping[str, Any], rows: Sequence[RowResult]) -> list[dict[str, Any]]:
+    """List problems that the best row gained and lost, in the first seed that has both rows."""
+    if (names := compared(data)) is None:
+        return []
+    set_name = data["sets"][0]
+    for seed in data["seeds"]:
+        pair = [next((row for row in rows if (row.name, row.seed) == (name, seed)), None) for name in names]
+        if all(row is not None and set_name in row.result["sets"] for row in pair):
+            return examples_of(*pair, set_name)
+    return []
+
+
 def _run(facts: Facts, rows: Sequence[RowResult], stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
     versions: dict[str, list[str]] = {}
+    machines: list[dict[str, Any]] = []
     for stage in stages:
+        machine = stage.pop("machine")
+        machines += [machine] if machine and machine not in machines else []
         for package, version in stage.pop("versions").items():
             if version not in versions.setdefault(package, []):
                 versions[package].append(version)
@@ -188,6 +210,7 @@ def _run(facts: Facts, rows: Sequence[RowResult], stages: Sequence[dict[str, Any
         "models": {name: list(links) for name, links in facts.models.items()},
         "sampling": sampling,
         "versions": versions,
+        "machines": machines,
         "began": min(times, default=None),
         "ended": max(times, default=None),
         "seconds": sum(stage["seconds"] for stage in stages),

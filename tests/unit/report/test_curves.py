@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 
-from verl_s2d.report.curves import curves_of, thin
+import pytest
+
+from verl_s2d.report.curves import curves_of, moving_mean, thin
 from verl_s2d.stages.shared.panels import PANELS
 from verl_s2d.workflow.watch.metric_logs import read_metrics
 
@@ -54,3 +56,12 @@ def test_thinned_curves_keep_their_spikes_and_ends():
 def test_panels_have_names_of_their_own():
     names = [panel.name for panel in PANELS]
     assert len(set(names)) == len(names)
+
+
+def test_a_moving_mean_is_the_mean_of_a_tenth():
+    values = [float(n % 7) for n in range(60)]
+    smooth = moving_mean(values)
+    # Three points on each side; at the ends those that are there.
+    assert smooth[30] == pytest.approx(sum(values[27:34]) / 7) and smooth[0] == pytest.approx(sum(values[:4]) / 4)
+    assert len(smooth) == 60 and smooth[-1] == pytest.approx(sum(values[-4:]) / 4)
+    assert moving_mean(values[:19]) is None and moving_mean([2.5] * 20) == [2.5] * 20

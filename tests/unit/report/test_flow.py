@@ -7,7 +7,7 @@ import pytest
 from tests.support.report_rows import ledger, markdown_of, result
 from tests.support.workflow.project import SimulatedStages, write_project
 from verl_s2d.recipe.load import load_recipe
-from verl_s2d.report.flow import flow_line
+from verl_s2d.report.by_row.flow import flow_line
 from verl_s2d.report.inputs import finished_rows, found_rows
 from verl_s2d.report.write import RowResult, build_report
 from verl_s2d.stages.planning import make_plan

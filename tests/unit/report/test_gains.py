@@ -23,9 +23,13 @@ def entry(
             "symbol": symbol,
             "teachers": {"teacher": teacher} if teacher else {},
             "spent": spent,
-            "machine": {"gpus": gpus},
+            "machine": machine(gpus),
         },
     }
+
+
+def machine(gpus: int) -> dict:
+    return {"device": "cuda", "gpus": gpus, "gpu": "NVIDIA H200", "cpu": "AMD EPYC", "cores": 16, "memory_gib": 128.4}
 
 
 def row(name: str, right: tuple[int, ...], stages=(), *, seed: int = 0, **spent) -> RowResult:
@@ -74,6 +78,7 @@ def test_gpu_hours_are_wall_time_times_gpus():
     assert bridge["gains"]["eval"]["per_gpu_hour"] == 0.375 / 8
     assert "| row | points gained | per 1,000 verifier calls | per GPU-hour |" in markdown_of(report)
     assert "GPU-hours" in next(p.about for s in report.sections for p in s.plots if p.name == "cost-0")
+    assert "8 x NVIDIA H200; 16 cores of AMD EPYC, 128 GiB\n" in markdown_of(report)
     unknown = rows(gpus=8)
     unknown[1].stages[0]["machine"] = {}
     assert build_report(unknown).data["rows"][1]["gpu_hours"] is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def colours(image: Image.Image, box: list[float]) -> set[tuple[int, int, int]]:
     return {colour for _, colour in part.getcolors(maxcolors=part.width * part.height)}
 
 
-@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("width", [1400, 400])
 @pytest.mark.parametrize("name", ["plain", "seeds", "hostile"])
 def test_the_window_is_wide_enough(browser, reports, name, width):
     browser.open(reports[name], width=width)
@@ -96,12 +97,40 @@ def test_every_section_and_plot_is_drawn(browser, reports, scheme):
     paper = image.getpixel((2, 2))
     assert (min(paper) > 240) if scheme == "light" else (max(paper) < 60)
     sections, plots = (browser.evaluate(BOXES % selector) for selector in ("section", "figure img"))
-    assert len(sections) == 10 and len(plots) >= 15
+    assert len(sections) == 13 and len(plots) >= 15
     for box in [*sections, *plots]:
         assert box[2] - box[0] > 250 and box[3] - box[1] > 60
         seen = colours(image, box)
         assert len(seen) > 20, box
         assert (0, 0, 0) not in seen, "what has no colour of the page is drawn black"
+
+
+@pytest.mark.parametrize("width", [1400, 400])
+def test_a_plot_is_enlarged_and_closed_again(browser, reports, width):
+    browser.open(reports["plain"], width=width, height=900)
+    before = browser.evaluate(BOXES % "#plot-score img")[0]
+    browser.evaluate("document.querySelector('#plot-score a:last-child').click()")
+    shown = browser.evaluate(
+        "(() => {const b = document.querySelector('#plot-score').getBoundingClientRect();"
+        "return [b.left, b.top, b.width, b.height]})()"
+    )
+    assert shown == [0, 0, width, 900]
+    image = browser.evaluate(BOXES % "#plot-score img")[0]
+    assert image[2] - image[0] >= before[2] - before[0] and image[2] <= width
+    assert browser.evaluate(OUTSIDE) == []
+    browser.evaluate("document.querySelector('#plot-score .close').click()")
+    assert browser.evaluate("getComputedStyle(document.querySelector('#plot-score')).position") == "static"
+
+
+@pytest.mark.parametrize("width", [1400, 400])
+def test_a_flow_is_drawn_in_order_and_within_the_window(browser, reports, width):
+    browser.open(reports["plain"], width=width)
+    boxes = browser.evaluate(BOXES % ".flows > div:last-child .lane:last-child li")
+    assert len(boxes) == 4, "the student, 2a, 2b, RL"
+    for before, after in pairwise(boxes):
+        below, right = after[1] >= before[3], after[0] >= before[2]
+        assert right if width == 1400 else below
+    assert all(0 <= box[0] < box[2] <= width for box in boxes)
 
 
 def test_names_are_shown_and_not_run(browser, reports):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import re
 from html.parser import HTMLParser
 from importlib.resources import files
+from itertools import combinations
 from xml.etree import ElementTree
 
 import pytest
 
 from tests.support.report_rows import HOSTILE, ledger, result, whole_report
 from verl_s2d.recipe.rows import ROWS
-from verl_s2d.report.plots import INK, PAPER, SERIES
+from verl_s2d.report.page import typeset
+from verl_s2d.report.plots import INK, PAPER, SERIES, in_order_of_method
 from verl_s2d.report.write import Report, RowResult, build_report
 
 STYLE = files("verl_s2d.report").joinpath("page.css").read_text()
@@ -78,7 +81,17 @@ def test_it_is_whole(tmp_path):
     page = Page(text)
     words = " ".join(page.texts)
     for expected in (
-        *("Warnings", "Rows", "Paired differences", "Accuracy by level", "Answers", "Reinforcement learning"),
+        *(
+            "In short",
+            "Warnings",
+            "Rows",
+            "Gains and costs",
+            "Flow",
+            "Paired differences",
+            "Accuracy by level",
+            "Answers",
+            "Reinforcement learning",
+        ),
         *("Distillation", "Responses and updates", "Stages", "This run", "published", "61.5", "56.2 ± 7.5", "10,240"),
         *("2a: KL(teacher ‖ student)", "2b: KL(student ‖ teacher)", "Mass on the other's top k", "Truncated responses"),
         *("verl-s2d run recipe.yaml", "0.9.1", "not finite: s2d/skipped_updates"),
@@ -100,6 +113,23 @@ def test_sections_without_data_are_absent(tmp_path):
     assert "Warnings" not in alarms
 
 
+def test_numbers_have_the_minus_of_mathematics_and_names_keep_their_dash():
+    given = "half - direct-grpo -5.7 (-12.6 to -1.5) +- 2 2026-11-29 opd-1h || x"
+    assert typeset(given) == "half − direct-grpo −5.7 (−12.6 to −1.5) ± 2 2026-11-29 opd-1h ‖ x"
+
+
+def test_stages_stand_in_the_order_of_the_method():
+    report = whole_report(rows=("half",), alarms=False)
+    assert [stage["name"] for stage in report.data["stages"][:3]] == ["student-rl-half", "warmup-half", "opd-half"]
+    assert [s["name"] for s in in_order_of_method(report.data["stages"])][:3] == [
+        "warmup-half",
+        "opd-half",
+        "student-rl-half",
+    ]
+    plot = next(p for s in report.sections for p in s.plots if p.name == "length")
+    assert plot.about.index("opd-half") < plot.about.index("student-rl-half")
+
+
 def test_every_text_is_escaped(tmp_path):
     text = written(whole_report(HOSTILE), tmp_path)
     page = Page(text)
@@ -107,7 +137,7 @@ def test_every_text_is_escaped(tmp_path):
     assert text.count("</style>") == 1 and text.count("</title>") == 1
     assert not [a for _, a in page.tags if "onerror" in a]
     words = "".join(page.texts)
-    for expected in ("recipe", "model", "cold", "opd-more", "math", "0.9.1"):
+    for expected in ("recipe", "model", "cold-student", "opd-more", "math", "0.9.1"):
         assert f"{expected}{HOSTILE}" in words, expected
     for plot in (tmp_path / "plots").iterdir():
         assert "<script" not in plot.read_text() and "<img" not in plot.read_text()
@@ -140,6 +170,22 @@ def in_the_dark(colour: str) -> str:
     red, green, blue = (0.9 - 0.8 * int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
     grey = 0.426 * red + 1.430 * green + 0.144 * blue
     return "#" + "".join(f"{round(255 * min(1, max(0, grey - part))):02x}" for part in (red, green, blue))
+
+
+def lab(colour: str) -> tuple[float, float, float]:
+    """CIELAB of an sRGB colour, white point D65."""
+    parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    x = (0.4125 * red + 0.3576 * green + 0.1804 * blue) / 0.9505
+    y = 0.2127 * red + 0.7152 * green + 0.0722 * blue
+    z = (0.0193 * red + 0.1192 * green + 0.9503 * blue) / 1.0888
+    fx, fy, fz = (v ** (1 / 3) if v > 0.008856 else 7.787 * v + 16 / 116 for v in (x, y, z))
+    return 116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)
+
+
+def test_stages_that_meet_in_a_plot_have_colours_that_differ():
+    """1, 2a, 2b, 3 and direct GRPO; 2.3 is a just noticeable difference."""
+    assert min(math.dist(lab(a), lab(b)) for a, b in combinations(SERIES[:5], 2)) > 10 * 2.3
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])

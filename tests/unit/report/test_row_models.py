@@ -11,8 +11,8 @@ from tests.support.workflow.project import SimulatedStages, write_project
 from verl_s2d import cli
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
+from verl_s2d.report.by_row.row_models import export_model, link_models
 from verl_s2d.report.inputs import finished_rows
-from verl_s2d.report.row_models import export_model, link_models
 from verl_s2d.stages.planning import make_plan
 from verl_s2d.workflow.progress import PlainProgress
 from verl_s2d.workflow.runner import run_plan

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from verl_s2d.report.table_text import Column, Table, as_text, words
+from tests.support.report_rows import whole_report
+from verl_s2d.report.table_text import Column, Table, as_text, count_text, words
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 PATH = "checkpoints/global_step_400/a-directory-that-no-line-may-break/model.safetensors"
@@ -36,7 +37,7 @@ def terminal(monkeypatch):
     return of_width
 
 
-@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_terminal_gets_lines_of_its_width_with_whole_cells(terminal, width, seed):
     terminal(width)
@@ -72,3 +73,26 @@ def test_a_file_gets_a_line_a_row_and_no_colours(monkeypatch, capsys):
 
 def test_cells_are_text_and_not_markup():
     assert "[bold]x[/bold] :smile:" in as_text(Table("", words("a", "b"), [["r", "[bold]x[/bold] :smile:"]]))
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_the_report_fits_a_terminal(terminal, width):
+    terminal(width)
+    names = ("cold-student", "direct-grpo", "bridge-only-1h", "half-split")
+    report = whole_report(sets=("eval",), rows=names, published=False)
+    lines = COLOUR.sub("", report.table()).split("\n")
+    assert max(map(len, lines)) <= width and not any("…" in line for line in lines)
+    start = lines.index("Rows")
+    rows = lines[start : lines.index("Gains and costs")]
+    # One block: every row once, with its flow below.
+    for name in names:
+        (place,) = (n for n, line in enumerate(rows) if line.startswith(f"{name} "))
+        assert "123,456" in rows[place] and rows[place].endswith("10.0")
+        assert rows[place + 1].startswith("  T: not trained | S: 2a > 2b > RL(all) ")
+    for table in (table for section in report.sections if section.in_terminal for table in section.tables):
+        for cell in (cell for line in table.lines for cell in line):
+            assert all(word in " ".join(lines) for word in cell.split())
+
+
+def test_large_counts_are_short():
+    assert [count_text(n) for n in (0, 9_999_999, 12_345_678, 1_200_000_000)] == ["0", "9,999,999", "12.35 M", "1.20 G"]

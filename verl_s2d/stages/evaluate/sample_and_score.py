@@ -6,11 +6,11 @@
         [engine.<name>=<value> ...] [weights=DIGEST] [pass_at=1,4,16]
         [chat_template.<name>=<value> ...] [columns.<name>=<column> ...]
 
-Writes generations.parquet (every sample, its text and score) and, last, result.json. Samples and their scores are kept
-in parts while it works (verl_s2d.sampling): the same command goes on where it was killed. `replicas` engines share the
-work, each on tensor_parallel_size GPUs of one node of the Ray cluster (RAY_ADDRESS; without it, this machine). As with
-the rollout cache, the samples do not depend on how many there are: exactly so on a CPU in fp32, in bf16 on a GPU up to
-rounding.
+Writes generations.parquet (every sample: its problem, text and score) and, last, result.json. Samples and their
+scores are kept in parts while it works (verl_s2d.sampling): the same command goes on where it was killed. `replicas`
+engines share the work, each on tensor_parallel_size GPUs of one node of the Ray cluster (RAY_ADDRESS; without it, this
+machine). As with the rollout cache, the samples do not depend on how many there are: exactly so on a CPU in fp32, in
+bf16 on a GPU up to rounding.
 """
 
 from __future__ import annotations

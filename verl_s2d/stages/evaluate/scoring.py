@@ -28,6 +28,8 @@ GENERATIONS = pa.schema(
         ("level", pa.string()),
         ("unsettled", pa.bool_()),
         ("data_source", pa.string()),
+        ("prompt", pa.string()),
+        ("ground_truth", pa.string()),
     ]
 )
 
@@ -111,7 +113,7 @@ def score_samples(
 ) -> list[dict[str, Any]]:
     """Score the samples of one problem into rows of generations.parquet; `level` is its extra_info.level, as text.
 
-    `unsettled` marks samples without a verdict, which count as wrong.
+    `unsettled` marks samples without a verdict, which count as wrong. `prompt` is the text of the problem's messages.
     """
     rows, level = [], problem.extra_info.get("level")
     for number, completion in enumerate(samples):
@@ -131,6 +133,8 @@ def score_samples(
                 "level": None if level is None else str(level),
                 "unsettled": bool(unsettled),
                 "data_source": problem.data_source,
+                "prompt": "\n".join(str(message["content"]) for message in problem.messages),
+                "ground_truth": str(problem.ground_truth),
             }
         )
     return rows

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from verl_s2d.recipe.method_rows import TEACHER_ROWS
-from verl_s2d.report.flow import final_model, teachers_of
+from verl_s2d.report.by_row.flow import final_model, teachers_of
 from verl_s2d.report.row_results import RowResult, on_same_problems
 from verl_s2d.stages.evaluate.statistics import gain_share
 

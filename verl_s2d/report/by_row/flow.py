@@ -53,12 +53,21 @@ def teachers_of(row: RowResult) -> dict[str, str]:
     return {model: role for model, role in asked.items() if model not in own}
 
 
-def lane_of_stages(row: RowResult) -> dict[str, str]:
+def lanes_of(row: RowResult) -> dict[str, str]:
     """Map digest -> STUDENT or TEACHER for the training stages of a row."""
     stages = {stage["digest"]: stage for stage in row.stages}
     of_teachers = {stage["digest"]: TEACHER for model in teachers_of(row) for stage in _chain(model, stages)}
     own = TEACHER if row.name in TEACHER_ROWS else STUDENT
     return of_teachers | {stage["digest"]: own for stage in _chain(final_model(row), stages)}
+
+
+def method_place(stage: Mapping[str, Any], lanes: Mapping[str, str]) -> int:
+    """Place a stage in the method: the teacher's RL, 2a, 2b, the student's RL, anything else."""
+    order = ("2a", "2b", "RL")
+    symbol = stage.get("symbol", "").partition("(")[0]
+    if lanes.get(stage["digest"]) == TEACHER:
+        return 0
+    return 1 + (order.index(symbol) if symbol in order else len(order))
 
 
 def cost_lines(step: Mapping[str, Any]) -> list[str]:

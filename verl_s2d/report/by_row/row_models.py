@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from verl_s2d.errors import UserError
-from verl_s2d.report.flow import final_model
+from verl_s2d.report.by_row.flow import final_model
 from verl_s2d.report.row_results import RowResult
 from verl_s2d.stages import stages
 from verl_s2d.workflow.store.digests import damage
