@@ -121,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--student", required=True, metavar="MODEL", help="model directory or hub id")
     init.add_argument("--teacher", required=True, metavar="MODEL", help="model directory or hub id, same tokenizer")
     init.add_argument("--data", required=True, type=Path, metavar="FILE", help="questions and answers, as for convert")
+    init.add_argument("--prompts", type=Path, metavar="FILE", help="prompts without labels, for stages 2a and 2b")
     init.add_argument("--eval", type=Path, metavar="FILE", help="evaluation problems (default: some are held out)")
     init.add_argument(
         "--gpus", type=int, metavar="N", help="write it for N GPUs, 0 for a CPU (default: this machine's)"

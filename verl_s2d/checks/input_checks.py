@@ -23,6 +23,7 @@ from verl_s2d.checks.inputs.teacher_prompts import check_teacher_prompts
 from verl_s2d.checks.inputs.verifier_trial import try_on_data
 from verl_s2d.checks.inputs.verl_keys import check_verl_keys
 from verl_s2d.checks.software import check_verifier, check_versions
+from verl_s2d.data.pool_key import PROMPTS
 from verl_s2d.errors import UserError
 from verl_s2d.platforms.provenance import installed_versions
 from verl_s2d.workflow.graph import Node
@@ -46,6 +47,11 @@ class Inputs:
     def files(self) -> dict[Path, tuple[str, list[Problem]]]:
         """Problems of each file, with the file's name in messages."""
         return check_data(self.plan)
+
+    @property
+    def labelled(self) -> dict[Path, tuple[str, list[Problem]]]:
+        """Problems of the files that have answers."""
+        return {path: file for path, file in self.files.items() if file[0] != PROMPTS}
 
     @cached_property
     def models(self) -> KnownModels:
@@ -129,11 +135,13 @@ def _rollouts(inputs: Inputs) -> Told:
 
 
 def _data(inputs: Inputs) -> Told:
-    check_answers(inputs.plan, inputs.files)
-    names = ", ".join(key for key, _ in inputs.files.values())
+    check_answers(inputs.plan, inputs.labelled)
+    names = ", ".join(key for key, _ in inputs.labelled.values())
     if not names:
         return Told("looked at when its script has run")
-    return Told(f"no problem is in two slices, none is evaluated on; the verifier takes the answers of {names}")
+    pool = sum(len(prompts) for key, prompts in inputs.files.values() if key == PROMPTS)
+    beside = f"; {pool:,} prompts have no labels" if pool else ""
+    return Told(f"no problem is in two slices, none is evaluated on; the verifier takes the answers of {names}{beside}")
 
 
 def _routing(inputs: Inputs) -> Told:
@@ -142,7 +150,7 @@ def _routing(inputs: Inputs) -> Told:
 
 
 def _scores(inputs: Inputs) -> Told:
-    return try_on_data(inputs.plan, inputs.files)
+    return try_on_data(inputs.plan, inputs.labelled)
 
 
 def _models(inputs: Inputs) -> Told:

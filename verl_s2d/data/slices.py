@@ -1,9 +1,9 @@
-"""Slice the labelled problems into `all` and its disjoint halves `1h` and `2h`, each also without answers.
+"""Slice the labelled problems into `all` and its disjoint parts `1h` and `2h`, each also without answers.
 
-    python -m verl_s2d.data.slices train=FILE out=DIR [labels=N] [seed=S] [eval.<name>=FILE ...]
+    python -m verl_s2d.data.slices train=FILE out=DIR [labels=N] [split=0.5] [seed=S] [eval.<name>=FILE ...]
         [validation=FILE] [columns.<name>=<column> ...] [data_sources=["<data source>", ...]]
 
-The seed and the problem ids alone decide the selection and the halves: not the file's order, and no random number
+The seed and the problem ids alone decide the selection and the parts: not the file's order, and no random number
 generator, whose stream may change with a release. With data_sources, each slice keeps only its problems of these.
 """
 
@@ -21,6 +21,7 @@ import pyarrow as pa
 from verl_s2d import arguments
 from verl_s2d.data.files import write_json, write_parquet
 from verl_s2d.data.formats.column_names import columns_of
+from verl_s2d.data.label_split import HALF, first_part, require_parts
 from verl_s2d.data.problems import COLUMNS, Problem, check_disjoint, problems_of, read_problems, read_table
 from verl_s2d.errors import UserError
 
@@ -36,6 +37,8 @@ class Options:
     out: str
     labels: int | None = None
     """Number of labelled problems to use; null for all."""
+    split: float = HALF
+    """Share of `1h` in them."""
     seed: int = 0
     eval: dict[str, str] = field(default_factory=dict)
     """Evaluation sets that must not contain any training problem."""
@@ -47,13 +50,13 @@ class Options:
     """Data sources whose problems the slices keep; empty for all."""
 
 
-def choose(ids: Sequence[str], labels: int | None, seed: int) -> dict[str, list[str]]:
-    """Choose the problem ids of each slice. `all` is `1h` followed by `2h`, which has one more if the count is odd.
+def choose(ids: Sequence[str], labels: int | None, seed: int, split: float = HALF) -> dict[str, list[str]]:
+    """Choose the problem ids of each slice. `all` is `1h`, with the share `split`, followed by `2h`.
 
-    For the same problems and seed, fewer labels give a subset of more labels.
+    For the same problems and seed, fewer labels give a subset of more labels, and a smaller split of `1h` a subset.
 
     Raises:
-        UserError: labels are fewer than two, so a half would be empty, or more than the problems.
+        UserError: labels are fewer than two or more than the problems, or a part would be empty.
     """
     count = len(ids) if labels is None else labels
     if count < 2:
@@ -71,7 +74,9 @@ def choose(ids: Sequence[str], labels: int | None, seed: int) -> dict[str, list[
             remedy=f"Ask for at most {len(ids)} labels, or null for all.",
         )
     shuffled = sorted(ids, key=lambda i: hashlib.sha256(f"{seed}\n{i}".encode()).digest())[:count]
-    return {"all": shuffled, "1h": shuffled[: count // 2], "2h": shuffled[count // 2 :]}
+    require_parts(count, split)
+    first = first_part(count, split)
+    return {"all": shuffled, "1h": shuffled[:first], "2h": shuffled[first:]}
 
 
 def restricted(
@@ -109,14 +114,14 @@ def restricted(
 
 
 def slices_of(
-    problems: Sequence[Problem], labels: int | None, seed: int, sources: Collection[str] = ()
+    problems: Sequence[Problem], labels: int | None, seed: int, sources: Collection[str] = (), split: float = HALF
 ) -> dict[str, list[str]]:
     """Choose the problem ids of each slice; with `sources`, only those of problems from these data sources.
 
     Raises:
         UserError: as `choose` and `restricted`.
     """
-    slices = choose([p.id for p in problems], labels, seed)
+    slices = choose([p.id for p in problems], labels, seed, split)
     return restricted(slices, {p.id: p.data_source for p in problems}, sources) if sources else slices
 
 
@@ -158,7 +163,7 @@ def write_slices(options: Options) -> dict[str, list[str]]:
     problems = problems_of(table, options.train, key="train")
     others: dict[str, Any] = {"columns": columns, "own_columns": True}
     check_disjoint(problems, {n: read_problems(f, key=f"eval.{n}", **others) for n, f in options.eval.items()})
-    slices = slices_of(problems, options.labels, options.seed, options.data_sources)
+    slices = slices_of(problems, options.labels, options.seed, options.data_sources, options.split)
     row = {p.id: i for i, p in enumerate(problems)}
     out = Path(options.out)
     if options.validation is not None:

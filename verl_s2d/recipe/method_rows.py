@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from verl_s2d.recipe.rows import Row, warmed
+from verl_s2d.recipe.rows import Row, bridge, warmed
 from verl_s2d.recipe.stage_settings import ProblemWeights
 
 if TYPE_CHECKING:
@@ -111,6 +111,16 @@ def _of(b: Builder, *roles: str) -> str:
     return f"all@{','.join(source for role in roles for source in b.serving[role])}"
 
 
+def bridge_unlabelled(b: Builder) -> Model:
+    """Spend all labels on the teacher, and distil it on prompts without labels alone."""
+    return bridge(b, b.teacher_rl(b.model("teacher"), "all"), "prompts")
+
+
+def bridge_more_prompts(b: Builder) -> Model:
+    """Run the full bridge on the prompts of the labelled problems and on those without labels."""
+    return bridge(b, b.teacher_rl(b.model("teacher"), "all"), "all+prompts")
+
+
 _KEPT = {"type": "reverse_kl", "keep_tokens": 0.5}
 
 SIGNALS: Mapping[str, Mapping[str, Any]] = {
@@ -144,5 +154,7 @@ METHOD_ROWS: Mapping[str, Row] = {
     "joint-kdrl": joint_kdrl,
     "paced": paced,
 }
+PROMPT_ROWS: Mapping[str, Row] = {"bridge-unlabelled": bridge_unlabelled, "bridge-more-prompts": bridge_more_prompts}
+"""Rows of recipes with prompts without labels, `data.prompts`."""
 ROUTED_ROWS: Mapping[str, Row] = {"mopd": mopd, "copd": copd}
 """Rows of recipes whose models serve data sources."""

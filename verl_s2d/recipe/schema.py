@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
 
 from verl_s2d.data.formats.column_names import Columns
+from verl_s2d.data.label_split import HALF
 from verl_s2d.platforms.template_date import DEFAULT
 from verl_s2d.recipe.alarm_settings import Alarms
 from verl_s2d.recipe.matched import Matched, check_matched
-from verl_s2d.recipe.method_rows import METHOD_ROWS, ROUTED_ROWS
+from verl_s2d.recipe.method_rows import METHOD_ROWS, PROMPT_ROWS, ROUTED_ROWS
 from verl_s2d.recipe.pass_at_k import check_pass_at
 from verl_s2d.recipe.planner_settings import Planner
 from verl_s2d.recipe.rows import DEFAULT_ROWS, FILE_NAME, ROWS, Row, check_rows, own_rows, roles_of, row_name
@@ -43,6 +44,11 @@ class Data(Section):
     evaluated on. The ledger counts their labels and verifier calls too."""
     labels: Annotated[int, Field(ge=2)] | None = None
     """Number of labelled training problems used; null for all."""
+    split: Annotated[float, Field(gt=0, lt=1)] = HALF
+    """Share of the slice `1h` in the labels, which rows spend before stage 3; the rest is `2h`."""
+    prompts: Annotated[list[str], Field(min_length=1)] | DataScript | None = None
+    """Prompts without answers for stages 2a and 2b: a file, a list of files, or a script that writes prompts.parquet.
+    Rows read them as the slice `prompts`, or `all+prompts` beside the labelled problems'."""
     chat_template: Annotated[dict[str, Any], AfterValidator(json_values)] = {}
     """Arguments of the tokenizer's chat template, for example {enable_thinking: false}; the same in every stage."""
     template_date: str = DEFAULT
@@ -50,6 +56,14 @@ class Data(Section):
     expected: dict[str, int] = {}
     """Number of problems a source is expected to write, {train: 16142, math500: 500}: for the costs in `plan` until it
     has run."""
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _files(cls, prompts: Any) -> Any:
+        """Read one file as a list, and a script with the faults of its own keys."""
+        if isinstance(prompts, dict):
+            return validated(DataScript, prompts)
+        return [prompts] if isinstance(prompts, str) else prompts
 
     @field_validator("template_date")
     @classmethod
@@ -209,7 +223,7 @@ class Recipe(Section):
     @cached_property
     def plain_rows(self) -> dict[str, Row]:
         """Name -> function of all rows that are not matched: the paper's, other methods', then the recipe's own."""
-        ours = {**ROWS, **METHOD_ROWS, **(ROUTED_ROWS if self.serving else {})}
+        ours = {**ROWS, **METHOD_ROWS, **PROMPT_ROWS, **(ROUTED_ROWS if self.serving else {})}
         return ours | own_rows(self.rows, self.directory, ours)
 
     @property
@@ -224,9 +238,13 @@ class Recipe(Section):
 
     @property
     def all_rows(self) -> list[str]:
-        """Names of the rows that `--rows all` means: the paper's and the recipe's, with models that the recipe has."""
+        """Names of the rows that `--rows all` means: the paper's and the recipe's, with models that the recipe has.
+
+        The rows of a pool are among them where the recipe has one.
+        """
         there = (name for name in self.row_names if self.roles_of(name) <= self.models.keys())
-        return [name for name in there if name not in {**METHOD_ROWS, **ROUTED_ROWS} or name in self.chosen_rows]
+        by_name = METHOD_ROWS.keys() | ROUTED_ROWS.keys() | (set() if self.data.prompts else PROMPT_ROWS.keys())
+        return [name for name in there if name not in by_name or name in self.chosen_rows]
 
     @property
     def chosen_rows(self) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from verl_s2d.stages.evaluate.statistics import mean_and_stderr, paired_bootstrap, t_interval
 
+LEDGER_IDS = ("labels_read", "prompts_read")
 LEDGER_NUMBERS = ("verifier_calls", "unsettled_calls", "sampled_tokens", "teacher_scored_tokens", "updates", "seconds")
 
 
@@ -28,8 +29,8 @@ class RowResult:
 
     Attributes:
         result: content of its evaluation's result.json.
-        ledger: labels_read (problem ids), verifier_calls, unsettled_calls, sampled_tokens, teacher_scored_tokens,
-            updates, seconds.
+        ledger: labels_read and prompts_read (ids), verifier_calls, unsettled_calls, sampled_tokens,
+            teacher_scored_tokens, updates, seconds.
         stages: the stages it is built from, inputs before users, each with kind, name (which may end in "(seed N)"),
             digest, seconds and updates; if known attempts, began and ended (epoch seconds), versions (package ->
             version), machine, curves (`curves.curves_of`), alarms (step, text) and `by_row.stage_entries.part_in_flow`.
@@ -53,8 +54,8 @@ def summarise_row(name: str, members: Sequence[RowResult], sets: Sequence[str]) 
         "name": name,
         "seeds": [row.seed for row in members],
         "sets": {s: _accuracy([row for row in members if s in row.result["sets"]], s) for s in sets},
-        # Means over seeds; of the labels, which are a set per seed, the number.
-        "ledger": {"labels_read": fmean(len(row.ledger["labels_read"]) for row in members), **ledger},
+        # Means over seeds; of the ids, which are a set per seed, their number.
+        "ledger": {key: fmean(len(row.ledger.get(key, ())) for row in members) for key in LEDGER_IDS} | ledger,
         "per_seed": [
             {
                 "seed": row.seed,

@@ -19,14 +19,16 @@ def rows_table(data: Mapping[str, Any]) -> Table:
         columns += [Column(f"{kind} {name}" if len(data["sets"]) > 1 else kind) for kind in kinds]
     ledger = {
         "labels_read": "labels",
+        "prompts_read": "prompts",
         "verifier_calls": "verifier calls",
         "unsettled_calls": "without a verdict",
         "sampled_tokens": "sampled tokens",
         "teacher_scored_tokens": "scored tokens",
         "updates": "updates",
     }
-    if not any(row["ledger"]["unsettled_calls"] for row in data["rows"]):
-        del ledger["unsettled_calls"]
+    for rare in ("prompts_read", "unsettled_calls"):
+        if not any(row["ledger"].get(rare) for row in data["rows"]):
+            del ledger[rare]
     columns += map(Column, (*ledger.values(), "min"))
     lines = []
     for row in data["rows"]:

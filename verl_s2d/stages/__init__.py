@@ -9,9 +9,9 @@
 | 2b, OPD | opd | student | its own rollouts | teacher: sampled advantage or exact divergence; Uni-OPD: verifier too |
 | 3, student RL | grpo | student | its own rollouts | verifier, on labels not read before; with credit: teacher too |
 
-Further folders: prepare (a recipe's scripts, the limit of prompts, slices of the labels), evaluate (avg@k), merge
-(adapters into weights), average (weights of several models), compare (a student with a teacher on rollouts of both, for
-the probe), shared (code of several stages).
+Further folders: prepare (a recipe's scripts, the limit of prompts, slices of the labels, prompts without labels),
+evaluate (avg@k), merge (adapters into weights), average (weights of several models), compare (a student with a teacher
+on rollouts of both, for the probe), shared (code of several stages).
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ def stages() -> Mapping[str, Stage]:
     from verl_s2d.stages.grpo.stage import Grpo
     from verl_s2d.stages.opd.stage import Opd
     from verl_s2d.stages.pass_rates.stage import PassRates
+    from verl_s2d.stages.prepare.prompt_pool import PromptPool
     from verl_s2d.stages.prepare.stage import LimitedPrompts, Script, Slices
     from verl_s2d.stages.rollouts.stage import Rollouts
     from verl_s2d.stages.warmup.stage import Warmup
 
-    kinds = (Script, LimitedPrompts, Slices, Grpo, Rollouts, PassRates, Warmup, Opd, Average, Compare, Evaluate)
+    prepare = (Script, LimitedPrompts, Slices, PromptPool)
+    kinds = (*prepare, Grpo, Rollouts, PassRates, Warmup, Opd, Average, Compare, Evaluate)
     return {stage.kind: stage() for stage in kinds}

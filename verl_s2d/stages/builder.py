@@ -12,7 +12,6 @@ from verl_s2d.stages.average.stage import Average
 from verl_s2d.stages.evaluate.stage import Evaluate
 from verl_s2d.stages.grpo.credit_of_node import CREDIT
 from verl_s2d.stages.grpo.stage import Grpo
-from verl_s2d.stages.prepare.stage import parts_of
 from verl_s2d.stages.problem_inputs import template_settings
 from verl_s2d.stages.row_distillation import RowDistillation
 from verl_s2d.stages.row_inputs import Model, stage_name
@@ -106,7 +105,7 @@ class Builder(RowDistillation):
         verl, operations = self._verl("grpo", chosen, self.recipe.data.response_tokens)
         settings = self._training(stage, slice_name, verl, steps)
         operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched(key, settings)}
-        slices = self.slices(parts_of(slice_name)[1])
+        slices = self.slices(slice_name)
         inputs = {"model": model, "slices": slices, **self._verifier(settings)}
         if credit is not None:
             inputs[TEACHER], section = credit

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from verl_s2d import redaction
+from verl_s2d.data.label_split import HALF
+from verl_s2d.data.pool_key import PROMPTS
 from verl_s2d.errors import UserError
 from verl_s2d.platforms.device import resolve_device
 from verl_s2d.recipe.load import load_recipe
@@ -17,6 +19,7 @@ from verl_s2d.stages.builder import Builder, Model
 from verl_s2d.stages.grpo.credit_of_node import CREDIT
 from verl_s2d.stages.matching import matched_model
 from verl_s2d.stages.opd.stage import Opd
+from verl_s2d.stages.prepare.stage import labelled_part
 from verl_s2d.stages.reserved_keys import check_reserved_keys
 from verl_s2d.stages.shared.signal_settings import beside_recipe, decisive_keys, signal_of_recipe
 from verl_s2d.stages.warmup.stage import Warmup
@@ -52,6 +55,7 @@ def make_plan(
     plan = Plan(recipe, build_rows(recipe, names, seeds or recipe.seeds, device), context)
     if rows is None:
         _check_credit(plan)
+        _check_data(plan)
     return plan
 
 
@@ -147,6 +151,27 @@ def _check_credit(plan: Plan) -> None:
             key="stages.student_rl.credit",
             value=stage.credit,
             remedy="Leave it out, or add a row with a teacher, such as half-split.",
+        )
+
+
+def _check_data(plan: Plan) -> None:
+    """Raise UserError for prompts without labels, or a split of the labels, that no row of the recipe reads."""
+    data = plan.recipe.data
+    parts = {node.settings["slice"] for node in plan.order if "slice" in node.settings}
+    labelled = {labelled_part(part) for part in parts}
+    if data.prompts is not None and labelled >= parts:
+        raise UserError(
+            "No row of the recipe reads prompts without labels, so this has no effect.",
+            key=PROMPTS,
+            value=data.prompts,
+            remedy="Leave it out, or add a row that does, such as bridge-unlabelled.",
+        )
+    if data.split != HALF and not labelled & {"1h", "2h"}:
+        raise UserError(
+            "No row of the recipe divides the labels, so this has no effect.",
+            key="data.split",
+            value=data.split,
+            remedy="Leave it out, or add a row that does, such as half-split.",
         )
 
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from verl_s2d.data.pool_key import PROMPTS
+from verl_s2d.errors import UserError
 from verl_s2d.platforms.template_date import DEFAULT
 from verl_s2d.recipe.schema import Recipe
-from verl_s2d.recipe.source import ModelSource
+from verl_s2d.recipe.source import DataScript, ModelSource
 from verl_s2d.stages.prepare.overlong import REFUSE
 from verl_s2d.stages.prepare.render_cache import tokenizer_digest
-from verl_s2d.stages.prepare.stage import TOKENIZER, VALIDATION, LimitedPrompts
+from verl_s2d.stages.prepare.stage import POOL, TOKENIZER, VALIDATION, LimitedPrompts
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.identity import External
 
@@ -38,6 +40,7 @@ class ProblemInputs:
     recipe: Recipe
     file: Callable[[str, str], External]
     script: Callable[[], Node]
+    pool_script: Callable[[], Node]
     model: Callable[[ModelSource, str], Model]
     node: Callable[..., Node]
 
@@ -50,6 +53,35 @@ class ProblemInputs:
         if self.recipe.data.overlong_prompts == REFUSE:
             return self._unlimited(*parts)
         return {VALIDATION if VALIDATION in parts else "source": self._limited()}
+
+    def pool(self) -> dict[str, Model]:
+        """Return role -> input of the prompts without labels.
+
+        Raises:
+            UserError: the recipe has none.
+        """
+        prompts = self.recipe.data.prompts
+        if prompts is None:
+            raise UserError(
+                "The recipe has no prompts without labels.",
+                key=PROMPTS,
+                value=None,
+                remedy="Add a file of them, or leave out the rows that read the slice `prompts`.",
+            )
+        if isinstance(prompts, DataScript):
+            return {POOL: self.pool_script()}
+        return {f"{POOL}.{number}": self.file(PROMPTS, file) for number, file in enumerate(prompts)}
+
+    def limit(self, policy: str) -> tuple[dict[str, Any], dict[str, Model]]:
+        """Return the settings and the inputs of a stage that drops or cuts overlong prompts.
+
+        The templates of all models that are read count.
+        """
+        settings = {"policy": policy, "prompt_tokens": self.recipe.data.prompt_tokens, **template_settings(self.recipe)}
+        roles = set().union(*map(self.recipe.roles_of, self.recipe.plain_rows)) & self.recipe.models.keys()
+        if self.recipe.planner is not None:
+            roles |= set(self.recipe.planner.candidates(self.recipe.models))
+        return settings, {f"{TOKENIZER}.{role}": self._tokenizer(role) for role in sorted(roles)}
 
     def _unlimited(self, *parts: str) -> dict[str, Model]:
         data, found = self.recipe.data, {}
@@ -64,18 +96,9 @@ class ProblemInputs:
         return found
 
     def _limited(self) -> Node:
-        """Build the stage that drops or cuts overlong prompts, with the templates of all models that are read."""
-        data = self.recipe.data
-        settings = {
-            "policy": data.overlong_prompts,
-            "prompt_tokens": data.prompt_tokens,
-            **template_settings(self.recipe),
-            **column_names(self.recipe),
-        }
-        roles = set().union(*map(self.recipe.roles_of, self.recipe.plain_rows)) & self.recipe.models.keys()
-        if self.recipe.planner is not None:
-            roles |= set(self.recipe.planner.candidates(self.recipe.models))
-        tokenizers = {f"{TOKENIZER}.{role}": self._tokenizer(role) for role in sorted(roles)}
+        """Build the stage that drops or cuts overlong prompts of labelled problems."""
+        settings, tokenizers = self.limit(self.recipe.data.overlong_prompts)
+        settings |= column_names(self.recipe)
         inputs = {**self._unlimited("train", "eval", VALIDATION), **tokenizers}
         seeded = any(isinstance(source, Node) for source in inputs.values())
         return self.node(LimitedPrompts(), "prompts", settings, seeded=seeded, **inputs)

@@ -47,9 +47,8 @@ class RowDistillation(RowSettings):
             of_many: number of teachers that have an equal share of the rollouts that the warmup reads.
         """
         stage = self._stage("rollouts")
-        part, sources = parts_of(slice_name)
         settings = {
-            "slice": part,
+            "slice": parts_of(slice_name)[0],
             **(
                 {"per_prompt": stage.per_prompt}
                 if stage.per_prompt
@@ -66,7 +65,7 @@ class RowDistillation(RowSettings):
             settings["log_probs"] = k
         name = stage_name("rollouts", slice_name, of)
         operations = sampler_operations(stage, settings)
-        return self.node(Rollouts(), name, settings, operations, model=teacher, slices=self.slices(sources))
+        return self.node(Rollouts(), name, settings, operations, model=teacher, slices=self.prompts(slice_name))
 
     def _rows_of_warmup(self) -> int:
         warmup = self._stage("warmup")
@@ -173,11 +172,13 @@ class RowDistillation(RowSettings):
         parsed = self.recipe.verifier if not scored and can_extract(self.recipe.verifier) else None
         measured = stage.travel or (stage.until is not None and stage.until.travel is not None)
         operations |= {"travel": measured, "parse_rate": parsed}
-        kind = ScoredOpd() if scored else Opd()
+        kind, reading = ScoredOpd() if scored else Opd(), {"key": key, "value": signal.type}
         if stage.teacher_prompt is not None and (own or "teacher" in signal.asks):
             require_own_prompt(signal, servers, stage.teacher_prompt)
             settings["teacher_prompt"] = stage.teacher_prompt
-            kind = PrivilegedOpd() if columns_of(stage.teacher_prompt) and not scored else kind
+            if columns_of(stage.teacher_prompt) and not scored:
+                kind = PrivilegedOpd()
+                reading = {"key": "stages.opd.teacher_prompt", "value": stage.teacher_prompt}
         if stage.teacher_refresh is not None:
             if teacher is not student or "teacher" in servers or "teacher" not in signal.asks:
                 raise UserError(
@@ -188,18 +189,19 @@ class RowDistillation(RowSettings):
                     remedy="Leave it out, or compare rows whose student is its own teacher, such as self-teacher.",
                 )
             settings["teacher_refresh"] = stage.teacher_refresh
+        name = stage_name("opd", slice_name, of)
         roles, weights = (
             {**(frozen or {}), **self._teachers(teacher, settings)},
             problem_weights or stage.problem_weights,
         )
         inputs = {
             "model": student,
-            "slices": self.slices(parts_of(slice_name)[1]),
+            "slices": self.slices(slice_name, **reading) if kind.reads_answers else self.prompts(slice_name),
             **self._frozen(signal, roles, key),
             **self._weighted(weights, student, slice_name, stage_name("opd", "", of), settings),
             **(self._verifier(settings) if scored else {}),
         }
-        return self.node(kind, stage_name("opd", slice_name, of), settings, operations, **inputs)
+        return self.node(kind, name, settings, operations, **inputs)
 
     def _teachers(self, teacher: Model | Mapping[str, Model], settings: dict[str, Any]) -> dict[str, Model]:
         """Return the teachers by role; enter the data sources of several into a stage's settings."""
@@ -236,9 +238,8 @@ class RowDistillation(RowSettings):
     def pass_rates(self, model: Model, slice_name: str, *, of: str = "") -> Node:
         """Measure a model's pass rates on a slice: its labels are read here."""
         stage = self.recipe.stages.pass_rates
-        part, sources = parts_of(slice_name)
         settings = {
-            "slice": part,
+            "slice": parts_of(slice_name)[0],
             "samples": stage.samples,
             "temperature": stage.temperature,
             "top_p": stage.top_p,
@@ -246,8 +247,8 @@ class RowDistillation(RowSettings):
             **template_settings(self.recipe),
             "seed": self.seed,
         }
-        inputs = {"model": model, "slices": self.slices(sources), **self._verifier(settings)}
         name = stage_name("pass-rates", slice_name, of)
+        inputs = {"model": model, "slices": self.slices(slice_name, key="problem_weights"), **self._verifier(settings)}
         return self.node(PassRates(), name, settings, sampler_operations(stage, settings), **inputs)
 
     def _weighted(

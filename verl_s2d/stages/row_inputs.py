@@ -6,11 +6,23 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from verl_s2d.data.label_split import HALF
+from verl_s2d.data.pool_key import PROMPTS
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.schema import Recipe
 from verl_s2d.recipe.source import DataScript, ModelSource
 from verl_s2d.stages.prepare.overlong import DROP, REFUSE
-from verl_s2d.stages.prepare.stage import SOURCES, Script, Slices, slice_sizes
+from verl_s2d.stages.prepare.prompt_pool import LABELLED, PromptPool
+from verl_s2d.stages.prepare.stage import (
+    POOL,
+    SOURCES,
+    SPLIT,
+    Script,
+    Slices,
+    labelled_part,
+    parts_of,
+    slice_sizes,
+)
 from verl_s2d.stages.problem_inputs import ProblemInputs, column_names
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.identity import External, file_external, files_external, model_external
@@ -34,7 +46,7 @@ class RowInputs:
     ):
         self.recipe, self.row, self.seed, self.device = recipe, row, seed, device
         self._externals, self._several_seeds = externals, several_seeds
-        self._problems = ProblemInputs(recipe, self._file, self._source, self._model, self.node)
+        self._problems = ProblemInputs(recipe, self._file, self._source, self._pool_script, self._model, self.node)
 
     def model(self, role: str) -> Model:
         """Return the recipe's model of a role, or the stage whose script makes it.
@@ -53,16 +65,50 @@ class RowInputs:
         """Map role -> data sources that its model serves."""
         return self.recipe.serving
 
-    def slices(self, sources: Sequence[str] = ()) -> Node:
-        """Build the slices of the labels; with `sources`, of the problems from these data sources among them."""
-        data = self.recipe.data
+    def slices(self, slice_name: str = "all", *, key: str = "rows", value: Any = None) -> Node:
+        """Build the slices of the labels, or of those from the data sources that the slice's name has.
+
+        Args:
+            key, value: of the setting that reads them, for messages; by default the row.
+
+        Raises:
+            UserError: the slice has prompts without labels.
+        """
+        data, (part, sources) = self.recipe.data, parts_of(slice_name)
+        if labelled_part(part) != part:
+            raise UserError(
+                f"In row {self.row} this reads labels, and slice {slice_name} has prompts without labels.",
+                key=key,
+                value=self.row if value is None else value,
+                remedy=f"Leave it out, or read a slice of labelled problems, such as {labelled_part(part) or 'all'}.",
+            )
         inputs, limited = self._problems.of("train"), data.overlong_prompts != REFUSE
         if data.validation is not None and not limited and not self._as_verl("data.validation", data.validation):
             inputs["validation"] = self._file("data.validation", data.validation)
         settings = {"labels": data.labels, "seed": self.seed, **self._columns()}
         if sources:
             settings[SOURCES] = list(sources)
+        if data.split != HALF:
+            settings[SPLIT] = data.split
         return self.node(Slices(), stage_name("slices", ",".join(sources), ""), settings, **inputs)
+
+    def prompts(self, slice_name: str) -> Node:
+        """Build the slice of prompts that stages read without answers: of labelled problems, of the pool, or both."""
+        part, sources = parts_of(slice_name)
+        labelled = labelled_part(part)
+        if labelled == part:
+            return self.slices(slice_name)
+        inputs, settings = self._problems.pool(), column_names(self.recipe)
+        if sources:
+            settings[SOURCES] = list(sources)
+        if self.recipe.data.overlong_prompts != REFUSE:
+            limit, tokenizers = self._problems.limit(self.recipe.data.overlong_prompts)
+            settings, inputs = settings | limit, inputs | tokenizers
+        if labelled:
+            settings[LABELLED] = labelled
+            inputs["slices"] = self.slices(f"{labelled}@{','.join(sources)}" if sources else labelled)
+        seeded = any(isinstance(source, Node) for source in inputs.values())
+        return self.node(PromptPool(), stage_name("slices", slice_name, ""), settings, seeded=seeded, **inputs)
 
     def slice_sizes(self) -> dict[str, int]:
         """Map slice name -> number of problems, from the recipe and its files alone.
@@ -72,7 +118,7 @@ class RowInputs:
         """
         data = self.recipe.data
         if data.labels is not None:
-            return slice_sizes(data.labels)
+            return slice_sizes(data.labels, data.split)
         if data.train is None or data.overlong_prompts == DROP:
             raise UserError(
                 "Matching rows by labels needs their number in advance.",
@@ -82,7 +128,7 @@ class RowInputs:
             )
         from verl_s2d.data.formats.data_files import row_count
 
-        return slice_sizes(row_count(self.recipe.directory / data.train, key="data.train"))
+        return slice_sizes(row_count(self.recipe.directory / data.train, key="data.train"), data.split)
 
     def node(
         self,
@@ -136,7 +182,21 @@ class RowInputs:
         problems = self._once(
             ("data.train", "problems"), lambda: read_problems(path, key="data.train", columns=data.columns)
         )
-        return {name: len(ids) for name, ids in slices_of(problems, data.labels, self.seed, sources).items()}
+        slices = slices_of(problems, data.labels, self.seed, sources, data.split)
+        return {name: len(ids) for name, ids in slices.items()}
+
+    def _pool_size(self, slice_name: str) -> int | None:
+        """Count the prompts of a slice with the pool, as far as none is dropped; None before a script has run."""
+        from verl_s2d.data.unlabelled import of_sources, read_pool
+
+        data, (part, sources) = self.recipe.data, parts_of(slice_name)
+        labelled = labelled_part(part)
+        if not isinstance(data.prompts, list) or (labelled and data.train is None and (sources or not data.labels)):
+            return None
+        paths = [self.recipe.directory / file for file in data.prompts]
+        prompts = self._once((PROMPTS, "read"), lambda: [p for f in paths for p in read_pool(f, columns=data.columns)])
+        beside = (self._sizes_of(sources) if sources else self.slice_sizes())[labelled] if labelled else 0
+        return len(of_sources(prompts, sources)) + beside
 
     def _verifier(self, settings: dict[str, Any]) -> dict[str, External]:
         """Enter the verifier into `settings`; return the file of a recipe's own verifier."""
@@ -150,6 +210,9 @@ class RowInputs:
 
     def _source(self) -> Node:
         return self._script(self.recipe.data.source, "data", "data.source")
+
+    def _pool_script(self) -> Node:
+        return self._script(self.recipe.data.prompts, POOL, PROMPTS)
 
     def _model(self, source: ModelSource, role: str) -> Model:
         if source.script is not None:
@@ -167,7 +230,7 @@ class RowInputs:
         args = {name: self.seed if value == "{seed}" else value for name, value in source.args.items()}
         files = [self.recipe.directory / name for name in (source.script, *source.uses)]
         external = self._once((key, "script"), lambda: files_external(files, f"{key}.script", source.script))
-        name = key.partition(".")[0]
+        name = POOL if makes == POOL else key.partition(".")[0]
         settings: dict[str, Any] = {"args": args, "makes": makes}
         if trust_remote_code:
             settings["trust_remote_code"] = True

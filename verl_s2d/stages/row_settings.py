@@ -7,7 +7,7 @@ from typing import Any
 
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.engine_settings import split_engine
-from verl_s2d.stages.prepare.stage import parts_of
+from verl_s2d.stages.prepare.stage import labelled_part, parts_of
 from verl_s2d.stages.problem_inputs import template_settings
 from verl_s2d.stages.row_inputs import RowInputs
 from verl_s2d.stages.shared.batch_settings import TRAIN, fitting_batches, micro_batch_tokens
@@ -37,7 +37,9 @@ class RowSettings(RowInputs):
         data, (part, sources) = self.recipe.data, parts_of(slice_name)
         known = data.labels is not None or data.train is not None
         needed = value_of(chosen, TRAIN) is None
-        if sources:
+        if labelled_part(part) != part:
+            problems = self._pool_size(slice_name) if needed else None
+        elif sources:
             problems = self._sizes_of(sources)[part] if data.train is not None and needed else None
         else:
             problems = self.slice_sizes()[part] if known and needed else None

@@ -36,6 +36,8 @@ class InitOptions:
     data: Path
     eval: Path | None = None
     """File of evaluation problems; None: a fifth of the data, at most 200 problems, is held out."""
+    prompts: Path | None = None
+    """File of questions for stages 2a and 2b, whose answers, if any, are not read."""
     gpus: int | None = None
     """GPUs to write the recipe for, 0 for the CPU; None: those of this machine."""
     verifier: str = "math"
@@ -72,9 +74,11 @@ def _write(options: InitOptions, directory: Path) -> str:
     machine = this_machine(options.gpus)
     held = 0 if options.eval else min(_MOST_HELD_OUT, row_count(options.data, key="--data") // _SHARE_HELD_OUT)
     given = {"eval": {convert.HELD_OUT: str(options.eval)}} if options.eval else {"holdout": held}
+    given |= {"prompts": str(options.prompts)} if options.prompts else {}
     sets = convert.convert(convert.Options(str(options.data), str(directory / "data"), **given))
     train = sets[convert.TRAIN].problems
-    if len(train) < 4 or len(sets) < 2:
+    evals = [set_name for set_name in sets if set_name not in (convert.TRAIN, convert.POOL)]
+    if len(train) < 4 or not evals:
         remedy = "Give at least 4 problems to train on and 1 to evaluate on."
         raise UserError("There are too few problems.", key="--data", value=len(train), remedy=remedy)
 
@@ -98,7 +102,8 @@ def _write(options: InitOptions, directory: Path) -> str:
         teacher=_place(options.teacher),
         verifier=_verifier(options.verifier),
         train=len(train),
-        evals={set_name: f"data/{set_name}.parquet" for set_name in sets if set_name != convert.TRAIN},
+        evals={set_name: f"data/{set_name}.parquet" for set_name in evals},
+        prompts=len(sets[convert.POOL].problems) if options.prompts else 0,
         prompt_tokens=prompt,
         response_tokens=response,
         machine=machine,
@@ -106,6 +111,13 @@ def _write(options: InitOptions, directory: Path) -> str:
         steps=options.steps or (None if machine.gpus else _TRIAL_STEPS),
         guessed=not known,
     )
+    if options.prompts and not start.trains("teacher"):
+        raise UserError(
+            "An update of the teacher does not fit this machine, so no row would read prompts without labels.",
+            key="--prompts",
+            value=str(options.prompts),
+            remedy="Leave it out, choose a smaller teacher, or give more GPUs (--gpus).",
+        )
     recipe = directory / RECIPE
     with written_whole(recipe) as temporary:
         temporary.write_text(recipe_text(start))

@@ -25,6 +25,7 @@ class Start:
     Attributes:
         train: number of training problems.
         evals: evaluation sets, name -> file.
+        prompts: number of prompts without labels.
         steps: steps of every training stage; None: a pass or more over the data.
         guessed: the prompts' length is an estimate.
     """
@@ -41,6 +42,7 @@ class Start:
     models: Mapping[str, Measured]
     steps: int | None
     guessed: bool
+    prompts: int = 0
 
     @property
     def half(self) -> int:
@@ -86,6 +88,7 @@ def recipe_text(start: Start) -> str:
     rl, opd, warm = (start.steps or per_pass * passes for passes in (10, 2, 4))
     raw = not start.trains("teacher")
     rows = ["cold-student", "direct-grpo", "raw-teacher" if raw else "half-split"]
+    rows += ["bridge-more-prompts"] if start.prompts else []
     estimate = ", estimated: no tokenizer was at hand" if start.guessed else ""
     machine = f"{gpus} GPUs of {start.machine.gpu_memory_gb} GB" if gpus else "a CPU"
     lines = [
@@ -97,6 +100,11 @@ def recipe_text(start: Start) -> str:
         f"  train: data/train.parquet # {start.train} problems",
         f"  eval: {_yaml(dict(start.evals))}",
         "  labels: null # how many labelled problems are used; null: all",
+        *(
+            [f"  prompts: data/prompts.parquet # {start.prompts} without labels, for stages 2a and 2b"]
+            if start.prompts
+            else []
+        ),
         f"  prompt_tokens: {start.prompt_tokens} # the longest prompt, rounded up{estimate}",
         f"  response_tokens: {start.response_tokens} # longer answers are cut off and score 0",
     ]

@@ -26,6 +26,8 @@ _UNSETTLED = b'{"unsettled": '
 """Beginning of the line of a call without a verdict."""
 _LABEL = b'{"label": '
 """Beginning of the line of a label that was read without a call."""
+_PROMPT = b'{"prompt": '
+"""Beginning of the line of a prompt without a label."""
 
 
 def compute_score(
@@ -73,6 +75,11 @@ def record_label(ledger_dir: str, problem: str) -> None:
     _write(ledger_dir, {"label": problem})
 
 
+def record_prompt(ledger_dir: str, problem: str) -> None:
+    """Record as {"prompt": problem id} that a prompt without a label was read."""
+    _write(ledger_dir, {"prompt": problem})
+
+
 def _write(ledger_dir: str, entry: Mapping[str, str]) -> None:
     os.write(_descriptor(ledger_dir, os.getpid()), json.dumps(entry).encode() + b"\n")
 
@@ -87,13 +94,13 @@ def _descriptor(directory: str, pid: int) -> int:
 
 
 def verifier_calls(directory: Path) -> dict[str, Any]:
-    """Count verifier calls in <stage>/verifier/*.jsonl: `labels_read`, `verifier_calls`, `unsettled_calls`.
+    """Count what <stage>/verifier/*.jsonl records: `labels_read`, `prompts_read`, `verifier_calls`, `unsettled_calls`.
 
     A call writes the line {"id": ...}, and another one {"unsettled": problem} if it ended without a verdict; a label
-    read without a call writes {"label": id}. A line cut short by a kill counts as a call without an id; the repeated
-    step reads the same label again.
+    read without a call writes {"label": id}, a prompt without a label {"prompt": id}. A line cut short by a kill counts
+    as a call without an id; the repeated step reads the same label again.
     """
-    labels, calls, unsettled = set(), 0, 0
+    labels, prompts, calls, unsettled = set(), set(), 0, 0
     for path in sorted((directory / "verifier").glob("*.jsonl")):
         for line in path.read_bytes().splitlines():
             if not line.strip():
@@ -101,10 +108,11 @@ def verifier_calls(directory: Path) -> dict[str, Any]:
             if line.startswith(_UNSETTLED):
                 unsettled += 1
                 continue
-            read = line.startswith(_LABEL)
-            calls += not read
+            name = "label" if line.startswith(_LABEL) else "prompt" if line.startswith(_PROMPT) else "id"
+            calls += name == "id"
             try:
-                labels.add(str(json.loads(line)["label" if read else "id"]))
+                (prompts if name == "prompt" else labels).add(str(json.loads(line)[name]))
             except (ValueError, KeyError, TypeError):
                 continue
-    return {"labels_read": sorted(labels), "verifier_calls": calls, "unsettled_calls": unsettled}
+    read = {"labels_read": sorted(labels), "prompts_read": sorted(prompts)}
+    return {**read, "verifier_calls": calls, "unsettled_calls": unsettled}

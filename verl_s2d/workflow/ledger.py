@@ -1,4 +1,4 @@
-"""Keep the ledger of a stage: labels read, verifier calls (of these without a verdict), tokens, updates, seconds.
+"""Keep the ledger of a stage: labels and unlabelled prompts read, verifier calls, tokens, updates, seconds.
 
 A ledger is a plain JSON dict.
 """
@@ -9,21 +9,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 Ledger = dict[str, Any]
-_SUMMED = (
-    "overlong_prompts",
-    "verifier_calls",
-    "unsettled_calls",
-    "sampled_tokens",
-    "teacher_scored_tokens",
-    "updates",
-    "seconds",
-)
 
 
 def empty_ledger(seconds: float = 0.0) -> Ledger:
     """Return a ledger with only the time filled in."""
     return {
         "labels_read": [],
+        "prompts_read": [],
         "overlong_prompts": 0,
         "verifier_calls": 0,
         "unsettled_calls": 0,
@@ -35,14 +27,16 @@ def empty_ledger(seconds: float = 0.0) -> Ledger:
 
 
 def add_ledgers(ledgers: Iterable[Mapping[str, Any]]) -> Ledger:
-    """Add ledgers: the union of the labels, the sum of every other item."""
-    total, labels = empty_ledger(), set()
+    """Add ledgers: the union of ids, the sum of every other item."""
+    total, ids = empty_ledger(), {"labels_read": set(), "prompts_read": set()}
     for ledger in ledgers:
-        labels.update(ledger["labels_read"])
-        for key in _SUMMED:
+        for key in total:
             # Ledgers of earlier versions have fewer items.
-            total[key] += ledger.get(key, 0)
-    total["labels_read"] = sorted(labels)
+            if key in ids:
+                ids[key].update(ledger.get(key, ()))
+            else:
+                total[key] += ledger.get(key, 0)
+    total |= {key: sorted(read) for key, read in ids.items()}
     total["seconds"] = round(total["seconds"], 3)
     return total
 

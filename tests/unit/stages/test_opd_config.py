@@ -66,6 +66,7 @@ def test_every_setting_is_read():
             "prefix": None,
             "teacher_prompt": None,
             "label_ledger": None,
+            "prompt_ledger": None,
             "teacher_refresh": None,
         } | more | (
             chosen | {"signal": {"type": kind, "keep_tokens": None} | keys if kind == "jsd" else {"type": kind} | keys}

@@ -47,7 +47,11 @@ def plans(tmp_path_factory):
         cluster__gpus_per_node=2,
     )
     own = write_project(tmp_path_factory.mktemp("own"), stages__opd__teacher_refresh=2)
+    pooled = {"data__prompts": {"script": "pool.py"}, "rows": ["bridge-unlabelled"]}
+    pool = write_project(tmp_path_factory.mktemp("pool"), **pooled)
+    (pool.parent / "pool.py").write_text("")
     return [
+        make_plan(load_recipe(pool), run_dir=path / "run"),
         make_plan(load_recipe(own), run_dir=path / "run", rows=["self-teacher"]),
         make_plan(load_recipe(recipe), run_dir=path / "run", rows=rows),
         make_plan(load_recipe(served), run_dir=path / "run", rows=["half-split"]),

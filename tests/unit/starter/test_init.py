@@ -9,6 +9,7 @@ import pytest
 from tests.support.published_rows import gsm8k
 from tests.support.tiny import write_model
 from verl_s2d.checks.inputs.batch_sizes import check_batches
+from verl_s2d.checks.inputs.data_slices import check_data
 from verl_s2d.checks.sized_plan import sized
 from verl_s2d.cli import main
 from verl_s2d.data.problems import read_problems
@@ -74,6 +75,20 @@ def test_sizes_are_of_the_models(tmp_path, monkeypatch):
     assert recipe.models["student"].model == str(tmp_path / "student")
     assert recipe.data.prompt_tokens == 64 and recipe.data.response_tokens + 64 <= 256
     assert len(read_problems(tmp_path / "mine/data/train.parquet")) == 15
+
+
+def test_prompts_without_labels(tmp_path, monkeypatch, offline, capsys):
+    monkeypatch.chdir(tmp_path)
+    data, more = write(tmp_path / "train.jsonl", 40), write(tmp_path / "more.jsonl", 60)
+    command = ["init", "mine", *QWEN, "--data", str(data), "--prompts", str(more)]
+    assert main([*command, "--gpus", "1"]) == 2, "no teacher is trained on one GPU"
+    assert "--prompts" in capsys.readouterr().err and not (tmp_path / "mine").exists()
+    assert main([*command, "--gpus", "0"]) == 0
+    assert "prompts.parquet: 20 problems (60 rows; left out: 8 evaluated, 32 labelled)" in capsys.readouterr().out
+    plan = plan_of(tmp_path / "mine", tmp_path / "run")
+    assert plan.recipe.chosen_rows[-1] == "bridge-more-prompts"
+    check_batches(plan, plan.order)
+    check_data(plan)
 
 
 def test_a_directory_with_files_is_left_alone(tmp_path, offline, capsys):

@@ -117,4 +117,5 @@ def test_a_call_without_a_verdict_is_counted(tmp_path):
     )
     for response in ("slow", "fast"):
         call(1, tmp_path / "stage" / "verifier", response, verifier=f"{tmp_path}/v.py:score")
-    assert verifier_calls(tmp_path / "stage") == {"labels_read": ["p1"], "verifier_calls": 2, "unsettled_calls": 1}
+    counted = {"labels_read": ["p1"], "prompts_read": [], "verifier_calls": 2, "unsettled_calls": 1}
+    assert verifier_calls(tmp_path / "stage") == counted

@@ -140,8 +140,12 @@ def test_verifier_calls_are_counted_and_labels_are_a_set(tmp_path):
     (tmp_path / "verifier").mkdir()
     (tmp_path / "verifier" / "a.jsonl").write_text('{"id": "p2"}\n{"id": "p1"}\n{"id": "p1"}\n{"i')
     (tmp_path / "verifier" / "b.jsonl").write_text('{"id": "p3"}\n{"unsettled": "too slow", "problem": "p3"}\n')
+    (tmp_path / "verifier" / "c.jsonl").write_text(
+        '{"prompt": "q2"}\n{"prompt": "q1"}\n{"label": "p2"}\n{"prompt": "q2"}\n'
+    )
     assert verifier_calls(tmp_path) == {
         "labels_read": ["p1", "p2", "p3"],
+        "prompts_read": ["q1", "q2"],
         "verifier_calls": 5,
         "unsettled_calls": 1,
     }
@@ -150,7 +154,10 @@ def test_verifier_calls_are_counted_and_labels_are_a_set(tmp_path):
 def test_ledgers_are_united_and_summed():
     a = empty_ledger(1.0) | {"labels_read": ["x", "y"], "verifier_calls": 2, "updates": 1}
     b = empty_ledger(2.0) | {"labels_read": ["y"], "verifier_calls": 3, "sampled_tokens": 4}
+    del a["prompts_read"]  # as of an earlier version
+    b["prompts_read"] = ["q"]
     total = add_ledgers([a, b])
+    assert total["prompts_read"] == ["q"]
     assert total["labels_read"] == ["x", "y"] and total["verifier_calls"] == 5 and total["seconds"] == 3.0
 
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from verl_s2d.data.label_split import require_parts
+from verl_s2d.data.pool_key import PROMPTS
 from verl_s2d.errors import UserError
-from verl_s2d.stages.prepare.slice_sizes import Changes, evaluation_sets, limits_to_come, train_file, validation_set
-from verl_s2d.stages.prepare.stage import Slices
+from verl_s2d.stages.prepare.overlong import limited
+from verl_s2d.stages.prepare.prompt_pool import PromptPool
+from verl_s2d.stages.prepare.slice_sizes import (
+    Changes,
+    evaluation_sets,
+    limits_to_come,
+    pool_problems,
+    train_file,
+    validation_set,
+)
+from verl_s2d.stages.prepare.stage import Slices, slices_settings
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.store.manifest import is_built
@@ -36,7 +47,7 @@ def check_data(plan: Plan) -> dict[Path, tuple[str, list[Problem]]]:
 
     Raises:
         UserError: a file is unusable, a label is repeated, slices overlap or would be empty, problems are too few, or
-            evaluation problems are among the training problems.
+            evaluation problems are among the training problems or the prompts without labels.
     """
     from verl_s2d.data.problems import check_disjoint, read_problems
 
@@ -50,7 +61,8 @@ def check_data(plan: Plan) -> dict[Path, tuple[str, list[Problem]]]:
             own = key != "data.train"
             # What a stage has written is in verl's columns.
             columns = None if path.is_relative_to(plan.context.run_dir) else plan.recipe.data.columns
-            files[path] = key, _limited(read_problems(path, key=key, columns=columns, own_columns=own), limits)
+            read = read_problems(path, key=key, columns=columns, own_columns=own)
+            files[path] = key, limited(read, limits([problem.messages for problem in read]))
         return files[path][1]
 
     for seed, target in {row.seed: row.target for row in plan.rows}.items():
@@ -73,7 +85,48 @@ def check_data(plan: Plan) -> dict[Path, tuple[str, list[Problem]]]:
                     check_disjoint(validation, evaluation, role="validation")
             if built(slices):
                 check_slices(plan.context.directory(slices))
+        held = [*evaluation.values(), *(members for key, members in files.values() if key == "data.validation")]
+        for pool in (node for node in plan.order if isinstance(node.stage, PromptPool)):
+            prompts = pool_problems(plan, pool) or {}
+            files |= {file: (PROMPTS, members) for file, members in prompts.items()}
+            check_pool([p for members in prompts.values() for p in members], _labelled(plan, seed, files), held)
     return files
+
+
+def _labelled(plan: Plan, seed: int, files: Mapping[Path, tuple[str, list[Problem]]]) -> list[Problem]:
+    """Return the problems with a label of one seed, as far as they exist."""
+    from verl_s2d.data.slices import slices_of
+
+    chosen: dict[str, Problem] = {}
+    for slices in _slices_of_seed(plan, seed):
+        problems = files.get(train_file(plan, slices), ("", []))[1]
+        ids = set(slices_of(problems, **slices_settings(slices))["all"]) if problems else ()
+        chosen |= {problem.id: problem for problem in problems if problem.id in ids}
+    return list(chosen.values())
+
+
+def check_pool(pool: Sequence[Problem], labelled: Sequence[Problem], held: Sequence[Sequence[Problem]]) -> None:
+    """Refuse prompts without labels that are repeated, labelled, or of problems to evaluate or validate on, by text.
+
+    Args:
+        held: problems of the evaluation sets and of the validation.
+
+    Raises:
+        UserError: with the number of such prompts and one of them.
+    """
+    from verl_s2d.data.unlabelled import require_distinct
+
+    require_distinct(pool, labelled)
+    texts = {problem.text for problems in held for problem in problems}
+    shared = [prompt.text for prompt in pool if prompt.text in texts]
+    if shared:
+        raise UserError(
+            f"{len(shared)} prompts without labels are those of evaluation or validation problems.",
+            key=PROMPTS,
+            value=shared[0],
+            remedy="Remove them; an accuracy measured on them means nothing. `verl-s2d convert` with prompts=FILE and "
+            "eval.<name>=FILE leaves them out.",
+        )
 
 
 def _require_count(plan: Plan, file: Path, count: int) -> None:
@@ -94,12 +147,7 @@ def _require_count(plan: Plan, file: Path, count: int) -> None:
             value=labels,
             remedy=f"At most {count}, or null for all.",
         )
-
-
-def _limited(problems: list[Problem], limits: Changes) -> list[Problem]:
-    changes = limits([problem.messages for problem in problems])
-    kept = [(problem, changes.get(i, problem.messages)) for i, problem in enumerate(problems)]
-    return [replace(problem, messages=list(messages)) for problem, messages in kept if messages is not None]
+    require_parts(count if labels is None else labels, plan.recipe.data.split)
 
 
 def check_validation(validation: list[Problem], trained_on: list[Problem]) -> None:

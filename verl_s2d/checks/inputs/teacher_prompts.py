@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from verl_s2d.checks.finding import Told
 from verl_s2d.checks.inputs.model_pairs import KnownModels
 from verl_s2d.data.model_files import ModelFacts
+from verl_s2d.data.pool_key import PROMPTS
 from verl_s2d.data.slices import choose
 from verl_s2d.data.teacher_prompt import teacher_messages
 from verl_s2d.errors import UserError
@@ -74,15 +75,16 @@ def check_teacher_prompts(plan: Plan, files: Mapping[Path, tuple[str, list[Probl
 
 
 def _problems(plan: Plan, files: Mapping[Path, tuple[str, list[Problem]]]) -> list[Problem]:
-    """Return the training problems with a label in some seed."""
+    """Return the training problems with a label in some seed, and the prompts without labels."""
+    pool = [prompt for key, prompts in files.values() if key == PROMPTS for prompt in prompts]
     for key, problems in files.values():
         if key == "data.train":
             if plan.recipe.data.labels is None:
-                return problems
+                return problems + pool
             ids, labels = [problem.id for problem in problems], plan.recipe.data.labels
             chosen = {i for seed in {row.seed for row in plan.rows} for i in choose(ids, labels, seed)["all"]}
-            return [problem for problem in problems if problem.id in chosen]
-    return []
+            return [problem for problem in problems if problem.id in chosen] + pool
+    return pool
 
 
 def _longest(plan: Plan, teacher: ModelFacts, prompts: list, template: str) -> int:

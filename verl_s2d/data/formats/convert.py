@@ -1,18 +1,20 @@
 r"""Run `verl-s2d convert`: a data file as people have it to train.parquet, and held-out problems, in verl's columns.
 
     verl-s2d convert FILE OUT [question=COLUMN] [answer=COLUMN] [after=####] [id=COLUMN] [data_source=NAME]
-        [template=boxed|dapo|none] [holdout=0] [seed=0] [eval.<name>=FILE ...]
+        [template=boxed|dapo|none] [holdout=0] [seed=0] [eval.<name>=FILE ...] [prompts=FILE]
 
 FILE is parquet, jsonl, json or csv. Known columns are found by themselves (verl_columns.py). Left out and counted are
 rows without a question or an answer, repeated problems, problems whose copies disagree about the answer, and training
 problems that are in an evaluation set. `holdout` problems become OUT/held_out.parquet, `eval.<name>`
-OUT/<name>.parquet. The same file and settings give the same rows.
+OUT/<name>.parquet, and the questions of `prompts` OUT/prompts.parquet: without answers, and without those of the other
+sets. The same file and settings give the same rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,10 @@ from verl_s2d.data.formats.data_files import read_any
 from verl_s2d.data.formats.verl_columns import as_verl, has_columns, needed
 from verl_s2d.data.problems import Problem, as_problems
 from verl_s2d.data.slices import choose
+from verl_s2d.data.unlabelled import pool_table, read_pool
 from verl_s2d.errors import UserError
 
-HELD_OUT = "held_out"
-TRAIN = "train"
+HELD_OUT, TRAIN, POOL = "held_out", "train", "prompts"
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Options:
     seed: int = 0
     eval: dict[str, str] = field(default_factory=dict)
     """Evaluation sets: name -> file with the same columns or known ones."""
+    prompts: str | None = None
+    """File whose questions are used without labels (data.prompts of a recipe); it may have answers."""
 
     @property
     def columns(self) -> Columns | None:
@@ -69,7 +73,9 @@ class Converted:
     disputed: int = 0
     """Rows of problems whose copies disagree about the answer."""
     evaluated: int = 0
-    """Training problems that are in an evaluation set."""
+    """Training problems, or prompts without labels, that are in an evaluation set."""
+    labelled: int = 0
+    """Prompts without labels that are those of training problems."""
 
     def select(self, kept: Sequence[int]) -> None:
         self.table, self.problems = self.table.take(pa.array(kept, pa.int64())), [self.problems[i] for i in kept]
@@ -88,7 +94,7 @@ def convert(options: Options) -> dict[str, Converted]:
         UserError: a file is unusable, a set would be empty, or OUT has a training file.
     """
     out = Path(options.out).expanduser()
-    for name in (TRAIN, HELD_OUT) if options.holdout else (TRAIN,):
+    for name in (TRAIN, *([HELD_OUT] if options.holdout else []), *([POOL] if options.prompts else [])):
         if name in options.eval:
             remedy = "Choose another name."
             raise UserError("This name is taken.", key=f"eval.{name}", value=options.eval[name], remedy=remedy)
@@ -105,6 +111,8 @@ def convert(options: Options) -> dict[str, Converted]:
     _leave_out_evaluated(sets)
     if options.holdout:
         _hold_out(sets, options)
+    if options.prompts:
+        sets[POOL] = _without_labels(options, sets)
     for name, made in sets.items():
         if not made.problems:
             raise UserError("No problem is left.", key=name, value=made.text(), remedy="Check the file's columns.")
@@ -139,6 +147,23 @@ def _read(file: str, key: str, columns: Columns | None, *, own_columns: bool = F
     made.repeated = len(made.problems) - made.disputed - len(kept)
     made.select(kept)
     return made
+
+
+def _without_labels(options: Options, sets: Mapping[str, Converted]) -> Converted:
+    path = Path(options.prompts).expanduser()
+    pool = read_pool(path, key=POOL, columns=options.columns, drop_answers=True)
+    first = {problem.text: number for number, problem in reversed([*enumerate(pool)])}
+    labelled = {problem.text for problem in sets[TRAIN].problems}
+    evaluated = {problem.text for name, made in sets.items() if name != TRAIN for problem in made.problems}
+    kept = [pool[i] for text, i in sorted(first.items(), key=itemgetter(1)) if text not in labelled | evaluated]
+    return Converted(
+        pool_table(kept),
+        kept,
+        rows=len(pool),
+        repeated=len(pool) - len(first),
+        labelled=len(first.keys() & labelled),
+        evaluated=len(first.keys() & evaluated),
+    )
 
 
 def _is_whole(row: Mapping[str, Any]) -> bool:

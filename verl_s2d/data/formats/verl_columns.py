@@ -60,13 +60,22 @@ def is_verl(table: pa.Table) -> bool:
     return text and named and None not in _values(table, _INDEX)
 
 
-def as_verl(table: pa.Table, columns: Columns | None, *, key: str, path: str | Path, strict: bool = True) -> pa.Table:
+def as_verl(
+    table: pa.Table,
+    columns: Columns | None,
+    *,
+    key: str,
+    path: str | Path,
+    strict: bool = True,
+    answers: bool = True,
+) -> pa.Table:
     """Convert a table of any known layout to verl's columns; other columns of plain values go to extra_info.
 
     Args:
         columns: names of columns that the file has; None for a known layout.
         key, path: name of the file in errors.
         strict: otherwise missing answers are empty, and ids that several rows of verl's share are made anew.
+        answers: otherwise a file may have no column of them.
 
     Raises:
         UserError: no column has the question or the answer, a named column is absent, a problem has no answer, or the
@@ -78,7 +87,8 @@ def as_verl(table: pa.Table, columns: Columns | None, *, key: str, path: str | P
     check_template(chosen.template)
     own = {"prompt", "reward_model"} <= set(names)
     question = _choose(table, chosen.question, ("prompt",) if own else _QUESTIONS, "question", key, path)
-    answer = _choose(table, chosen.answer, _ANSWERS, "answer", key, path, optional=_is_chat(table, question))
+    optional = not answers or _is_chat(table, question)
+    answer = _choose(table, chosen.answer, _ANSWERS, "answer", key, path, optional=optional)
     identity = chosen.id or next((n for n in _IDS if n != question and _is_id(table, n, strict)), None)
     if chosen.id is not None:
         _choose(table, chosen.id, (), "id", key, path)
@@ -110,6 +120,20 @@ def as_verl(table: pa.Table, columns: Columns | None, *, key: str, path: str | P
         remedy = "Give a column values of one type, and messages the same fields."
         raise UserError(f"The rows do not fit one table: {reason}", key=key, value=str(path), remedy=remedy) from error
     return pa.table({name: table[name] for name in names} | made) if own else pa.table(made)
+
+
+def answers_of(table: pa.Table, columns: Columns | None) -> tuple[str, list[int]] | None:
+    """Find the first column that holds answers, the ends of conversations included, and its rows that have one."""
+    named = [name for name in (columns and columns.answer, columns and columns.question) if name]
+    for name in dict.fromkeys((*named, *_ANSWERS, "extra_info.answer", "extra_info.solution", *_QUESTIONS)):
+        if column_type(table.schema, name) is None:
+            continue
+        asks = name in _QUESTIONS or (columns is not None and name == columns.question)
+        values = _values(table, name)
+        texts = [_reply(plain_messages(value)) for value in values] if asks else values
+        if rows := [number for number, text in enumerate(texts) if _as_text(text).strip()]:
+            return name, rows
+    return None
 
 
 def _choose(

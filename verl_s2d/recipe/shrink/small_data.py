@@ -26,6 +26,23 @@ def small_data(data: Mapping[str, Any], directory: Path) -> dict[str, Any]:
         uses += args.values()
         args |= {f"columns.{name}": value for name, value in (data.get("columns") or {}).items()}
     small["source"] = {"script": str(_SCRIPT), "args": args, "uses": uses}
+    if data.get("prompts") is not None:
+        small["prompts"] = _small_pool(data, directory)
     if small.get("labels"):
         small["labels"] = min(TRAIN_PROBLEMS, small["labels"])
     return small
+
+
+def _small_pool(data: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """Return a script as the source of the prompts without labels."""
+    prompts, uses = data["prompts"], [str(_SCRIPT.with_name("digit_sums.py"))]
+    if isinstance(prompts, Mapping):
+        script = str(directory / prompts["script"])
+        args = {"script": script, **{f"args.{name}": value for name, value in prompts.get("args", {}).items()}}
+        uses += [script, *(str(directory / name) for name in prompts.get("uses", ()))]
+    else:
+        files = [prompts] if isinstance(prompts, str) else prompts
+        args: dict[str, Any] = {"prompts": [str(directory / Path(file).expanduser()) for file in files]}
+        uses += args["prompts"]
+        args |= {f"columns.{name}": value for name, value in (data.get("columns") or {}).items()}
+    return {"script": str(_SCRIPT), "args": args, "uses": uses}

@@ -1,6 +1,7 @@
 """Write the shortest problems of files, or of those that a recipe's data script writes.
 
     python small_sets.py --out DIR train=FILE eval.NAME=FILE ... [columns.NAME=COLUMN ...]
+    python small_sets.py --out DIR prompts=["FILE", ...] [columns.NAME=COLUMN ...]
     python small_sets.py --out DIR script=FILE [args.KEY=VALUE ...]
 
 A script whose arguments name sets that `verl-s2d prepare` publishes gets tiny files in their place, so nothing is
@@ -13,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +23,7 @@ from typing import Any
 from verl_s2d import arguments
 from verl_s2d.arguments import plain_arguments
 
+POOL = "prompts.parquet"
 TRAIN_PROBLEMS, EVALUATION_PROBLEMS = 24, 4
 
 
@@ -31,6 +33,8 @@ class Options:
 
     out: str
     train: str | None = None
+    prompts: list[str] | None = None
+    """Files of prompts without labels."""
     eval: dict[str, str] = field(default_factory=dict)
     script: str | None = None
     args: dict[str, Any] = field(default_factory=dict)
@@ -40,6 +44,9 @@ class Options:
 def main(options: Options) -> None:
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
+    if options.prompts is not None:
+        cut_pool([Path(file) for file in options.prompts], out / POOL, options.columns)
+        return
     if options.script is None:
         for name, file in {"train": options.train, **options.eval}.items():
             cut(Path(file), out / f"{name}.parquet", options.columns)
@@ -52,7 +59,9 @@ def main(options: Options) -> None:
         if code := subprocess.run(command).returncode:
             sys.exit(code)
         for file in sorted(whole.iterdir()):
-            if file.suffix == ".parquet":
+            if file.name == POOL:
+                cut_pool([file], out / POOL)
+            elif file.suffix == ".parquet":
                 cut(file, out / file.name)
             elif file.is_file():
                 shutil.copy(file, out)
@@ -80,6 +89,16 @@ def cut(file: Path, to: Path, columns: Mapping[str, str] = MappingProxyType({}))
     lengths = [sum(len(str(m["content"]).encode()) for m in messages) for messages in table["prompt"].to_pylist()]
     most = TRAIN_PROBLEMS if to.stem == "train" else EVALUATION_PROBLEMS
     write_parquet(table.take(sorted(sorted(range(len(lengths)), key=lengths.__getitem__)[:most])), to)
+
+
+def cut_pool(files: Sequence[Path], to: Path, columns: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Write the shortest prompts without labels of some files in verl's columns."""
+    from verl_s2d.data.files import write_parquet
+    from verl_s2d.data.formats.column_names import columns_of
+    from verl_s2d.data.unlabelled import pool_table, read_pool
+
+    prompts = [prompt for file in files for prompt in read_pool(file, columns=columns_of(columns))]
+    write_parquet(pool_table(sorted(prompts, key=lambda prompt: len(prompt.text))[:TRAIN_PROBLEMS]), to)
 
 
 if __name__ == "__main__":

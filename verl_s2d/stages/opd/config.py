@@ -48,6 +48,7 @@ class OpdConfig(Distillation):
         teacher_prompt: template of the prompt that the teacher reads in place of the student's (data.teacher_prompt);
             null: the student's.
         label_ledger: directory in which to record the problems whose columns that template reads; null: nowhere.
+        prompt_ledger: directory in which to record the prompts without labels that are read; null: nowhere.
         teacher_refresh: steps after which the teacher becomes the student of that step, again and again; null: never.
         parse_rate: log the share of finished responses from which this verifier extracts an answer; a name, or with
             options {name: math, form: boxed}. No label is read.
@@ -61,6 +62,7 @@ class OpdConfig(Distillation):
     travel: bool = False
     teacher_prompt: Annotated[str, AfterValidator(_template)] | None = None
     label_ledger: str | None = None
+    prompt_ledger: str | None = None
     teacher_refresh: Count | None = None
     parse_rate: str | dict[str, Any] | None = None
 

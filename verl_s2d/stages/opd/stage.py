@@ -10,6 +10,7 @@ from verl_s2d.recipe.schema import Cluster
 from verl_s2d.recipe.servers import gpus_left
 from verl_s2d.recipe.stage_settings import Prefix
 from verl_s2d.signals.signal_registry import is_loss
+from verl_s2d.stages.prepare.prompt_pool import PromptPool
 from verl_s2d.stages.prepare.stage import slice_of
 from verl_s2d.stages.shared import panels
 from verl_s2d.stages.shared.budget import length
@@ -41,7 +42,7 @@ class Opd(VerlTrainerStage):
     symbol = "2b"
     semantics = 2
     default_signal = "sampled"
-    parquet_suffix = "-prompts"
+    reads_answers = False
     consumes = ("sampled_tokens", "updates")
     metrics = (
         Metric("s2d/reverse_kl", panels.REVERSE_KL, alarm="kl_blow_up"),
@@ -81,6 +82,7 @@ class Opd(VerlTrainerStage):
             "s2d.teacher.server": SERVERS,
             "s2d.teacher_prompt": "Set stages.opd.teacher_prompt.",
             "s2d.label_ledger": STAGE,
+            "s2d.prompt_ledger": STAGE,
             "s2d.teacher_refresh": "Set stages.opd.teacher_refresh.",
             "s2d.travel": "Set stages.opd.travel.",
             "s2d.parse_rate": "Leave it out: it is measured wherever `verifier:` extracts answers without a label.",
@@ -97,8 +99,15 @@ class Opd(VerlTrainerStage):
             **({"+s2d.travel": True} if node.operations.get("travel") else {}),
             **({"+s2d.parse_rate": parsed} if (parsed := node.operations.get("parse_rate")) is not None else {}),
             **weights_overrides(node, context),
+            **self.ledger_overrides(node, context),
             **{f"+s2d.prefix.{name}": value for name, value in node.settings.get("prefix", {}).items()},
         }
+
+    def ledger_overrides(self, node: Node, context: Context) -> Mapping[str, Any]:
+        """Enter prompts without labels in the node's ledger, if its slice has some."""
+        if not isinstance(node.inputs["slices"].stage, PromptPool):
+            return {}
+        return {"+s2d.prompt_ledger": str(context.directory(node) / "verifier")}
 
     def gpus(self, node: Node, cluster: Cluster) -> tuple[int, int]:
         return gpus_left(cluster, servers_of_node(node).values(), "stages.opd.servers")
@@ -135,7 +144,7 @@ class Opd(VerlTrainerStage):
 class ScoredOpd(Opd):
     """Stage 2b with a signal that reads scores: problems with answers, and every verifier call in the ledger."""
 
-    parquet_suffix = ""
+    reads_answers = True
     consumes = ("labels", "verifier_calls", *Opd.consumes)
     metrics = (*Opd.metrics, Metric("critic/score/mean", alarm="score_collapse"))
 
@@ -153,7 +162,7 @@ class PrivilegedOpd(Opd):
     """Stage 2b with a teacher whose prompt holds columns of the problem: these are labels, which the ledger counts."""
 
     consumes = ("labels", *Opd.consumes)
-    parquet_suffix = ""
+    reads_answers = True
 
     def prompt_overrides(self, node: Node, context: Context) -> Mapping[str, Any]:
         ledger = str(context.directory(node) / "verifier")

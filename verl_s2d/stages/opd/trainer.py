@@ -27,6 +27,7 @@ from verl_s2d.stages.opd.config import OpdConfig, read_opd_config
 from verl_s2d.stages.opd.logs_health import LogsHealth
 from verl_s2d.stages.opd.metrics import EXACT_METRICS, advantage_metrics, rollout_metrics, sampled_reverse_kl_metrics
 from verl_s2d.stages.opd.prefix_rollouts import GrowsPrefix
+from verl_s2d.stages.opd.prompt_ledger import RecordsPrompts
 from verl_s2d.stages.opd.routed_teachers import (
     count_metrics,
     roles_of_rows,
@@ -51,6 +52,7 @@ class _NoVerifier:
 class OpdTrainer(
     GrowsPrefix,
     WeighsProblems,
+    RecordsPrompts,
     SavesOnRequest,
     RefreshesTeacher,
     EndsEarly,

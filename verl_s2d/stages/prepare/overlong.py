@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from verl_s2d.stages.prepare.render_cache import Renderer, cut_prompts, rendered
+
+if TYPE_CHECKING:
+    from verl_s2d.data.problems import Problem
 
 REFUSE, DROP = "refuse", "drop"
 SUMMARY, LIMITED_VALIDATION = "prompts.json", "validation/validation.parquet"
@@ -46,3 +49,9 @@ def shortened(prompts: Sequence[Messages], models: Mapping[str, Renderer], limit
         return dict.fromkeys(longer)
     overlong = [prompts[i] for i in longer]
     return dict(zip(longer, cut_prompts(models, overlong, limit.options, limit.date, limit.tokens), strict=True))
+
+
+def limited(problems: Sequence[Problem], changes: Mapping[int, Messages | None]) -> list[Problem]:
+    """Return problems with cut prompts, and without those that are dropped."""
+    kept = [(problem, changes.get(place, problem.messages)) for place, problem in enumerate(problems)]
+    return [replace(problem, messages=list(messages)) for problem, messages in kept if messages is not None]

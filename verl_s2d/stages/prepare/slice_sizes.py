@@ -5,12 +5,29 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from verl_s2d.stages.prepare.overlong import DROP, LIMITED_VALIDATION, Messages, shortened
-from verl_s2d.stages.prepare.stage import SOURCES, TRAIN_FILE, LimitedPrompts, evaluation_files, slice_sizes
+from verl_s2d.data.label_split import HALF
+from verl_s2d.stages.prepare.overlong import DROP, LIMITED_VALIDATION, Messages, limited, shortened
+from verl_s2d.stages.prepare.prompt_pool import LABELLED, SUMMARY, PromptPool, pool_files
+from verl_s2d.stages.prepare.stage import (
+    POOL,
+    SOURCES,
+    SPLIT,
+    TRAIN_FILE,
+    LimitedPrompts,
+    evaluation_files,
+    limit_of,
+    renderers,
+    slice_sizes,
+    slices_settings,
+)
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.store.manifest import is_built
+
+if TYPE_CHECKING:
+    from verl_s2d.data.problems import Problem
 
 Changes = Callable[[Sequence[Messages]], Mapping[int, Messages | None]]
 
@@ -25,6 +42,12 @@ def slice_size(plan: Plan, node: Node, *, expected: int | None = None) -> int | 
         The number of problems; None when it cannot be known yet.
     """
     slices, name = node.inputs["slices"], node.settings["slice"]
+    if isinstance(slices.stage, PromptPool):
+        return _pool_size(plan, slices, expected)
+    return _labelled_size(plan, slices, name, expected)
+
+
+def _labelled_size(plan: Plan, slices: Node, name: str, expected: int | None) -> int | None:
     if _built(plan, slices):
         summary = json.loads((plan.context.directory(slices) / "slices.json").read_text())
         return len(summary["slices"][name])
@@ -42,7 +65,43 @@ def slice_size(plan: Plan, node: Node, *, expected: int | None = None) -> int | 
             count = expected
         else:
             return None
-    return slice_sizes(count)[name]
+    return slice_sizes(count, slices.settings.get(SPLIT, HALF))[name]
+
+
+def _pool_size(plan: Plan, pool: Node, expected: int | None) -> int | None:
+    if _built(plan, pool):
+        counts = json.loads((plan.context.directory(pool) / SUMMARY).read_text())
+        return counts["labelled"] + counts["prompts"]
+    labelled = pool.settings.get(LABELLED)
+    beside = _labelled_size(plan, pool.inputs["slices"], labelled, expected) if labelled else 0
+    problems = pool_problems(plan, pool)
+    if problems is None or beside is None:
+        return None
+    from verl_s2d.data.unlabelled import of_sources
+
+    everything = [prompt for prompts in problems.values() for prompt in prompts]
+    return beside + len(of_sources(everything, pool.settings.get(SOURCES, ())))
+
+
+def pool_problems(plan: Plan, pool: Node) -> dict[Path, list[Problem]] | None:
+    """Read the prompts of a pool's files, dropped or cut as they will be, and of all data sources.
+
+    Returns:
+        file -> prompts; None before a stage has written them.
+    """
+    from verl_s2d.data.unlabelled import read_pool
+
+    if not all(_built(plan, source) for role, source in pool.inputs.items() if role == POOL):
+        return None
+    made = POOL in pool.inputs
+    columns = None if made else plan.recipe.data.columns
+    read = {file: read_pool(file, columns=columns) for file in pool_files(pool, plan.context)}
+    if "policy" in pool.settings and all(_built(plan, node) for node in pool.inputs.values()):
+        models = renderers(pool, plan.context)
+        for file, prompts in read.items():
+            changes = shortened([prompt.messages for prompt in prompts], models, limit_of(pool))
+            read[file] = limited(prompts, changes)
+    return read
 
 
 def _chosen(plan: Plan, slices: Node) -> Mapping[str, Sequence[str]] | None:
@@ -55,8 +114,7 @@ def _chosen(plan: Plan, slices: Node) -> Mapping[str, Sequence[str]] | None:
     columns = None if train.is_relative_to(plan.context.run_dir) else plan.recipe.data.columns
     problems = read_problems(train, key="data.train", columns=columns)
     changes = limits_to_come(plan, slices)([problem.messages for problem in problems])
-    kept = [problem for place, problem in enumerate(problems) if changes.get(place, ()) is not None]
-    return slices_of(kept, slices.settings["labels"], slices.settings["seed"], slices.settings[SOURCES])
+    return slices_of(limited(problems, changes), **slices_settings(slices))
 
 
 def train_file(plan: Plan, node: Node) -> Path | None:
@@ -95,8 +153,8 @@ def limits_to_come(plan: Plan, node: Node) -> Changes:
         return lambda prompts: {}
     if not all(_built(plan, node) for node in source.inputs.values()):
         return lambda prompts: {}
-    models = source.stage.renderers(source, plan.context)
-    return lambda prompts: shortened(prompts, models, source.stage.limit(source))
+    models = renderers(source, plan.context)
+    return lambda prompts: shortened(prompts, models, limit_of(source))
 
 
 def _to_drop(plan: Plan, slices: Node, train: Path) -> int:

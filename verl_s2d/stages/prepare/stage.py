@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from verl_s2d.arguments import plain_arguments
+from verl_s2d.data.label_split import HALF, first_part
 from verl_s2d.platforms.template_date import DEFAULT
 from verl_s2d.stages.prepare.overlong import DROP, LIMITED_VALIDATION, SUMMARY, Limit
 from verl_s2d.stages.prepare.render_cache import Renderer
@@ -23,23 +25,46 @@ from verl_s2d.workflow.stage import (
     trusts_remote_code,
 )
 
-TRAIN_FILE = "train.parquet"
+TRAIN_FILE, POOL_FILE = "train.parquet", "prompts.parquet"
 VALIDATION, TOKENIZER = "validation", "tokenizer"
 """Roles of inputs; the second is followed by the role of a model."""
 SLICES = ("all", "1h", "2h")
 SOURCES = "data_sources"
 """Setting of slices that keep the problems of some data sources only."""
+SPLIT = "split"
+"""Setting of slices whose `1h` is not a half."""
+POOL = "prompts"
+"""Slice of the prompts without labels; `all+prompts` has those of a slice of the labelled problems, too."""
 
 
-def slice_sizes(labels: int) -> dict[str, int]:
+def slice_sizes(labels: int, split: float = HALF) -> dict[str, int]:
     """Map slice name -> number of problems."""
-    return {"all": labels, "1h": labels // 2, "2h": labels - labels // 2}
+    first = first_part(labels, split)
+    return {"all": labels, "1h": first, "2h": labels - first}
 
 
 def parts_of(slice_name: str) -> tuple[str, tuple[str, ...]]:
     """Split `all@math,code` into a slice and the data sources of its problems; none for problems of all sources."""
     part, _, sources = slice_name.partition("@")
     return part, tuple(sorted(filter(None, sources.split(","))))
+
+
+def labelled_part(part: str) -> str | None:
+    """Return the slice of labelled problems in `all+prompts`, none in `prompts`; any other slice is one."""
+    labelled, _, last = part.rpartition("+")
+    return (labelled or None) if last == POOL else part
+
+
+def slices_settings(node: Node) -> dict[str, Any]:
+    """Return the arguments of `data.slices.slices_of` that choose the problems of slices."""
+    s = node.settings
+    return {"labels": s["labels"], "seed": s["seed"], "sources": s.get(SOURCES, ()), "split": s.get(SPLIT, HALF)}
+
+
+def prompts_file(node: Node, context: Context) -> Path:
+    """Locate the prompts, without answers, of the slice that a node reads."""
+    slices = node.inputs["slices"]
+    return context.directory(slices) / slices.stage.prompts_file(node.settings["slice"])
 
 
 def slice_of(node: Node) -> str:
@@ -62,6 +87,36 @@ def evaluation_files(node: Node, role: str, context: Context) -> dict[str, Path]
     return {p.stem: p for p in sorted(directory.glob("*.parquet")) if p.name != TRAIN_FILE}
 
 
+def renderers(node: Node, context: Context) -> dict[str, Renderer]:
+    """Return the models whose chat templates limit a node's prompts, by role."""
+    prefix, found = f"{TOKENIZER}.", {}
+    for role in (role for role in node.sources if role.startswith(prefix)):
+        revision = node.externals[role].revision if role in node.externals else None
+        found[role.removeprefix(prefix)] = Renderer(
+            model_location(node, role, context), revision, trusts_remote_code(node, role)
+        )
+    return found
+
+
+def limit_of(node: Node) -> Limit:
+    """Return the limit of a node's prompts and the policy."""
+    s = node.settings
+    return Limit(s["prompt_tokens"], s["policy"], s["chat_template"], s.get("template_date", DEFAULT))
+
+
+def limit_arguments(node: Node, context: Context) -> dict[str, Any]:
+    """Build the arguments with the limit of prompts and the models whose chat templates count."""
+    models = renderers(node, context)
+    return {
+        "policy": node.settings["policy"],
+        "prompt_tokens": node.settings["prompt_tokens"],
+        **{f"tokenizer.{role}": model.model for role, model in models.items()},
+        **{f"revision.{role}": model.revision for role, model in models.items() if model.revision},
+        **{f"trusted.{role}": True for role, model in models.items() if model.trust_remote_code},
+        **{f"chat_template.{name}": value for name, value in node.settings["chat_template"].items()},
+    }
+
+
 def columns_arguments(node: Node) -> dict[str, str]:
     """Build the arguments with the names of a data file's columns."""
     return {f"columns.{name}": value for name, value in node.settings.get("columns", {}).items()}
@@ -78,7 +133,8 @@ def validation_file(node: Node, context: Context) -> str:
 
 
 class Script(Stage):
-    """Runs `python script --out DIR key=value ...`, which writes a model, or train.parquet and evaluation parquets."""
+    """Runs `python script --out DIR key=value ...`, which writes a model, train.parquet and evaluation parquets, or
+    prompts.parquet."""
 
     kind = "script"
     prepares = True
@@ -91,6 +147,10 @@ class Script(Stage):
         log = directory / "log.txt"
         if node.settings["makes"] == "model":
             require_export(node, directory)
+            return
+        if node.settings["makes"] == POOL:
+            if not (directory / POOL_FILE).is_file():
+                raise StageFailed(f"{node.name} ended without writing {POOL_FILE}.", log=log)
             return
         if not (directory / TRAIN_FILE).is_file():
             raise StageFailed(f"{node.name} ended without writing {TRAIN_FILE}.", log=log)
@@ -121,35 +181,10 @@ class LimitedPrompts(Stage):
         files |= {f"eval.{name}": str(path) for name, path in evaluation_files(node, "source", context).items()}
         if VALIDATION in node.externals:
             files[VALIDATION] = node.externals[VALIDATION].location
-        models = self.renderers(node, context)
-        arguments = {
-            "out": str(context.directory(node)),
-            "policy": node.settings["policy"],
-            "prompt_tokens": node.settings["prompt_tokens"],
-            **files,
-            **{f"tokenizer.{role}": model.model for role, model in models.items()},
-            **{f"revision.{role}": model.revision for role, model in models.items() if model.revision},
-            **{f"trusted.{role}": True for role, model in models.items() if model.trust_remote_code},
-            **{f"chat_template.{name}": value for name, value in node.settings["chat_template"].items()},
-            **columns_arguments(node),
-        }
+        arguments = {"out": str(context.directory(node)), **limit_arguments(node, context), **files}
+        arguments |= columns_arguments(node)
         argv = [sys.executable, "-m", "verl_s2d.stages.prepare.limit_prompts", *plain_arguments(arguments)]
         return Command(argv, template_environment(node))
-
-    def renderers(self, node: Node, context: Context) -> dict[str, Renderer]:
-        """Return the models whose chat templates count, by role."""
-        prefix, found = f"{TOKENIZER}.", {}
-        for role in (role for role in node.sources if role.startswith(prefix)):
-            revision = node.externals[role].revision if role in node.externals else None
-            found[role.removeprefix(prefix)] = Renderer(
-                model_location(node, role, context), revision, trusts_remote_code(node, role)
-            )
-        return found
-
-    def limit(self, node: Node) -> Limit:
-        """Return the limit and the policy."""
-        s = node.settings
-        return Limit(s["prompt_tokens"], s["policy"], s["chat_template"], s.get("template_date", DEFAULT))
 
     def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
         """Count the prompts that were dropped or cut, in all files."""
@@ -163,7 +198,7 @@ class LimitedPrompts(Stage):
 
 
 class Slices(Stage):
-    """Slices labelled problems into all, first half and second half, each also without answers."""
+    """Slices labelled problems into all and two parts, halves unless there is a split, each also without answers."""
 
     kind = "slices"
     prepares = True
@@ -181,15 +216,18 @@ class Slices(Stage):
             "labels": node.settings["labels"],
             "seed": node.settings["seed"],
             **columns_arguments(node),
-            **{name: node.settings[name] for name in (SOURCES,) if name in node.settings},
+            **{name: node.settings[name] for name in (SOURCES, SPLIT) if name in node.settings},
         }
         if VALIDATION in node.externals:
             arguments[VALIDATION] = node.externals[VALIDATION].location
         return Command([sys.executable, "-m", "verl_s2d.data.slices", *plain_arguments(arguments)])
 
+    def prompts_file(self, slice_name: str) -> str:
+        """Name the file with the prompts of a slice without answers."""
+        return f"{slice_name}-prompts.parquet"
+
     def describe(self, node: Node) -> str:
-        labels, sources = node.settings["labels"], node.settings.get(SOURCES)
-        described = (
-            f"{labels if labels is not None else 'all'} labelled problems, and two disjoint random halves of them"
-        )
+        labels, sources, split = node.settings["labels"], node.settings.get(SOURCES), node.settings.get(SPLIT)
+        parts = "two disjoint random halves of them" if split is None else f"a random {100 * split:g} % and the rest"
+        described = f"{labels if labels is not None else 'all'} labelled problems, and {parts}"
         return f"{described}: those from {', '.join(sources)}" if sources else described

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 from verl_s2d.arguments import plain_arguments
-from verl_s2d.stages.prepare.stage import slice_of
+from verl_s2d.data.pool_key import is_pool_id
+from verl_s2d.stages.prepare.prompt_pool import PromptPool
+from verl_s2d.stages.prepare.stage import prompts_file, slice_of
 from verl_s2d.stages.shared.node_settings import template_environment
 from verl_s2d.stages.shared.sampling_stage import SamplingStage
 from verl_s2d.workflow.failures import StageFailed
@@ -28,7 +30,7 @@ class Rollouts(SamplingStage):
         s = node.settings
         arguments = {
             **self.arguments(node, context),
-            "data": str(context.directory(node.inputs["slices"]) / f"{s['slice']}-prompts.parquet"),
+            "data": str(prompts_file(node, context)),
             "n": s.get("per_prompt"),
             "rows": s.get("rows"),
             **({"log_probs": s["log_probs"]} if "log_probs" in s else {}),
@@ -45,7 +47,14 @@ class Rollouts(SamplingStage):
         self._sampled_tokens(directory)
 
     def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
-        return empty_ledger(seconds) | {"sampled_tokens": self._sampled_tokens(directory)}
+        read = self._prompts_read(directory) if isinstance(node.inputs["slices"].stage, PromptPool) else []
+        return empty_ledger(seconds) | {"sampled_tokens": self._sampled_tokens(directory), "prompts_read": read}
+
+    def _prompts_read(self, directory: Path) -> list[str]:
+        import pyarrow.parquet as pq
+
+        ids = pq.read_table(directory / "rollouts.parquet", columns=["problem_id"])["problem_id"].unique().to_pylist()
+        return sorted(filter(is_pool_id, ids))
 
     def _sampled_tokens(self, directory: Path) -> int:
         path = directory / "rollouts.json"

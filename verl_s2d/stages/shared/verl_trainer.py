@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from verl_s2d.recipe.schema import Cluster
+from verl_s2d.stages.prepare.stage import prompts_file
 from verl_s2d.stages.shared.batch_settings import batch_setting
 from verl_s2d.stages.shared.budget import UNTIL, steps_to_ask_for, token_budget
 from verl_s2d.stages.shared.node_settings import merged_verl, template_environment
@@ -49,7 +50,7 @@ class VerlTrainerStage(TrainingStage):
     keep_key = "trainer.max_actor_ckpt_to_keep"
     model_section = "actor_rollout_ref.model"
     reserved = _RESERVED
-    parquet_suffix = ""
+    reads_answers: ClassVar[bool] = True
 
     def command(self, node: Node, context: Context, attempt: int) -> Command:
         directory, chosen = context.directory(node), merged_verl(node)
@@ -68,7 +69,8 @@ class VerlTrainerStage(TrainingStage):
         """Set the reserved keys."""
         directory, settings = context.directory(node), node.settings
         steps = steps_to_ask_for(node, directory.parent)
-        data = str(context.directory(node.inputs["slices"]) / f"{settings['slice']}{self.parquet_suffix}.parquet")
+        answered = context.directory(node.inputs["slices"]) / f"{settings['slice']}.parquet"
+        data = str(answered if self.reads_answers else prompts_file(node, context))
         return {
             **self.common_overrides(node, context, steps),
             "data.train_files": data,
