@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_s2d.arguments import plain_arguments
+from verl_s2d.stages.prepare.stage import prompts_file
 from verl_s2d.stages.shared.node_settings import template_environment
 from verl_s2d.teachers.router import TEACHER
 from verl_s2d.workflow.failures import StageFailed
@@ -34,11 +35,10 @@ class Compare(Stage):
 
     def command(self, node: Node, context: Context, attempt: int) -> Command:
         s = node.settings
-        slices = context.directory(node.inputs["slices"])
         arguments = {
             "student": model_location(node, "model", context),
             "teacher": model_location(node, TEACHER, context),
-            "problems": str(slices / f"{s['slice']}-prompts.parquet"),
+            "problems": str(prompts_file(node, context)),
             "student_rollouts": str(context.directory(node.inputs[STUDENT_SAMPLES]) / "generations.parquet"),
             "teacher_rollouts": str(context.directory(node.inputs[TEACHER_SAMPLES]) / "generations.parquet"),
             "out": str(context.directory(node)),
