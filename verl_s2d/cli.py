@@ -115,6 +115,10 @@ def _check(options: argparse.Namespace) -> int:
         from verl_s2d.planner.probe_plan import check_probe
 
         tell([check_probe(plan.recipe, run_dir=options.run_dir, seeds=options.seeds)])
+    if plan is not None and plan.recipe.plans_pilot and all(f.ok for f in findings):
+        from verl_s2d.planner.full_run import check_pilot
+
+        tell([check_pilot(plan.recipe, run_dir=options.run_dir, seeds=options.seeds)])
     if options.json:
         _print_json([{"what": f.what, "ok": f.ok, "detail": f.detail} for f in findings])
     if any(f.bad_input for f in findings):
@@ -193,6 +197,28 @@ def _probe(options: argparse.Namespace) -> int:
         return FAILED
     result = probe_result(probe)
     _print_json(result) if options.json else print(probe_text(result))
+    return OK
+
+
+def _pilot(options: argparse.Namespace) -> int:
+    from verl_s2d.checks import check_plan
+    from verl_s2d.planner.full_run import enter_outcomes, full_costs, full_plan
+    from verl_s2d.planner.pilot import PilotFailed, run_pilot, write_pilot
+    from verl_s2d.planner.pilot_budget import PilotBudget
+    from verl_s2d.planner.pilot_page import pilot_text
+    from verl_s2d.planner.pilot_plan import pilot_plan
+    from verl_s2d.workflow.progress import choose_progress
+
+    budget = PilotBudget.read(options.budget) if options.budget else None
+    recipe = load_recipe(options.recipe, options.changes, shrink=_shrink(options))
+    pilot = pilot_plan(recipe, run_dir=options.run_dir, seeds=options.seeds)
+    full = full_plan(pilot)
+    try:
+        result = run_pilot(pilot, full_costs(full), _build, choose_progress().note, budget, lambda: check_plan(full))
+    except PilotFailed:
+        return FAILED
+    result = write_pilot(enter_outcomes(result, pilot, full, _build), full.context.run_dir)
+    _print_json(result) if options.json else print(pilot_text(result, full.context.run_dir))
     return OK
 
 
@@ -293,6 +319,7 @@ def _init(options: argparse.Namespace) -> int:
 
 def _write_report(plan: Plan | None, options: argparse.Namespace) -> int:
     """Write and print the report of a plan's rows; without a plan, of all rows found in the run directory."""
+    from verl_s2d.planner.pilot_page import calibration_text
     from verl_s2d.report.by_row.row_models import model_words
     from verl_s2d.report.inputs import finished_rows, found_rows, recorded_facts, report_of
     from verl_s2d.report.story import ranking
@@ -317,6 +344,8 @@ def _write_report(plan: Plan | None, options: argparse.Namespace) -> int:
     print(f"{report.table()}\n")
     for row in ranking(report.data)[:1]:
         print(*model_words(report.data["run"]["models"], row["name"], run_dir), sep="\n")
+    if (calibration := calibration_text(run_dir)) is not None:
+        print(calibration)
     print(f"report with plots: {run_dir / 'report.html'} (also report.md, report.json)")
     return OK
 
@@ -330,6 +359,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "report": _report,
     "export": _export,
     "probe": _probe,
+    "pilot": _pilot,
     "verify": _verify,
     "gc": _gc,
     "gpu-check": _gpu_check,

@@ -77,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--run-dir", type=Path, help="where stages are kept (default: runs/<recipe name>)")
     export.add_argument("--shrink", action="store_true", help="of a run with --shrink")
     command("probe", "no training: how productive is a label on each model, which bridges stand", rows=False)
+    pilot = command("pilot", "short stages on few labels predict what each way to spend all would reach", rows=False)
+    pilot.add_argument("--budget", help="most sampled tokens, as 5M, or GPU-hours, as 2.5h (default: no limit)")
     gc = command("gc", "what no kept row needs: a dry run unless --delete; takes a run directory, too")
     choice = gc.add_mutually_exclusive_group()
     choice.add_argument("--delete", action="store_true", help="remove it")

@@ -13,4 +13,7 @@
 | prediction | candidates, their predicted accuracies and the verdict |
 | halving | who gets more pilot |
 | guards | a teacher's gap to the student |
+| pilot_plan, pilot_stages | rounds of the pilot, as ordinary nodes |
+| pilot, pilot_budget, pilot_page | runs them, writes pilot.json, and the page of `verl-s2d pilot` |
+| full_run | checks and costs of what is predicted, and what became of it |
 """

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -53,3 +56,22 @@ def gap_to_student(teacher: str, right: np.ndarray, student: np.ndarray, least: 
     """
     mean, stderr = mean_and_stderr(right - student)
     return Gap(teacher, mean, stderr, least)
+
+
+def overlap_warnings(run_dir: Path, teachers: Iterable[str], least: float) -> list[str]:
+    """Warn of teachers whose likeliest tokens the run's probe found too different from the student's.
+
+    Args:
+        least: smallest overlap of the two models' likeliest tokens on student rollouts.
+    """
+    try:
+        pairs = json.loads((run_dir / "probe.json").read_text())["pairs"]
+        found = {role: pairs[role]["student_rollouts"]["overlap_ratio"]["mean"] for role in teachers if role in pairs}
+    except (OSError, ValueError, KeyError, TypeError):
+        return ["the overlap of teachers and student is not known: `verl-s2d probe` measures it"]
+    return [
+        f"{role}: the probe found an overlap of {100 * overlap:.0f} % with the student, below {100 * least:.0f} %: 2b "
+        "without 2a may not reach it"
+        for role, overlap in found.items()
+        if overlap < least
+    ]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field, FiniteFloat
+from pydantic import Field, FiniteFloat, model_validator
 
 from verl_s2d.recipe.stage_settings import Engine, NonNegative, Positive
 from verl_s2d.validation import Refused, Section, suggestion
@@ -43,6 +43,46 @@ THRESHOLD_SOURCES = {
 }
 """Where the default of each threshold comes from."""
 
+Spending = Literal["direct-grpo", "full-bridge", "half-split", "exopd"]
+"""A way to spend the labels, by the name of its row."""
+
+
+class PilotSettings(Section):
+    """Size of the pilot. A round doubles the labels of the round before."""
+
+    smallest: Annotated[int, Field(ge=4)] = 16
+    """The first round trains on this fraction of the labels: 1 / 16."""
+    rounds: Annotated[int, Field(ge=2)] = 3
+    """Number of rounds, 1/16, 1/8 and 1/4 of the labels: the law has two parameters, and a third point tests it."""
+    updates: Annotated[int, Field(ge=2)] = 30
+    """Steps of stage 2b from each teacher so trained."""
+    evaluate_every: Positive = 5
+    """Steps of these between two evaluations of the student."""
+    candidates: Annotated[list[Spending], Field(min_length=1)] = ["direct-grpo", "full-bridge", "half-split"]
+    """Ways to spend the labels that are compared, those with a bridge once for each teacher."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> PilotSettings:
+        if self.smallest < 2**self.rounds:
+            raise Refused(
+                "The last round would train on more than half of the labels.",
+                key="rounds",
+                value=self.rounds,
+                remedy=f"At least {2**self.rounds} as `smallest`, or fewer rounds.",
+            )
+        if self.updates % self.evaluate_every:
+            raise Refused(
+                "The last steps of the bridge would not be evaluated.",
+                key="updates",
+                value=self.updates,
+                remedy=f"Choose a multiple of evaluate_every ({self.evaluate_every}).",
+            )
+        if len(set(self.candidates)) < len(self.candidates):
+            raise Refused(
+                "A candidate is named twice.", key="candidates", value=self.candidates, remedy="Name it once."
+            )
+        return self
+
 
 class Planner(Section):
     """Settings of `verl-s2d probe` and `verl-s2d pilot`; no row reads them."""
@@ -58,6 +98,7 @@ class Planner(Section):
     engine: Engine = {}
     """More arguments of vLLM's LLM, as in `evaluation`."""
     thresholds: Thresholds = Thresholds()
+    pilot: PilotSettings = PilotSettings()
 
     def candidates(self, models: Iterable[str]) -> tuple[str, ...]:
         """Return the roles of the teacher candidates.

@@ -21,6 +21,7 @@ from verl_s2d.recipe.planner_settings import Planner
 from verl_s2d.recipe.rows import DEFAULT_ROWS, FILE_NAME, ROWS, Row, check_rows, own_rows, roles_of, row_name
 from verl_s2d.recipe.source import DataScript, ModelSource, require_one_server
 from verl_s2d.recipe.stage_settings import NonNegative, Positive, Sampler, Stages
+from verl_s2d.recipe.teacher_rows import teacher_rows
 from verl_s2d.validation import Refused, Section, json_values, validated
 
 
@@ -223,8 +224,18 @@ class Recipe(Section):
     @cached_property
     def plain_rows(self) -> dict[str, Row]:
         """Name -> function of all rows that are not matched: the paper's, other methods', then the recipe's own."""
-        ours = {**ROWS, **METHOD_ROWS, **PROMPT_ROWS, **(ROUTED_ROWS if self.serving else {})}
+        ours = {**ROWS, **METHOD_ROWS, **PROMPT_ROWS, **(ROUTED_ROWS if self.serving else {}), **self.teacher_rows}
         return ours | own_rows(self.rows, self.directory, ours)
+
+    @cached_property
+    def teacher_rows(self) -> dict[str, Row]:
+        """Name -> function of the rows of the planner's other teachers."""
+        return teacher_rows(self.planner.candidates(self.models) if self.planner is not None else ())
+
+    @property
+    def plans_pilot(self) -> bool:
+        """Report whether the recipe has settings of a pilot."""
+        return self.planner is not None and "pilot" in self.planner.model_fields_set
 
     @property
     def serving(self) -> dict[str, tuple[str, ...]]:
@@ -243,7 +254,8 @@ class Recipe(Section):
         The rows of a pool are among them where the recipe has one.
         """
         there = (name for name in self.row_names if self.roles_of(name) <= self.models.keys())
-        by_name = METHOD_ROWS.keys() | ROUTED_ROWS.keys() | (set() if self.data.prompts else PROMPT_ROWS.keys())
+        by_name = METHOD_ROWS.keys() | ROUTED_ROWS.keys() | self.teacher_rows.keys()
+        by_name |= set() if self.data.prompts else PROMPT_ROWS.keys()
         return [name for name in there if name not in by_name or name in self.chosen_rows]
 
     @property

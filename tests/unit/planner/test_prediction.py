@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from tests.unit.planner.world import World, pilot
-from verl_s2d.planner.guards import gap_to_student
+from verl_s2d.planner.guards import gap_to_student, overlap_warnings
 from verl_s2d.planner.halving import losers, piloted_roles
 from verl_s2d.planner.law import Points
 from verl_s2d.planner.prediction import Candidate, Pilot, Prediction, predict, recommend
@@ -152,6 +154,14 @@ def test_gaps():
     assert gap.mean == pytest.approx(weaker.mean() - student.mean())
     near = gap_to_student("t", student, student, 2)
     assert not near.weaker and "within 2 s.e." in near.warning
+
+
+def test_overlaps_are_those_of_the_probe(tmp_path):
+    assert "not known" in overlap_warnings(tmp_path, ["teacher"], 0.5)[0]
+    sides = {"student_rollouts": {"overlap_ratio": {"mean": 0.4, "stderr": 0.01}}}
+    (tmp_path / "probe.json").write_text(json.dumps({"pairs": {"teacher": sides}}))
+    (warning,) = overlap_warnings(tmp_path, ["teacher", "other"], 0.5)
+    assert "overlap of 40 %" in warning and overlap_warnings(tmp_path, ["teacher"], 0.4) == []
 
 
 def test_a_prediction_has_its_reason():

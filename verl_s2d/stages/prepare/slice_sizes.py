@@ -54,7 +54,7 @@ def _labelled_size(plan: Plan, slices: Node, name: str, expected: int | None) ->
     if SOURCES in slices.settings:
         chosen = _chosen(plan, slices)
         return None if chosen is None else len(chosen[name])
-    count = plan.recipe.data.labels
+    count = slices.settings["labels"]
     if count is None:
         train = train_file(plan, slices)
         if train is not None:

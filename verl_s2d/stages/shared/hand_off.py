@@ -55,8 +55,8 @@ def find_export(checkpoints: Path, step: int) -> Path | None:
     return None
 
 
-def hand_off(node: Node, directory: Path, steps: int, *, earlier: bool = False) -> None:
-    """Verify the export of the last step and move it to <stage>/model, with a LoRA adapter merged. Safe to repeat.
+def hand_off(node: Node, directory: Path, steps: int, *, earlier: bool = False, to: str = "model") -> None:
+    """Verify the export of the last step and move it to <stage>/<to>, with a LoRA adapter merged. Safe to repeat.
 
     Args:
         steps: the last step.
@@ -65,7 +65,7 @@ def hand_off(node: Node, directory: Path, steps: int, *, earlier: bool = False) 
     Raises:
         StageFailed: the last step was not reached, or its export is incomplete.
     """
-    model, checkpoints, log = directory / "model", directory / "checkpoints", directory / "log.txt"
+    model, checkpoints, log = directory / to, directory / "checkpoints", directory / "log.txt"
     if not model.is_dir():
         step = steps if earlier else completed_step(checkpoints)
         if step != steps:
