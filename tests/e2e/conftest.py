@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,17 @@ class Verl:
         finally:
             stop(handle, 5)
             self._cluster.settle()
+
+    def kill(self, command: list[str], out: Path, when: Callable[[], bool]) -> None:
+        """Run a command, and kill it with signal 9 once `when` is true; Ray kills its workers then."""
+        out.mkdir(parents=True, exist_ok=True)
+        handle = self._launcher.start(command, self.environment | self._cluster.environment(), out, out / "log.txt")
+        deadline = time.monotonic() + _LIMIT_SECONDS
+        while not when():
+            assert handle.poll() is None and time.monotonic() < deadline, last_lines(out / "log.txt", 40)
+            time.sleep(0.05)
+        handle.kill()
+        self._cluster.settle()
 
     def close(self) -> None:
         self._cluster.stop()

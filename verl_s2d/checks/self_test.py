@@ -52,7 +52,7 @@ def self_test(plan: Plan, progress: Progress, launcher: Launcher | None = None) 
 def _plan(plan: Plan) -> Plan:
     recipe, seed = plan.recipe, plan.rows[0].seed
     verl = {**recipe.stages.opd.verl, "actor_rollout_ref.rollout.calculate_log_probs": True}
-    opd = recipe.stages.opd.model_copy(update={"steps": 1, "save_every": 1, "verl": verl, "alarms": {}})
+    opd = recipe.stages.opd.model_copy(update={"steps": 1, "until": None, "save_every": 1, "verl": verl, "alarms": {}})
     recipe = recipe.model_copy(update={"stages": recipe.stages.model_copy(update={"opd": opd})})
     builder = Builder(recipe, "self-test", seed, plan.context.device, {})
     target = builder.opd(builder.model("student"), builder.model("student"), "1h", of="self-test")

@@ -91,7 +91,7 @@ class Trained(Section):
 class ReinforcementLearning(Trained):
     """Stages 1 and 3: verl's GRPO."""
 
-    measured = (VALIDATION, SAMPLED_TOKENS)
+    measured = (TRAVEL, VALIDATION, SAMPLED_TOKENS)
     validate_every: Positive | None = None
     """Steps between two validations on data.validation, sampled as verl's rollout.val_kwargs say; null for none."""
 

@@ -12,7 +12,7 @@ from verl.utils.config import omega_conf_to_dataclass
 
 from verl_s2d.errors import UserError
 from verl_s2d.stages.ending.until_config import read_until
-from verl_s2d.stages.grpo.credit_config import read_credit_config
+from verl_s2d.stages.grpo.credit_config import measured_by, read_credit_config
 from verl_s2d.stages.opd.config import read_opd_config
 from verl_s2d.stages.shared.save_on_request import read_save_minutes
 from verl_s2d.stages.warmup.config_checks import check_settings
@@ -65,7 +65,7 @@ def _check_rl(config: DictConfig) -> None:
     if config.trainer.v1.trainer_mode == "s2d_opd":
         read_until(config, read_opd_config(config).measured)
     else:
-        read_until(config, ())
+        read_until(config, measured_by(config) if config.trainer.v1.trainer_mode == "s2d_grpo" else ())
         if config.trainer.v1.trainer_mode == "s2d_grpo":
             read_credit_config(config)
         worker = config.actor_rollout_ref

@@ -104,7 +104,8 @@ class Builder(RowDistillation):
         chosen = self._fitted("grpo", stage.verl, slice_name)
         verl, operations = self._verl("grpo", chosen, self.recipe.data.response_tokens)
         settings = self._training(stage, slice_name, verl, steps)
-        operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched(key, settings)}
+        watched = self._saved_and_watched(key, settings, ruled=steps is None)
+        operations = {"save_every": stage.save_every, "verl": operations, **watched}
         slices = self.slices(slice_name)
         inputs = {"model": model, "slices": slices, **self._verifier(settings)}
         if credit is not None:

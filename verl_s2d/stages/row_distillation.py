@@ -9,6 +9,7 @@ from typing import Any
 from verl_s2d.data.teacher_prompt import columns_of
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.stage_settings import ProblemWeights
+from verl_s2d.recipe.until import TRAVEL
 from verl_s2d.signals.signal import AdvantageSignal, Ask, Signal, reads_scores
 from verl_s2d.signals.top_k_kl import STORED, TopK
 from verl_s2d.stages.opd.stage import Opd, PrivilegedOpd, ScoredOpd
@@ -19,6 +20,7 @@ from verl_s2d.stages.rollouts.stage import Rollouts
 from verl_s2d.stages.row_inputs import Model, stage_name
 from verl_s2d.stages.row_settings import RowSettings, sampler_operations
 from verl_s2d.stages.shared.batch_settings import rows_read
+from verl_s2d.stages.shared.budget import UNTIL
 from verl_s2d.stages.shared.problem_weights import PROBLEM_WEIGHTS, RATES
 from verl_s2d.stages.shared.signal_settings import (
     SERVES,
@@ -164,14 +166,15 @@ class RowDistillation(RowSettings):
         settings["response_tokens"] = response
         if stage.prefix is not None:
             settings["prefix"] = stage.prefix.model_dump()
-        operations = {"save_every": stage.save_every, "verl": operations, **self._saved_and_watched("opd", settings)}
+        watched = self._saved_and_watched("opd", settings, ruled=steps is None)
+        operations = {"save_every": stage.save_every, "verl": operations, **watched}
         if servers:
             operations["servers"] = {role: model.model_dump() for role, model in servers.items()}
         # The verifier's scores say more.
         scored = reads_scores(signal)
         parsed = self.recipe.verifier if not scored and can_extract(self.recipe.verifier) else None
-        measured = stage.travel or (stage.until is not None and stage.until.travel is not None)
-        operations |= {"travel": measured, "parse_rate": parsed}
+        travel = stage.travel or TRAVEL in settings.get(UNTIL, ())
+        operations |= {"travel": travel, "parse_rate": parsed}
         kind, reading = ScoredOpd() if scored else Opd(), {"key": key, "value": signal.type}
         if stage.teacher_prompt is not None and (own or "teacher" in signal.asks):
             require_own_prompt(signal, servers, stage.teacher_prompt)

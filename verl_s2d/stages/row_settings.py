@@ -73,14 +73,17 @@ class RowSettings(RowInputs):
             "verl": verl,
         }
 
-    def _saved_and_watched(self, key: str, settings: dict[str, Any]) -> dict[str, Any]:
+    def _saved_and_watched(self, key: str, settings: dict[str, Any], *, ruled: bool = True) -> dict[str, Any]:
         """Return the stage's alarms and minutes between checkpoints, for its operations.
 
         What may end the stage early is entered into `settings`: the rules of `until`, and alarms that stop it, together
         with `save_every`: they determine which checkpoint is the result. Such a stage saves by steps alone, or its
         result would depend on the clock.
+
+        Args:
+            ruled: the rules hold: the row does not give the stage another number of steps.
         """
-        if (until := self._stage(key).until) is not None:
+        if ruled and (until := self._stage(key).until) is not None:
             settings[UNTIL] = until.written()
         alarms = self.recipe.stage_alarms(key).model_dump()
         stopping = {name: alarm for name, alarm in alarms.items() if alarm["action"] == "stop"}

@@ -100,6 +100,12 @@ def test_a_recipe_of_ones_own_shrinks_with_its_files(tmp_path):
     assert pq.read_table(out / "train.parquet").num_rows == 20 and pq.read_table(out / "held.parquet").num_rows == 4
 
 
+def test_rules_that_two_steps_cannot_reach_are_left_out():
+    rules = ["stages.opd.steps=100", "stages.opd.until={travel: 0.3, plateau: divergence, sampled_tokens: 100}"]
+    small = load_recipe(ROOT / "recipes/quickstart/quickstart.yaml", rules, shrink="cpu")
+    assert small.stages.opd.until.written() == {"travel": 0.3}
+
+
 def test_models_that_a_script_makes_stay(tmp_path):
     path = ROOT / "recipes/quickstart/quickstart.yaml"
     small, large = load_recipe(path, shrink="cpu"), load_recipe(path)

@@ -76,6 +76,9 @@ def _stage(name: str, stage: Mapping[str, Any], device: str) -> dict[str, Any]:
     small = _sampler(stage)
     if "steps" in stage:
         small |= {"steps": min(STEPS, stage["steps"]), "save_every": 1}
+    # So few steps have no window for a plateau, and sample few tokens.
+    if (until := small.pop("until", None)) and "travel" in until:
+        small["until"] = {"travel": until["travel"]}
     if stage.get("validate_every"):
         small["validate_every"] = 1
     for key, most in (("per_prompt", ROLLOUTS), ("response_tokens", OPD_TOKENS)):

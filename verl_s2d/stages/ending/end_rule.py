@@ -53,12 +53,12 @@ class EndRule:
     @property
     def active(self) -> bool:
         """Report whether any rule is set."""
-        return bool(self._until.reads)
+        return bool(self.reads)
 
     @property
-    def reads_validation(self) -> bool:
-        """Report whether a rule reads validation scores."""
-        return VALIDATION in self._until.reads
+    def reads(self) -> frozenset[str]:
+        """Return what the rules read: travel, sampled_tokens, validation, divergence."""
+        return frozenset(self._until.reads)
 
     @property
     def last_value(self) -> int | None:
@@ -80,14 +80,14 @@ class EndRule:
         until, self._tokens = self._until, self._tokens + tokens
         if until.travel is not None and travel is not None and until.travel <= travel < math.inf:
             self._end(step, f"travel {travel:.4g} >= {until.travel:g}")
-        if DIVERGENCE in until.reads:
+        if DIVERGENCE in self.reads:
             self._add_value(step, divergence)
         if until.sampled_tokens is not None and self._tokens >= until.sampled_tokens:
             self._end(step, f"{self._tokens:,} sampled tokens >= {until.sampled_tokens:,}")
 
     def add_validation(self, step: int, score: float | None) -> None:
         """Feed the validation score after a step; a step's second validation does not count."""
-        if self.reason is None and self.reads_validation and step != self.last_value:
+        if self.reason is None and VALIDATION in self.reads and step != self.last_value:
             self._add_value(step, score)
 
     def state(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from omegaconf import DictConfig
 
-from verl_s2d.recipe.until import DIVERGENCE, TRAVEL
+from verl_s2d.recipe.until import DIVERGENCE, TRAVEL, VALIDATION
 from verl_s2d.stages.ending import end_file
 from verl_s2d.stages.ending.end_rule import EndRule
 from verl_s2d.stages.ending.until_config import read_until
@@ -32,7 +32,7 @@ class EndsEarly:
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Validate first when a kill came between the newest checkpoint and the validation of its step."""
         every, step, rule = self.config.trainer.test_freq, self.global_steps, self._end_rule
-        due = rule.reads_validation and rule.reason is None and step > 0 and step % every == 0
+        due = VALIDATION in rule.reads and rule.reason is None and step > 0 and step % every == 0
         if due and rule.last_value != step:
             self.config.trainer.val_before_train = True
         return super().fit(*args, **kwargs)
@@ -54,7 +54,7 @@ class EndsEarly:
 
     def _validate(self) -> dict[str, float]:
         found, rule = super()._validate(), self._end_rule
-        if rule.reads_validation:
+        if VALIDATION in rule.reads:
             rule.add_validation(self.global_steps, validation_score(found))
             if end_file.checkpoint_directory(self.config.trainer.default_local_dir, self.global_steps).is_dir():
                 end_file.store(rule, self.config.trainer.default_local_dir, self.global_steps)

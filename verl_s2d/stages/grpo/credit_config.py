@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import SerializeAsAny
 
 from verl_s2d.errors import UserError
+from verl_s2d.recipe.until import TRAVEL
 from verl_s2d.signals.credit.credit import Credit
 from verl_s2d.signals.credit.credit_registry import read_credit
 from verl_s2d.stages.shared.distillation import mapping
@@ -73,6 +74,11 @@ def read_credit_settings(section: Any) -> CreditSettings | None:
             remedy="leave it out; teachers on servers are for stage 2b",
         )
     return CreditSettings(credit=chosen, teacher=model)
+
+
+def measured_by(config: DictConfig) -> dict[str, str]:
+    """Map what GRPO measures for `until` -> its metric. A credit's teacher takes the place of the stage's start."""
+    return {} if OmegaConf.select(config, "s2d.credit") else {TRAVEL: "s2d/travel"}
 
 
 def read_credit_config(config: DictConfig) -> CreditSettings | None:

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from verl_s2d.recipe.until import TRAVEL
 from verl_s2d.stages.grpo.credit_of_node import CREDIT, CREDIT_RESERVED, credit_overrides, credit_words
 from verl_s2d.stages.prepare.stage import slice_of, validation_file
 from verl_s2d.stages.shared import panels
 from verl_s2d.stages.shared.batch_settings import sequences_per_step
-from verl_s2d.stages.shared.budget import last_step, length
+from verl_s2d.stages.shared.budget import UNTIL, last_step, length
 from verl_s2d.stages.shared.node_settings import VERIFIER_RESERVED, verifier_overrides
 from verl_s2d.stages.shared.verl_trainer import VerlTrainerStage
 from verl_s2d.teachers.router import TEACHER
@@ -42,6 +43,7 @@ class Grpo(VerlTrainerStage):
         Metric("response_length/mean", panels.LENGTH, alarm="length_explosion"),
         Metric(panels.TRUNCATED.name, panels.TRUNCATED, alarm="truncation"),
         Metric("actor/grad_norm", panels.GRAD_NORM),
+        Metric("s2d/travel", panels.TRAVEL),
     )
     reserved = VerlTrainerStage.reserved | CREDIT_RESERVED | VERIFIER_RESERVED
 
@@ -58,7 +60,9 @@ class Grpo(VerlTrainerStage):
         }
 
     def frozen_roles(self, node: Node) -> tuple[str, ...]:
-        return (TEACHER,) if CREDIT in node.settings else ()
+        if CREDIT in node.settings:
+            return (TEACHER,)
+        return ("model",) if TRAVEL in node.settings.get(UNTIL, ()) else ()
 
     def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
         """Count as every training stage, with sampled tokens from the mean response length, all that verl logs.
@@ -76,7 +80,9 @@ class Grpo(VerlTrainerStage):
         return super().ledger(node, directory, seconds) | {"sampled_tokens": tokens} | scored
 
     def demand(self, settings: Mapping[str, Any], longest: int) -> Training:
-        return read_rl(settings, longest, teacher=bool(settings.get("s2d", {}).get("credit")))
+        section = settings.get("s2d") or {}
+        asked = bool(section.get("credit")) or TRAVEL in (section.get("until") or {})
+        return read_rl(settings, longest, teacher=asked)
 
     def describe(self, node: Node) -> str:
         s = node.settings

@@ -12,13 +12,15 @@ from verl_s2d.sampling.generation_settings import require_writable
 from verl_s2d.sampling.in_verl.samples_groups import SamplesGroups
 from verl_s2d.stages.ending.ends_early import EndsEarly
 from verl_s2d.stages.grpo.assigns_credit import AssignsCredit
+from verl_s2d.stages.grpo.credit_config import measured_by
+from verl_s2d.stages.grpo.measures_travel import MeasuresTravel
 from verl_s2d.stages.shared.save_on_request import SavesOnRequest
 
 POLL_SECONDS = 0.05
 
 
 @register_trainer("s2d_grpo")
-class GrpoTrainer(AssignsCredit, SavesOnRequest, EndsEarly, SamplesGroups, PPOTrainerSync):
+class GrpoTrainer(AssignsCredit, SavesOnRequest, EndsEarly, MeasuresTravel, SamplesGroups, PPOTrainerSync):
     """verl's synchronous trainer with two more reasons to stop at the end of a step.
 
     A rule of `s2d.until` holds, or the trainer was asked to save and stop. With `s2d.credit` the log-probs
@@ -30,6 +32,7 @@ class GrpoTrainer(AssignsCredit, SavesOnRequest, EndsEarly, SamplesGroups, PPOTr
         with open_dict(config):
             # verl chooses its replay buffer by comparing the mode with "sync".
             config.trainer.v1.trainer_mode = "sync"
+        self.measured = measured_by(config)
         super().__init__(config)
         # verl polls for finished rollouts every two seconds, which is longer than a small step takes.
         self.replay_buffer.poll_interval = min(self.replay_buffer.poll_interval, POLL_SECONDS)

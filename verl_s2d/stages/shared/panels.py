@@ -22,7 +22,7 @@ AGREEMENT = Panel("agreement", _DISTILLATION, "Agreement with the teacher", "sha
 MASS = Panel("mass", _DISTILLATION, "Mass on the other's top k", "probability", from_zero=False)
 OVERLAP = Panel("overlap", _DISTILLATION, "Overlap of the top k by quarter of the response", "share", from_zero=False)
 KL_BY_SET = Panel("kl-by-set", _DISTILLATION, "2b: KL(student || teacher) by set of ids", "nats per token")
-TRAVEL = Panel("travel", _DISTILLATION, "2b: distance from the stage's start", "sqrt of nats per token")
+TRAVEL = Panel("travel", _DISTILLATION, "Distance from the stage's start", "sqrt of nats per token")
 PARSE_RATE = Panel("parse-rate", _DISTILLATION, "2b: finished responses with an answer", "share")
 DISTILLATION_LOSS = Panel("distillation-loss", _DISTILLATION, "Loss", "loss")
 DISTILLATION_ENTROPY = Panel("distillation-entropy", _DISTILLATION, "Entropies", "nats per token")

@@ -128,3 +128,11 @@ def test_a_matched_row_ends_by_its_budget_alone(tmp_path, monkeypatch):
     plan = travelling(tmp_path, monkeypatch, row="m", matched=matched)
     node = next(node for node in plan.order if node.name == f"{NAME}-m")
     assert "until" not in node.settings and node.settings["steps"] == 4 + 8
+
+
+def test_a_row_with_its_own_number_of_steps_has_no_rules(tmp_path):
+    rules = {"stages__student_rl__until": {"sampled_tokens": 20}}
+    joint, sequential = (project(tmp_path, rows=[row], **rules) for row in ("joint-kdrl", "half-split"))
+    assert "until" in node_of(sequential, "student-rl-2h").settings
+    trained = [node for node in joint.order if node.name.startswith("student-rl")]
+    assert trained and not [node for node in trained if "until" in node.settings]
