@@ -28,7 +28,7 @@ from verl_s2d.stages.prepare.stage import VALIDATION
 from verl_s2d.stages.problem_inputs import template_settings
 from verl_s2d.stages.row_inputs import Model
 from verl_s2d.stages.row_settings import sampler_operations
-from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.graph import Node, build_order
 from verl_s2d.workflow.identity import External
 from verl_s2d.workflow.plan import Plan, Row, default_run_dir
 from verl_s2d.workflow.stage import Context
@@ -175,8 +175,8 @@ class PilotPlan:
         return self._scored(model, f"scores-of-{row}")
 
     def plan(self, targets: Iterable[Node]) -> Plan:
-        """Return a plan that builds these nodes."""
-        return Plan(self.recipe, [Row(node.name, self.seed, node) for node in targets], self.context)
+        """Return a plan that builds these nodes. `gc` keeps the targets of its rows, so every node is one."""
+        return Plan(self.recipe, [Row(node.name, self.seed, node) for node in build_order(targets)], self.context)
 
     @property
     def _whole(self) -> PilotBuilder:

@@ -21,6 +21,7 @@ from verl_s2d.planner.pilot_plan import pilot_plan
 from verl_s2d.planner.pilot_stages import PilotScores, Transfer
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.workflow.runner import run_plan
+from verl_s2d.workflow.store.run_directory import evaluations
 
 PROBLEMS, TRAVEL = 400, {"1": 0.0, "2": 0.05, "3": 0.1, "4": 0.2, "5": 0.3}
 PLANNER = {"problems": 4, "samples": 2, "pilot": {"smallest": 4, "rounds": 2, "updates": 4, "evaluate_every": 2}}
@@ -107,6 +108,8 @@ def test_a_pilot_from_start_to_outcome(tmp_path):
     assert read_pilot(pilot.context.run_dir) == result
     page = pilot_text(result, pilot.context.run_dir)
     assert f"Verdict: {result['verdict']}." in page and "Predictions and outcomes" not in page
+    kept = evaluations(pilot.context.run_dir)
+    assert {path.name for path in (pilot.context.run_dir / "stages").iterdir()} <= set(kept), "gc keeps them"
     before = len(planted.names)
     again = run_pilot(made(tmp_path), {"direct-grpo": {"sampled_tokens": 7}}, planted.build, print)
     assert again == result and len(planted.names) == before, "nothing is built twice"
