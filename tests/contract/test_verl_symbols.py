@@ -95,6 +95,8 @@ SIGNATURES = {
     "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync._balance_batch": "self, batch, metrics, ...",
     "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync._compute_advantage": "self, batch, metrics",
     "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync._update_actor": "self, batch, metrics",
+    "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync._compute_old_log_prob": "self, batch, metrics",
+    "transfer_queue:KVBatchMeta": "keys, tags, partition_id, fields, extra_info",
     "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync.step": "self, metrics, timing_raw",
     "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync._init_dataloader": "self",
     "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync._next_train_batch": "self, num_prompts",

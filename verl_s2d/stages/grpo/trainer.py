@@ -15,12 +15,15 @@ from verl_s2d.stages.grpo.assigns_credit import AssignsCredit
 from verl_s2d.stages.grpo.credit_config import measured_by
 from verl_s2d.stages.grpo.measures_travel import MeasuresTravel
 from verl_s2d.stages.shared.save_on_request import SavesOnRequest
+from verl_s2d.stages.shared.sends_tensors import SendsTensors
 
 POLL_SECONDS = 0.05
 
 
 @register_trainer("s2d_grpo")
-class GrpoTrainer(AssignsCredit, SavesOnRequest, EndsEarly, MeasuresTravel, SamplesGroups, PPOTrainerSync):
+class GrpoTrainer(
+    AssignsCredit, SavesOnRequest, EndsEarly, MeasuresTravel, SamplesGroups, SendsTensors, PPOTrainerSync
+):
     """verl's synchronous trainer with two more reasons to stop at the end of a step.
 
     A rule of `s2d.until` holds, or the trainer was asked to save and stop. With `s2d.credit` the log-probs

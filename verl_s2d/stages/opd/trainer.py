@@ -37,6 +37,7 @@ from verl_s2d.stages.opd.teacher_refresh import RefreshesTeacher
 from verl_s2d.stages.opd.weighted_problems import WeighsProblems
 from verl_s2d.stages.shared.distillation import check_models
 from verl_s2d.stages.shared.save_on_request import SavesOnRequest
+from verl_s2d.stages.shared.sends_tensors import SendsTensors
 from verl_s2d.teachers.data_sources import check_routing
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class OpdTrainer(
     LogsHealth,
     AsksModels,
     SamplesGroups,
+    SendsTensors,
     PPOTrainerSync,
 ):
     """verl's synchronous trainer with a teacher as reward.
