@@ -109,7 +109,7 @@ def test_every_section_and_plot_is_drawn(browser, reports, scheme):
 def test_a_plot_is_enlarged_and_closed_again(browser, reports, width):
     browser.open(reports["plain"], width=width, height=900)
     before = browser.evaluate(BOXES % "#plot-score img")[0]
-    browser.evaluate("document.querySelector('#plot-score a:last-child').click()")
+    browser.evaluate("document.querySelector('#plot-score > a').click()")
     shown = browser.evaluate(
         "(() => {const b = document.querySelector('#plot-score').getBoundingClientRect();"
         "return [b.left, b.top, b.width, b.height]})()"
