@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import threading
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.support import tiny
 from tests.support.fake_engine import FakeSampler
 from tests.support.sampling_jobs import job
+from verl_s2d.data.problems import read_problems
 from verl_s2d.sampling import PARTS, request, shard_worker, shards
 from verl_s2d.stages.evaluate import sample_and_score
 
@@ -108,6 +110,9 @@ def test_small_sets_are_begun_first_and_the_file_is_in_the_order_of_the_sets(mod
     assert order == [5, 4, 0, 1, 2, 3], "the parts of c, of b, and of a"
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert list(result["sets"]) == ["a", "b", "c"]
+    rows = pq.read_table(tmp_path / "out" / "generations.parquet").to_pylist()
+    problem = read_problems(sets["c"])[0]
+    assert (rows[-1]["prompt"], rows[-1]["ground_truth"]) == (problem.messages[0]["content"], problem.ground_truth)
 
 
 def test_a_digest_that_is_known_is_taken_and_the_model_is_not_read(model, tmp_path, monkeypatch):
