@@ -49,6 +49,11 @@ def read_pool(
     return [_problem(row, number, path, key) for number, row in enumerate(rows.select(COLUMNS).to_pylist())]
 
 
+def pool_problem(messages: list[dict[str, Any]], data_source: str) -> Problem:
+    """Make a prompt without a label of its messages."""
+    return _identified(Problem("", messages, data_source, "", {}))
+
+
 def pool_table(problems: Sequence[Problem]) -> pa.Table:
     """Make a table in verl's columns that holds no answers."""
     columns = {
@@ -122,5 +127,9 @@ def _problem(row: Mapping[str, Any], number: int, path: str | Path, key: str) ->
             value=row["prompt"],
             remedy="A prompt is text, or a list of messages {role, content} whose contents are text.",
         )
+    return _identified(problem)
+
+
+def _identified(problem: Problem) -> Problem:
     made = f"{POOL_ID}{hashlib.sha256(problem.text.encode()).hexdigest()[:16]}"
     return replace(problem, id=made, extra_info={"index": made})

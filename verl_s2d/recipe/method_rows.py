@@ -121,6 +121,24 @@ def bridge_more_prompts(b: Builder) -> Model:
     return bridge(b, b.teacher_rl(b.model("teacher"), "all"), "all+prompts")
 
 
+def g_zero(b: Builder) -> Model:
+    """Distil the teacher on prompts that the student proposes itself, chosen by hint-delta, in rounds (G-Zero).
+
+    All labels are spent on the teacher. The first round has Stages 2a and 2b, each further one 2b on prompts of the
+    student that it starts from. The publication trains its student by DPO on the hints, without a teacher; here its
+    proposals are the source of the prompts.
+    """
+    teacher, student, made = b.teacher_rl(b.model("teacher"), "all"), b.model("student"), []
+    for number in b.g_zero.numbers:
+        of = f"g-zero-{number}"
+        made.append(b.proposals(student, earlier=made, of=str(number)))
+        if number == 1:
+            rollouts = b.rollouts(teacher, "prompts", of=of, pool=made[-1])
+            student = b.warmup(student, teacher, rollouts, of=of)
+        student = b.opd(student, teacher, "prompts", of=of, pool=made[-1])
+    return student
+
+
 _KEPT = {"type": "reverse_kl", "keep_tokens": 0.5}
 
 SIGNALS: Mapping[str, Mapping[str, Any]] = {
@@ -156,5 +174,7 @@ METHOD_ROWS: Mapping[str, Row] = {
 }
 PROMPT_ROWS: Mapping[str, Row] = {"bridge-unlabelled": bridge_unlabelled, "bridge-more-prompts": bridge_more_prompts}
 """Rows of recipes with prompts without labels, `data.prompts`."""
+MADE_ROWS: Mapping[str, Row] = {"g-zero": g_zero}
+"""Rows of recipes whose student makes prompts, `stages.g_zero`."""
 ROUTED_ROWS: Mapping[str, Row] = {"mopd": mopd, "copd": copd}
 """Rows of recipes whose models serve data sources."""

@@ -15,12 +15,13 @@ from verl_s2d.data.label_split import HALF
 from verl_s2d.platforms.template_date import DEFAULT
 from verl_s2d.recipe.alarm_settings import Alarms
 from verl_s2d.recipe.matched import Matched, check_matched
-from verl_s2d.recipe.method_rows import METHOD_ROWS, PROMPT_ROWS, ROUTED_ROWS
+from verl_s2d.recipe.method_rows import MADE_ROWS, METHOD_ROWS, PROMPT_ROWS, ROUTED_ROWS
 from verl_s2d.recipe.pass_at_k import check_pass_at
 from verl_s2d.recipe.planner_settings import Planner
 from verl_s2d.recipe.rows import DEFAULT_ROWS, FILE_NAME, ROWS, Row, check_rows, own_rows, roles_of, row_name
 from verl_s2d.recipe.source import DataScript, ModelSource, require_one_server
-from verl_s2d.recipe.stage_settings import NonNegative, Positive, Sampler, Stages
+from verl_s2d.recipe.stage_sections import Stages
+from verl_s2d.recipe.stage_settings import NonNegative, Positive, Sampler
 from verl_s2d.recipe.teacher_rows import teacher_rows
 from verl_s2d.validation import Refused, Section, json_values, validated
 
@@ -224,7 +225,8 @@ class Recipe(Section):
     @cached_property
     def plain_rows(self) -> dict[str, Row]:
         """Name -> function of all rows that are not matched: the paper's, other methods', then the recipe's own."""
-        ours = {**ROWS, **METHOD_ROWS, **PROMPT_ROWS, **(ROUTED_ROWS if self.serving else {}), **self.teacher_rows}
+        ours = {**ROWS, **METHOD_ROWS, **PROMPT_ROWS, **MADE_ROWS, **self.teacher_rows}
+        ours |= ROUTED_ROWS if self.serving else {}
         return ours | own_rows(self.rows, self.directory, ours)
 
     @cached_property
@@ -254,7 +256,7 @@ class Recipe(Section):
         The rows of a pool are among them where the recipe has one.
         """
         there = (name for name in self.row_names if self.roles_of(name) <= self.models.keys())
-        by_name = METHOD_ROWS.keys() | ROUTED_ROWS.keys() | self.teacher_rows.keys()
+        by_name = METHOD_ROWS.keys() | ROUTED_ROWS.keys() | MADE_ROWS.keys() | self.teacher_rows.keys()
         by_name |= set() if self.data.prompts else PROMPT_ROWS.keys()
         return [name for name in there if name not in by_name or name in self.chosen_rows]
 

@@ -1,4 +1,4 @@
-"""Define the settings of the stages, the sections below `stages:` of a recipe."""
+"""Define the settings of the stages: what may stand in each section below `stages:` of a recipe."""
 
 from __future__ import annotations
 
@@ -226,15 +226,3 @@ class CoEvolution(Section):
     def numbers(self) -> range:
         """Number the rounds from 1."""
         return range(1, self.rounds + 1)
-
-
-class Stages(Section):
-    """Settings of the stages. Only those that the chosen rows need have to be given."""
-
-    teacher_rl: ReinforcementLearning | None = None
-    rollouts: Rollouts | None = None
-    pass_rates: PassRateSampler = PassRateSampler()
-    warmup: Warmup | None = None
-    opd: OnPolicyDistillation | None = None
-    student_rl: StudentReinforcementLearning | None = None
-    copd: CoEvolution | None = None

@@ -23,11 +23,13 @@ class Completion(NamedTuple):
         token_ids: generated ids, the end-of-sequence token included when it was generated.
         finish_reason: "stop", or "length" when max_tokens ran out first.
         likely: the most likely tokens at each position, where they were asked for.
+        prompt_log_probs: log-probs of the prompt's tokens but the first, where they were asked for: at temperature 1.
     """
 
     token_ids: list[int]
     finish_reason: str
     likely: LikelyTokens | None = None
+    prompt_log_probs: list[float] | None = None
 
 
 class VocabularyGuard:
@@ -120,6 +122,7 @@ class Sampler:
         self._copies = 1 if settings.temperature > 0 else settings.n
         self._log_probs = settings.log_probs
         likely = {"logprobs": settings.log_probs, "flat_logprobs": True} if settings.log_probs else {}
+        likely |= {"prompt_logprobs": 0} if settings.prompt_log_probs else {}
         parameters = [
             SamplingParams(
                 n=settings.n // self._copies,
@@ -141,15 +144,23 @@ class Sampler:
         return [
             (
                 list(output.prompt_token_ids),
-                [self._completion(o) for o in output.outputs] * self._copies,
+                [self._completion(o, _of_prompt(output)) for o in output.outputs] * self._copies,
             )
             for output in self._llm.llm_engine.step()
             if output.finished
         ]
 
-    def _completion(self, output: Any) -> Completion:
+    def _completion(self, output: Any, prompt_log_probs: list[float] | None) -> Completion:
         likely = of_vllm(output.logprobs, self._log_probs) if self._log_probs else None
-        return Completion(list(output.token_ids), str(output.finish_reason), likely)
+        return Completion(list(output.token_ids), str(output.finish_reason), likely, prompt_log_probs)
+
+
+def _of_prompt(output: Any) -> list[float] | None:
+    """Read the log-probs of a prompt's tokens; vLLM has none for the first."""
+    if output.prompt_logprobs is None:
+        return None
+    ids = list(output.prompt_token_ids)
+    return [output.prompt_logprobs[place][ids[place]].logprob for place in range(1, len(ids))]
 
 
 def check_model(model: str, *, context: int, trust_remote_code: bool = False) -> int:

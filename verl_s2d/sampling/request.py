@@ -16,6 +16,9 @@ from verl_s2d.data.content import directory_digest, file_digest
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.engine_settings import check_engine, split_engine
 
+_LATER = ("log_probs", "prompt_log_probs")
+"""Settings that came later."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -25,6 +28,7 @@ class Settings:
         n: samples a prompt.
         temperature, top_p, top_k, max_tokens: as vLLM takes them; 0 is greedy, top_k -1 is all.
         log_probs: most likely tokens to keep, with their log-probs, beside each sampled one.
+        prompt_log_probs: keep the log-prob of each of the prompt's tokens but the first, given those before it.
 
     Raises:
         UserError: what vLLM would refuse after the model has been loaded.
@@ -37,6 +41,7 @@ class Settings:
     max_tokens: int
     seed: int
     log_probs: int = 0
+    prompt_log_probs: bool = False
 
     def __post_init__(self) -> None:
         for key, valid, remedy in (
@@ -54,7 +59,7 @@ class Settings:
 
     def written(self) -> dict[str, Any]:
         """Write the settings as JSON; a key that came later is there with another value than its default only."""
-        return {name: value for name, value in asdict(self).items() if name != "log_probs" or value}
+        return {name: value for name, value in asdict(self).items() if name not in _LATER or value}
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ about the same time. They cost no throughput, because an engine works on several
 
 _SAMPLES = (("response_ids", pa.list_(pa.int32())), ("finish_reason", pa.string()))
 
+PROMPT_LOG_PROBS = "prompt_log_probs"
+
 Note = Callable[[str], None]
 
 
@@ -97,13 +99,17 @@ class Parts:
 def samples_table(completions: Sequence[Sequence[Completion]]) -> pa.Table:
     """Make the rows (response_ids, finish_reason) of a shard from the completions of each of its prompts.
 
-    Likely tokens, where samples have them, are two more columns (`likely_tokens`).
+    Likely tokens, where samples have them, are two more columns (`likely_tokens`), and log-probs of the prompt's tokens
+    one.
     """
     samples = [completion for of_prompt in completions for completion in of_prompt]
     columns = {
         "response_ids": [completion.token_ids for completion in samples],
         "finish_reason": [completion.finish_reason for completion in samples],
     }
+    if samples and samples[0].prompt_log_probs is not None:
+        columns[PROMPT_LOG_PROBS] = [completion.prompt_log_probs for completion in samples]
+        return pa.Table.from_pydict(columns, pa.schema([*_SAMPLES, (PROMPT_LOG_PROBS, pa.list_(pa.float32()))]))
     likely = [completion.likely for completion in samples if completion.likely is not None]
     if not likely:
         return pa.Table.from_pydict(columns, pa.schema(_SAMPLES))

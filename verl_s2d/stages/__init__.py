@@ -4,6 +4,7 @@
 |---|---|---|---|---|
 | 1, teacher RL | grpo | teacher | its own rollouts | verifier, group-relative advantage |
 | rollout cache | rollouts | none | the teacher's rollouts | none |
+| proposals | g_zero | none | questions and hints of the student | hint-delta, for prompts of 2a and 2b |
 | pass rates | pass_rates | none | rollouts of the model trained next | verifier, for weights of problems in 2a and 2b |
 | 2a, warmup | warmup | student | cached teacher rollouts | exact forward KL to the teacher |
 | 2b, OPD | opd | student | its own rollouts | teacher: sampled advantage or exact divergence; Uni-OPD: verifier too |
@@ -30,6 +31,7 @@ def stages() -> Mapping[str, Stage]:
     from verl_s2d.stages.average.stage import Average
     from verl_s2d.stages.compare.stage import Compare
     from verl_s2d.stages.evaluate.stage import Evaluate
+    from verl_s2d.stages.g_zero.stage import GZero
     from verl_s2d.stages.grpo.stage import Grpo
     from verl_s2d.stages.opd.stage import Opd
     from verl_s2d.stages.pass_rates.stage import PassRates
@@ -39,5 +41,5 @@ def stages() -> Mapping[str, Stage]:
     from verl_s2d.stages.warmup.stage import Warmup
 
     prepare = (Script, LimitedPrompts, Slices, PromptPool)
-    kinds = (*prepare, Grpo, Rollouts, PassRates, Warmup, Opd, Average, Compare, Evaluate)
+    kinds = (*prepare, GZero, Grpo, Rollouts, PassRates, Warmup, Opd, Average, Compare, Evaluate)
     return {stage.kind: stage() for stage in kinds}

@@ -6,22 +6,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from verl_s2d.errors import UserError
+from verl_s2d.recipe.self_proposals import SelfProposals
 from verl_s2d.recipe.stage_settings import CoEvolution
 from verl_s2d.signals.credit.credit_registry import read_credit
 from verl_s2d.stages.average.stage import Average
 from verl_s2d.stages.evaluate.stage import Evaluate
+from verl_s2d.stages.g_zero.stage import EARLIER, KEYS, LABELLED, GZero
 from verl_s2d.stages.grpo.credit_of_node import CREDIT
 from verl_s2d.stages.grpo.stage import Grpo
+from verl_s2d.stages.prepare.stage import POOL
 from verl_s2d.stages.problem_inputs import template_settings
 from verl_s2d.stages.row_distillation import RowDistillation
 from verl_s2d.stages.row_inputs import Model, stage_name
 from verl_s2d.stages.row_settings import sampler_operations
+from verl_s2d.stages.shared.batch_settings import TRAIN
 from verl_s2d.stages.shared.signal_settings import (
     beside_recipe,
     decisive_keys,
     signal_file,
 )
 from verl_s2d.teachers.router import TEACHER
+from verl_s2d.verl_settings.overrides import value_of
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.identity import External
 
@@ -44,6 +49,35 @@ class Builder(RowDistillation):
                 remedy="Add `serves:` to a second model, or leave the row out.",
             )
         return self._stage("copd")
+
+    @property
+    def g_zero(self) -> SelfProposals:
+        """Return the settings of the rounds of `g-zero`. Raises UserError if the recipe has none."""
+        return self._stage("g_zero")
+
+    def proposals(self, model: Model, *, earlier: Sequence[Node] = (), of: str = "") -> Node:
+        """Build the stage in which a model makes prompts without labels (G-Zero).
+
+        Args:
+            earlier: rounds before, whose prompts it does not make again.
+        """
+        stage, data = self.g_zero, self.recipe.data
+        batch = value_of(self._fitted("opd", self._stage("opd").verl, POOL, made=True), TRAIN)
+        settings = {
+            **{key: getattr(stage, key) for key in KEYS if hasattr(stage, key)},
+            "least": batch if isinstance(batch, int) else 1,
+            "prompt_tokens": data.prompt_tokens,
+            "response_tokens": data.response_tokens,
+            "temperature": stage.temperature,
+            "top_p": stage.top_p,
+            **template_settings(self.recipe),
+            "seed": self.seed,
+        }
+        settings |= self._columns()
+        inputs = {"model": model, LABELLED: self.slices("all"), **self._problems.of("eval")}
+        inputs |= self._problems.of("validation") if data.validation is not None else {}
+        inputs |= {f"{EARLIER}.{number}": node for number, node in enumerate(earlier, 1)}
+        return self.node(GZero(), stage_name("g-zero", "", of), settings, sampler_operations(stage, settings), **inputs)
 
     def teacher_rl(self, model: Model, slice_name: str, *, of: str = "") -> Node:
         return self._grpo("teacher_rl", "teacher-rl", model, slice_name, of=of)

@@ -16,10 +16,12 @@ from verl_s2d.recipe.rows import check_rows
 from verl_s2d.recipe.schema import Recipe
 from verl_s2d.signals.credit.credit_registry import read_credit
 from verl_s2d.stages.builder import Builder, Model
+from verl_s2d.stages.g_zero.stage import GZero
 from verl_s2d.stages.grpo.credit_of_node import CREDIT
 from verl_s2d.stages.matching import matched_model
 from verl_s2d.stages.opd.stage import Opd
-from verl_s2d.stages.prepare.stage import labelled_part
+from verl_s2d.stages.prepare.prompt_pool import PromptPool
+from verl_s2d.stages.prepare.stage import POOL, labelled_part
 from verl_s2d.stages.reserved_keys import check_reserved_keys
 from verl_s2d.stages.shared.signal_settings import beside_recipe, decisive_keys, signal_of_recipe
 from verl_s2d.stages.warmup.stage import Warmup
@@ -159,7 +161,9 @@ def _check_data(plan: Plan) -> None:
     data = plan.recipe.data
     parts = {node.settings["slice"] for node in plan.order if "slice" in node.settings}
     labelled = {labelled_part(part) for part in parts}
-    if data.prompts is not None and labelled >= parts:
+    pools = [node for node in plan.order if isinstance(node.stage, PromptPool)]
+    made = [node for node in pools if POOL in node.inputs and isinstance(node.inputs[POOL].stage, GZero)]
+    if data.prompts is not None and len(made) == len(pools):
         raise UserError(
             "No row of the recipe reads prompts without labels, so this has no effect.",
             key=PROMPTS,

@@ -41,10 +41,13 @@ from verl_s2d.workflow.graph import Node
 class RowDistillation(RowSettings):
     """Adds the stages that learn from frozen models to the settings of a row."""
 
-    def rollouts(self, teacher: Model, slice_name: str, *, of: str = "", of_many: int = 1) -> Node:
+    def rollouts(
+        self, teacher: Model, slice_name: str, *, of: str = "", of_many: int = 1, pool: Node | None = None
+    ) -> Node:
         """Sample the teacher's rollouts for stage 2a.
 
         Args:
+            pool: the stage that makes the prompts without labels; None for the recipe's.
             of: tells the stage's name from that of another with the same slice.
             of_many: number of teachers that have an equal share of the rollouts that the warmup reads.
         """
@@ -67,7 +70,7 @@ class RowDistillation(RowSettings):
             settings["log_probs"] = k
         name = stage_name("rollouts", slice_name, of)
         operations = sampler_operations(stage, settings)
-        return self.node(Rollouts(), name, settings, operations, model=teacher, slices=self.prompts(slice_name))
+        return self.node(Rollouts(), name, settings, operations, model=teacher, slices=self.prompts(slice_name, pool))
 
     def _rows_of_warmup(self) -> int:
         warmup = self._stage("warmup")
@@ -136,10 +139,12 @@ class RowDistillation(RowSettings):
         frozen: Mapping[str, Model] | None = None,
         problem_weights: ProblemWeights | None = None,
         steps: int | None = None,
+        pool: Node | None = None,
     ) -> Node:
         """Build stage 2b.
 
         Args:
+            pool: the stage that makes the prompts without labels; None for the recipe's.
             teacher: one, or those of some data sources, by role (`serving`).
             of: tells the stage's name from that of another with the same slice.
             signal: section {type: ..., ...} that replaces the recipe's.
@@ -161,7 +166,9 @@ class RowDistillation(RowSettings):
         response = stage.response_tokens or self.recipe.data.response_tokens
         # An exact divergence does not read the sampler's log-probabilities.
         exact = [] if isinstance(signal, AdvantageSignal) else ["exact"]
-        verl, operations = self._verl("opd", self._fitted("opd", stage.verl, slice_name), response, *exact)
+        verl, operations = self._verl(
+            "opd", self._fitted("opd", stage.verl, slice_name, made=pool is not None), response, *exact
+        )
         settings = {**self._training(stage, slice_name, verl, steps), "signal": decisive_keys(signal)}
         settings["response_tokens"] = response
         if stage.prefix is not None:
@@ -199,7 +206,7 @@ class RowDistillation(RowSettings):
         )
         inputs = {
             "model": student,
-            "slices": self.slices(slice_name, **reading) if kind.reads_answers else self.prompts(slice_name),
+            "slices": self.slices(slice_name, **reading) if kind.reads_answers else self.prompts(slice_name, pool),
             **self._frozen(signal, roles, key),
             **self._weighted(weights, student, slice_name, stage_name("opd", "", of), settings),
             **(self._verifier(settings) if scored else {}),

@@ -92,23 +92,29 @@ class RowInputs:
             settings[SPLIT] = data.split
         return self.node(Slices(), stage_name("slices", ",".join(sources), ""), settings, **inputs)
 
-    def prompts(self, slice_name: str) -> Node:
-        """Build the slice of prompts that stages read without answers: of labelled problems, of the pool, or both."""
+    def prompts(self, slice_name: str, pool: Node | None = None) -> Node:
+        """Build the slice of prompts that stages read without answers: of labelled problems, of the pool, or both.
+
+        Args:
+            pool: a stage that makes the prompts without labels; None for the recipe's. Its overlong ones are dropped.
+        """
         part, sources = parts_of(slice_name)
         labelled = labelled_part(part)
         if labelled == part:
             return self.slices(slice_name)
-        inputs, settings = self._problems.pool(), column_names(self.recipe)
+        inputs, settings = ({POOL: pool}, {}) if pool else (self._problems.pool(), column_names(self.recipe))
         if sources:
             settings[SOURCES] = list(sources)
-        if self.recipe.data.overlong_prompts != REFUSE:
-            limit, tokenizers = self._problems.limit(self.recipe.data.overlong_prompts)
+        policy = self.recipe.data.overlong_prompts
+        if pool is not None or policy != REFUSE:
+            limit, tokenizers = self._problems.limit(DROP if policy == REFUSE else policy)
             settings, inputs = settings | limit, inputs | tokenizers
         if labelled:
             settings[LABELLED] = labelled
             inputs["slices"] = self.slices(f"{labelled}@{','.join(sources)}" if sources else labelled)
         seeded = any(isinstance(source, Node) for source in inputs.values())
-        return self.node(PromptPool(), stage_name("slices", slice_name, ""), settings, seeded=seeded, **inputs)
+        name = stage_name("slices", slice_name, pool.name.partition(" ")[0] if pool else "")
+        return self.node(PromptPool(), name, settings, seeded=seeded, **inputs)
 
     def slice_sizes(self) -> dict[str, int]:
         """Map slice name -> number of problems, from the recipe and its files alone.

@@ -32,12 +32,18 @@ class RowSettings(RowInputs):
         """Add up the steps that the recipe gives these stages."""
         return sum(self._stage(key).steps for key in stages)
 
-    def _fitted(self, kind: str, chosen: Mapping[str, Any], slice_name: str) -> dict[str, Any]:
-        """Add batch sizes that fit the slice to the recipe's keys, where it has none."""
+    def _fitted(self, kind: str, chosen: Mapping[str, Any], slice_name: str, *, made: bool = False) -> dict[str, Any]:
+        """Add batch sizes that fit the slice to the recipe's keys, where it has none.
+
+        Args:
+            made: a stage makes the prompts, so that their number is not known yet.
+        """
         data, (part, sources) = self.recipe.data, parts_of(slice_name)
         known = data.labels is not None or data.train is not None
         needed = value_of(chosen, TRAIN) is None
-        if labelled_part(part) != part:
+        if made:
+            problems = None
+        elif labelled_part(part) != part:
             problems = self._pool_size(slice_name) if needed else None
         elif sources:
             problems = self._sizes_of(sources)[part] if data.train is not None and needed else None

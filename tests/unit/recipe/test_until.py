@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from verl_s2d.errors import UserError
-from verl_s2d.recipe.stage_settings import Stages
+from verl_s2d.recipe.stage_sections import Stages
 from verl_s2d.validation import validated
 
 PLATEAU = {"of": "validation", "window": 3}

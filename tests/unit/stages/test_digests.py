@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.paths import ROOT
 from verl_s2d.recipe.load import load_recipe
-from verl_s2d.recipe.method_rows import PROMPT_ROWS
+from verl_s2d.recipe.method_rows import MADE_ROWS, PROMPT_ROWS
 from verl_s2d.stages.planning import build_rows
 from verl_s2d.workflow import identity
 from verl_s2d.workflow.graph import build_order
@@ -34,7 +34,7 @@ def digests(recipe: str, device: str) -> dict[str, str]:
         return hashlib.sha256(path.name.encode()).hexdigest()
 
     loaded = load_recipe(ROOT / "recipes" / f"{recipe}.yaml")
-    rows = [name for name in loaded.row_names if name not in {"sft-teacher", *PROMPT_ROWS}]
+    rows = [name for name in loaded.row_names if name not in {"sft-teacher", *PROMPT_ROWS, *MADE_ROWS}]
     with mock.patch.object(identity, "file_digest", by_name):
         targets = [row.target for row in build_rows(loaded, rows, loaded.seeds[:1], device)]
     return {node.name: node.digest for node in build_order(targets)}

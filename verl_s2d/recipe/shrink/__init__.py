@@ -19,6 +19,12 @@ from verl_s2d.recipe.shrink.small_verl import small_verl
 PROMPT_TOKENS, RESPONSE_TOKENS, OPD_TOKENS = 512, 16, 8
 STEPS, SAMPLES, ROLLOUTS = 2, 4, 2
 PREFIX = {"start": 2, "grow": 2}
+PROPOSALS = {
+    **{"rounds": 1, "proposals": 48, "proposal_tokens": 12, "percentiles": [0, 100]},
+    **{"pattern": r"(?s)(?P<question>\S.*)(?P<hint>\S)", "template": "none"},
+    **{"question_characters": [1, 2000], "hint_characters": [1, 400]},
+}
+"""A tiny model writes no form that it is asked for: any text is a question, and its last letter a hint."""
 _ENGINE_SIZES = (
     *("gpu_memory_utilization", "kv_cache_memory_bytes", "cpu_offload_gb", "num_gpu_blocks_override"),
     *("max_num_seqs", "max_num_batched_tokens", "cudagraph_capture_sizes", "max_cudagraph_capture_size"),
@@ -86,6 +92,8 @@ def _stage(name: str, stage: Mapping[str, Any], device: str) -> dict[str, Any]:
             small[key] = min(most, stage[key])
     if "samples" in stage:
         small["samples"] = min(SAMPLES, stage["samples"])
+    if name == "g_zero":
+        small |= PROPOSALS
     if stage.get("prefix"):
         small["prefix"] = PREFIX
     if "verl" in stage:

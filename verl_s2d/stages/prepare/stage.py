@@ -126,8 +126,8 @@ def validation_file(node: Node, context: Context) -> str:
     """Locate the validation problems that a node reads: the recipe's file, or what a stage has made of it."""
     if VALIDATION in node.inputs:
         return str(context.directory(node.inputs[VALIDATION]) / LIMITED_VALIDATION)
-    slices = node.inputs["slices"]
-    if VALIDATION in slices.externals:
+    slices = node.inputs.get("slices")
+    if slices is not None and VALIDATION in slices.externals:
         return str(context.directory(slices) / f"{VALIDATION}.parquet")
     return node.externals[VALIDATION].location
 
