@@ -97,14 +97,14 @@ def run_pilot(
     for number, labels in enumerate(pilot.labels):
         left = [c for c in candidates if c.name not in dropped]
         if len(left) < 2 and len(candidates) > 1:
-            warnings.append(f"no more pilot after {number} rounds: one candidate is left")
+            warnings.append(f"rounds of the pilot: {number}, because one candidate is left")
             break
         roles = sorted(frozenset().union(*(c.needs for c in left)))
         taught = dict.fromkeys((c.transfer, c.teacher) for c in left if c.teacher is not None)
         made = pilot.round(number, roles, taught)
         problem = budget.problem(pilot.plan(done), pilot.plan(made.targets)) if budget is not None else None
         if problem is not None:
-            warnings.append(f"no more pilot after {number} rounds: {problem}")
+            warnings.append(f"rounds of the pilot: {number}, because {problem}")
             break
         note(f"pilot: round {number + 1} of {len(pilot.labels)}, {labels} labels, {', '.join(roles)}")
         _require_built(build(pilot.plan(made.targets)))
