@@ -1,4 +1,4 @@
-"""The one error a user is meant to read."""
+"""The error that a user is meant to read, and the one by which a verifier says that it could not judge."""
 
 from __future__ import annotations
 
@@ -41,6 +41,14 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(self.texts())
+
+
+class Unscored(Exception):
+    """A verifier could not judge, for no fault of the response: a service is down, a process was killed from outside.
+
+    A verifier raises it with the reason. The call is repeated after pauses (verifiers/score.py); a response that stays
+    unscored never counts as wrong.
+    """
 
 
 class Faults:

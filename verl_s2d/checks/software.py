@@ -6,8 +6,10 @@ import ast
 import functools
 import importlib.metadata
 import json
+from collections.abc import Mapping
+from typing import Any
 
-from verl_s2d.errors import UserError
+from verl_s2d.errors import Faults, UserError
 from verl_s2d.validation import suggestion
 from verl_s2d.workflow.plan import Plan
 
@@ -33,17 +35,30 @@ def check_versions() -> None:
 
 
 def check_verifier(plan: Plan) -> None:
-    """Raise UserError unless the recipe's verifier is a working built-in one, or a function that its file defines."""
+    """Raise UserError unless every verifier of the recipe is a working built-in one, or a function of its file."""
+    from verl_s2d.verifiers.registry import by_data_source
+
+    chosen = by_data_source(plan.recipe.verifier)
+    if chosen is None:
+        _check_one(plan, plan.recipe.verifier, "verifier")
+        return
+    faults = Faults()
+    for source, one in chosen.items():
+        with faults.collected():
+            _check_one(plan, one, f"verifier.{source}")
+    faults.raise_found()
+
+
+def _check_one(plan: Plan, chosen: str | Mapping[str, Any], key: str) -> None:
     from verl_s2d.verifiers.registry import VERIFIERS
 
-    chosen = plan.recipe.verifier
     name = chosen if isinstance(chosen, str) else chosen.get("name")
     file, colon, function = str(name).rpartition(":")
     if not colon or not isinstance(chosen, str):
         if name not in VERIFIERS:
             raise UserError(
                 "Unknown verifier." if not colon else "Options are for named verifiers.",
-                key="verifier" if isinstance(chosen, str) else "verifier.name",
+                key=key if isinstance(chosen, str) else f"{key}.name",
                 value=name,
                 remedy=f"{suggestion(name, VERIFIERS)} Or give file.py:function, without options.",
             )
@@ -53,12 +68,12 @@ def check_verifier(plan: Plan) -> None:
         tree = ast.parse((plan.recipe.directory / file).read_text())
     except SyntaxError as error:
         raise UserError(
-            f"The verifier's file is not valid Python: {error}", key="verifier", value=name, remedy="Correct it."
+            f"The verifier's file is not valid Python: {error}", key=key, value=name, remedy="Correct it."
         ) from error
     names = [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
     if function not in names:
         raise UserError(
-            f"The file has no function {function!r}.", key="verifier", value=name, remedy=suggestion(function, names)
+            f"The file has no function {function!r}.", key=key, value=name, remedy=suggestion(function, names)
         )
 
 

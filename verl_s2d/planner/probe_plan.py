@@ -19,7 +19,7 @@ from verl_s2d.stages.pass_rates.stage import PassRates
 from verl_s2d.stages.problem_inputs import template_settings
 from verl_s2d.stages.row_settings import sampler_operations
 from verl_s2d.teachers.router import TEACHER
-from verl_s2d.verifiers.registry import can_extract
+from verl_s2d.verifiers.registry import by_data_source, can_extract
 from verl_s2d.workflow.graph import Node, build_order
 from verl_s2d.workflow.plan import Plan, Row, default_run_dir
 from verl_s2d.workflow.stage import Context
@@ -54,7 +54,8 @@ class ProbeBuilder(Builder):
     def compare(self, role: str, student: Node, teacher: Node) -> Node:
         """Compare the student with a candidate on the samples of both."""
         settings: dict[str, Any] = {"slice": _SLICE, **template_settings(self.recipe)}
-        if can_extract(self.recipe.verifier):
+        # Samples do not name their data source, so verifiers by data source do not read them.
+        if can_extract(self.recipe.verifier) and by_data_source(self.recipe.verifier) is None:
             self._verifier(settings)
         inputs = {"model": self.model(STUDENT), TEACHER: self.model(role), "slices": self.slices()}
         inputs |= {STUDENT_SAMPLES: student, TEACHER_SAMPLES: teacher}

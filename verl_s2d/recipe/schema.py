@@ -190,7 +190,7 @@ class Recipe(Section):
     data: Data
     verifier: str | dict[str, Any]
     """A verifier of verl_s2d.verifiers, alone or with options ({name: math, form: boxed}), or file.py:function beside
-    the recipe."""
+    the recipe; or a mapping of data sources to these, {math_dapo: math, taco: file.py:function}."""
     stages: Stages = Stages()
     seeds: list[int] = [0]
     rows: list[str] = list(DEFAULT_ROWS)
@@ -238,6 +238,17 @@ class Recipe(Section):
     def plans_pilot(self) -> bool:
         """Report whether the recipe has settings of a pilot."""
         return self.planner is not None and "pilot" in self.planner.model_fields_set
+
+    @property
+    def verifier_names(self) -> str:
+        """Name the verifier for people, or the one of each data source."""
+        chosen = self.verifier
+        if isinstance(chosen, str):
+            return chosen
+        if "name" in chosen:
+            return str(chosen["name"])
+        names = {source: one if isinstance(one, str) else one.get("name", "") for source, one in chosen.items()}
+        return ", ".join(f"{source}: {name}" for source, name in names.items())
 
     @property
     def serving(self) -> dict[str, tuple[str, ...]]:

@@ -10,7 +10,10 @@ from typing import Any
 from verl_s2d.stages.evaluate.statistics import mean_and_stderr, paired_bootstrap, t_interval
 
 LEDGER_IDS = ("labels_read", "prompts_read")
-LEDGER_NUMBERS = ("verifier_calls", "unsettled_calls", "sampled_tokens", "teacher_scored_tokens", "updates", "seconds")
+LEDGER_NUMBERS = (
+    *("verifier_calls", "unsettled_calls", "unscored_calls"),
+    *("sampled_tokens", "teacher_scored_tokens", "updates", "seconds"),
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class RowResult:
 
     Attributes:
         result: content of its evaluation's result.json.
-        ledger: labels_read and prompts_read (ids), verifier_calls, unsettled_calls, sampled_tokens,
+        ledger: labels_read and prompts_read (ids), verifier_calls, unsettled_calls, unscored_calls, sampled_tokens,
             teacher_scored_tokens, updates, seconds.
         stages: the stages it is built from, inputs before users, each with kind, name (which may end in "(seed N)"),
             digest, seconds and updates; if known attempts, began and ended (epoch seconds), versions (package ->

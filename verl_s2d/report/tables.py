@@ -22,11 +22,12 @@ def rows_table(data: Mapping[str, Any]) -> Table:
         "prompts_read": "prompts",
         "verifier_calls": "verifier calls",
         "unsettled_calls": "without a verdict",
+        "unscored_calls": "unscored",
         "sampled_tokens": "sampled tokens",
         "teacher_scored_tokens": "scored tokens",
         "updates": "updates",
     }
-    for rare in ("prompts_read", "unsettled_calls"):
+    for rare in ("prompts_read", "unsettled_calls", "unscored_calls"):
         if not any(row["ledger"].get(rare) for row in data["rows"]):
             del ledger[rare]
     columns += map(Column, (*ledger.values(), "min"))

@@ -24,6 +24,8 @@ from verl_s2d.stages.prepare.stage import (
     slice_sizes,
 )
 from verl_s2d.stages.problem_inputs import ProblemInputs, column_names
+from verl_s2d.stages.shared.node_settings import VERIFIER
+from verl_s2d.verifiers.registry import Named, by_data_source
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.identity import External, file_external, files_external, model_external
 from verl_s2d.workflow.stage import Stage
@@ -205,14 +207,23 @@ class RowInputs:
         return len(of_sources(prompts, sources)) + beside
 
     def _verifier(self, settings: dict[str, Any]) -> dict[str, External]:
-        """Enter the verifier into `settings`; return the file of a recipe's own verifier."""
-        name = self.recipe.verifier
-        if not isinstance(name, str):
-            settings["verifier"] = json.dumps(name, sort_keys=True)
-            return {}
-        file, colon, function = name.rpartition(":")
-        settings["verifier"] = function if colon else name
-        return {"verifier": self._file("verifier", file)} if colon else {}
+        """Enter the verifier into `settings`; return the files of the recipe's own functions."""
+        files: dict[str, External] = {}
+        chosen = by_data_source(self.recipe.verifier)
+        if chosen is not None:
+            found = {source: self._own_file(one, f"{VERIFIER}.{source}", files) for source, one in chosen.items()}
+        else:
+            found = self._own_file(self.recipe.verifier, VERIFIER, files)
+        settings["verifier"] = found if isinstance(found, str) else json.dumps(found, sort_keys=True)
+        return files
+
+    def _own_file(self, verifier: Named, role: str, files: dict[str, External]) -> Named:
+        """Enter the file of a recipe's own verifier into `files` and return its function; return any other as it is."""
+        file, colon, function = verifier.rpartition(":") if isinstance(verifier, str) else ("", "", "")
+        if not colon:
+            return verifier
+        files[role] = self._file("verifier", file)
+        return function
 
     def _source(self) -> Node:
         return self._script(self.recipe.data.source, "data", "data.source")

@@ -1,7 +1,7 @@
 """Run a verifier as verl's reward function in stages 1 and 3, and record every call in the ledger.
 
     reward.custom_reward_function.path=pkg://verl_s2d.verifiers.ledgered  name=compute_score
-    +reward.custom_reward_function.reward_kwargs.verifier=math  (or /path/file.py:function, or {name:math,form:boxed})
+    +reward.custom_reward_function.reward_kwargs.verifier=math  (or another, see registry.resolve)
     +reward.custom_reward_function.reward_kwargs.ledger_dir=DIR
 
 verl calls it from threads of several processes at once. Each process appends to its own file, with one write per line,
@@ -18,12 +18,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from verl_s2d.errors import UserError
-from verl_s2d.verifiers.registry import Score, resolve
+from verl_s2d.errors import Unscored, UserError
+from verl_s2d.verifiers.registry import Scored, resolve
+from verl_s2d.verifiers.score import retried
 from verl_s2d.verifiers.unsettled import collect_unsettled
 
 _UNSETTLED = b'{"unsettled": '
 """Beginning of the line of a call without a verdict."""
+_UNSCORED = b'{"unscored": '
+"""Beginning of the line of a call whose verifier could not judge."""
 _LABEL = b'{"label": '
 """Beginning of the line of a label that was read without a call."""
 _PROMPT = b'{"prompt": '
@@ -39,13 +42,15 @@ def compute_score(
     verifier: str | Mapping[str, Any],
     ledger_dir: str,
     **kwargs: Any,
-) -> Score:
+) -> Scored:
     """Score a response after recording the call in <ledger_dir>/<host>-<pid>.jsonl as {"id": problem id}.
 
     The call is recorded first, because the label counts as read even if the verifier then fails. A call that ends
-    without a verdict is recorded again as {"unsettled": reason, "problem": problem id}.
+    without a verdict is recorded again as {"unsettled": reason, "problem": problem id}. A verifier that could not judge
+    is called again after pauses; if it still cannot, {"unscored": reason, "problem": problem id} is recorded.
 
     Raises:
+        Unscored: the verifier could not judge. verl then has no score, and so no rollout.
         UserError: the verifier is unknown, the problem has no id, or the result is no finite number.
     """
     score = resolve(verifier)
@@ -57,14 +62,18 @@ def compute_score(
             remedy="Give every problem an id in extra_info.index.",
         )
     _write(ledger_dir, {"id": str(problem)})
+    problem_and_response = {
+        "data_source": data_source,
+        "solution_str": solution_str,
+        "ground_truth": ground_truth,
+        "extra_info": extra_info,
+    }
     with collect_unsettled() as unsettled:
-        result = score(
-            data_source=data_source,
-            solution_str=solution_str,
-            ground_truth=ground_truth,
-            extra_info=extra_info,
-            **kwargs,
-        )
+        try:
+            result = retried(lambda: score(**problem_and_response, **kwargs))
+        except Unscored as error:
+            _write(ledger_dir, {"unscored": str(error), "problem": str(problem)})
+            raise
     if unsettled:
         _write(ledger_dir, {"unsettled": unsettled[0], "problem": str(problem)})
     return result if isinstance(result, dict) else float(result)
@@ -94,19 +103,23 @@ def _descriptor(directory: str, pid: int) -> int:
 
 
 def verifier_calls(directory: Path) -> dict[str, Any]:
-    """Count what <stage>/verifier/*.jsonl records: `labels_read`, `prompts_read`, `verifier_calls`, `unsettled_calls`.
+    """Count what <stage>/verifier/*.jsonl records: the keys of a ledger for labels, prompts and verifier calls.
 
-    A call writes the line {"id": ...}, and another one {"unsettled": problem} if it ended without a verdict; a label
-    read without a call writes {"label": id}, a prompt without a label {"prompt": id}. A line cut short by a kill counts
-    as a call without an id; the repeated step reads the same label again.
+    A call writes the line {"id": ...}, and another one, {"unsettled": reason} or {"unscored": reason}, if it ended
+    without a verdict or could not be made; a label read without a call writes {"label": id}, a prompt without a label
+    {"prompt": id}. A line cut short by a kill counts as a call without an id; the repeated step reads the same label
+    again.
     """
-    labels, prompts, calls, unsettled = set(), set(), 0, 0
+    labels, prompts, calls, unsettled, unscored = set(), set(), 0, 0, 0
     for path in sorted((directory / "verifier").glob("*.jsonl")):
         for line in path.read_bytes().splitlines():
             if not line.strip():
                 continue
             if line.startswith(_UNSETTLED):
                 unsettled += 1
+                continue
+            if line.startswith(_UNSCORED):
+                unscored += 1
                 continue
             name = "label" if line.startswith(_LABEL) else "prompt" if line.startswith(_PROMPT) else "id"
             calls += name == "id"
@@ -115,4 +128,4 @@ def verifier_calls(directory: Path) -> dict[str, Any]:
             except (ValueError, KeyError, TypeError):
                 continue
     read = {"labels_read": sorted(labels), "prompts_read": sorted(prompts)}
-    return {**read, "verifier_calls": calls, "unsettled_calls": unsettled}
+    return {**read, "verifier_calls": calls, "unsettled_calls": unsettled, "unscored_calls": unscored}

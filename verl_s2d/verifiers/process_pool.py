@@ -10,7 +10,8 @@ A verdict must not depend on the machine's load, so the limit of a call is proce
 | a kill from outside, also while the process starts | repeated after a pause, up to KILLS times |
 | a crash of the interpreter | not repeated: the same answer would crash it again |
 
-A call that ends without a verdict all the same is reported (unsettled.py).
+A call that exceeds its limits, or crashes its process, is reported (unsettled.py) and counts as wrong. One whose
+process was killed from outside every time, or did not start, is unscored (score.py).
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import queue
 import threading
 import time
 
-from verl_s2d.verifiers.process_client import Outcome, ProcessGone, VerifierClient, does_not_start
+from verl_s2d.errors import Unscored
+from verl_s2d.verifiers.process_client import Outcome, ProcessGone, VerifierClient
 from verl_s2d.verifiers.unsettled import report_unsettled
 
 PROCESSES = 2
@@ -47,7 +49,8 @@ class Pool:
         """Compare two answers, within `seconds` of processor time, or twice that in a second attempt.
 
         Raises:
-            UserError: math-verify is not installed, or no process starts.
+            Unscored: the process was killed from outside KILLS times more, or did not start.
+            UserError: math-verify is not installed.
         """
         process = self._free.get()  # no limit: every caller before this one ends within its own limits
         try:
@@ -60,7 +63,7 @@ class Pool:
         return outcome
 
     def _compare(self, process: VerifierClient, truth: str, answer: str, seconds: float) -> Outcome:
-        limit = seconds
+        limit, problem = seconds, ""
         for kills in range(KILLS + 1):
             time.sleep(_PAUSE_SECONDS * 2 ** (kills - 1) if kills else 0)
             try:
@@ -70,14 +73,11 @@ class Pool:
                     outcome = process.ask(truth, answer, limit)
                 if outcome != "killed":
                     return outcome
+                problem = "is killed from outside"
             except ProcessGone as error:
-                started = process.started
+                problem = f"is lost: {error}" if process.started else f"does not start: {error}"
                 process.close()
-                if kills == KILLS and not started:
-                    raise does_not_start(
-                        error, "Free memory, or import math_verify by hand to see where it fails."
-                    ) from error
-        return "died"
+        raise Unscored(f"the process of the math verifier {problem} ({KILLS + 1} attempts); is there memory left?")
 
     def pids(self) -> list[int]:
         """List the pids of running processes."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from verl_s2d.errors import UserError
 from verl_s2d.platforms.subprocess_query import answering
-from verl_s2d.verifiers.registry import score_of, writer_of
+from verl_s2d.verifiers.registry import of_source, score_of, writer_of
 
 NO_ANSWER = "I do not know"
 FORMS = {
@@ -80,10 +80,11 @@ def try_verifier(verifier: str | Mapping[str, Any], problems: Sequence[Mapping[s
             message = f"{error.problem.rstrip('.')} {where}."
             raise UserError(message, key=error.key, value=error.value, remedy=error.remedy) from error
 
-    write, found, solutions = writer_of(verifier), {}, []
+    found, solutions = {}, []
     for number, problem in enumerate(problems):
         scored_by(problem, "")
         ignorant = scored_by(problem, NO_ANSWER)
+        write = writer_of(of_source(verifier, problem["data_source"]))
         responses = {"<answer>": write(**problem)} if write else _written(problem["ground_truth"])
         for form, response in responses.items():
             score = scored_by(problem, response)

@@ -19,6 +19,7 @@ def empty_ledger(seconds: float = 0.0) -> Ledger:
         "overlong_prompts": 0,
         "verifier_calls": 0,
         "unsettled_calls": 0,
+        "unscored_calls": 0,
         "sampled_tokens": 0,
         "teacher_scored_tokens": 0,
         "updates": 0,

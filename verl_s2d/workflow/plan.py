@@ -64,10 +64,9 @@ class Plan:
         """Collect the facts that a report prints beside its numbers: keywords of report.write.Facts."""
         recipe = self.recipe
         about = {role.replace("_", " "): _described(source) for role, source in recipe.models.items()}
-        verifier = recipe.verifier if isinstance(recipe.verifier, str) else recipe.verifier.get("name", "")
         about |= {
             "labels": "all" if recipe.data.labels is None else f"{recipe.data.labels:,}",
-            "verifier": str(verifier),
+            "verifier": recipe.verifier_names,
         }
         facts = {"about": about, "command": self._command(), "published": recipe.published}
         return redaction.current().data(facts)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import datetime
+import json
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from tests.support.workflow.project import write_project
+from verl_s2d.checks.inputs.answers import check_answers
 from verl_s2d.checks.inputs.verifier_trial import try_on_data
 from verl_s2d.data.problems import Problem
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.stages.planning import make_plan
+from verl_s2d.stages.shared.node_settings import verifier_argument
 from verl_s2d.verifiers.trial import Trial, try_verifier
 
 BOXED = {"name": "math", "form": "boxed"}
@@ -148,3 +151,46 @@ def test_a_verifier_that_scores_everything_alike_is_a_warning(tmp_path):
     solved = [problem(i, str(i), solution=f"A long way leads to the answer {i}.") for i in range(6)]
     _, warning = tried(tmp_path, "verifier.py:score", solved, "def score(**_): return 1")
     assert "'I do not know' as high a score (1) as any ground truth" in warning
+
+
+def test_each_data_source_is_tried_with_its_own_verifier(tmp_path):
+    own = "def score(solution_str, ground_truth, **_): return float(solution_str == f'<answer>{ground_truth}</answer>')"
+    problems = [problem(i, str(50 + i), source=source) for i, source in enumerate(["sums", "math"] * 6)]
+    lines = tried(tmp_path, {"sums": "verifier.py:score", "math": BOXED}, problems, own)
+    assert sorted(lines) == [
+        r"data.train (math): truth 51: \boxed{51} -> 1, I do not know -> 0",
+        "data.train (sums): truth 50: <answer>50</answer> -> 1, I do not know -> 0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sources", "value"), [(["sums", "code"], "code"), (["sums"], "math"), (["sums", "math"], None)]
+)
+def test_data_sources_and_verifiers_have_to_match(tmp_path, sources, value):
+    recipe = load_recipe(write_project(tmp_path, verifier={"sums": "math", "math": BOXED}))
+    plan = make_plan(recipe, run_dir=tmp_path / "run", rows=["half-split"])
+    files = {tmp_path / "train.parquet": ("data.train", [problem(i, "3", source=s) for i, s in enumerate(sources)])}
+    if value is None:
+        check_answers(plan, files)
+        return
+    with pytest.raises(UserError) as caught:
+        check_answers(plan, files)
+    assert caught.value.key == "verifier" and caught.value.value == value
+
+
+def test_the_file_of_each_own_verifier_is_an_input(tmp_path):
+    def target(verifier):
+        recipe = load_recipe(write_project(tmp_path, verifier=verifier))
+        for name in ("one", "two"):
+            (tmp_path / f"{name}.py").write_text(f"def score(**_): return 1.0  # {name}")
+        plan = make_plan(recipe, run_dir=tmp_path / "run", rows=["direct-grpo"])
+        return next(node for node in plan.order if node.stage.kind == "grpo")
+
+    both = {"sums": "one.py:score", "math": BOXED, "code": "two.py:score"}
+    node = target(both)
+    assert json.loads(verifier_argument(node)) == {
+        "sums": f"{tmp_path}/one.py:score",
+        "math": BOXED,
+        "code": f"{tmp_path}/two.py:score",
+    }
+    assert target(both).digest == node.digest != target(both | {"code": "one.py:score"}).digest

@@ -10,6 +10,7 @@ import torch
 import transfer_queue as tq
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from ray.exceptions import RayTaskError
 from tensordict import NonTensorData, TensorDict
 from verl.experimental.agent_loop import agent_loop
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
@@ -19,6 +20,7 @@ from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import RolloutReplicaRegistry, TokenOutput, get_rollout_replica_class
 
 from tests.support import tiny
+from verl_s2d.errors import Unscored
 from verl_s2d.sampling.in_verl.group_client import GroupClient
 from verl_s2d.sampling.in_verl.group_rollouts import GroupWorker, _Worker
 from verl_s2d.sampling.in_verl.samples_groups import MANAGER_KEY, SamplesGroups
@@ -263,6 +265,33 @@ def test_a_failure_fails_the_whole_prompt_and_no_other(config, monkeypatch):
     asyncio.run(run())
     assert ("uid1", "train", "failure") in queue.statuses and ("uid0", "train", "finished") in queue.statuses
     assert len(queue.rows) == SAMPLES
+
+
+UNJUDGED = """
+from verl_s2d.errors import Unscored
+def compute_score(solution_str, ground_truth, **_):
+    if ground_truth == "8" and len(solution_str) > 3:
+        raise Unscored("the service is down")
+    return 1.0
+"""
+
+
+def test_a_group_with_an_unscored_rollout_is_not_written_and_fails_without_a_traceback(
+    config, monkeypatch, tmp_path, caplog
+):
+    """verl's own reward worker and manager call the verifier, which could score one rollout of the group."""
+    (tmp_path / "scoring.py").write_text(UNJUDGED)
+    config = OmegaConf.create(OmegaConf.to_container(config))
+    config.reward.custom_reward_function.path = str(tmp_path / "scoring.py")
+    queue, _ = sampled(GroupWorker, config, monkeypatch)
+    assert {key.split("_")[0] for key in queue.rows} == {"uid0"} and len(queue.rows) == SAMPLES
+    assert ("uid1", "train", "failure") in queue.statuses and ("uid0", "train", "finished") in queue.statuses
+    assert "uid1 is dropped: unscored: the service is down" in caplog.text and "Traceback" not in caplog.text
+
+
+def test_ray_hands_unscored_on():
+    found = RayTaskError("compute_score_batch", "traceback", Unscored("down")).as_instanceof_cause()
+    assert isinstance(found, Unscored) and str(found.cause) == "down"
 
 
 def test_a_server_that_fails_fails_every_request_and_is_released(config):

@@ -10,10 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.support import tiny
 from verl_s2d.errors import UserError
 from verl_s2d.verifiers.ledgered import compute_score, verifier_calls
+from verl_s2d.verifiers.score import PAUSES, Unscored
 
 SUMS = f"{Path(tiny.__file__)}:score_sum"
 
@@ -117,5 +120,57 @@ def test_a_call_without_a_verdict_is_counted(tmp_path):
     )
     for response in ("slow", "fast"):
         call(1, tmp_path / "stage" / "verifier", response, verifier=f"{tmp_path}/v.py:score")
-    counted = {"labels_read": ["p1"], "prompts_read": [], "verifier_calls": 2, "unsettled_calls": 1}
-    assert verifier_calls(tmp_path / "stage") == counted
+    assert verifier_calls(tmp_path / "stage") == {
+        "labels_read": ["p1"],
+        "prompts_read": [],
+        "verifier_calls": 2,
+        "unsettled_calls": 1,
+        "unscored_calls": 0,
+    }
+
+
+DOWN = """
+from pathlib import Path
+from verl_s2d.verifiers.score import Score, Unscored
+CALLS = Path(__file__).with_name("calls")
+def score(solution_str, ground_truth, **_):
+    made = int(CALLS.read_text())
+    CALLS.write_text(str(made + 1))
+    if made < {down}:
+        raise Unscored("the service is down")
+    return Score(float(solution_str == ground_truth), {{"tests": 3}})
+"""
+
+
+@given(down=st.integers(0, 6))
+@settings(deadline=None, max_examples=20)
+def test_a_verifier_that_is_down_is_called_again_after_pauses_and_never_scores_0(tmp_path_factory, down):
+    directory, slept = tmp_path_factory.mktemp("down"), []
+    (directory / "v.py").write_text(DOWN.format(down=down))
+    (directory / "calls").write_text("0")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("verl_s2d.verifiers.score.time.sleep", slept.append)
+        if down <= len(PAUSES):
+            result = call(1, directory / "stage" / "verifier", verifier=f"{directory}/v.py:score")
+            assert result == {"score": 1.0, "tests": 3}
+        else:
+            with pytest.raises(Unscored, match="the service is down"):
+                call(1, directory / "stage" / "verifier", verifier=f"{directory}/v.py:score")
+    assert slept == list(PAUSES[:down]) and int((directory / "calls").read_text()) == len(slept) + 1
+    counted = verifier_calls(directory / "stage")
+    assert (counted["verifier_calls"], counted["unsettled_calls"]) == (1, 0), "a repetition is no call of its own"
+    assert counted["unscored_calls"] == (down > len(PAUSES)) and counted["labels_read"] == ["p1"]
+
+
+def test_each_data_source_has_its_verifier(tmp_path):
+    (tmp_path / "v.py").write_text("async def score(solution_str, **_): return -1.0")
+    verifier = json.dumps({"sums": SUMS, "code/taco": f"{tmp_path}/v.py:score"})
+    assert call(1, tmp_path / "ledger", verifier=verifier) == 1.0
+
+    def of(source: str):
+        return compute_score(source, "3", "3", {"index": "p2"}, verifier=verifier, ledger_dir=str(tmp_path / "ledger"))
+
+    assert of("code/taco") == -1.0
+    with pytest.raises(UserError, match="has no verifier") as caught:
+        of("gsm8k")
+    assert caught.value.value == "gsm8k" and "code/taco, sums" in caught.value.remedy

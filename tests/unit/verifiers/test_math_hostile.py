@@ -21,11 +21,12 @@ from tests.support.paths import ROOT
 pytest.importorskip("math_verify")
 from tests.support.verifiers.fuzz import Fuzz, fuzz
 from tests.support.verifiers.hostile_latex import KINDS, TOKENS, TRUTHS, boxed
-from verl_s2d.errors import UserError
 from verl_s2d.verifiers import process_client
 from verl_s2d.verifiers import process_pool as pools
 from verl_s2d.verifiers.math.answer_limits import is_too_complex
 from verl_s2d.verifiers.math.mathematics import Options, Verdict, judge
+from verl_s2d.verifiers.process_client import VerifierClient
+from verl_s2d.verifiers.score import Unscored
 from verl_s2d.verifiers.unsettled import collect_unsettled
 from verl_s2d.verifiers.verifier_process import MEGABYTES
 
@@ -194,12 +195,20 @@ def test_killed_at_its_start(pool, monkeypatch, tmp_path):
     assert len((tmp_path / "starts").read_text()) == 3
 
 
-def test_a_process_that_never_starts_is_an_error(pool, monkeypatch):
+def test_a_process_that_never_starts_leaves_the_answer_unscored(pool, monkeypatch):
     monkeypatch.setattr(process_client, "_COMMAND", KILLED_AT_ITS_START.format(condition=True))
     monkeypatch.setattr(pools, "_PAUSE_SECONDS", 0.001)
-    with pytest.raises(UserError, match="does not start: it was killed"):
+    with collect_unsettled() as unsettled, pytest.raises(Unscored, match="does not start: it was killed"):
         pool.compare("5", "5", 10.0)
-    assert pool.pids() == []
+    assert pool.pids() == [] and unsettled == []
+
+
+def test_a_process_that_is_killed_every_time_leaves_the_answer_unscored(pool, monkeypatch):
+    monkeypatch.setattr(pools, "_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(VerifierClient, "ask", lambda *_: "killed")
+    with collect_unsettled() as unsettled, pytest.raises(Unscored, match="killed from outside"):
+        pool.compare("5", "5", 10.0)
+    assert unsettled == []
 
 
 def test_close_leaves_no_processes(pool):

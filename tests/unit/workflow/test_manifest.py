@@ -148,6 +148,7 @@ def test_verifier_calls_are_counted_and_labels_are_a_set(tmp_path):
         "prompts_read": ["q1", "q2"],
         "verifier_calls": 5,
         "unsettled_calls": 1,
+        "unscored_calls": 0,
     }
 
 

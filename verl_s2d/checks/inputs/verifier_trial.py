@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from verl_s2d.checks.finding import Told
 from verl_s2d.errors import Faults, UserError
 from verl_s2d.platforms.subprocess_query import Probe
+from verl_s2d.verifiers.registry import by_data_source
 from verl_s2d.verifiers.trial import NO_ANSWER, Trial, try_verifier
 from verl_s2d.workflow.identity import file_external
 from verl_s2d.workflow.plan import Plan
@@ -32,6 +33,8 @@ _known: dict[str, dict[str, Trial]] = {}
 def try_on_data(plan: Plan, files: Mapping[Path, tuple[str, list[Problem]]]) -> Told:
     """Score ground truths and solutions of every file; return a line per file, for people to look at.
 
+    With verifiers by data source there is a line for each data source of a file.
+
     Args:
         files: file -> (its name in messages, its problems).
 
@@ -39,18 +42,36 @@ def try_on_data(plan: Plan, files: Mapping[Path, tuple[str, list[Problem]]]) -> 
         UserError: the verifier raises or returns no score, a built-in one gives no ground truth a score, or any gives
             none of the data's own solutions a score although the prompts ask for no other form.
     """
-    samples = {key: _sample(problems) for key, problems in files.values()}
-    trials, faults, lines, warnings = _trials(plan, samples), Faults(), [], []
-    for key, problems in files.values():
-        trial = trials[key]
-        with faults.collected():
-            _require_truths(plan, key, trial)
-            _require_solutions(plan, key, trial, problems)
-        lines.append(f"{key}: {trial.text()}")
-        if trial.form is None:
-            warnings.append(f"{key}: the verifier gives {_without_form(trial)}")
+    faults, lines, warnings = Faults(), [], []
+    for verifier, sets in _sets(plan, files):
+        trials = _trials(plan, verifier, {key: _sample(problems) for key, problems in sets.items()})
+        for key, trial in trials.items():
+            with faults.collected():
+                _require_truths(verifier, key, trial)
+                _require_solutions(verifier, key, trial, sets[key])
+            lines.append(f"{key}: {trial.text()}")
+            if trial.form is None:
+                warnings.append(f"{key}: the verifier gives {_without_form(trial)}")
     faults.raise_found()
     return Told("\n".join(lines) or "tried when the data is there", warnings)
+
+
+def _sets(
+    plan: Plan, files: Mapping[Path, tuple[str, list[Problem]]]
+) -> list[tuple[str | Mapping[str, Any], dict[str, list[Problem]]]]:
+    """List each verifier with the problems that it scores, by their name in messages."""
+    by_source = by_data_source(plan.recipe.verifier)
+    if by_source is None:
+        return [(plan.recipe.verifier, dict(files.values()))]
+    sets = []
+    for source, verifier in by_source.items():
+        own = {
+            f"{key} ({source})": found
+            for key, problems in files.values()
+            if (found := [problem for problem in problems if problem.data_source == source])
+        }
+        sets.append((verifier, own))
+    return sets
 
 
 def _sample(problems: Sequence[Problem]) -> list[Problem]:
@@ -62,12 +83,14 @@ def _sample(problems: Sequence[Problem]) -> list[Problem]:
     return [problems[number] for number in sorted(chosen | set(sources.values()))]
 
 
-def _trials(plan: Plan, samples: Mapping[str, Sequence[Problem]]) -> dict[str, Trial]:
-    chosen, identity = plan.recipe.verifier, ""
+def _trials(
+    plan: Plan, verifier: str | Mapping[str, Any], samples: Mapping[str, Sequence[Problem]]
+) -> dict[str, Trial]:
+    chosen, identity = verifier, ""
     if _is_own(chosen):
         file, _, function = chosen.rpartition(":")
         path = plan.recipe.directory / file
-        identity, chosen = file_external(path, "verifier", plan.recipe.verifier).identity, f"{path}:{function}"
+        identity, chosen = file_external(path, "verifier", verifier).identity, f"{path}:{function}"
     rows = {
         key: [
             {"data_source": p.data_source, "ground_truth": p.ground_truth, "extra_info": p.extra_info} for p in sample
@@ -79,13 +102,18 @@ def _trials(plan: Plan, samples: Mapping[str, Sequence[Problem]]) -> dict[str, T
         # A recipe's own file may import anything and may hang, and verl takes seconds to import.
         apart = identity or chosen == "verl"
         _known[known] = (
-            _in_process(plan, chosen, rows) if apart else {key: try_verifier(chosen, rows[key], key) for key in rows}
+            _in_process(chosen, rows, verifier)
+            if apart
+            else {key: try_verifier(chosen, rows[key], key) for key in rows}
         )
     return _known[known]
 
 
-def _in_process(plan: Plan, verifier: str, rows: Mapping[str, list[dict[str, Any]]]) -> dict[str, Trial]:
-    """Run the trials in a process of their own. Rows travel as parquet: dates, bytes and decimals keep their types."""
+def _in_process(verifier: str, rows: Mapping[str, list[dict[str, Any]]], shown: str) -> dict[str, Trial]:
+    """Run the trials in a process of their own; `shown` names the verifier in messages.
+
+    Rows travel as parquet: dates, bytes and decimals keep their types.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -99,7 +127,7 @@ def _in_process(plan: Plan, verifier: str, rows: Mapping[str, list[dict[str, Any
     if answer is None:
         answer = {"problem": failure, "key": "verifier", "remedy": "Run the verifier by hand to see where it fails."}
     if answer["problem"] is not None:
-        raise UserError(answer["problem"], key=answer["key"], value=plan.recipe.verifier, remedy=answer["remedy"])
+        raise UserError(answer["problem"], key=answer["key"], value=shown, remedy=answer["remedy"])
     return {key: Trial(**trial) for key, trial in answer["trials"].items()}
 
 
@@ -115,9 +143,8 @@ def _without_form(trial: Trial) -> str:
     return "no ground truth a score, in any common form"
 
 
-def _require_truths(plan: Plan, key: str, trial: Trial) -> None:
+def _require_truths(chosen: str | Mapping[str, Any], key: str, trial: Trial) -> None:
     """Refuse truths that a built-in verifier never gives a score; one of a recipe's own may read any form."""
-    chosen = plan.recipe.verifier
     if _is_own(chosen) or trial.right > _NEARLY_NONE * trial.truths:
         return
     raise UserError(
@@ -129,11 +156,11 @@ def _require_truths(plan: Plan, key: str, trial: Trial) -> None:
     )
 
 
-def _require_solutions(plan: Plan, key: str, trial: Trial, problems: Sequence[Problem]) -> None:
+def _require_solutions(chosen: str | Mapping[str, Any], key: str, trial: Trial, problems: Sequence[Problem]) -> None:
     """Refuse solutions without a score, unless the prompts ask for the form that the verifier does read."""
     if trial.solutions < _MANY or trial.solved > _NEARLY_NONE * trial.solutions:
         return
-    if trial.form is None and _is_own(plan.recipe.verifier):
+    if trial.form is None and _is_own(chosen):
         # It may read a form of its own, or score what is no answer: a warning says so.
         return
     if trial.form and any(trial.form in problem.text for problem in problems):
@@ -142,6 +169,6 @@ def _require_solutions(plan: Plan, key: str, trial: Trial, problems: Sequence[Pr
     raise UserError(
         f"Responses as the data asks for them would have no reward: {trial.text()}.",
         key=f"{key}: extra_info",
-        value=str(plan.recipe.verifier),
+        value=str(chosen),
         remedy=f"Choose a verifier that reads these solutions (math, verl, or file.py:function), or {form}.",
     )

@@ -25,6 +25,7 @@ from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentL
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ, apply_greedy_sampling_params
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
+from verl_s2d.errors import Unscored
 from verl_s2d.sampling.in_verl.group_client import GroupClient
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,10 @@ class GroupWorker(_Worker):
             await self._score(outputs, prompt)
             await self._write(outputs, prompt, partition)
             status = "finished"
+        except Unscored as error:
+            # A group without one of its rollouts would have another mean.
+            logger.warning("prompt %s is dropped: unscored: %s", prompt["uid"], getattr(error, "cause", error))
+            status = "failure"
         except Exception:
             logger.exception("prompt %s failed", prompt["uid"])
             status = "failure"
@@ -81,7 +86,7 @@ class GroupWorker(_Worker):
         # A loop that fails before it has asked ends the others, which would wait for it.
         async with asyncio.TaskGroup() as group:
             runs = [group.create_task(loop.run(sampling_params, session_id=i, **fields)) for i in range(count)]
-        return [run.result() for run in runs]
+        return [run.result() for run in runs]  # no limit: the group has waited for them
 
     async def _score(self, outputs: list[AgentLoopOutput], prompt: dict) -> None:
         """Have a reward worker score those that their loop has not scored."""

@@ -11,9 +11,11 @@ import pyarrow as pa
 
 from verl_s2d.data.content import file_digest
 from verl_s2d.data.problems import Problem
+from verl_s2d.errors import Unscored, UserError
 from verl_s2d.sampling.engine import Completion
 from verl_s2d.sampling.shards import Parts, read_kept, write_kept
-from verl_s2d.verifiers.registry import Score, Verifier, check, resolve
+from verl_s2d.verifiers.registry import Scored, Verifier, check, files_of, resolve
+from verl_s2d.verifiers.score import retried
 from verl_s2d.verifiers.unsettled import collect_unsettled
 
 GENERATIONS = pa.schema(
@@ -50,8 +52,7 @@ class Scorer:
     def __init__(self, problems: Sequence[tuple[str, Problem]], name: str, tokenizer: Any):
         self._problems, self._name, self._tokenizer = problems, name, tokenizer
         self._verifier = resolve(name)
-        file = Path(name.rpartition(":")[0])
-        self._scored_by = [name, file_digest(file) if file.is_file() else None]
+        self._scored_by = [name, *([file_digest(Path(file)) for file in files_of(name)] or [None])]
         self._thread = ThreadPoolExecutor(1, "scoring")
         self._scores: dict[int, Future[list[dict[str, Any]]]] = {}
 
@@ -114,13 +115,16 @@ def score_samples(
     """Score the samples of one problem into rows of generations.parquet; `level` is its extra_info.level, as text.
 
     `unsettled` marks samples without a verdict, which count as wrong. `prompt` is the text of the problem's messages.
+
+    Raises:
+        UserError: the verifier could not judge a sample, so that avg@k would not be that of the model.
     """
     rows, level = [], problem.extra_info.get("level")
     for number, completion in enumerate(samples):
         # Decoded as verl's reward manager does.
         response = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
         with collect_unsettled() as unsettled:
-            score = verifier(solution_str=response, **of_verifier(problem))
+            score = _judged(verifier, problem, response)
         rows.append(
             {
                 "set": set_name,
@@ -140,7 +144,18 @@ def score_samples(
     return rows
 
 
-def is_correct(score: Score) -> bool:
+def _judged(verifier: Verifier, problem: Problem, response: str) -> Scored:
+    try:
+        return retried(lambda: verifier(solution_str=response, **of_verifier(problem)))
+    except Unscored as error:
+        raise UserError(
+            f"The verifier could not judge a response to problem {problem.id}, which would not count as wrong: {error}",
+            key="verifier",
+            remedy="Repair what it needs and run the same command again: samples and scores are kept.",
+        ) from error
+
+
+def is_correct(score: Scored) -> bool:
     """Report whether a verifier's result means "correct": 1 in `acc`, or in the score where there is no `acc`.
 
     Partial and negative scores count as wrong.

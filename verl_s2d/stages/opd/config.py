@@ -19,7 +19,7 @@ from verl_s2d.stages.shared.teacher_as_reference import check_reference_is_free
 from verl_s2d.teachers.frozen_model import FrozenModel
 from verl_s2d.teachers.router import TEACHER
 from verl_s2d.validation import Refused
-from verl_s2d.verifiers.registry import extractor_of
+from verl_s2d.verifiers.registry import by_data_source, extractor_of
 from verl_s2d.verl_settings.engine_checks import check_logits_visible, check_megatron
 from verl_s2d.verl_settings.lora_checks import check_lora
 
@@ -51,7 +51,7 @@ class OpdConfig(Distillation):
         prompt_ledger: directory in which to record the prompts without labels that are read; null: nowhere.
         teacher_refresh: steps after which the teacher becomes the student of that step, again and again; null: never.
         parse_rate: log the share of finished responses from which this verifier extracts an answer; a name, or with
-            options {name: math, form: boxed}. No label is read.
+            options {name: math, form: boxed}, or a mapping of data sources to these. No label is read.
         prefix: lengths at which rollouts are cut, by step; null: at data.max_response_length.
     """
 
@@ -156,7 +156,8 @@ def read_opd_config(config: DictConfig) -> OpdConfig:
     if opd.teacher_refresh is not None:
         check_refresh(opd, config)
     if opd.parse_rate is not None:
-        extractor_of(opd.parse_rate, key="s2d.parse_rate")
+        for source in by_data_source(opd.parse_rate) or [None]:
+            extractor_of(opd.parse_rate, source, key="s2d.parse_rate")
     if opd.prefix is not None:
         check_prefix(opd.prefix, config)
     if opd.is_loss:

@@ -16,19 +16,22 @@ def parse_rate(
     responses: Sequence[torch.Tensor],
     ends: Collection[int],
     tokenizer: PreTrainedTokenizerBase,
-    extract: Callable[[str], str | None],
+    extractors: Sequence[Callable[[str], str | None]],
 ) -> float | None:
     """Compute the share of finished responses from which an answer is extracted; None without a finished one.
 
-    No label is read. Responses are untrusted text, which `extract` reads as the verifier does when it scores.
+    No label is read. Responses are untrusted text, which is read as the verifier does when it scores.
 
     Args:
         responses: (tokens,) ids of each response.
         ends: ids that end a response; one that ends otherwise was cut off.
+        extractors: of each response, the function that extracts its answer.
     """
-    finished = [ids for ids in responses if len(ids) and int(ids[-1]) in ends]
-    texts = (tokenizer.decode(ids.tolist(), skip_special_tokens=True) for ids in finished)
-    found = [extract(text) is not None for text in texts]
+    found = [
+        extract(tokenizer.decode(ids.tolist(), skip_special_tokens=True)) is not None
+        for ids, extract in zip(responses, extractors, strict=True)
+        if len(ids) and int(ids[-1]) in ends
+    ]
     return sum(found) / len(found) if found else None
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from verl_s2d.platforms.template_date import DEFAULT, VARIABLE
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.stage import Context
 
+VERIFIER = "verifier"
+"""Role of the file that holds a recipe's own verifier."""
 _FUNCTION = "reward.custom_reward_function"
 _VERIFIER = "Set `verifier:` of the recipe. Stages 1 and 3 call it, and stage 2b with a signal that reads scores."
 VERIFIER_RESERVED = {
@@ -29,10 +32,18 @@ def template_environment(node: Node) -> dict[str, str]:
 
 
 def verifier_argument(node: Node) -> str:
-    """Name the verifier as `verifiers` and evaluation take it: `name`, or `/absolute/file.py:function`."""
+    """Name the verifier as `verifiers` and evaluation take it: `name`, `/absolute/file.py:function`, or JSON of these.
+
+    A file is an input of the node under the role VERIFIER; with verifiers by data source, under VERIFIER.<data source>.
+    """
     name: str = node.settings["verifier"]
-    external = node.externals.get("verifier")
-    return f"{external.location}:{name}" if external else name
+    if VERIFIER in node.externals:
+        return f"{node.externals[VERIFIER].location}:{name}"
+    own = {role.partition(".")[2]: x.location for role, x in node.externals.items() if role.startswith(f"{VERIFIER}.")}
+    if not own:
+        return name
+    chosen = json.loads(name)
+    return json.dumps(chosen | {source: f"{file}:{chosen[source]}" for source, file in own.items()}, sort_keys=True)
 
 
 def verifier_overrides(node: Node, context: Context) -> dict[str, Any]:

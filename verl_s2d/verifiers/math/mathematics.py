@@ -13,8 +13,8 @@ Ground truths are answers, numbers of any type, or solutions that mark their ans
 compared exactly; a decimal stands for a number without an end if six digits or more are right. A unit may be left out.
 
 Only text after the last </think> counts. Responses are untrusted: answers that need algebra are compared in a separate
-process (verifier_process.py) with limits on time and memory, where any failure counts as a wrong answer. Most answers
-need no algebra and are decided here.
+process (verifier_process.py) with limits on time and memory; an answer that exceeds them is wrong. Most answers need no
+algebra and are decided here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from verl_s2d.data.ground_truths import ground_truth as formula
-from verl_s2d.errors import UserError
+from verl_s2d.errors import Unscored, UserError
 from verl_s2d.verifiers.math import dapo
 from verl_s2d.verifiers.math.answer_limits import is_too_complex, is_too_long, is_unprintable
 from verl_s2d.verifiers.math.compare_forms import same_form
@@ -65,7 +65,8 @@ def compute_score(
     """Score a response: 1.0 if its final answer is right, else 0.0.
 
     Raises:
-        UserError: an option or the problem's ground truth is unusable, or math-verify does not run.
+        Unscored: the process that compares is killed from outside, or does not start.
+        UserError: an option or the problem's ground truth is unusable, or math-verify is not installed.
     """
     chosen = _options(tuple((name, options[name]) for name in Options.__dataclass_fields__ if name in options))
     return float(judge(solution_str, ground_truth, chosen).correct)
@@ -127,7 +128,10 @@ def check(**options: Any) -> None:
         cases = [(r"\boxed{1/2}", "0.5", True), (r"\boxed{\frac{2}{\sqrt 2}}", r"\sqrt{2}", True)]
         cases += [(r"\boxed{\sqrt 3}", r"\sqrt{2}", False), (r"\boxed{(1,2]}", "(1,2)", False)]
         chosen = Options("boxed", "math", max(chosen.seconds, 10.0))
-        outcome = shared().compare("0.5", r"\frac{1}{2}", chosen.seconds)
+        try:
+            outcome = shared().compare("0.5", r"\frac{1}{2}", chosen.seconds)
+        except Unscored as error:
+            raise _broken(str(error)) from error
         if outcome != "equal":
             raise _broken(f"comparing 1/2 with 0.5 gave {outcome!r}")
     for response, truth, expected in cases:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
 from transformers import AutoTokenizer, GenerationConfig, Qwen3Config
@@ -57,7 +55,7 @@ def test_a_signals_own_role_of_that_name_is_refused_with_travel():
         ("verl", "s2d.parse_rate"),
         ("mathematics", "s2d.parse_rate"),
         ("{name: math, form: round}", "verifier.form"),
-        ("{form: boxed}", "verifier.name"),
+        ("{form: boxed}", "verifier.form"),
     ],
 )
 def test_a_verifier_that_cannot_extract_is_refused(verifier, key):
@@ -86,10 +84,14 @@ def test_only_finished_responses_count(tokenizer):
     def extract(text):
         return text.split()[-1] if one in text.split() else None
 
-    measure = functools.partial(parse_rate, ends={end}, tokenizer=tokenizer, extract=extract)
+    def measure(responses):
+        return parse_rate(responses, {end}, tokenizer, [extract] * len(responses))
+
     assert measure(responses) == pytest.approx(2 / 3)
     assert measure(responses[3:]) is None
-    assert parse_rate(responses[:2], {end}, tokenizer, extractor_of({"name": "math", "form": "boxed"})) == 0
+    boxed = extractor_of({"name": "math", "form": "boxed"})
+    assert parse_rate(responses[:2], {end}, tokenizer, [boxed] * 2) == 0
+    assert parse_rate(responses[:2], {end}, tokenizer, [boxed, extract]) == 1 / 2
 
 
 def test_the_ends_are_those_of_the_tokenizer_and_of_the_models_files(tokenizer, tmp_path):

@@ -106,7 +106,13 @@ def test_a_recipe_with_an_idle_prompt_is_refused(tmp_path):
 def test_labels_told_to_a_teacher_are_no_verifier_calls(tmp_path):
     for problem in ("a", "b", "a"):
         record_label(str(tmp_path / "verifier"), problem)
-    assert verifier_calls(tmp_path) == {"labels_read": ["a", "b"], "verifier_calls": 0, "unsettled_calls": 0}
+    assert verifier_calls(tmp_path) == {
+        "labels_read": ["a", "b"],
+        "prompts_read": [],
+        "verifier_calls": 0,
+        "unsettled_calls": 0,
+        "unscored_calls": 0,
+    }
 
 
 def checked(tmp_path, **changes):
