@@ -165,7 +165,7 @@ class WarmupTrainer(SFTTrainer):
         train = client.train_batch
 
         def train_batch(data: TensorDict) -> SimpleNamespace:
-            output = train(data).get()
+            output = train(data).get()  # no limit: this process trains, and the call has returned
             self._step += 1
             self._end_rule.add_step(self._step, divergence=tu.get(output, "metrics").get(metric))
             return SimpleNamespace(get=lambda: output)
