@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -47,7 +47,7 @@ class RowResult:
     ledger: Mapping[str, Any]
     stages: Sequence[Mapping[str, Any]] = ()
     matched: Match | None = None
-    answers: Callable[[str, Sequence[str]], Sequence[Mapping[str, Any]]] | None = None
+    answers: Callable[[str, Sequence[str]], Sequence[Mapping[str, Any]]] | None = field(default=None, compare=False)
 
 
 def summarise_row(name: str, members: Sequence[RowResult], sets: Sequence[str]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def test_stages_of_matched_rows_are_accepted_before_their_budget_is_known(tmp_pa
         "opd-tokens": {"row": "bridge-only-1h", "to": "half-split", "by": "sampled_tokens"},
     }
     assert accepted(tmp_path, rows=list(matched), matched=matched) == 7
-    with pytest.raises(UserError, match=r"student-rl-all-tokens(?s:.*)lr_scheduler_type(?s:.*)match by verifier_calls"):
+    with pytest.raises(UserError, match=r"student-rl-all-tokens(?s:.*)lr_scheduler_type(?s:.*)matched by tokens"):
         cosine = {"actor_rollout_ref.actor.optim.lr_scheduler_type": "cosine"}
         accepted(tmp_path, "student_rl", cosine, rows=["calls", "tokens"], matched=matched)
 

@@ -177,7 +177,7 @@ def test_verifier_options(tmp_path):
     refuse(tmp_path, "verifier.form", "oxed", verifier={"name": "math", "form": "oxed"})
     refuse(tmp_path, "verifier.name", "maths", "Did you mean math", verifier={"name": "maths"})
     refuse(tmp_path, "verifier.name", "without options", verifier={"name": "verifier.py:score", "form": "boxed"})
-    refuse(tmp_path, "verifier.name", "None", verifier={"form": "boxed"})
+    refuse(tmp_path, "verifier.form", "boxed", "add `name:`", verifier={"form": "boxed"})
 
 
 def test_tokenizers_that_differ(tmp_path):

@@ -84,7 +84,7 @@ def test_ground_truths_as_people_have_them(truth, right):
 )
 def test_ground_truths_that_are_none(truth):
     with pytest.raises(UserError) as caught:
-        check_with({"name": "math", "form": "boxed"}, truth, {})
+        check_with({"name": "math", "form": "boxed"}, "math_dapo", truth, {})
     assert caught.value.key == "reward_model.ground_truth" and caught.value.remedy
 
 

@@ -32,10 +32,12 @@ class MeasuresTravel:
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
+        if not self._travels:
+            return
         model = self.config.actor_rollout_ref.model
         # With LoRA the reference is the actor without its adapter.
         lora = (model.get("lora") or {}).get("rank", 0) or model.get("lora_rank", 0) or model.get("lora_adapter_path")
-        if self._travels and not lora and Role.ActorRollout in self.role_worker_mapping:
+        if not lora and Role.ActorRollout in self.role_worker_mapping:
             place_worker(self, RolloutWorker, reference=True)
 
     def _compute_advantage(self, batch, metrics: dict):
