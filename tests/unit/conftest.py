@@ -57,8 +57,16 @@ class Server:
 
 @pytest.fixture(autouse=True)
 def logging_is_on() -> None:
-    """Undo what the module that compares answers does to the logs of the process that imports it."""
+    """Undo what libraries, and our module that compares answers, do to the logs of the process that imports them."""
     logging.disable(logging.NOTSET)
+    ours = logging.getLogger("verl_s2d")
+    ours.setLevel(logging.WARNING)
+    for logger in (ours, *(found for name, found in logging.root.manager.loggerDict.items() if _is_ours(name, found))):
+        logger.disabled, logger.propagate = False, True
+
+
+def _is_ours(name: str, found: object) -> bool:
+    return name.startswith("verl_s2d.") and isinstance(found, logging.Logger)
 
 
 @pytest.fixture(scope="session")
