@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from tests.support.paths import ROOT
-from verl_s2d.recipe import schema, stage_settings
+from verl_s2d.recipe import stage_settings
+from verl_s2d.recipe.cluster_settings import Cluster
 from verl_s2d.recipe.planner_settings import Planner
 from verl_s2d.signals.signal_registry import known_signals
 from verl_s2d.stages.opd.config import OpdConfig
@@ -61,7 +62,7 @@ def test_keys_of_the_planner():
 
 def test_times_of_a_recipe():
     """Documents write `cluster.name` (N) or (N on GPUs, M on a CPU)."""
-    cuda, cpu = (schema.Cluster().on(device) for device in ("cuda", "cpu"))
+    cuda, cpu = (Cluster().on(device) for device in ("cuda", "cpu"))
     saves = stage_settings.Trained(steps=1)
     found = set()
     for text in (path.read_text() for path in DOCUMENTS):
@@ -75,7 +76,7 @@ def test_times_of_a_recipe():
                 float(n.replace(",", "")) for n in (one, other or one)
             ]
     assert found == {"save_minutes", "step_minutes", "stall_minutes", "grace_seconds", "wait_minutes"}
-    source = (PACKAGE / "recipe" / "schema.py").read_text()
+    source = (PACKAGE / "recipe" / "cluster_settings.py").read_text()
     told = re.findall(r'    (\w+): [^\n]+\n    """[^"]*Null: (\d+) on cuda, (\d+) on cpu', source)
     assert {name for name, *_ in told} == {"stall_minutes", "step_minutes", "grace_seconds"}
     assert all([getattr(cuda, name), getattr(cpu, name)] == [float(a), float(b)] for name, a, b in told)

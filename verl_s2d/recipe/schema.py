@@ -1,169 +1,29 @@
-"""Define the sections of a recipe. `load_recipe` fills them from yaml; all keys, types and bounds are checked here."""
+"""Define a recipe: its sections, its rows, and what has to fit between them. `load_recipe` fills it from yaml.
+
+Keys, types and bounds of a section are in the section's own file: data_settings.py, stage_settings.py and others.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
+from pydantic import PrivateAttr, field_validator, model_validator
 
-from verl_s2d.data.formats.column_names import Columns
-from verl_s2d.data.label_split import HALF
-from verl_s2d.platforms.template_date import DEFAULT
 from verl_s2d.recipe.alarm_settings import Alarms
+from verl_s2d.recipe.cluster_settings import Cluster
+from verl_s2d.recipe.data_settings import Data
 from verl_s2d.recipe.matched import Matched, check_matched
 from verl_s2d.recipe.method_rows import MADE_ROWS, METHOD_ROWS, PROMPT_ROWS, ROUTED_ROWS
-from verl_s2d.recipe.pass_at_k import check_pass_at
 from verl_s2d.recipe.planner_settings import Planner
 from verl_s2d.recipe.rows import DEFAULT_ROWS, FILE_NAME, ROWS, Row, check_rows, own_rows, roles_of, row_name
-from verl_s2d.recipe.source import DataScript, ModelSource, require_one_server
+from verl_s2d.recipe.source import ModelSource, require_one_server
 from verl_s2d.recipe.stage_sections import Stages
-from verl_s2d.recipe.stage_settings import NonNegative, Positive, Sampler
+from verl_s2d.recipe.stage_settings import Evaluation
 from verl_s2d.recipe.teacher_rows import teacher_rows
-from verl_s2d.validation import Refused, Section, json_values, validated
-
-
-class Data(Section):
-    """Problems: a script that writes train.parquet and evaluation parquets, or existing files (parquet, jsonl, json or
-    csv; columns of verl or of data/formats/verl_columns.py)."""
-
-    prompt_tokens: Positive
-    response_tokens: Positive
-    overlong_prompts: Literal["refuse", "drop", "cut"] = "refuse"
-    """Treatment, in every stage and evaluation, of prompts that are longer than prompt_tokens with the chat template of
-    any model: refuse the run, drop the problem before slices are made, or cut text from the start of its longest
-    message. The ledger counts them."""
-    source: DataScript | None = None
-    train: str | None = None
-    eval: dict[str, str] = {}
-    columns: Columns | None = None
-    """Names of the columns in data.train, and in those of the other files that have them."""
-    validation: str | None = None
-    """Labelled problems on which stages 1 and 3 are scored during training (`validate_every`): neither trained on nor
-    evaluated on. The ledger counts their labels and verifier calls too."""
-    labels: Annotated[int, Field(ge=2)] | None = None
-    """Number of labelled training problems used; null for all."""
-    split: Annotated[float, Field(gt=0, lt=1)] = HALF
-    """Share of the slice `1h` in the labels, which rows spend before stage 3; the rest is `2h`."""
-    prompts: Annotated[list[str], Field(min_length=1)] | DataScript | None = None
-    """Prompts without answers for stages 2a and 2b: a file, a list of files, or a script that writes prompts.parquet.
-    Rows read them as the slice `prompts`, or `all+prompts` beside the labelled problems'."""
-    chat_template: Annotated[dict[str, Any], AfterValidator(json_values)] = {}
-    """Arguments of the tokenizer's chat template, for example {enable_thinking: false}; the same in every stage."""
-    template_date: str = DEFAULT
-    """The date that chat templates print which read the clock (strftime_now): the same in every stage."""
-    expected: dict[str, int] = {}
-    """Number of problems a source is expected to write, {train: 16142, math500: 500}: for the costs in `plan` until it
-    has run."""
-
-    @field_validator("prompts", mode="before")
-    @classmethod
-    def _files(cls, prompts: Any) -> Any:
-        """Read one file as a list, and a script with the faults of its own keys."""
-        if isinstance(prompts, dict):
-            return validated(DataScript, prompts)
-        return [prompts] if isinstance(prompts, str) else prompts
-
-    @field_validator("template_date")
-    @classmethod
-    def _is_a_date(cls, text: str) -> str:
-        try:
-            date.fromisoformat(text)
-        except ValueError:
-            raise Refused("This is no date.", value=text, remedy=f"Write it like {DEFAULT}.") from None
-        return text
-
-    @field_validator("chat_template")
-    @classmethod
-    def _names(cls, options: dict[str, Any]) -> dict[str, Any]:
-        for name, value in options.items():
-            if not name.isidentifier():
-                raise Refused(
-                    "A template cannot read an option of this name.",
-                    key=name,
-                    value=value,
-                    remedy="Use letters, digits and _, as in the template.",
-                )
-        return options
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Data:
-        if (self.source is None) == (self.train is None):
-            raise Refused(
-                "Training problems come either from data.source (a script) or from data.train (a file).",
-                remedy="Give exactly one of data.source and data.train.",
-            )
-        if self.source is None and not self.eval:
-            raise Refused("There is nothing to evaluate on.", key="eval", value={}, remedy="Give {name: file.parquet}.")
-        if self.source is not None and self.columns is not None:
-            raise Refused(
-                "A data script writes verl's columns.",
-                key="columns",
-                value=self.columns.model_dump(exclude_none=True),
-                remedy="Remove data.columns.",
-            )
-        if self.source is not None and self.eval:
-            raise Refused(
-                "A data script writes its own evaluation sets.",
-                key="eval",
-                value=self.eval,
-                remedy="Remove data.eval.",
-            )
-        return self
-
-
-class Evaluation(Sampler):
-    """Sampling of the evaluation. The paper reports avg@16."""
-
-    samples: Positive = 16
-    max_tokens: Positive | None = None
-    """Null: data.response_tokens."""
-    pass_at: list[int] = []
-    """The k of the report's pass@k, each at most `samples`; empty for 1, 2, 4, ... It rebuilds nothing."""
-
-    @model_validator(mode="after")
-    def _defined_k(self) -> Evaluation:
-        check_pass_at(self.pass_at, self.samples, "pass_at")
-        return self
-
-
-class Cluster(Section):
-    """Machines and time limits. None of it changes what is built, so none of it rebuilds anything."""
-
-    nodes: Positive = 1
-    gpus_per_node: Positive = 1
-    gpu_memory_gb: NonNegative = 80.0
-    """Memory of one GPU in GiB, which vendors write as GB; `plan` compares its estimates with it."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    warm_start: Literal["auto"] | bool = "auto"
-    """Fork stages from a process that has imported verl already, instead of importing it once a stage."""
-    stall_minutes: NonNegative | None = None
-    """Stop a stage that writes nothing, neither log nor files, for this long before its first step; a stage that counts
-    no steps, at any time. Null: 60 on cuda, 10 on cpu."""
-    step_minutes: NonNegative | None = None
-    """Stop a stage that finishes no step for this long, the first step counted from the stage's start, and for ten
-    times its longest step. Null: 120 on cuda, 30 on cpu."""
-    grace_seconds: NonNegative | None = None
-    """Seconds after SIGTERM that a training stage has to end its step and save before it is stopped. Choose two steps,
-    and less than the notice of the scheduler. Null: 1800 on cuda, 25 on cpu."""
-    retries: Annotated[int, Field(ge=0)] = 0
-    """Number of restarts of a failed stage, each from its last checkpoint."""
-    wait_minutes: NonNegative = 30.0
-    """Longest wait, before each attempt, until the cluster of RAY_ADDRESS has its nodes and they are free."""
-
-    def on(self, device: str) -> Cluster:
-        """Fill in the times that depend on the device: steps take seconds on a CPU and minutes on GPUs."""
-        stall, step, grace = (10.0, 30.0, 25.0) if device == "cpu" else (60.0, 120.0, 1800.0)
-        return self.model_copy(
-            update={
-                "stall_minutes": stall if self.stall_minutes is None else self.stall_minutes,
-                "step_minutes": step if self.step_minutes is None else self.step_minutes,
-                "grace_seconds": grace if self.grace_seconds is None else self.grace_seconds,
-            }
-        )
+from verl_s2d.validation import Refused, Section, validated
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from verl_s2d.errors import UserError
 from verl_s2d.validation import Section
 
 if TYPE_CHECKING:
-    from verl_s2d.recipe.schema import Cluster
+    from verl_s2d.recipe.cluster_settings import Cluster
 
 Count = Annotated[int, Field(ge=1)]
 

@@ -1,4 +1,4 @@
-"""Define the settings of the stages: what may stand in each section below `stages:` of a recipe."""
+"""Define the settings of the stages: what may stand in each section below `stages:`, and in `evaluation:`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, model_
 from verl_s2d.data.teacher_prompt import columns_of
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.engine_settings import check_engine
+from verl_s2d.recipe.pass_at_k import check_pass_at
 from verl_s2d.recipe.servers import Servers
 from verl_s2d.recipe.until import DIVERGENCE, SAMPLED_TOKENS, TRAVEL, VALIDATION, Until
 from verl_s2d.validation import Refused, Section
@@ -55,6 +56,21 @@ class Sampler(Section):
     engine: Engine = {}
     """More arguments of vLLM's LLM: {gpu_memory_utilization: 0.8, max_num_seqs: 64}. The operational ones
     (recipe/engine_settings.py) rebuild nothing; dtype, quantization and others decide the samples."""
+
+
+class Evaluation(Sampler):
+    """Sampling of the evaluation. The paper reports avg@16."""
+
+    samples: Positive = 16
+    max_tokens: Positive | None = None
+    """Null: data.response_tokens."""
+    pass_at: list[int] = []
+    """The k of the report's pass@k, each at most `samples`; empty for 1, 2, 4, ... It rebuilds nothing."""
+
+    @model_validator(mode="after")
+    def _defined_k(self) -> Evaluation:
+        check_pass_at(self.pass_at, self.samples, "pass_at")
+        return self
 
 
 class Trained(Section):

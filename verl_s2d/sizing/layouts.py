@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from verl_s2d.errors import UserError
-from verl_s2d.recipe.schema import Cluster, Recipe
+from verl_s2d.recipe.cluster_settings import Cluster
+from verl_s2d.recipe.schema import Recipe
 from verl_s2d.sizing.model_shapes import Models
 from verl_s2d.sizing.rank_batches import check_batches
 from verl_s2d.sizing.shapes import ModelShape

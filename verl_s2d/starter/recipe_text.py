@@ -92,7 +92,7 @@ def recipe_text(start: Start) -> str:
     estimate = ", estimated: no tokenizer was at hand" if start.guessed else ""
     machine = f"{gpus} GPUs of {start.machine.gpu_memory_gb} GB" if gpus else "a CPU"
     lines = [
-        f"# Written by `verl-s2d init` for {machine}. The README and verl_s2d/recipe/schema.py describe every key.",
+        f"# Written by `verl-s2d init` for {machine}. The README and verl_s2d/recipe describe every key.",
         f"name: {_yaml(start.name)}",
         f"student: {_yaml(start.student)}",
         f"teacher: {_yaml(start.teacher)}",

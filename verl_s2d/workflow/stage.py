@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from verl_s2d.recipe.schema import Cluster
+from verl_s2d.recipe.cluster_settings import Cluster
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node, stage_dir
 from verl_s2d.workflow.hosts.ray_places import Demand

@@ -7,8 +7,8 @@ import pytest
 from tests.support.workflow.project import settings, write_project
 from tests.support.workflow.refusal import refuse
 from verl_s2d.errors import UserError
+from verl_s2d.recipe.cluster_settings import Cluster
 from verl_s2d.recipe.load import load_recipe
-from verl_s2d.recipe.schema import Cluster
 from verl_s2d.recipe.servers import Servers, gpus_left
 from verl_s2d.stages.planning import make_plan
 

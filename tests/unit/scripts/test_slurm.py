@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests.support.paths import ROOT
-from verl_s2d.recipe.schema import Cluster
+from verl_s2d.recipe.cluster_settings import Cluster
 
 SCRIPT = ROOT / "recipes" / "clusters" / "slurm.sbatch"
 COMMANDS = {

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.training_sizes import FSDP, MEGATRON, MICRO, ROLLOUT, training
 from verl_s2d.errors import UserError
-from verl_s2d.recipe.schema import Cluster
+from verl_s2d.recipe.cluster_settings import Cluster
 from verl_s2d.sizing.layouts import check_rollout, check_training
 from verl_s2d.sizing.shapes import PUBLISHED
 from verl_s2d.verl_settings.stage_sizes import MicroBatch, Training

@@ -17,8 +17,9 @@ from tests.support.workflow.project import SimulatedStages, write_project
 from tests.support.workflow.runs import Lines, checkpoint, manifests
 from verl_s2d import cli
 from verl_s2d.errors import UserError
+from verl_s2d.recipe.data_settings import Data
 from verl_s2d.recipe.load import load_recipe
-from verl_s2d.recipe.schema import Data, Recipe
+from verl_s2d.recipe.schema import Recipe
 from verl_s2d.report.command_text import gc_text, size_text
 from verl_s2d.stages import stages
 from verl_s2d.stages.planning import make_plan, plan_to_keep

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-from verl_s2d.recipe.schema import Cluster
+from verl_s2d.recipe.cluster_settings import Cluster
 from verl_s2d.recipe.servers import gpus_left
 from verl_s2d.recipe.stage_settings import Prefix
 from verl_s2d.signals.signal_registry import is_loss

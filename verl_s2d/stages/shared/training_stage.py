@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from verl_s2d.errors import UserError
-from verl_s2d.recipe.schema import Cluster
+from verl_s2d.recipe.cluster_settings import Cluster
 from verl_s2d.stages.shared.best_checkpoint import hand_off_best
 from verl_s2d.stages.shared.budget import ended_early, last_step
 from verl_s2d.stages.shared.hand_off import finished, hand_off, kept

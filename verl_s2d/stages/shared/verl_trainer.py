@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from verl_s2d.recipe.schema import Cluster
+from verl_s2d.recipe.cluster_settings import Cluster
 from verl_s2d.stages.prepare.stage import prompts_file
 from verl_s2d.stages.shared.batch_settings import batch_setting
 from verl_s2d.stages.shared.budget import UNTIL, steps_to_ask_for, token_budget
