@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,24 @@ def choose(ids: Sequence[str], labels: int | None, seed: int, split: float = HAL
     return {"all": shuffled, "1h": shuffled[:first], "2h": shuffled[first:]}
 
 
+def require_known(sources: Iterable[str], there: Iterable[str], what: str) -> None:
+    """Raise UserError for a data source that nothing has.
+
+    Args:
+        there: the data sources of problems or prompts.
+        what: names one of those.
+    """
+    known = set(there)
+    for source in sources:
+        if source not in known:
+            raise UserError(
+                f"No {what} has this data source.",
+                key="data_source",
+                value=source,
+                remedy=f"The data sources there are {', '.join(sorted(known))}.",
+            )
+
+
 def restricted(
     slices: Mapping[str, Sequence[str]], source_of: Mapping[str, str], sources: Collection[str]
 ) -> dict[str, list[str]]:
@@ -92,15 +110,7 @@ def restricted(
     Raises:
         UserError: no problem has one of the sources, or a slice would be empty.
     """
-    known = set(source_of.values())
-    for source in sources:
-        if source not in known:
-            raise UserError(
-                "No training problem has this data source.",
-                key="data_source",
-                value=source,
-                remedy=f"Data sources of the training problems: {', '.join(sorted(known))}.",
-            )
+    require_known(sources, source_of.values(), "training problem")
     kept = {name: [i for i in ids if source_of[i] in sources] for name, ids in slices.items()}
     for name, ids in kept.items():
         if not ids:

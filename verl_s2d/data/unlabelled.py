@@ -16,6 +16,7 @@ from verl_s2d.data.formats.data_files import read_any
 from verl_s2d.data.formats.verl_columns import answers_of, as_verl, needed
 from verl_s2d.data.pool_key import POOL_ID, PROMPTS
 from verl_s2d.data.problems import COLUMNS, Problem
+from verl_s2d.data.slices import require_known
 from verl_s2d.errors import UserError
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -73,15 +74,7 @@ def of_sources(pool: Sequence[Problem], sources: Collection[str]) -> list[Proble
     Raises:
         UserError: no prompt has one of them.
     """
-    known = {prompt.data_source for prompt in pool}
-    for source in sources:
-        if source not in known:
-            raise UserError(
-                "No prompt without a label has this data source.",
-                key="data_source",
-                value=source,
-                remedy=f"Data sources of {PROMPTS}: {', '.join(sorted(known))}.",
-            )
+    require_known(sources, (prompt.data_source for prompt in pool), f"prompt of {PROMPTS}")
     return [prompt for prompt in pool if not sources or prompt.data_source in sources]
 
 

@@ -136,13 +136,7 @@ def run_pilot(
         "start": {role: _estimate(right) for role, right in results.start.items()},
         "curves": {role: _curve(points) for role, points in results.curves.items()},
         "transfers": [
-            {
-                "kind": kind,
-                "teacher": role,
-                "labels": points.labels,
-                "travel": points.travel,
-                **_accuracies(points.right),
-            }
+            {"kind": kind, "teacher": role, **_taught(points)}
             for (kind, role), made in results.transfers.items()
             for points in made
         ],

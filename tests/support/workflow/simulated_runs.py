@@ -88,3 +88,11 @@ def check_ledgers(plan: Plan, truth: Path) -> None:
 
 def row_target(plan: Plan, result):
     return next(row.target for row in plan.rows if (row.name, row.seed) == (result.name, result.seed))
+
+
+def simulate_machine(monkeypatch) -> None:
+    """Let no process be started or killed, and nothing survive a power cut."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.delenv("FAKE", raising=False)
+    monkeypatch.setattr("verl_s2d.workflow.runner.kill_marked", lambda run_id: 0)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)

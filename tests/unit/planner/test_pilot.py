@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 
 from tests.support.workflow.project import Ended, SimulatedStages, write_model, write_problems, write_project
 from tests.support.workflow.runs import Lines
+from tests.support.workflow.simulated_runs import simulate_machine
 from tests.unit.planner.world import SAMPLES, World
 from verl_s2d.errors import UserError
 from verl_s2d.planner.full_run import check_pilot, enter_outcomes, full_plan
@@ -29,10 +29,7 @@ PLANNER = {"problems": 4, "samples": 2, "pilot": {"smallest": 4, "rounds": 2, "u
 
 @pytest.fixture(autouse=True)
 def _simulated(monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    monkeypatch.delenv("FAKE", raising=False)
-    monkeypatch.setattr("verl_s2d.workflow.runner.kill_marked", lambda run_id: 0)
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    simulate_machine(monkeypatch)
 
 
 class Planted(SimulatedStages):

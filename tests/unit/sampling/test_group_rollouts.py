@@ -151,6 +151,19 @@ class TwoTurns(agent_loop.AgentLoopBase):
     response_length = property(lambda self: self.rollout_config.response_length)
 
 
+class Sometimes(SingleTurnAgentLoop):
+    """Answers the first rollout of a prompt by itself."""
+
+    async def run(self, sampling_params, **fields):
+        if fields["session_id"]:
+            return await super().run(sampling_params, **fields)
+        ids = await self.ct_build_initial_tokens(list(fields["raw_prompt"]))
+        metrics = {"generate_sequences": 0.0, "num_preempted": -1}
+        return agent_loop.AgentLoopOutput(
+            prompt_ids=ids, response_ids=[9], response_mask=[1], response_logprobs=[-1.0], num_turns=2, metrics=metrics
+        )
+
+
 class Queue:
     """Keeps what workers put into TransferQueue."""
 
@@ -237,12 +250,13 @@ def test_rollouts_are_those_of_verl(config, monkeypatch, more):
     assert fewer.count("acquire_server") == fewer.count("release_server") == len(PROBLEMS)
 
 
-def test_loops_of_several_turns_go_verls_way(config, monkeypatch):
-    loop = {"_target_": f"{TwoTurns.__module__}.{TwoTurns.__name__}"}
+@pytest.mark.parametrize(("name", "asked"), [("TwoTurns", 2 * SAMPLES), ("Sometimes", SAMPLES - 1)])
+def test_loops_that_may_ask_more_or_less_than_once_go_verls_way(config, monkeypatch, name, asked):
+    loop = {"_target_": f"{TwoTurns.__module__}.{name}"}
     monkeypatch.setitem(agent_loop._agent_loop_registry, "turns", loop)
     queue, calls = sampled(GroupWorker, config, monkeypatch, agent_name="turns")
     assert len(queue.rows) == SAMPLES * len(PROBLEMS) and "generate_group" not in calls
-    assert calls.count("generate") == 2 * SAMPLES * len(PROBLEMS)
+    assert calls.count("generate") == asked * len(PROBLEMS)
 
 
 def test_a_failure_fails_the_whole_prompt_and_no_other(config, monkeypatch):

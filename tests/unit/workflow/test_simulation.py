@@ -17,7 +17,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.support.workflow.runs import Lines
-from tests.support.workflow.simulated_runs import FAILED, Executor, check_ledgers, check_what_is_there, plan_of
+from tests.support.workflow.simulated_runs import (
+    FAILED,
+    Executor,
+    check_ledgers,
+    check_what_is_there,
+    plan_of,
+    simulate_machine,
+)
 from verl_s2d.report.inputs import finished_rows
 from verl_s2d.workflow.graph import ancestors
 from verl_s2d.workflow.plan import Plan
@@ -28,11 +35,7 @@ KILLED, CRASHED = 70, 72
 
 @pytest.fixture(autouse=True)
 def _simulated(monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    monkeypatch.delenv("FAKE", raising=False)
-    # No process is started, so none is left; and nothing here has to survive a power cut.
-    monkeypatch.setattr("verl_s2d.workflow.runner.kill_marked", lambda run_id: 0)
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    simulate_machine(monkeypatch)
 
 
 def test_two_hundred_rows_share_their_stages(tmp_path):

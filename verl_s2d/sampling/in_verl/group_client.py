@@ -26,7 +26,7 @@ class GroupClient:
         self._answers: asyncio.Future[Sequence[TokenOutput]] = asyncio.get_running_loop().create_future()
 
     async def generate(
-        self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any], priority: int = 0, **_: Any
+        self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any], **more: Any
     ) -> TokenOutput:
         """Answer as verl's client does, once all loops have asked.
 
@@ -41,7 +41,8 @@ class GroupClient:
                 "request_id": self._client._vllm_request_id(request_id),
                 "prompt_ids": prompt_ids,
                 "sampling_params": sampling_params,
-                "priority": priority,
+                # Of a text prompt verl's loop passes the arguments for images empty.
+                **{name: value for name, value in more.items() if value},
             }
         )
         if place + 1 == self._size:

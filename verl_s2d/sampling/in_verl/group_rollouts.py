@@ -36,11 +36,12 @@ _Worker: type = AgentLoopWorkerTQ.__ray_metadata__.modified_class
 class GroupWorker(_Worker):
     """verl's worker, which makes one agent loop, one request, one scoring call and one write for each prompt.
 
-    Loops of several turns, images and verl's own distillation go verl's way. Results are verl's, field by field.
+    Images, verl's own distillation, and loops that are not known to ask the server once go verl's way: a loop with a
+    `run` of its own says so with `asks_once = True`. Results are verl's, field by field.
     """
 
     async def _run_prompt(self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False) -> None:
-        if trace or self.processor is not None or self.distillation_enabled or not self._single_turn(prompt):
+        if trace or self.processor is not None or self.distillation_enabled or not self._asks_once(prompt):
             await super()._run_prompt(prompt, sampling_params, trajectory, trace)
             return
         partition = "val" if trajectory["validate"] else "train"
@@ -60,9 +61,13 @@ class GroupWorker(_Worker):
             status = "failure"
         await tq.async_kv_put(**put, tag={"status": status})
 
-    def _single_turn(self, prompt: dict) -> bool:
-        loop = _agent_loop_registry.get(prompt["agent_name"])
-        return loop is not None and issubclass(hydra.utils.get_class(loop["_target_"]), SingleTurnAgentLoop)
+    def _asks_once(self, prompt: dict) -> bool:
+        """Report whether the prompt's agent loops each ask the server exactly once: the group waits for all of them."""
+        entry = _agent_loop_registry.get(prompt["agent_name"])
+        loop = hydra.utils.get_class(entry["_target_"]) if entry is not None else None
+        return loop is not None and (
+            getattr(loop, "run", None) is SingleTurnAgentLoop.run or getattr(loop, "asks_once", False)
+        )
 
     async def _sample(self, prompt: dict, sampling_params: dict, *, validate: bool) -> list[AgentLoopOutput]:
         """Run the prompt's agent loops; the prompt may change verl's number of them and its temperature."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 from verl_s2d.arguments import plain_arguments
 from verl_s2d.stages.prepare.stage import prompts_file
 from verl_s2d.stages.shared.node_settings import template_environment
+from verl_s2d.stages.shared.summary_file import read_summary
 from verl_s2d.teachers.router import TEACHER
-from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.ledger import Ledger, empty_ledger
 from verl_s2d.workflow.stage import Command, Context, Stage, model_location, trusts_remote_code
@@ -64,14 +63,8 @@ class Compare(Stage):
         Raises:
             StageFailed: it is incomplete.
         """
-        try:
-            result = json.loads((directory / COMPARED).read_text())
-            if result["student_rollouts"]["tokens"] and result["teacher_rollouts"]["tokens"]:
-                return result
-            problem = "has a side without tokens"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            problem = f"cannot be read: {error}"
-        raise StageFailed(f"{directory / COMPARED} {problem}.", log=directory / "log.txt")
+        sides = ("student_rollouts", "teacher_rollouts")
+        return read_summary(directory / COMPARED, lambda found: all(found[side]["tokens"] > 0 for side in sides))
 
     def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
         return empty_ledger(seconds) | {"teacher_scored_tokens": self.result(directory)["scored_tokens"]}

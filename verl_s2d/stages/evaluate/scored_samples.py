@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from verl_s2d.arguments import plain_arguments
 from verl_s2d.stages.prepare.stage import columns_arguments
 from verl_s2d.stages.shared.node_settings import template_environment, verifier_argument
 from verl_s2d.stages.shared.sampling_stage import SamplingStage
-from verl_s2d.workflow.failures import StageFailed
+from verl_s2d.stages.shared.summary_file import read_summary
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.stage import Command, Context, metrics_file
 
@@ -53,15 +52,12 @@ class ScoredSamples(SamplingStage):
         Raises:
             StageFailed: it is incomplete.
         """
-        try:
-            result = json.loads((directory / "result.json").read_text())
-            sets = result["sets"]
-            complete = bool(sets) and all("avg" in values and "stderr" in values for values in sets.values())
-        except (OSError, ValueError, KeyError, TypeError):
-            complete = False
-        if not complete:
-            raise StageFailed(f"{node.name} left no usable result.json.", log=directory / "log.txt")
-        return result
+
+        def complete(found: dict[str, Any]) -> bool:
+            sets = found["sets"]
+            return bool(sets) and all("avg" in values and "stderr" in values for values in sets.values())
+
+        return read_summary(directory / "result.json", complete)
 
     def response_tokens(self, node: Node) -> int:
         return node.settings["max_tokens"]

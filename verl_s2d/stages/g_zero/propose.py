@@ -79,6 +79,9 @@ def main(options: Options) -> None:
     proposals = distinct(parsed(texts, form, dropped), known, dropped)
     proposals = maker.fitting(proposals, dropped)
     answers = maker.answer(proposals) if proposals else []
+    answered = [pair for pair in zip(proposals, answers, strict=True) if pair[1]]
+    dropped["unanswered"] += len(proposals) - len(answered)
+    proposals, answers = [p for p, _ in answered], [a for _, a in answered]
     deltas = maker.deltas(proposals, answers) if proposals else []
     kept = within_percentiles(deltas, *options.percentiles)
     dropped["percentile"] += len(proposals) - int(kept.sum())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from verl_s2d.stages.prepare.stage import (
 )
 from verl_s2d.stages.shared.node_settings import template_environment
 from verl_s2d.stages.shared.sampling_stage import SamplingStage
-from verl_s2d.workflow.failures import StageFailed
+from verl_s2d.stages.shared.summary_file import read_summary
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.ledger import Ledger, empty_ledger
 from verl_s2d.workflow.stage import Command, Context, metrics_file
@@ -68,14 +67,7 @@ class GZero(SamplingStage):
         Raises:
             StageFailed: it is incomplete.
         """
-        try:
-            result = json.loads((directory / SUMMARY).read_text())
-            whole = result["prompts"] > 0 and result["sampled_tokens"] > 0
-        except (OSError, ValueError, KeyError, TypeError):
-            whole = False
-        if not whole:
-            raise StageFailed(f"{directory / SUMMARY} is incomplete.", log=directory / "log.txt")
-        return result
+        return read_summary(directory / SUMMARY, lambda found: found["prompts"] > 0 and found["sampled_tokens"] > 0)
 
     def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
         return empty_ledger(seconds) | {"sampled_tokens": self.result(directory)["sampled_tokens"]}

@@ -15,6 +15,8 @@ from verl_s2d.stages.opd.prefix_rollouts import PREFIX_LOOP
 class PrefixAgentLoop(SingleTurnAgentLoop):
     """verl's single-turn loop, whose request to the engine ends at the prefix: no further token is sampled."""
 
+    asks_once = True
+
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
         """Sample one response.
 

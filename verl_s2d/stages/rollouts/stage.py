@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from verl_s2d.stages.prepare.prompt_pool import PromptPool
 from verl_s2d.stages.prepare.stage import prompts_file, slice_of
 from verl_s2d.stages.shared.node_settings import template_environment
 from verl_s2d.stages.shared.sampling_stage import SamplingStage
-from verl_s2d.workflow.failures import StageFailed
+from verl_s2d.stages.shared.summary_file import read_summary
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.ledger import Ledger, empty_ledger
 from verl_s2d.workflow.stage import Command, Context, metrics_file
@@ -57,13 +56,8 @@ class Rollouts(SamplingStage):
         return sorted(filter(is_pool_id, ids))
 
     def _sampled_tokens(self, directory: Path) -> int:
-        path = directory / "rollouts.json"
-        try:
-            return int(json.loads(path.read_text())["counts"]["sampled_tokens"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StageFailed(
-                f"{path} does not say how many tokens were sampled.", log=directory / "log.txt"
-            ) from error
+        summary = read_summary(directory / "rollouts.json", lambda found: "sampled_tokens" in found["counts"])
+        return int(summary["counts"]["sampled_tokens"])
 
     def response_tokens(self, node: Node) -> int:
         return node.settings["response_tokens"]
