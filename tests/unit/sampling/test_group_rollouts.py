@@ -308,6 +308,25 @@ def test_ray_hands_unscored_on():
     assert isinstance(found, Unscored) and str(found.cause) == "down"
 
 
+def test_what_a_loop_asks_with_reaches_the_server(config):
+    """Also arguments of its own; those that verl's loop leaves empty for text are left out."""
+    seen = []
+
+    async def generate_group(requests):
+        seen.extend(requests)
+        return [TokenOutput(token_ids=[5], extra_fields={}) for _ in requests]
+
+    async def run():
+        handles = Handles(config)
+        handles.server.generate_group = Remote(generate_group, [])
+        client = GroupClient(Client(config, handles), 1)
+        await client.generate("id", prompt_ids=[5], sampling_params={"n": 1}, image_data=None, kv=3, priority=0)
+
+    asyncio.run(run())
+    (request,) = seen
+    assert request.pop("request_id") and request == {"prompt_ids": [5], "sampling_params": {"n": 1}, "kv": 3}
+
+
 def test_a_server_that_fails_fails_every_request_and_is_released(config):
     async def run():
         handles = Handles(config)

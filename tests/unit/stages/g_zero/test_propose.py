@@ -111,3 +111,20 @@ def test_nothing_is_sampled_for_proposals_of_no_form(asked):
     with pytest.raises(UserError, match="60 malformed"):
         make(asked | {"pattern": "(?P<question>why)(?P<hint>because)"})
     assert len(PlayedSampler.loaded) == 1
+
+
+def test_a_question_without_an_answer_is_dropped(tmp_path, asked, monkeypatch):
+    class Silent(PlayedSampler):
+        """Ends every second answer at once."""
+
+        def step(self):
+            [(prompt, completions)] = super().step()
+            answers = len(completions[0].token_ids) == asked["max_tokens"] - 1
+            silent = answers and prompt_seed(0, prompt) % 2
+            return [(prompt, [Completion([], "stop", None, None)] if silent else completions)]
+
+    monkeypatch.setattr(shard_worker, "Sampler", Silent)
+    make(asked | {"least": 1})
+    summary = json.loads((tmp_path / "out" / "g_zero.json").read_text())
+    answers = pq.read_table(tmp_path / "out" / "proposals.parquet")["answer_ids"].to_pylist()
+    assert summary["dropped"]["unanswered"] > 0 and answers and all(answers)
