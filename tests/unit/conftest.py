@@ -3,11 +3,13 @@ process a test."""
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -55,18 +57,28 @@ class Server:
         self._process.communicate()
 
 
-@pytest.fixture(autouse=True)
-def logging_is_on() -> None:
-    """Undo what libraries, and our module that compares answers, do to the logs of the process that imports them."""
-    logging.disable(logging.NOTSET)
-    ours = logging.getLogger("verl_s2d")
-    ours.setLevel(logging.WARNING)
-    for logger in (ours, *(found for name, found in logging.root.manager.loggerDict.items() if _is_ours(name, found))):
-        logger.disabled, logger.propagate = False, True
+class WatchedLogger(logging.Logger):
+    """Writes every message to `text`, whatever the libraries that this process imports have done to its logs."""
+
+    def __init__(self) -> None:
+        super().__init__("watched")
+        self.text = io.StringIO()
+        self.addHandler(logging.StreamHandler(self.text))
+
+    def isEnabledFor(self, level: int) -> bool:
+        return True
 
 
-def _is_ours(name: str, found: object) -> bool:
-    return name.startswith("verl_s2d.") and isinstance(found, logging.Logger)
+@pytest.fixture
+def watch_log(monkeypatch) -> Callable[[ModuleType, str], io.StringIO]:
+    """Return a function that puts a WatchedLogger in the place of a module's logger, and returns the text it writes."""
+
+    def watch(module: ModuleType, name: str) -> io.StringIO:
+        logger = WatchedLogger()
+        monkeypatch.setattr(module, name, logger)
+        return logger.text
+
+    return watch
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from verl.workers.rollout.replica import RolloutReplicaRegistry, TokenOutput, ge
 
 from tests.support import tiny
 from verl_s2d.errors import Unscored
+from verl_s2d.sampling.in_verl import group_rollouts
 from verl_s2d.sampling.in_verl.group_client import GroupClient
 from verl_s2d.sampling.in_verl.group_rollouts import GroupWorker, _Worker
 from verl_s2d.sampling.in_verl.samples_groups import MANAGER_KEY, SamplesGroups
@@ -291,16 +292,17 @@ def compute_score(solution_str, ground_truth, **_):
 
 
 def test_a_group_with_an_unscored_rollout_is_not_written_and_fails_without_a_traceback(
-    config, monkeypatch, tmp_path, caplog
+    config, monkeypatch, tmp_path, watch_log
 ):
     """verl's own reward worker and manager call the verifier, which could score one rollout of the group."""
+    log = watch_log(group_rollouts, "logger")
     (tmp_path / "scoring.py").write_text(UNJUDGED)
     config = OmegaConf.create(OmegaConf.to_container(config))
     config.reward.custom_reward_function.path = str(tmp_path / "scoring.py")
     queue, _ = sampled(GroupWorker, config, monkeypatch)
     assert {key.split("_")[0] for key in queue.rows} == {"uid0"} and len(queue.rows) == SAMPLES
     assert ("uid1", "train", "failure") in queue.statuses and ("uid0", "train", "finished") in queue.statuses
-    assert "uid1 is dropped: unscored: the service is down" in caplog.text and "Traceback" not in caplog.text
+    assert "uid1 is dropped: unscored: the service is down" in log.getvalue() and "Traceback" not in log.getvalue()
 
 
 def test_ray_hands_unscored_on():

@@ -23,6 +23,7 @@ from tests.support.verifiers.fuzz import Fuzz, fuzz
 from tests.support.verifiers.hostile_latex import KINDS, TOKENS, TRUTHS, boxed
 from verl_s2d.verifiers import process_client
 from verl_s2d.verifiers import process_pool as pools
+from verl_s2d.verifiers import unsettled as unsettled_log
 from verl_s2d.verifiers.math.answer_limits import is_too_complex
 from verl_s2d.verifiers.math.mathematics import Options, Verdict, judge
 from verl_s2d.verifiers.process_client import VerifierClient
@@ -175,12 +176,13 @@ def test_a_process_that_waits_for_a_processor_is_not_overdue(pool):
     assert outcomes == ["equal"] and children(pool.pids()[0]) == [child]
 
 
-def test_no_verdict_is_logged_and_counted(pool, caplog):
+def test_no_verdict_is_logged_and_counted(pool, watch_log):
+    log = watch_log(unsettled_log, "_log")
     with collect_unsettled() as unsettled:
         assert pool.compare("5", "5", 10.0) == "equal"
         assert pool.compare("5", BOMB, 0.2) == "timeout"
     (problem,) = unsettled
-    assert "binom" in problem and "0.2 s and 0.4 s" in problem and problem in caplog.text
+    assert "binom" in problem and "0.2 s and 0.4 s" in problem and problem in log.getvalue()
 
 
 KILLED_AT_ITS_START = "import os, signal; {condition} and os.kill(os.getpid(), signal.SIGKILL)\n"
