@@ -53,6 +53,23 @@ SIGNATURES = {
     "verl.trainer.ppo.v1.agent_loop_tq:AgentLoopWorkerTQ.__ray_metadata__.modified_class._run_prompt": (
         "self, prompt, sampling_params, trajectory, trace, ..."
     ),
+    "verl.trainer.ppo.v1.agent_loop_tq:AgentLoopWorkerTQ.__ray_metadata__.modified_class._run_agent_loop": (
+        "self, sampling_params, trajectory, agent_name, ..."
+    ),
+    "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync._build_replay_buffer": "self",
+    "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync._val_metrics_update": (
+        "self, data_sources, sample_uids, reward_extra_infos_dict, sample_turns, expected_acc_counts"
+    ),
+    "verl.trainer.ppo.v1.replay_buffer:ReplayBuffer.sample": "self, global_steps, partition_id, batch_size",
+    "verl.trainer.ppo.v1.replay_buffer:ReplayBuffer._terminal_eviction_reasons": "self, global_steps, partition_id",
+    "verl.trainer.ppo.v1.replay_buffer:ReplayBuffer._evict_terminal_groups": (
+        "self, global_steps, partition_id, eviction_reasons"
+    ),
+    "verl.trainer.ppo.v1.replay_buffer:ReplayBuffer._materialize_batch": (
+        "self, partition_id, selected_prompt_uids, partition_snapshot"
+    ),
+    "transfer_queue:kv_list": "partition_id",
+    "verl.utils.dataset.rl_dataset:collate_fn": "data_list",
     "verl.workers.rollout.llm_server:LLMServerClient._acquire_server": "self, request_id, ...",
     "verl.workers.rollout.llm_server:LLMServerClient._release_server": "self, server_id, request_id",
     "verl.workers.rollout.llm_server:LLMServerClient._vllm_request_id": "self, request_id",
@@ -197,6 +214,8 @@ WORDS = {
         'tag.get("is_padding", False)',
         'tu.assign_non_tensor_data(batch, "global_steps", self.global_steps)',
         "self.train_dataset = create_rl_dataset(",
+        "refill_fn=self._add_prompts_to_generate,",
+        "batch = self._next_train_batch(num_prompts)",
     ],
     "verl.trainer.ppo.v1.agent_loop_tq": [
         '"response_len": response_len',
@@ -209,7 +228,12 @@ WORDS = {
     "verl.workers.rollout.sglang_rollout.async_sglang_server": ['max_new_tokens = sampling_params.pop("max_tokens")'],
     "verl.utils.dataset.rl_dataset": ["self.dataframe: datasets.Dataset", 'row_dict["index"] = index'],
     "verl.workers.config.optimizer": ["lr_scheduler_type", "lr_decay_style", "lr_warmup_steps_ratio"],
-    "verl.trainer.ppo.v1.replay_buffer": ["self.poll_interval"],
+    "verl.trainer.ppo.v1.replay_buffer": [
+        "self.poll_interval",
+        "self.failure_keys[partition_id]",
+        "/rollout_failure/evicted_samples",
+        "if not dapo_enabled and failed_count > 0 and not has_enough_samples:",
+    ],
     "verl.trainer.ppo.core_algos": ['"actor/pg_clipfrac"', 'if kl_penalty in ("mse", "k2"):'],
     "verl.workers.utils.losses": ["**config.global_batch_info", 'metrics["actor/pg_loss"]'],
     "verl.trainer.ppo.metric_utils": ['"response_length/mean"', '"response_length/clip_ratio"'],

@@ -100,6 +100,15 @@ class Truncation(Alarm):
     patience: int = Field(3, ge=1)
 
 
+class UnscoredShare(Alarm):
+    """At least this share of the groups of a step of 1 or 3, or of their validation's responses, was left out because
+    the verifier could not judge it, at `patience` steps in a row."""
+
+    share: float = Field(0.01, gt=0, le=1)
+    """Dropped groups per group of the step's batch; others were sampled in their place."""
+    patience: int = Field(1, ge=1)
+
+
 class Travel(Alarm):
     """Watch how far 2b has travelled from its start (`travel: true` of the stage), at `patience` steps in a row. Beyond
     the limit useful transfer has ended in arXiv 2609.32722, at any model size: stop, and go on with stage 3."""
@@ -129,5 +138,6 @@ class Alarms(Section):
     kl_blow_up: KlBlowUp = KlBlowUp()
     no_signal: NoSignal = NoSignal()
     truncation: Truncation = Truncation()
+    unscored: UnscoredShare = UnscoredShare()
     travel: Travel = Travel()
     overlap: OverlapLoss = OverlapLoss()

@@ -132,6 +132,14 @@ def test_a_scorer_of_minus_one_has_no_signal_without_a_spread_either():
     assert [(alarm.alarm, alarm.metric) for alarm in alarms] == [("no_signal", "critic/advantages/max")]
 
 
+@pytest.mark.parametrize("metric", ["s2d/unscored_share", "s2d/validation_unscored_share"])
+def test_one_percent_of_unscored_groups_is_told_once_an_episode(metric):
+    alarms = raised(detectors(), [0.0, 0.008, 0.01, 0.5, 0.0, 0.02], metric)
+    assert [(alarm.alarm, alarm.step) for alarm in alarms] == [("unscored", 3), ("unscored", 6)]
+    assert "could not judge" in alarms[0].text
+    assert raised(detectors("opd"), [1.0], metric) == [], "its teacher judges without a verifier"
+
+
 @pytest.mark.parametrize(("kind", "metric"), [("opd", "actor/grad_norm"), ("warmup", "train/grad_norm")])
 def test_a_gradient_that_was_never_there_is_told(kind, metric):
     (alarm,) = raised(detectors(kind), [0.0] * 20, metric)

@@ -27,8 +27,11 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from verl_s2d.errors import Unscored
 from verl_s2d.sampling.in_verl.group_client import GroupClient
+from verl_s2d.sampling.in_verl.whole_groups import FAILED, UNSCORED
 
 logger = logging.getLogger(__name__)
+_LONGEST_REASON = 500
+"""Characters of an error's text that a tag holds."""
 
 _Worker: type = AgentLoopWorkerTQ.__ray_metadata__.modified_class
 
@@ -51,15 +54,24 @@ class GroupWorker(_Worker):
             outputs = await self._sample(prompt, sampling_params, validate=trajectory["validate"])
             await self._score(outputs, prompt)
             await self._write(outputs, prompt, partition)
-            status = "finished"
+            tag = {"status": "finished"}
         except Unscored as error:
             # A group without one of its rollouts would have another mean.
-            logger.warning("prompt %s is dropped: unscored: %s", prompt["uid"], getattr(error, "cause", error))
-            status = "failure"
-        except Exception:
+            logger.warning("prompt %s is dropped: unscored: %s", prompt["uid"], reason(error))
+            tag = {"status": "failure", UNSCORED: reason(error)}
+        except Exception as error:
             logger.exception("prompt %s failed", prompt["uid"])
-            status = "failure"
-        await tq.async_kv_put(**put, tag={"status": status})
+            tag = {"status": "failure", FAILED: reason(error)}
+        await tq.async_kv_put(**put, tag=tag)
+
+    async def _run_agent_loop(self, sampling_params: dict, trajectory: dict, **named: Any) -> Any:
+        """Run a rollout verl's way, and note why the verifier could not judge it."""
+        try:
+            return await super()._run_agent_loop(sampling_params, trajectory, **named)
+        except Unscored as error:
+            put = {"key": named["uid"], "partition_id": "val" if trajectory["validate"] else "train"}
+            await tq.async_kv_put(**put, tag={UNSCORED: reason(error)})
+            raise
 
     def _asks_once(self, prompt: dict) -> bool:
         """Report whether the prompt's agent loops each ask the server exactly once: the group waits for all of them."""
@@ -145,6 +157,13 @@ class GroupWorker(_Worker):
         await tq.async_kv_batch_put(
             keys=keys, fields=list_of_dict_to_tensordict(fields), tags=tags, partition_id=partition
         )
+
+
+def reason(error: BaseException) -> str:
+    """Describe an error in a line; of one that Ray hands on, the error of the other process."""
+    error = getattr(error, "cause", None) or error
+    text = " ".join(str(error).split())[:_LONGEST_REASON]
+    return text if isinstance(error, Unscored) else f"{type(error).__name__}: {text}"
 
 
 def _sequence(output: AgentLoopOutput) -> dict[str, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,10 @@ from verl_s2d.recipe.until import TRAVEL
 from verl_s2d.stages.grpo.credit_of_node import CREDIT, CREDIT_RESERVED, credit_overrides, credit_words
 from verl_s2d.stages.prepare.stage import slice_of, validation_file
 from verl_s2d.stages.shared import panels
-from verl_s2d.stages.shared.batch_settings import sequences_per_step
+from verl_s2d.stages.shared.batch_settings import N, batch_setting, sequences_per_step
 from verl_s2d.stages.shared.budget import UNTIL, last_step, length
 from verl_s2d.stages.shared.node_settings import VERIFIER_RESERVED, verifier_overrides
-from verl_s2d.stages.shared.verl_trainer import VerlTrainerStage
+from verl_s2d.stages.shared.verl_trainer import DROPPED_GROUPS, UNSCORED, VerlTrainerStage
 from verl_s2d.teachers.router import TEACHER
 from verl_s2d.verl_settings.from_verl import read_rl
 from verl_s2d.verl_settings.stage_sizes import Training
@@ -44,6 +44,7 @@ class Grpo(VerlTrainerStage):
         Metric(panels.TRUNCATED.name, panels.TRUNCATED, alarm="truncation"),
         Metric("actor/grad_norm", panels.GRAD_NORM),
         Metric("s2d/travel", panels.TRAVEL),
+        *UNSCORED,
     )
     reserved = VerlTrainerStage.reserved | CREDIT_RESERVED | VERIFIER_RESERVED
 
@@ -67,17 +68,21 @@ class Grpo(VerlTrainerStage):
     def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
         """Count as every training stage, with sampled tokens from the mean response length, all that verl logs.
 
-        A credit's teacher scores every one of them.
+        Dropped groups were sampled too, at about that length. A credit's teacher scores the others.
         """
-        sequences, steps = sequences_per_step(node), early_stop.steps_done(directory) or last_step(node, directory)
+        steps, metrics = early_stop.steps_done(directory) or last_step(node, directory), read_metrics(directory)
 
-        def sampled(data: Mapping[str, Any]) -> float | None:
-            mean = data.get("response_length/mean")
-            return None if mean is None else round(mean * sequences)
+        def of_responses(count: Callable[[Mapping[str, Any]], int]) -> int:
+            def of_step(data: Mapping[str, Any]) -> float | None:
+                mean = data.get("response_length/mean")
+                return None if mean is None else round(mean * count(data))
 
-        tokens = sum_over_steps(read_metrics(directory), steps, sampled)
-        scored = {"teacher_scored_tokens": tokens} if CREDIT in node.settings else {}
-        return super().ledger(node, directory, seconds) | {"sampled_tokens": tokens} | scored
+            return sum_over_steps(metrics, steps, of_step)
+
+        kept, group = sequences_per_step(node), batch_setting(node, N)
+        sampled = of_responses(lambda data: kept + round(group * data.get(DROPPED_GROUPS, 0)))
+        scored = {"teacher_scored_tokens": of_responses(lambda data: kept)} if CREDIT in node.settings else {}
+        return super().ledger(node, directory, seconds) | {"sampled_tokens": sampled} | scored
 
     def demand(self, settings: Mapping[str, Any], longest: int) -> Training:
         section = settings.get("s2d") or {}

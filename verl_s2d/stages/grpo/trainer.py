@@ -9,6 +9,7 @@ from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from verl_s2d.sampling.generation_settings import require_writable
+from verl_s2d.sampling.in_verl.refills_groups import RefillsGroups
 from verl_s2d.sampling.in_verl.samples_groups import SamplesGroups
 from verl_s2d.stages.ending.ends_early import EndsEarly
 from verl_s2d.stages.grpo.assigns_credit import AssignsCredit
@@ -22,7 +23,14 @@ POLL_SECONDS = 0.05
 
 @register_trainer("s2d_grpo")
 class GrpoTrainer(
-    AssignsCredit, SavesOnRequest, EndsEarly, MeasuresTravel, SamplesGroups, SendsTensors, PPOTrainerSync
+    AssignsCredit,
+    SavesOnRequest,
+    EndsEarly,
+    MeasuresTravel,
+    SamplesGroups,
+    RefillsGroups,
+    SendsTensors,
+    PPOTrainerSync,
 ):
     """verl's synchronous trainer with two more reasons to stop at the end of a step.
 

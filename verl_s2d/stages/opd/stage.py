@@ -24,7 +24,7 @@ from verl_s2d.stages.shared.signal_settings import (
     words,
 )
 from verl_s2d.stages.shared.training_stage import STAGE
-from verl_s2d.stages.shared.verl_trainer import VerlTrainerStage
+from verl_s2d.stages.shared.verl_trainer import UNSCORED, VerlTrainerStage
 from verl_s2d.verl_settings.from_verl import read_rl
 from verl_s2d.verl_settings.overrides import without_interpolation
 from verl_s2d.verl_settings.stage_sizes import Training
@@ -146,7 +146,7 @@ class ScoredOpd(Opd):
 
     reads_answers = True
     consumes = ("labels", "verifier_calls", *Opd.consumes)
-    metrics = (*Opd.metrics, Metric("critic/score/mean", alarm="score_collapse"))
+    metrics = (*Opd.metrics, Metric("critic/score/mean", alarm="score_collapse"), *UNSCORED)
 
     def own_overrides(self, node: Node, context: Context) -> Mapping[str, Any]:
         return {**super().own_overrides(node, context), **verifier_overrides(node, context)}

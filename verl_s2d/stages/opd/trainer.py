@@ -17,6 +17,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.workers.utils.padding import response_to_nested
 
 from verl_s2d.objectives.opd import clip_advantages, mismatch_gate
+from verl_s2d.sampling.in_verl.refills_groups import RefillsGroups
 from verl_s2d.sampling.in_verl.samples_groups import SamplesGroups
 from verl_s2d.signals.in_verl.problem_factor import PROBLEM_WEIGHT
 from verl_s2d.signals.in_verl.routed_rows import means
@@ -60,6 +61,7 @@ class OpdTrainer(
     LogsHealth,
     AsksModels,
     SamplesGroups,
+    RefillsGroups,
     SendsTensors,
     PPOTrainerSync,
 ):

@@ -17,10 +17,20 @@ from verl_s2d.verl_settings.composed import RL
 from verl_s2d.verl_settings.overrides import hydra_arguments, merge, value_of, without_interpolation
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.hosts.ray_places import RL_CPUS_PER_WORKER, Demand, default_storage_units
+from verl_s2d.workflow.metric_table import Metric
 from verl_s2d.workflow.stage import Command, Context, metrics_file
 
 STORAGE_UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
 _STORAGE_RESOURCE = "transfer_queue.backend.SimpleStorage.required_node_resource"
+DROPPED_GROUPS = "training/rollout_failure/evicted_samples"
+"""verl's metric of the groups of a step in whose place others were sampled; absent where there were none."""
+UNSCORED = (
+    Metric("s2d/unscored_groups"),
+    Metric("s2d/unscored_share", alarm="unscored"),
+    Metric("s2d/validation_unscored"),
+    Metric("s2d/validation_unscored_share", alarm="unscored"),
+)
+"""What sampling/in_verl logs of stages that read scores: dropped groups, responses left out of the validation."""
 OVERLONG = "Set data.overlong_prompts: refuse, drop or cut. It holds in every stage and in the evaluation."
 _RESERVED = TrainingStage.reserved | {
     "actor_rollout_ref.model.path": MODEL,

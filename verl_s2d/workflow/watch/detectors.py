@@ -17,7 +17,7 @@ Settings = Mapping[str, Mapping[str, Any]]
 """Name of an alarm -> its settings (recipe.alarm_settings)."""
 
 _FALLING = ("entropy_collapse", "score_collapse")
-_BOUNDS = {"truncation": "share", "travel": "limit"}
+_BOUNDS = {"truncation": "share", "unscored": "share", "travel": "limit"}
 """Alarm of values from a fixed bound on -> the key of that bound."""
 _NOT_WATCHED = ("perf/", "timing", "actor/perf/", "train/mfu", "rollout_corr/", "training/")
 """Prefixes of metrics that do not depend on the update."""
@@ -26,6 +26,7 @@ _ZERO = 1e-9
 _CAUSES = {
     "no_signal": "do the prompts ask for the form that the verifier reads?",
     "truncation": "nearly all responses are cut off at their maximal length",
+    "unscored": "groups left out because the verifier could not judge them; the stage's log has its reasons",
     "travel": "past the useful budget of distillation; go on with stage 3",
 }
 
