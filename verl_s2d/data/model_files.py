@@ -151,6 +151,17 @@ def hub_files(name: str, revision: str | None, key: str) -> Path:
     return directory
 
 
+def cached_snapshot(name: str, revision: str) -> Path | None:
+    """Locate what the hub's local cache has of a model's revision, which may be a part; None for nothing."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
 def check_pair(student: ModelFacts, teacher: ModelFacts) -> None:
     """Raise UserError unless both tokenizers are equal and both embeddings have the ids that text yields."""
     if student.tokens != teacher.tokens:

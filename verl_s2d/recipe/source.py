@@ -32,7 +32,7 @@ class ModelSource(Section):
     model: str | None = None
     """Hub id or local directory; relative directories count from the recipe file."""
     revision: str | None = None
-    """Revision of a hub id."""
+    """Revision of a hub id, which is loaded from the hub's cache: download it with `hf download` before a run."""
     config: str | None = None
     """A config.json with the shape of a hub model, for `plan` where the hub cannot be reached."""
     script: str | None = None

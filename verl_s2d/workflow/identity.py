@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from verl_s2d.data.content import directory_digest, file_digest
+from verl_s2d.data.model_files import cached_snapshot
 from verl_s2d.errors import UserError
+from verl_s2d.workflow.store.saved_weights import export_problem
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -23,7 +25,7 @@ class External:
         location: absolute path, or hub id.
         identity: enters digests; the same content elsewhere has the same identity.
         is_hub: the location is a hub id.
-        revision: revision of a hub id.
+        revision: revision of a hub id that the hub's cache does not have whole.
         key: the recipe key that names it, for messages.
         trust_remote_code: code that comes with the model may run.
     """
@@ -78,13 +80,13 @@ def _model_external(model: str, revision: str | None, directory: Path, key: str)
 
     Args:
         model: as written in the recipe; a relative directory counts from `directory`.
+        revision: loaded as a directory of the hub's cache, because verl loads the default branch of a hub id.
         key: recipe key, for messages.
 
     Raises:
         UserError: a local model that does not exist or cannot be read, or text that is neither path nor hub id.
     """
-    path = Path(os.path.expanduser(model))
-    path = path if path.is_absolute() else directory / path
+    path = directory / os.path.expanduser(model)
     if path.exists():
         if not (path / "config.json").is_file():
             raise UserError(
@@ -100,9 +102,8 @@ def _model_external(model: str, revision: str | None, directory: Path, key: str)
         try:
             return External(str(path.resolve()), f"model:{directory_digest(path)}", key=key)
         except OSError as error:
-            raise UserError(
-                f"The model cannot be read: {error}.", key=key, value=model, remedy="Check its permissions."
-            ) from error
+            problem = f"The model cannot be read: {error}."
+            raise UserError(problem, key=key, value=model, remedy="Check its permissions.") from error
     if model.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(model):
         raise UserError(
             "There is no such model directory.",
@@ -110,4 +111,8 @@ def _model_external(model: str, revision: str | None, directory: Path, key: str)
             value=model,
             remedy="Check the path, or give a hub id like organisation/name.",
         )
-    return External(model, f"hub:{model}@{revision or 'main'}", is_hub=True, revision=revision, key=key)
+    identity = f"hub:{model}@{revision or 'main'}"
+    snapshot = revision and cached_snapshot(model, revision)
+    if snapshot and export_problem(snapshot) is None:
+        return External(str(snapshot), identity, key=key)
+    return External(model, identity, is_hub=True, revision=revision, key=key)

@@ -41,7 +41,7 @@ def check_models(plan: Plan, known: KnownModels) -> Told:
     faults, warnings = Faults(), []
     for external in _externals(plan):
         with faults.collected():
-            check_weights(external.location, external.key, revision=external.revision)
+            check_weights(external.location, external.key)
     for models, pairs in known:
         for model in models.values():
             with faults.collected():
@@ -83,6 +83,9 @@ def models_of_rows(plan: Plan) -> KnownModels:
     """Read the models that exist, for every seed: (facts by role, pairs that its rows distil).
 
     Of hub models only the small files are fetched.
+
+    Raises:
+        UserError: a model, or the revision of one, that cannot be loaded.
     """
     facts: dict[tuple[str, Path], ModelFacts] = {}
     found: dict[int, tuple[dict[str, ModelFacts], Pairs]] = {}
@@ -118,7 +121,14 @@ def _directories(plan: Plan, nodes: Iterable[Node]) -> dict[str, Path]:
 
 
 def _directory(model: External) -> Path:
-    return hub_files(model.location, model.revision, model.key) if model.is_hub else Path(model.location)
+    if model.revision is not None:
+        raise UserError(
+            "verl loads a hub id's default branch, and the hub's cache here does not have this revision whole.",
+            key=f"{model.key}.revision",
+            value=model.revision,
+            remedy=f"hf download {model.location} --revision {model.revision}   (on every node, at the same path)",
+        )
+    return hub_files(model.location, None, model.key) if model.is_hub else Path(model.location)
 
 
 def _check_context(plan: Plan, model: ModelFacts) -> None:
