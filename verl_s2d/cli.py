@@ -201,7 +201,6 @@ def _probe(options: argparse.Namespace) -> int:
 
 
 def _pilot(options: argparse.Namespace) -> int:
-    from verl_s2d.checks import check_plan
     from verl_s2d.planner.full_run import enter_outcomes, full_costs, full_plan
     from verl_s2d.planner.pilot import PilotFailed, run_pilot, write_pilot
     from verl_s2d.planner.pilot_budget import PilotBudget
@@ -213,8 +212,9 @@ def _pilot(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.changes, shrink=_shrink(options))
     pilot = pilot_plan(recipe, run_dir=options.run_dir, seeds=options.seeds)
     full = full_plan(pilot)
+    full_costs(full)  # refuses what verl would not start
     try:
-        result = run_pilot(pilot, full_costs(full), _build, choose_progress().note, budget, lambda: check_plan(full))
+        result = run_pilot(pilot, lambda: full_costs(full), _build, choose_progress().note, budget)
     except PilotFailed:
         return FAILED
     result = write_pilot(enter_outcomes(result, pilot, full, _build), full.context.run_dir)

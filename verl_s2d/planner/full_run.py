@@ -51,11 +51,12 @@ def full_plan(pilot: PilotPlan) -> Plan:
 
 
 def full_costs(plan: Plan) -> dict[str, dict[str, Any]]:
-    """Bound the cost of each row (verl_s2d.sizing), by the row's name; None where a figure is not known yet.
+    """Check the full runs and bound the cost of each row (verl_s2d.sizing), by its name; None for what is not known yet.
 
     Raises:
-        UserError: verl would not start a stage.
+        UserError: an input is refused, or verl would not start a stage.
     """
+    check_plan(plan)
     stages = [stage for stage in sized(plan, plan_view(plan))["stages"] if "cost" in stage]
     found = {}
     for row in plan.rows:

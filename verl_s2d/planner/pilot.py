@@ -64,19 +64,18 @@ class _Results:
 
 def run_pilot(
     pilot: PilotPlan,
-    costs: Mapping[str, Mapping[str, Any]],
+    full_costs: Callable[[], Mapping[str, Mapping[str, Any]]],
     build: Callable[[Plan], bool],
     note: Callable[[str], None],
     budget: PilotBudget | None = None,
-    check: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Build the rounds, leaving out candidates that cannot win any more; return and write the result.
 
     Args:
-        costs: row -> cost of its full run, from sizing.
+        full_costs: checks the full runs and returns row -> cost, from sizing. Called when data and models exist, before
+            anything is trained.
         build: builds a plan's missing stages; False if one failed.
         note: shows a line to the user.
-        check: called once data and models exist, before anything is trained.
 
     Raises:
         PilotFailed: a stage failed.
@@ -86,7 +85,7 @@ def run_pilot(
     start = pilot.start()
     done = list(start.values())
     _require_built(build(pilot.plan(done)))
-    check()
+    costs = full_costs()
     context = pilot.context
     results.start = {role: right_of([node], context)[0] for role, node in start.items()}
     out, warned = _guarded(pilot, results.start)

@@ -91,7 +91,7 @@ def test_a_pilot_from_start_to_outcome(tmp_path):
     pilot = made(tmp_path)
     planted = Planted(accuracies(student=STUDENT, teacher=GOOD, teacher_b=HARMFUL))
     full = full_plan(pilot)
-    result = run_pilot(pilot, {"direct-grpo": {"sampled_tokens": 7}}, planted.build, print)
+    result = run_pilot(pilot, lambda: {"direct-grpo": {"sampled_tokens": 7}}, planted.build, print)
     assert [r["labels"] for r in result["rounds"]] == [4, 8]
     names = {entry["name"]: entry for entry in result["candidates"]}
     assert list(names) == [
@@ -108,7 +108,7 @@ def test_a_pilot_from_start_to_outcome(tmp_path):
     kept = evaluations(pilot.context.run_dir)
     assert {path.name for path in (pilot.context.run_dir / "stages").iterdir()} <= set(kept), "gc keeps them"
     before = len(planted.names)
-    again = run_pilot(made(tmp_path), {"direct-grpo": {"sampled_tokens": 7}}, planted.build, print)
+    again = run_pilot(made(tmp_path), lambda: {"direct-grpo": {"sampled_tokens": 7}}, planted.build, print)
     assert again == result and len(planted.names) == before, "nothing is built twice"
 
     planted.build(full)
@@ -151,7 +151,7 @@ def test_a_hopeless_teacher_gets_no_second_round(tmp_path):
     pilot = made(tmp_path, planner, stages__teacher_rl__verl={}, stages__student_rl__verl={})
     planted = Planted(values | {"scores-student-8": 0.36, "scores-teacher-8": 0.75})
     lines = []
-    result = run_pilot(pilot, {}, planted.build, lines.append)
+    result = run_pilot(pilot, dict, planted.build, lines.append)
     assert result["rounds"][1]["roles"] == ["student", "teacher", "teacher_b"]
     assert "teacher_b" not in result["rounds"][2]["roles"]
     assert any(line.startswith("pilot: no more pilot for full-bridge-teacher_b") for line in lines)
@@ -159,7 +159,7 @@ def test_a_hopeless_teacher_gets_no_second_round(tmp_path):
 
 def test_a_weaker_teacher_gets_no_pilot(tmp_path):
     planted = Planted(accuracies(student=STUDENT, teacher=GOOD, teacher_b=WEAK))
-    result = run_pilot(made(tmp_path), {}, planted.build, print)
+    result = run_pilot(made(tmp_path), dict, planted.build, print)
     assert all("teacher_b" not in r["roles"] for r in result["rounds"])
     assert any("`delta`" in warning for warning in result["warnings"])
     (entry,) = [e for e in result["candidates"] if e["name"] == "full-bridge-teacher_b"]
@@ -170,13 +170,13 @@ def test_a_weaker_teacher_gets_no_pilot(tmp_path):
 def test_every_teacher_is_weaker(tmp_path):
     """Direct GRPO is what is left, and a pilot of it alone would decide nothing."""
     planted = Planted(accuracies(student=(0.6, 0.6, 0.6), teacher=WEAK, teacher_b=WEAK))
-    result = run_pilot(made(tmp_path), {}, planted.build, print)
+    result = run_pilot(made(tmp_path), dict, planted.build, print)
     assert result["rounds"] == [] and result["best"] == "direct-grpo"
 
 
 def test_a_budget_ends_the_pilot(tmp_path):
     planted = Planted(accuracies(student=STUDENT, teacher=GOOD, teacher_b=HARMFUL))
-    result = run_pilot(made(tmp_path), {}, planted.build, print, PilotBudget(25_000))
+    result = run_pilot(made(tmp_path), dict, planted.build, print, PilotBudget(25_000))
     assert [r["labels"] for r in result["rounds"]] == [4]
     assert any("may take" in warning for warning in result["warnings"])
     assert result["best"] is None and "no prediction" in result["verdict"]
@@ -184,7 +184,7 @@ def test_a_budget_ends_the_pilot(tmp_path):
 
 def test_a_failed_stage_ends_the_pilot(tmp_path):
     with pytest.raises(PilotFailed):
-        run_pilot(made(tmp_path), {}, lambda plan: False, print)
+        run_pilot(made(tmp_path), dict, lambda plan: False, print)
 
 
 def test_validation_problems_are_used_where_there_are_some(tmp_path):
