@@ -48,7 +48,14 @@ class Unscored(Exception):
 
     A verifier raises it with the reason. The call is repeated after pauses (verifiers/score.py); a response that stays
     unscored never counts as wrong.
+
+    Args:
+        lasting: another call would end likewise, so that none is made.
     """
+
+    def __init__(self, reason: str = "", *, lasting: bool = False):
+        super().__init__(reason)
+        self.lasting = lasting
 
 
 class Faults:

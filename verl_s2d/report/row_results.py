@@ -11,7 +11,7 @@ from verl_s2d.stages.evaluate.statistics import mean_and_stderr, paired_bootstra
 
 LEDGER_IDS = ("labels_read", "prompts_read")
 LEDGER_NUMBERS = (
-    *("verifier_calls", "unsettled_calls", "unscored_calls"),
+    *("verifier_calls", "unsettled_calls", "unscored_calls", "judge_calls", "judge_tokens"),
     *("sampled_tokens", "teacher_scored_tokens", "updates", "seconds"),
 )
 
@@ -32,8 +32,8 @@ class RowResult:
 
     Attributes:
         result: content of its evaluation's result.json.
-        ledger: labels_read and prompts_read (ids), verifier_calls, unsettled_calls, unscored_calls, sampled_tokens,
-            teacher_scored_tokens, updates, seconds.
+        ledger: labels_read and prompts_read (ids), verifier_calls, unsettled_calls, unscored_calls, judge_calls,
+            judge_tokens, sampled_tokens, teacher_scored_tokens, updates, seconds.
         stages: the stages it is built from, inputs before users, each with kind, name (which may end in "(seed N)"),
             digest, seconds and updates; if known attempts, began and ended (epoch seconds), versions (package ->
             version), machine, curves (`curves.curves_of`), alarms (step, text) and `by_row.stage_entries.part_in_flow`.

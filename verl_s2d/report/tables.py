@@ -23,11 +23,13 @@ def rows_table(data: Mapping[str, Any]) -> Table:
         "verifier_calls": "verifier calls",
         "unsettled_calls": "without a verdict",
         "unscored_calls": "unscored",
+        "judge_calls": "judge calls",
+        "judge_tokens": "judge tokens",
         "sampled_tokens": "sampled tokens",
         "teacher_scored_tokens": "scored tokens",
         "updates": "updates",
     }
-    for rare in ("prompts_read", "unsettled_calls", "unscored_calls"):
+    for rare in ("prompts_read", "unsettled_calls", "unscored_calls", "judge_calls", "judge_tokens"):
         if not any(row["ledger"].get(rare) for row in data["rows"]):
             del ledger[rare]
     columns += map(Column, (*ledger.values(), "min"))

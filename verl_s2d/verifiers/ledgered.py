@@ -13,12 +13,14 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from verl_s2d.errors import Unscored, UserError
+from verl_s2d.verifiers.judge_costs import collect_judged
 from verl_s2d.verifiers.registry import Scored, resolve
 from verl_s2d.verifiers.score import retried
 from verl_s2d.verifiers.unsettled import collect_unsettled
@@ -27,6 +29,8 @@ _UNSETTLED = b'{"unsettled": '
 """Beginning of the line of a call without a verdict."""
 _UNSCORED = b'{"unscored": '
 """Beginning of the line of a call whose verifier could not judge."""
+_JUDGED = b'{"judged": '
+"""Beginning of the line of a call that asked a judge."""
 _LABEL = b'{"label": '
 """Beginning of the line of a label that was read without a call."""
 _PROMPT = b'{"prompt": '
@@ -47,7 +51,8 @@ def compute_score(
 
     The call is recorded first, because the label counts as read even if the verifier then fails. A call that ends
     without a verdict is recorded again as {"unsettled": reason, "problem": problem id}. A verifier that could not judge
-    is called again after pauses; if it still cannot, {"unscored": reason, "problem": problem id} is recorded.
+    is called again after pauses; if it still cannot, {"unscored": reason, "problem": problem id} is recorded. What a
+    judge was asked is {"judged": calls, "tokens": of questions and answers}.
 
     Raises:
         Unscored: the verifier could not judge. verl then has no score, and so no rollout.
@@ -68,12 +73,15 @@ def compute_score(
         "ground_truth": ground_truth,
         "extra_info": extra_info,
     }
-    with collect_unsettled() as unsettled:
+    with collect_unsettled() as unsettled, collect_judged() as judged:
         try:
             result = retried(lambda: score(**problem_and_response, **kwargs))
         except Unscored as error:
             _write(ledger_dir, {"unscored": str(error), "problem": str(problem)})
             raise
+        finally:
+            if judged:
+                _write(ledger_dir, {"judged": len(judged), "tokens": sum(judged)})
     if unsettled:
         _write(ledger_dir, {"unsettled": unsettled[0], "problem": str(problem)})
     return result if isinstance(result, dict) else float(result)
@@ -89,7 +97,7 @@ def record_prompt(ledger_dir: str, problem: str) -> None:
     _write(ledger_dir, {"prompt": problem})
 
 
-def _write(ledger_dir: str, entry: Mapping[str, str]) -> None:
+def _write(ledger_dir: str, entry: Mapping[str, str | int]) -> None:
     os.write(_descriptor(ledger_dir, os.getpid()), json.dumps(entry).encode() + b"\n")
 
 
@@ -110,7 +118,7 @@ def verifier_calls(directory: Path) -> dict[str, Any]:
     {"prompt": id}. A line cut short by a kill counts as a call without an id; the repeated step reads the same label
     again.
     """
-    labels, prompts, calls, unsettled, unscored = set(), set(), 0, 0, 0
+    labels, prompts, calls, unsettled, unscored, judged = set(), set(), 0, 0, 0, Counter()
     for path in sorted((directory / "verifier").glob("*.jsonl")):
         for line in path.read_bytes().splitlines():
             if not line.strip():
@@ -121,6 +129,9 @@ def verifier_calls(directory: Path) -> dict[str, Any]:
             if line.startswith(_UNSCORED):
                 unscored += 1
                 continue
+            if line.startswith(_JUDGED):
+                judged += _numbers(line)
+                continue
             name = "label" if line.startswith(_LABEL) else "prompt" if line.startswith(_PROMPT) else "id"
             calls += name == "id"
             try:
@@ -128,4 +139,13 @@ def verifier_calls(directory: Path) -> dict[str, Any]:
             except (ValueError, KeyError, TypeError):
                 continue
     read = {"labels_read": sorted(labels), "prompts_read": sorted(prompts)}
-    return {**read, "verifier_calls": calls, "unsettled_calls": unsettled, "unscored_calls": unscored}
+    counted = {"verifier_calls": calls, "unsettled_calls": unsettled, "unscored_calls": unscored}
+    return {**read, **counted, "judge_calls": judged["judged"], "judge_tokens": judged["tokens"]}
+
+
+def _numbers(line: bytes) -> Counter[str]:
+    """Read a line of numbers; one that a kill cut short has none."""
+    try:
+        return Counter(json.loads(line))
+    except ValueError:
+        return Counter()

@@ -30,6 +30,7 @@ _RETURN_A_SCORE = (
 VERIFIERS = {
     "math": "verl_s2d.verifiers.math.mathematics:compute_score",
     "reasoning_gym": "verl_s2d.verifiers.reasoning_gym:compute_score",
+    "rubric": "verl_s2d.verifiers.rubric.weighted_criteria:compute_score",
     "verl": "verl_s2d.verifiers.verl_scorers:compute_score",
 }
 """Name -> module:function; imported on first use, because a verifier may need a library of its own.
@@ -37,12 +38,17 @@ VERIFIERS = {
 A module may define `check(**options)`, which raises UserError unless the verifier works on this machine,
 `check_answer(ground_truth, extra_info, **options)`, which raises UserError unless the verifier can use that answer,
 `as_response(ground_truth, extra_info)`, which writes that answer as a response, and `extract(response, **options)`,
-which returns the answer that a response would be scored by, None without one, and reads no label.
+which returns the answer that a response would be scored by, None without one, and reads no label. `AT_ONCE` is how many
+of its calls an evaluation makes at the same time; a module without it is called by one thread.
 """
 
 
 _EXTRACTING = frozenset({"math"})
 """Verifiers with `extract`: plans read this without importing them."""
+
+
+_ASKING = frozenset({"rubric"})
+"""Verifiers that ask a judge."""
 
 
 def resolve(verifier: Named) -> Verifier:
@@ -118,6 +124,18 @@ def check_answer(verifier: Named, data_source: str, ground_truth: Any, extra_inf
     module, options = _module_and_options(of_source(verifier, data_source))
     if hasattr(module, "check_answer"):
         module.check_answer(ground_truth, extra_info, **options)
+
+
+def at_once(verifier: Named) -> int:
+    """Return how many calls may be made at the same time, at most; 1 if a verifier of some data source takes one."""
+    chosen = by_data_source(verifier)
+    modules = [_module_and_options(one)[0] for one in ([verifier] if chosen is None else chosen.values())]
+    return min(getattr(module, "AT_ONCE", 1) for module in modules)
+
+
+def asks_judge(verifier: Named) -> bool:
+    """Report whether a single verifier asks a model, whose answers cost something, without loading it."""
+    return _name_and_options(verifier)[0] in _ASKING
 
 
 def writer_of(verifier: Named) -> Callable[..., str] | None:

@@ -45,6 +45,8 @@ def retried(call: Callable[[], _T]) -> _T:
         try:
             return call()
         except Unscored as error:
+            if error.lasting:
+                raise
             _log.warning("verifier: %s; the call is repeated in %g s", error, pause)
             time.sleep(pause)
     return call()

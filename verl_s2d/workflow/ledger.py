@@ -20,6 +20,8 @@ def empty_ledger(seconds: float = 0.0) -> Ledger:
         "verifier_calls": 0,
         "unsettled_calls": 0,
         "unscored_calls": 0,
+        "judge_calls": 0,
+        "judge_tokens": 0,
         "sampled_tokens": 0,
         "teacher_scored_tokens": 0,
         "updates": 0,

@@ -126,6 +126,8 @@ def test_a_call_without_a_verdict_is_counted(tmp_path):
         "verifier_calls": 2,
         "unsettled_calls": 1,
         "unscored_calls": 0,
+        "judge_calls": 0,
+        "judge_tokens": 0,
     }
 
 

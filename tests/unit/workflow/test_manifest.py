@@ -149,6 +149,8 @@ def test_verifier_calls_are_counted_and_labels_are_a_set(tmp_path):
         "verifier_calls": 5,
         "unsettled_calls": 1,
         "unscored_calls": 0,
+        "judge_calls": 0,
+        "judge_tokens": 0,
     }
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from verl_s2d.checks.finding import Told
 from verl_s2d.errors import Faults, UserError
 from verl_s2d.platforms.subprocess_query import Probe
-from verl_s2d.verifiers.registry import by_data_source
+from verl_s2d.verifiers.registry import asks_judge, by_data_source
 from verl_s2d.verifiers.trial import NO_ANSWER, Trial, try_verifier
 from verl_s2d.workflow.identity import file_external
 from verl_s2d.workflow.plan import Plan
@@ -53,18 +53,25 @@ def try_on_data(plan: Plan, files: Mapping[Path, tuple[str, list[Problem]]]) -> 
             if trial.form is None:
                 warnings.append(f"{key}: the verifier gives {_without_form(trial)}")
     faults.raise_found()
-    return Told("\n".join(lines) or "tried when the data is there", warnings)
+    asking = not lines and bool(files)
+    told = "not tried on data: every answer of its judge costs something" if asking else "tried when the data is there"
+    return Told("\n".join(lines) or told, warnings)
 
 
 def _sets(
     plan: Plan, files: Mapping[Path, tuple[str, list[Problem]]]
 ) -> list[tuple[str | Mapping[str, Any], dict[str, list[Problem]]]]:
-    """List each verifier with the problems that it scores, by their name in messages."""
+    """List each verifier with the problems that it scores, by their name in messages.
+
+    Verifiers that ask a judge are left out: every answer costs something, and they have their own check.
+    """
     by_source = by_data_source(plan.recipe.verifier)
     if by_source is None:
-        return [(plan.recipe.verifier, dict(files.values()))]
+        return [] if asks_judge(plan.recipe.verifier) else [(plan.recipe.verifier, dict(files.values()))]
     sets = []
     for source, verifier in by_source.items():
+        if asks_judge(verifier):
+            continue
         own = {
             f"{key} ({source})": found
             for key, problems in files.values()

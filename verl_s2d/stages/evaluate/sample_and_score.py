@@ -83,6 +83,8 @@ def main(options: Options) -> None:
     discard_unfinished(out / "generations.parquet")
     write_parquet(pa.Table.from_pylist(rows, GENERATIONS), out / "generations.parquet")
     result = summarise(rows, options.samples, ks)
+    if calls := sum(row["judge_calls"] or 0 for row in rows):
+        result["judge"] = {"calls": calls, "tokens": sum(row["judge_tokens"] or 0 for row in rows)}
     sampling = settings.written()
     result["sampling"] = {"samples": sampling.pop("n"), **sampling}
     write_json(result, out / "result.json")

@@ -14,6 +14,7 @@ from verl_s2d.stages.shared.node_settings import template_environment, verifier_
 from verl_s2d.stages.shared.sampling_stage import SamplingStage
 from verl_s2d.stages.shared.summary_file import read_summary
 from verl_s2d.workflow.graph import Node
+from verl_s2d.workflow.ledger import Ledger
 from verl_s2d.workflow.stage import Command, Context, metrics_file
 
 
@@ -58,6 +59,12 @@ class ScoredSamples(SamplingStage):
             return bool(sets) and all("avg" in values and "stderr" in values for values in sets.values())
 
         return read_summary(directory / "result.json", complete)
+
+    def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
+        """Count what a judge was asked; evaluation answers are not labels."""
+        asked = self.result(node, directory).get("judge", {})
+        counted = {"judge_calls": asked.get("calls", 0), "judge_tokens": asked.get("tokens", 0)}
+        return super().ledger(node, directory, seconds) | counted
 
     def response_tokens(self, node: Node) -> int:
         return node.settings["max_tokens"]

@@ -14,7 +14,8 @@ from verl_s2d.data.problems import Problem
 from verl_s2d.errors import Unscored, UserError
 from verl_s2d.sampling.engine import Completion
 from verl_s2d.sampling.shards import Parts, read_kept, write_kept
-from verl_s2d.verifiers.registry import Scored, Verifier, check, files_of, resolve
+from verl_s2d.verifiers.judge_costs import collect_judged
+from verl_s2d.verifiers.registry import Scored, Verifier, at_once, check, files_of, resolve
 from verl_s2d.verifiers.score import retried
 from verl_s2d.verifiers.unsettled import collect_unsettled
 
@@ -32,6 +33,8 @@ GENERATIONS = pa.schema(
         ("data_source", pa.string()),
         ("prompt", pa.string()),
         ("ground_truth", pa.string()),
+        ("judge_calls", pa.int32()),
+        ("judge_tokens", pa.int32()),
     ]
 )
 
@@ -39,7 +42,8 @@ GENERATIONS = pa.schema(
 class Scorer:
     """A thread that scores the parts of a request as they are completed. Leaving the context waits for the last part.
 
-    verl's reward workers call verifiers in a thread, too. Calls are sequential: a verifier need not be thread-safe.
+    verl's reward workers call verifiers in a thread, too. Calls are sequential, as a verifier need not be thread-safe,
+    but for verifiers that say how many they take at once.
 
     Args:
         problems: (set, problem) of every prompt of the request.
@@ -90,14 +94,14 @@ class Scorer:
         table = read_kept(kept, made_from, lambda line: print(f"evaluation: {line}", flush=True))
         if table is None:
             of_part = self._problems[slice(*part.made_from["prompts"][:2])]
-            scored = [
-                row
-                for (set_name, problem), samples in zip(of_part, parts.completions(number), strict=True)
-                for row in score_samples(set_name, problem, samples, self._verifier, self._tokenizer)
-            ]
-            table = pa.Table.from_pylist(scored, GENERATIONS)
+            with ThreadPoolExecutor(at_once(self._name), "verifier") as threads:
+                scored = threads.map(self._score_problem, of_part, parts.completions(number))
+            table = pa.Table.from_pylist([row for rows in scored for row in rows], GENERATIONS)
             write_kept(table, kept, made_from)
         return table.to_pylist()
+
+    def _score_problem(self, of_set: tuple[str, Problem], samples: Sequence[Completion]) -> list[dict[str, Any]]:
+        return score_samples(*of_set, samples, self._verifier, self._tokenizer)
 
 
 def of_verifier(problem: Problem) -> dict[str, Any]:
@@ -123,7 +127,7 @@ def score_samples(
     for number, completion in enumerate(samples):
         # Decoded as verl's reward manager does.
         response = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-        with collect_unsettled() as unsettled:
+        with collect_unsettled() as unsettled, collect_judged() as judged:
             score = _judged(verifier, problem, response)
         rows.append(
             {
@@ -139,6 +143,8 @@ def score_samples(
                 "data_source": problem.data_source,
                 "prompt": "\n".join(str(message["content"]) for message in problem.messages),
                 "ground_truth": str(problem.ground_truth),
+                "judge_calls": len(judged),
+                "judge_tokens": sum(judged),
             }
         )
     return rows

@@ -12,7 +12,7 @@ from verl_s2d.workflow.stage import Context
 
 
 class Evaluate(ScoredSamples):
-    """avg@k with its standard error. Evaluation answers are not labels: the ledger has the time only."""
+    """avg@k with its standard error. Its answers are not labels: the ledger has the time and a judge's answers."""
 
     kind = "evaluate"
     section = "evaluation"

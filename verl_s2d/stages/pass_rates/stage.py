@@ -8,7 +8,7 @@ from pathlib import Path
 from verl_s2d.data.files import write_json
 from verl_s2d.stages.evaluate.scored_samples import ScoredSamples
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.ledger import Ledger, empty_ledger
+from verl_s2d.workflow.ledger import Ledger
 from verl_s2d.workflow.stage import Context
 
 PASS_RATES = "pass_rates.json"
@@ -40,7 +40,7 @@ class PassRates(ScoredSamples):
         result = self.result(node, directory)
         (problems,), (told,) = result["per_problem"].values(), result["sets"].values()
         calls = sum(problem["samples"] for problem in problems)
-        return empty_ledger(seconds) | {
+        return super().ledger(node, directory, seconds) | {
             "labels_read": sorted(problem["id"] for problem in problems),
             "verifier_calls": calls,
             "unsettled_calls": sum(problem.get("unsettled", 0) for problem in problems),

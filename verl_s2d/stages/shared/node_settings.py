@@ -48,9 +48,11 @@ def verifier_argument(node: Node) -> str:
 
 def verifier_overrides(node: Node, context: Context) -> dict[str, Any]:
     """Make the recipe's verifier verl's reward function, with every call in the node's ledger."""
+    # In JSON this is the same text, in which OmegaConf replaces nothing.
+    verifier = verifier_argument(node).replace("${", r"\u0024{")
     return {
         f"{_FUNCTION}.path": "pkg://verl_s2d.verifiers.ledgered",
         f"{_FUNCTION}.name": "compute_score",
-        f"+{_FUNCTION}.reward_kwargs.verifier": verifier_argument(node),
+        f"+{_FUNCTION}.reward_kwargs.verifier": verifier,
         f"+{_FUNCTION}.reward_kwargs.ledger_dir": str(context.directory(node) / "verifier"),
     }

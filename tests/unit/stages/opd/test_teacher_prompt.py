@@ -112,6 +112,8 @@ def test_labels_told_to_a_teacher_are_no_verifier_calls(tmp_path):
         "verifier_calls": 0,
         "unsettled_calls": 0,
         "unscored_calls": 0,
+        "judge_calls": 0,
+        "judge_tokens": 0,
     }
 
 
