@@ -51,7 +51,7 @@ def full_plan(pilot: PilotPlan) -> Plan:
 
 
 def full_costs(plan: Plan) -> dict[str, dict[str, Any]]:
-    """Check the full runs and bound the cost of each row (verl_s2d.sizing), by its name; None for what is not known yet.
+    """Check the full runs and bound the cost of each row (verl_s2d.sizing), by its name; None for what is not known.
 
     Raises:
         UserError: an input is refused, or verl would not start a stage.
