@@ -37,7 +37,7 @@ PYTHON
 _s2d_install_torch() {
   _s2d_pip install --no-deps torch==2.13.0+cpu 2>/dev/null && return
   _s2d_say "pip's indexes have no torch 2.13.0+cpu: taking their torch 2.13.0, which on Linux is a CUDA build as a rule."
-  _s2d_say ".venv takes 4.4 GB in place of 7.5 with PyTorch's own CPU wheel index in PIP_EXTRA_INDEX_URL (README, Install)."
+  _s2d_say ".venv takes 4.4 GB in place of 7.5 with PyTorch's own CPU wheel index in PIP_EXTRA_INDEX_URL (docs/install.md)."
   _s2d_pip install torch==2.13.0
 }
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from verl_s2d import redaction
-from verl_s2d.command_line import parse
+from verl_s2d.command_line import command_parser, parse
 from verl_s2d.errors import UserError
 from verl_s2d.platforms.device import accelerator_here
 from verl_s2d.recipe.load import load_recipe
@@ -147,6 +147,22 @@ def _status(options: argparse.Namespace) -> int:
     return OK
 
 
+def _logs(options: argparse.Namespace) -> int:
+    from verl_s2d.report.stage_logs import show_log
+    from verl_s2d.stages.planning import plan_to_keep
+
+    if options.recipe.is_dir():
+        _refuse_overrides(options)
+    given = {"overrides": options.changes, "shrink": _shrink(options)}
+    plan = plan_to_keep(options.recipe, options.run_dir, None, None, **given)
+
+    def write(text: str) -> None:
+        print(redaction.current().text(text), end="", flush=True)
+
+    show_log(plan, options.stage, lines=options.lines, follow=options.follow, write=write)
+    return OK
+
+
 def _run(options: argparse.Namespace) -> int:
     plan = _load(options)
     ok = _build(plan, keep_going=options.keep_going)
@@ -270,7 +286,11 @@ def _verify(options: argparse.Namespace) -> int:
     from verl_s2d.workflow.store.verify import verify_run
 
     run = options.run
-    verification = verify_run(run if run.is_dir() else make_plan(load_recipe(run)).context.run_dir)
+    if run.is_dir() and options.changes:
+        raise UserError(
+            "A run directory takes no overrides.", key="run", value=options.changes, remedy="Leave them out."
+        )
+    verification = verify_run(run if run.is_dir() else make_plan(load_recipe(run, options.changes)).context.run_dir)
     _print_json(verification.data()) if options.json else print(verify_text(verification.data()))
     return OK if verification.ok else FAILED
 
@@ -311,9 +331,28 @@ def _convert(options: argparse.Namespace) -> int:
 
 def _init(options: argparse.Namespace) -> int:
     from verl_s2d.starter.init import InitOptions, init
+    from verl_s2d.starter.project_recipes import copy_recipe
 
+    if options.data is None:
+        print(copy_recipe(str(options.directory)))
+        return OK
     given = {name: getattr(options, name) for name in InitOptions.__dataclass_fields__}
     print(init(InitOptions(**given)))
+    return OK
+
+
+def _schema(options: argparse.Namespace) -> int:
+    from verl_s2d.starter.recipe_reference import recipe_reference
+    from verl_s2d.starter.recipe_schema import recipe_schema
+
+    print(recipe_reference(), end="") if options.markdown else _print_json(recipe_schema())
+    return OK
+
+
+def _completion(options: argparse.Namespace) -> int:
+    from verl_s2d.starter.shell_completion import completion_script
+
+    print(completion_script(command_parser(), options.shell), end="")
     return OK
 
 
@@ -355,6 +394,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "plan": _plan,
     "run": _run,
     "status": _status,
+    "logs": _logs,
     "evaluate": _evaluate,
     "report": _report,
     "export": _export,
@@ -366,6 +406,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "prepare": _prepare,
     "convert": _convert,
     "init": _init,
+    "schema": _schema,
+    "completion": _completion,
 }
 
 if __name__ == "__main__":

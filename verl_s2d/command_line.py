@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,25 @@ from verl_s2d import __version__
 from verl_s2d.recipe.cli_overrides import is_override
 
 _OVERRIDES = "instead of what the recipe says, as in hydra: stages.opd.steps=50 seeds=[0,1]"
+_NOTES = """examples:
+  verl-s2d init quickstart                               a recipe of the project, here
+  verl-s2d init mine --student M --teacher M --data F    a recipe for your own data
+  verl-s2d check mine/recipe.yaml                        before anything starts
+  verl-s2d run --shrink mine/recipe.yaml                 all of it at tiny size: minutes
+  verl-s2d run mine/recipe.yaml stages.opd.steps=50      again: it resumes
+  verl-s2d logs -f mine/recipe.yaml                      follow the stage that is running
+
+exit codes:
+  0 done; 1 a stage or check failed; 2 bad input; 130 Ctrl-C; 143 SIGTERM, after saving
+
+environment variables:
+  RAY_ADDRESS              run stages on this Ray cluster instead of a local one
+  VERL_PLATFORM=cpu        select the platform cpu in a verl command; recipes set it themselves
+  VLLM_BATCH_INVARIANT=1   vLLM's switch for samples that do not depend on batching, on GPUs
+  OMP_NUM_THREADS          threads of each process on a CPU (default: half of the cores)
+  In recipes and overrides ${oc.env:NAME} and ${oc.env:NAME,default} stand for a variable.
+
+documentation: docs/index.md of the repository"""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -17,7 +37,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
     Overrides may stand anywhere after the recipe: argparse gives those behind options back.
     """
-    parser = _parser()
+    parser = command_parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help()
+        parser.exit()
     options, rest = parser.parse_known_args(argv)
     words = getattr(options, "models", [])
     takes_overrides = hasattr(options, "changes")
@@ -27,15 +50,32 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         options.models = [word for word in words if not is_override(word)]
         if not options.models:
             parser.error("name a model")
+    if takes_overrides and is_override(getattr(options, "stage", None) or ""):
+        options.changes, options.stage = [options.stage, *options.changes], None
     unknown = [word for word in rest if not (takes_overrides and is_override(word))]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if options.command == "init":
+        _require_all_or_none(parser, options)
     return options
 
 
-def _parser() -> argparse.ArgumentParser:
+def _require_all_or_none(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End with a message where `init` has some of what a recipe of one's own needs, but not all."""
+    needed = {"--student": options.student, "--teacher": options.teacher, "--data": options.data}
+    missing = [name for name, value in needed.items() if value is None]
+    others = (options.prompts, options.eval, options.gpus, options.steps)
+    if 0 < len(missing) < len(needed) or (missing and any(value is not None for value in others)):
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
+
+
+def command_parser() -> argparse.ArgumentParser:
+    """Make the parser of all commands."""
     parser = argparse.ArgumentParser(
-        prog="verl-s2d", description="Teacher RL, forward-KL warmup, OPD, student RL on verl."
+        prog="verl-s2d",
+        description="Teacher RL, forward-KL warmup, OPD, student RL on verl.",
+        epilog=_NOTES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"verl-s2d {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -62,6 +102,15 @@ def _parser() -> argparse.ArgumentParser:
     run = command("run", "build what is missing, then report; running again resumes")
     run.add_argument("--keep-going", action="store_true", help="after a failure go on with independent stages")
     command("status", "what is done, running, missing")
+    text = "the log of the stage that is running or ran last; a run directory will do for the recipe"
+    logs = commands.add_parser("logs", help=text, description=text)
+    logs.set_defaults(command="logs", changes=[])
+    logs.add_argument("recipe", type=Path, help="recipe yaml, or a run directory")
+    logs.add_argument("stage", nargs="?", help="name of a stage, as in status")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until no run works in the directory")
+    logs.add_argument("-n", "--lines", type=int, default=30, help="last lines to show, 0 for all (default: 30)")
+    logs.add_argument("--run-dir", type=Path, help="where stages are kept (default: runs/<recipe name>)")
+    logs.add_argument("--shrink", action="store_true", help="of a run with --shrink")
     evaluate = command("evaluate", "avg@k of models or finished stages, compared on the recipe's sets")
     model = "name or directory of a stage of the rows, model directory, or hub id"
     evaluate.add_argument("models", nargs="+", metavar="model", help=f"{model}; or key=value as for run")
@@ -86,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="read every output of a run and compare it with its digest")
     verify.set_defaults(command="verify")
     verify.add_argument("run", type=Path, help="run directory, or the recipe whose default run directory it is")
+    verify.add_argument("changes", nargs="*", metavar="key=value", help=_OVERRIDES)
     verify.add_argument("--json", action="store_true", help="print JSON on standard output")
     text = "does all that a recipe needs work on this machine's GPU, and how fast (about ten minutes); run it first"
     gpu = commands.add_parser("gpu-check", help=text, description=text)
@@ -116,13 +166,14 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("file", help="the data file")
     convert.add_argument("out", help="directory to write")
     convert.add_argument("settings", nargs="*", metavar="key=value", help=settings)
-    text = "a recipe of your own: data converted, sizes by data and machine; then check it and run it"
+    text = "a recipe of your own: data converted, sizes by data and machine; or a copy of one of the project's"
     init = commands.add_parser("init", help=text, description=text)
     init.set_defaults(command="init")
-    init.add_argument("directory", type=Path, help="directory to write, whose name is the recipe's")
-    init.add_argument("--student", required=True, metavar="MODEL", help="model directory or hub id")
-    init.add_argument("--teacher", required=True, metavar="MODEL", help="model directory or hub id, same tokenizer")
-    init.add_argument("--data", required=True, type=Path, metavar="FILE", help="questions and answers, as for convert")
+    where = "directory to write, whose name is the recipe's; alone: one of the project's recipes, such as quickstart"
+    init.add_argument("directory", type=Path, help=where)
+    init.add_argument("--student", metavar="MODEL", help="model directory or hub id")
+    init.add_argument("--teacher", metavar="MODEL", help="model directory or hub id, same tokenizer")
+    init.add_argument("--data", type=Path, metavar="FILE", help="questions and answers, as for convert")
     init.add_argument("--prompts", type=Path, metavar="FILE", help="prompts without labels, for stages 2a and 2b")
     init.add_argument("--eval", type=Path, metavar="FILE", help="evaluation problems (default: some are held out)")
     init.add_argument(
@@ -130,6 +181,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     init.add_argument("--verifier", default="math", help="name of a verifier (default: math)")
     init.add_argument("--steps", type=int, metavar="N", help="steps of every stage (default: by the data; on a CPU 2)")
+    text = "the JSON schema of a recipe, for editors"
+    schema = commands.add_parser("schema", help=text, description=text)
+    schema.set_defaults(command="schema")
+    schema.add_argument("--markdown", action="store_true", help="the same as a page of documentation")
+    text = 'completion of commands and options; in ~/.bashrc: eval "$(verl-s2d completion bash)"'
+    completion = commands.add_parser("completion", help=text, description=text)
+    completion.set_defaults(command="completion")
+    completion.add_argument("shell", choices=["bash", "zsh"])
     return parser
 
 

@@ -14,7 +14,9 @@ import yaml
 from tests.support.paths import ROOT
 from verl_s2d.recipe import stage_settings
 from verl_s2d.recipe.cluster_settings import Cluster
+from verl_s2d.recipe.method_rows import MADE_ROWS, METHOD_ROWS, PROMPT_ROWS, ROUTED_ROWS
 from verl_s2d.recipe.planner_settings import Planner
+from verl_s2d.recipe.rows import ROWS
 from verl_s2d.signals.signal_registry import known_signals
 from verl_s2d.stages.opd.config import OpdConfig
 
@@ -32,7 +34,7 @@ def defaults(kind: type) -> dict[str, Any]:
 
 
 def test_keys_of_an_opd_command():
-    rows = re.findall(r"^\| `\+s2d\.(\w+)` \| (.+?) \|", (ROOT / "docs" / "signals.md").read_text(), re.M)
+    rows = re.findall(r"^\| `\+s2d\.(\w+)` \| (.+?) \|", (ROOT / "docs" / "trainer-keys.md").read_text(), re.M)
     documented = {key: yaml.safe_load(value.strip("`")) for key, value in rows}
     plain = {k: v for k, v in defaults(OpdConfig).items() if v is None or isinstance(v, str | int | float)}
     assert documented == {key: value for key, value in plain.items() if key in documented}
@@ -104,11 +106,15 @@ def test_no_text_gives_a_default_of_chunk_tokens():
     assert lines and not told
 
 
-def test_every_feature_of_the_readme_names_a_key_of_the_documents_and_a_test_that_exists():
-    table = (ROOT / "README.md").read_text().partition("| feature | key |")[2].partition("\n\n")[0]
+def features() -> str:
+    return (ROOT / "docs" / "signals.md").read_text().partition("| feature | key |")[2].partition("\n\n")[0]
+
+
+def test_every_feature_names_a_key_of_the_documents_and_a_test_that_exists():
+    table = features()
     rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
     assert len(rows) > 20
-    explained = (ROOT / "docs" / "signals.md").read_text() + (ROOT / "README.md").read_text().replace(table, "")
+    explained = "\n".join(path.read_text() for path in DOCUMENTS).replace(table, "")
     for feature, keys, *_, tests in rows:
         places = re.findall(r"`([\w/]+\.py)`", tests)
         parents = [str(Path(places[0]).parent / place) if "/" not in place else place for place in places]
@@ -117,6 +123,12 @@ def test_every_feature_of_the_readme_names_a_key_of_the_documents_and_a_test_tha
             assert key.rpartition(": ")[2] in explained, (feature, key)
 
 
-def test_every_signal_is_a_feature_of_the_readme():
-    table = (ROOT / "README.md").read_text().partition("| feature | key |")[2].partition("\n\n")[0]
-    assert not known_signals().keys() - set(re.findall(r"[a-z_]+", table))
+def test_every_signal_is_a_feature():
+    assert not known_signals().keys() - set(re.findall(r"[a-z_]+", features()))
+
+
+def test_every_row_is_in_the_table_of_rows():
+    text = (ROOT / "docs" / "rows.md").read_text()
+    assert not {
+        name for name in {**ROWS, **METHOD_ROWS, **PROMPT_ROWS, **MADE_ROWS, **ROUTED_ROWS} if f"`{name}`" not in text
+    }

@@ -30,7 +30,7 @@ ORDER = (
         "verifiers",
     ),
     *("verl_settings", "teachers", "signals", "workflow", "stages", "sizing", "checks", "report", "planner"),
-    *("starter", "gpu_check", "plugin", "command_line", "cli"),
+    *("starter", "gpu_check", "plugin", "command_line", "cli", "__main__"),
 )
 """Rooms of the package. A module imports from its own room and from those before it."""
 

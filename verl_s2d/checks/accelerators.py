@@ -13,8 +13,8 @@ from verl_s2d.stages.shared.sampling_stage import SamplingStage
 from verl_s2d.stages.shared.verl_trainer import VerlTrainerStage
 from verl_s2d.workflow.graph import Node
 
-_GPU_INSTALL = 'pip install "verl-s2d[gpu]" (README, Install)'
-_CPU_INSTALL = "`bash tests/run.sh` in a clone makes a .venv that has it (README, Install)"
+_GPU_INSTALL = 'pip install "verl-s2d[gpu]" (docs/install.md)'
+_CPU_INSTALL = "`bash tests/run.sh` in a clone makes a .venv that has it (docs/install.md)"
 
 
 class Line(NamedTuple):
@@ -85,7 +85,7 @@ def judge_flash_attention(gpu: bool) -> Line:
         return Line("flash-attn", True, _version("flash-attn") or "of unknown version")
     if not gpu:
         return Line("flash-attn", True, "not installed, and not needed on a CPU")
-    remedy = f"remedy: install {FLASH_ATTN} (README, Install), or set attn_implementation: sdpa in every stage"
+    remedy = f"remedy: install {FLASH_ATTN} (docs/install.md), or set attn_implementation: sdpa in every stage"
     return Line("flash-attn", False, f"not installed\n{remedy}")
 
 

@@ -76,7 +76,7 @@ def _check_attention(label: str, model: Mapping[str, Any], key: str) -> list[str
         f"{label} would not start: it asks for {chosen}, and the module {module} is not installed.",
         key=f"{key}.attn_implementation",
         value=chosen,
-        remedy=f"Install {FLASH_ATTN} (README, Install). Or set +{key}.attn_implementation: sdpa under the stage's "
+        remedy=f"Install {FLASH_ATTN} (docs/install.md). Or set +{key}.attn_implementation: sdpa under the stage's "
         "`verl:`, at a cost: packed sequences then need a mask of tokens x tokens, and verl computes their bf16 "
         "log-probs token by token.",
     )
@@ -89,6 +89,6 @@ def _check_megatron(label: str, engine: Mapping[str, Any], key: str) -> None:
         raise UserError(
             f"{label} would not start on Megatron: not installed are the modules {', '.join(absent)}.",
             key=key,
-            remedy="Install Megatron-LM's core, Transformer Engine and Megatron-Bridge (README, Install), or take "
+            remedy="Install Megatron-LM's core, Transformer Engine and Megatron-Bridge (docs/install.md), or take "
             "verl's own image, which has them; or train on FSDP2.",
         )

@@ -41,16 +41,20 @@ class Rise(Alarm):
     least: float = Field(0.0, ge=0)
     """Values up to this one raise no alarm; in the unit of the value."""
     patience: int = Field(1, ge=1)
+    """Steps in a row."""
 
 
 class Fall(Alarm):
     """A value is below the highest running median so far by more than both margins, at `patience` steps in a row."""
 
     window: int = Field(20, ge=3)
+    """Logged values in the median."""
     ratio: float = Field(0.5, ge=0)
     """First margin: a fraction of the highest median."""
     spreads: float = Field(6.0, ge=0)
+    """Second margin, in spreads."""
     patience: int = Field(3, ge=1)
+    """Steps in a row."""
 
 
 class LossSpike(Rise):
@@ -91,13 +95,16 @@ class NoSignal(Alarm):
     (zero if the responses of every group score alike), the gradient norm of 2a and 2b."""
 
     patience: int = Field(5, ge=1)
+    """Logged steps, from the first one on."""
 
 
 class Truncation(Alarm):
     """At least this share of the responses is cut off at its maximal length, at `patience` steps in a row."""
 
     share: float = Field(0.9, gt=0, le=1)
+    """Share of the responses."""
     patience: int = Field(3, ge=1)
+    """Steps in a row."""
 
 
 class UnscoredShare(Alarm):
@@ -107,6 +114,7 @@ class UnscoredShare(Alarm):
     share: float = Field(0.01, gt=0, le=1)
     """Dropped groups per group of the step's batch; others were sampled in their place."""
     patience: int = Field(1, ge=1)
+    """Steps in a row."""
 
 
 class Travel(Alarm):
@@ -116,6 +124,7 @@ class Travel(Alarm):
     limit: float = Field(0.3, gt=0)
     """sqrt of the mean k3 to the start, in sqrt of nats per token."""
     patience: int = Field(3, ge=1)
+    """Steps in a row."""
 
 
 class OverlapLoss(Alarm):
@@ -123,8 +132,11 @@ class OverlapLoss(Alarm):
     `ratio` of its start, or it rises while the parse rate falls by `parse_drop`."""
 
     window: int = Field(10, ge=3)
+    """Steps in a median."""
     ratio: float = Field(0.9, gt=0, lt=1)
+    """Fraction of the overlap at the start."""
     parse_drop: float = Field(0.05, gt=0, lt=1)
+    """Fall of the parse rate, between the medians."""
 
 
 class Alarms(Section):

@@ -1,7 +1,10 @@
-"""Override keys of a recipe on the command line, as in hydra: `stages.opd.steps=50 seeds=[0,1]`."""
+"""Override keys of a recipe on the command line, as in hydra: `stages.opd.steps=50 seeds=[0,1]`; and read environment
+variables, `${oc.env:NAME}` and `${oc.env:NAME,default}`, in values of a recipe and in overrides."""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -10,6 +13,7 @@ from verl_s2d.validation import join
 
 _DOTTED = ("verl", "engine", "args")
 """Sections whose keys may contain dots: the rest of an override below them is one key."""
+_VARIABLE = re.compile(r"\$\{oc\.env:(\w+)(?:,([^}]*))?\}")
 
 
 def is_override(word: str) -> bool:
@@ -35,6 +39,36 @@ def overridden(data: Any, overrides: Iterable[str], read: Callable[[str, str], A
             raise UserError("Overrides are written key=value.", key=key, value=word, remedy="Write <key>=<value>.")
         data = _set(data, key, read(key, text), "")
     return data
+
+
+def with_variables(data: Any, read: Callable[[str, str], Any], key: str = "") -> Any:
+    """Fill in the environment variables that values name. One that is a whole value is read as yaml: 50 is a number.
+
+    Args:
+        data: the recipe as yaml gives it.
+        read: reads the yaml value of a key: (key, text) -> value.
+        key: dotted key of `data`, for messages.
+
+    Raises:
+        UserError: a variable is not set, and has no default.
+    """
+    if isinstance(data, Mapping):
+        return {name: with_variables(value, read, join(key, str(name))) for name, value in data.items()}
+    if isinstance(data, list):
+        return [with_variables(value, read, join(key, f"[{i}]")) for i, value in enumerate(data)]
+    if not isinstance(data, str) or "${oc.env:" not in data:
+        return data
+
+    def filled(match: re.Match[str]) -> str:
+        name, default = match.groups()
+        value = os.environ.get(name, default)
+        if value is None:
+            remedy = f"Set {name}, or write ${{oc.env:{name},default}}."
+            raise UserError("The environment variable is not set.", key=key, value=data, remedy=remedy)
+        return value
+
+    text = _VARIABLE.sub(filled, data)
+    return read(key, text) if _VARIABLE.fullmatch(data) else text
 
 
 def _set(section: Any, key: str, value: Any, above: str) -> dict[str, Any]:

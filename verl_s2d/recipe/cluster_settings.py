@@ -14,10 +14,13 @@ class Cluster(Section):
     """Machines and time limits. None of it changes what is built, so none of it rebuilds anything."""
 
     nodes: Positive = 1
+    """Machines of a stage."""
     gpus_per_node: Positive = 1
+    """GPUs of each; on a CPU, processes."""
     gpu_memory_gb: NonNegative = 80.0
     """Memory of one GPU in GiB, which vendors write as GB; `plan` compares its estimates with it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where this host has an accelerator, otherwise cpu."""
     warm_start: Literal["auto"] | bool = "auto"
     """Fork stages from a process that has imported verl already, instead of importing it once a stage."""
     stall_minutes: NonNegative | None = None

@@ -20,14 +20,19 @@ class Data(Section):
     csv; columns of verl or of data/formats/verl_columns.py)."""
 
     prompt_tokens: Positive
+    """The longest prompt, with the chat template."""
     response_tokens: Positive
+    """The longest response; what is longer is cut off."""
     overlong_prompts: Literal["refuse", "drop", "cut"] = "refuse"
     """Treatment, in every stage and evaluation, of prompts that are longer than prompt_tokens with the chat template of
     any model: refuse the run, drop the problem before slices are made, or cut text from the start of its longest
     message. The ledger counts them."""
     source: DataScript | None = None
+    """A script that writes train.parquet and evaluation parquets."""
     train: str | None = None
+    """File of the labelled training problems; in the place of `source`."""
     eval: dict[str, str] = {}
+    """Evaluation sets, name -> file; not beside `source`, which writes its own."""
     columns: Columns | None = None
     """Names of the columns in data.train, and in those of the other files that have them."""
     validation: str | None = None

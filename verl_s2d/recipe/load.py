@@ -11,7 +11,7 @@ import yaml
 
 from verl_s2d import redaction
 from verl_s2d.errors import UserError
-from verl_s2d.recipe.cli_overrides import overridden
+from verl_s2d.recipe.cli_overrides import overridden, with_variables
 from verl_s2d.recipe.schema import Origin, Recipe
 from verl_s2d.recipe.shrink import shrunk
 from verl_s2d.validation import validated
@@ -77,12 +77,17 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), *, shrink: str 
             remedy="Check the path.",
         ) from error
     origin = Origin(path.resolve(), tuple(overrides), shrink)
-    data = overridden(_read(text, "recipe", str(path)), origin.overrides, lambda key, value: _read(value, key, value))
+    data = overridden(_read(text, "recipe", str(path)), origin.overrides, _read_value)
+    data = with_variables(data, _read_value)
     redaction.remember(redaction.secrets_in(data))
     recipe = validated(Recipe, data, context=origin)
     if shrink is None:
         return recipe
     return validated(Recipe, shrunk(data, recipe.directory, shrink), context=origin)
+
+
+def _read_value(key: str, text: str) -> Any:
+    return _read(text, key, text)
 
 
 def _read(text: str, key: str, value: str) -> Any:

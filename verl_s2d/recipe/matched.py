@@ -19,8 +19,11 @@ class Matched(Section):
     """
 
     row: str
+    """Row whose last stage stops earlier or later."""
     to: str
+    """Row that gives the budget."""
     by: LedgerItem
+    """Item of the ledger."""
 
 
 def check_matched(matched: Mapping[str, Matched], plain: Iterable[str]) -> None:

@@ -98,7 +98,9 @@ class Planner(Section):
     engine: Engine = {}
     """More arguments of vLLM's LLM, as in `evaluation`."""
     thresholds: Thresholds = Thresholds()
+    """Bounds of the verdicts."""
     pilot: PilotSettings = PilotSettings()
+    """Size of the pilot."""
 
     def candidates(self, models: Iterable[str]) -> tuple[str, ...]:
         """Return the roles of the teacher candidates.

@@ -45,25 +45,31 @@ class Recipe(Section):
     """One experiment: models, data, the rows to compare and the settings of their stages."""
 
     name: str
+    """Name of the experiment and of its run directory."""
     models: dict[str, ModelSource] = {}
     """Models by role. A role that rows read may stand at the top level: `student:` for `models: {student: ...}`."""
     data: Data
+    """Problems and prompts."""
     verifier: str | dict[str, Any]
     """A verifier of verl_s2d.verifiers, alone or with options ({name: math, form: boxed}), or file.py:function beside
     the recipe; or a mapping of data sources to these, {math_dapo: math, taco: file.py:function}."""
     stages: Stages = Stages()
+    """Settings of the stages that the rows need."""
     seeds: list[int] = [0]
+    """Each seed is one replication of all rows."""
     rows: list[str] = list(DEFAULT_ROWS)
-    """Names of rows; [name=]file.py:function adds a row of yours (rows.py)."""
+    """Names of rows; [name=]file.py:function adds a row of yours."""
     matched: dict[str, Matched] = {}
     """More rows, by a name of yours: {direct-grpo-same-calls: {row: direct-grpo, to: half-split, by: verifier_calls}}.
     """
     evaluation: Evaluation = Evaluation()
+    """Sampling of the evaluation."""
     planner: Planner | None = None
-    """What `probe` and `pilot` measure; null: the defaults of planner_settings.py."""
+    """What `probe` and `pilot` measure; null: the defaults."""
     cluster: Cluster = Cluster()
+    """Machines and time limits."""
     alarms: Alarms = Alarms()
-    """Responses to failures of training; described in alarm_settings.py."""
+    """Responses to failures of training."""
     published: dict[str, dict[str, float]] = {}
     """Published avg@k to show beside the rows, in percent: row -> evaluation set -> value."""
     _origin: Origin = PrivateAttr(default=Origin(Path()))

@@ -17,6 +17,7 @@ class DataScript(Section):
     """A Python file beside the recipe, run as `script --out DIR key=value ...`."""
 
     script: str
+    """The file, relative to the recipe."""
     args: Args = {}
     """The script's key=value arguments. The value "{seed}" stands for the seed of the row being built."""
     uses: list[str] = []
@@ -36,9 +37,11 @@ class ModelSource(Section):
     config: str | None = None
     """A config.json with the shape of a hub model, for `plan` where the hub cannot be reached."""
     script: str | None = None
+    """A Python file beside the recipe that makes the model, as `script` of a DataScript."""
     args: Args = {}
+    """The script's key=value arguments."""
     uses: list[str] = []
-    """script, args, uses: as of a DataScript."""
+    """Other files the script reads or imports: a change in them rebuilds its output."""
     trust_remote_code: bool = False
     """Run the Python code that comes with the checkpoint, wherever the model or one trained from it is loaded."""
     serves: Annotated[list[str], Field(min_length=1)] | None = None

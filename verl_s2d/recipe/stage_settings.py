@@ -50,7 +50,9 @@ class Sampler(Section):
     """Settings of a stage that samples with vLLM and trains nothing."""
 
     temperature: Temperature = 1.0
+    """0 is greedy."""
     top_p: Nucleus = 1.0
+    """Nucleus sampling: the share of the probability that is sampled from."""
     tensor_parallel_size: Positive = 1
     """GPUs that share one engine's model; as many engines start as the cluster's GPUs hold. Rebuilds nothing."""
     engine: Engine = {}
@@ -62,6 +64,7 @@ class Evaluation(Sampler):
     """Sampling of the evaluation. The paper reports avg@16."""
 
     samples: Positive = 16
+    """Answers of each problem: the k of avg@k."""
     max_tokens: Positive | None = None
     """Null: data.response_tokens."""
     pass_at: list[int] = []
@@ -86,12 +89,15 @@ class Trained(Section):
     until: Until | None = None
     """Rules that end the stage earlier (until.py): {travel: 0.3, plateau: divergence}; null for none."""
     save_every: Positive = 10
+    """Steps between two checkpoints."""
     save_minutes: NonNegative | None = 30.0
     """Also save at the end of the first step after this many minutes without a checkpoint; null for never. Rebuilds
     nothing. A stage that an alarm may stop saves every `save_every` steps only: its result is one of those checkpoints,
     and all of them are kept."""
     verl: Overrides = {}
+    """verl's own dotted keys -> values, as in actor_rollout_ref.actor.optim.lr: 1e-6."""
     alarms: AlarmOverrides = {}
+    """Alarms of this stage: keys as under the recipe's `alarms:`, which holds for the keys left out."""
 
     @model_validator(mode="after")
     def _ends(self) -> Trained:
@@ -127,6 +133,7 @@ class Rollouts(Sampler):
     """Null: as many rollouts in total as the warmup reads, each once, spread over as many problems as possible. With a
     number the cache does not depend on the warmup's steps."""
     top_k: int = Field(-1, ge=-1)
+    """Sample from this many likeliest tokens; -1 for all."""
 
 
 class PassRateSampler(Sampler):
@@ -176,6 +183,7 @@ class Prefix(Section):
     grow: Positive
     """Tokens added every `every` steps, up to the stage's maximal response."""
     every: Positive = 1
+    """Steps between two changes of the limit."""
 
     def tokens(self, step: int) -> int:
         """Return the most tokens that a response may have in a step, counted from 1; not yet cut at the maximum."""
@@ -233,6 +241,7 @@ class CoEvolution(Section):
     prompts of theirs, with those of `opd`. The publication reports 1.5 RL steps for one of distillation as best."""
 
     rounds: Positive
+    """Number of rounds."""
     rl_steps: Positive
     """Steps of stage 3 of each branch in a round."""
     opd_steps: Positive

@@ -42,6 +42,7 @@ class Until(Section):
     """Distance from the stage's start, sqrt of the mean k3 on a step's rollouts (objectives.travel). Useful transfer by
     distillation ends at about .3 (arXiv 2609.32722)."""
     plateau: Plateau | None = None
+    """Validation scores or the divergence no longer improve."""
     sampled_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens that the stage has sampled."""
 

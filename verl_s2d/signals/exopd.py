@@ -33,6 +33,7 @@ class ExOPD(SampledComposition):
     type: str = "exopd"
     exact_form: ClassVar[str | None] = "exopd_exact"
     lam: Lambda = 1.25
+    """Factor of the extrapolation: 1 is plain OPD."""
     tail_floor: Annotated[Annotated[FiniteFloat, Field(gt=0, lt=0.5)] | None, AddedKey] = None
 
     @model_validator(mode="after")
@@ -76,6 +77,7 @@ class ExactExOPD(ExactComposition):
 
     type: str = "exopd_exact"
     lam: Lambda = 1.25
+    """Factor of the extrapolation: 1 is plain OPD."""
 
     @property
     def weights(self) -> Mapping[str, float]:

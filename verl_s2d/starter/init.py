@@ -1,6 +1,7 @@
 """Run `verl-s2d init`: a recipe of one's own with converted data, sized by the data and the machine.
 
-Into its directory go recipe.yaml and data/*.parquet. The rest is `verl-s2d check` and `verl-s2d run`.
+Into its directory go recipe.yaml, its schema for editors, and data/*.parquet. The rest is `verl-s2d check` and
+`verl-s2d run`.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from verl_s2d.data.files import written_whole
+from verl_s2d.data.files import write_json, written_whole
 from verl_s2d.data.formats import convert
 from verl_s2d.data.formats.data_files import row_count
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.recipe.rows import FILE_NAME
+from verl_s2d.starter import recipe_schema
 from verl_s2d.starter.measure import guessed_prompt, measure, rounded
 from verl_s2d.starter.recipe_text import Start, recipe_text
 from verl_s2d.starter.this_machine import this_machine
@@ -63,7 +65,8 @@ def init(options: InitOptions) -> str:
         return _write(options, directory)
     except BaseException:
         shutil.rmtree(directory / "data", ignore_errors=True)
-        (directory / RECIPE).unlink(missing_ok=True)
+        for name in (RECIPE, recipe_schema.FILE):
+            (directory / name).unlink(missing_ok=True)
         if directory.exists() and not existed:
             directory.rmdir()
         raise
@@ -122,6 +125,7 @@ def _write(options: InitOptions, directory: Path) -> str:
     with written_whole(recipe) as temporary:
         temporary.write_text(recipe_text(start))
     load_recipe(recipe)
+    write_json(recipe_schema.recipe_schema(), directory / recipe_schema.FILE)
     commands = [
         f"verl-s2d check {recipe}   # models, data, verifier and batches, before anything starts",
         f"verl-s2d plan {recipe}    # memory, disk and cost of every stage",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from verl_s2d.starter.measure import Measured
+from verl_s2d.starter.recipe_schema import schema_line
 from verl_s2d.starter.this_machine import Machine
 
 _SHARE_OF_WEIGHTS, _SHARE_OF_TRAINING, _SHARE_OF_UPDATE = 0.4, 0.35, 0.7
@@ -92,7 +93,8 @@ def recipe_text(start: Start) -> str:
     estimate = ", estimated: no tokenizer was at hand" if start.guessed else ""
     machine = f"{gpus} GPUs of {start.machine.gpu_memory_gb} GB" if gpus else "a CPU"
     lines = [
-        f"# Written by `verl-s2d init` for {machine}. The README and verl_s2d/recipe describe every key.",
+        schema_line(),
+        f"# Written by `verl-s2d init` for {machine}. docs/recipe-reference.md describes every key.",
         f"name: {_yaml(start.name)}",
         f"student: {_yaml(start.student)}",
         f"teacher: {_yaml(start.teacher)}",
@@ -112,7 +114,7 @@ def recipe_text(start: Start) -> str:
         lines.append("  chat_template: {enable_thinking: false} # thinking needs many more response_tokens")
     lines += [
         f"verifier: {_yaml(start.verifier)}",
-        f"rows: [{', '.join(rows)}] # what is compared; the README has the others",
+        f"rows: [{', '.join(rows)}] # what is compared; docs/rows.md has the others",
         f"evaluation: {_yaml(_sampler(start, 'student') | {'samples': 16 if gpus else 4})}",
         "stages: # steps and batches: " + _why(start, per_pass),
     ]

@@ -55,5 +55,5 @@ def _composed(configuration: Configuration, overrides: tuple[str, ...]) -> Mappi
 def _folder(package: str, folder: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"The package {package} is not installed.", key=package, remedy="See Install in the README.")
+        raise UserError(f"The package {package} is not installed.", key=package, remedy="See docs/install.md.")
     return Path(next(iter(spec.submodule_search_locations))) / folder

@@ -43,7 +43,8 @@ def verl_default(key: str) -> Any:
     value: Any = generated()
     for name in key.split("."):
         if name not in value:
-            raise UserError("verl's configuration has no such key.", key=key, remedy="Install verl 0.9.1 (README).")
+            remedy = "Install verl 0.9.1 (docs/install.md)."
+            raise UserError("verl's configuration has no such key.", key=key, remedy=remedy)
         value = value[name]
     return value
 

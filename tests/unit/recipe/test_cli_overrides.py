@@ -166,3 +166,22 @@ def test_gc_of_a_shrunk_run_knows_that_it_was_shrunk(tmp_path):
         run_plan(plan, PlainProgress(), check=lambda final: (_ for _ in ()).throw(KeyboardInterrupt))
     assert kept(run_dir, None) == [node.digest for node in plan.order]
     assert "--shrink" in plan.facts()["command"]
+
+
+def test_environment_variables_in_files_and_overrides(tmp_path, monkeypatch):
+    monkeypatch.setenv("S2D_STEPS", "7")
+    monkeypatch.setenv("S2D_PLACE", "here")
+    monkeypatch.delenv("S2D_NONE", raising=False)
+    path = write_project(tmp_path, stages__opd__steps="${oc.env:S2D_STEPS}")
+    given = ["name=run-${oc.env:S2D_PLACE}", "data.labels=${oc.env:S2D_NONE,16}", "seeds=['${oc.env:S2D_STEPS}']"]
+    recipe = load_recipe(path, given)
+    assert (recipe.stages.opd.steps, recipe.name, recipe.data.labels, recipe.seeds) == (7, "run-here", 16, [7])
+    assert recipe.origin.overrides == tuple(given), "recorded as they were written"
+    with pytest.raises(UserError) as refused:
+        load_recipe(path, ["stages.opd.verl.trainer.project_name=${oc.env:S2D_NONE}"])
+    assert refused.value.key == "stages.opd.verl.trainer.project_name" and "S2D_NONE" in refused.value.remedy
+
+
+def test_other_interpolations_are_left_to_verl(tmp_path):
+    recipe = load_recipe(write_project(tmp_path), ["stages.opd.verl.data.custom=${data.train_batch_size}"])
+    assert recipe.stages.opd.verl["data.custom"] == "${data.train_batch_size}"

@@ -1,4 +1,4 @@
-"""The README's recipe, as it stands there: planned and checked at its size, and run at a tiny one."""
+"""The recipes of README and docs/recipe.md, as they stand there: checked at their size, and run at a tiny one."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from verl_s2d.recipe.load import load_recipe
 from verl_s2d.stages.planning import make_plan
 from verl_s2d.verl_settings.overrides import value_of
 
+SECTIONS = {"README.md": "\n## Your own data\n", "docs/recipe.md": "# A recipe\n"}
 
-@pytest.fixture
-def recipe(tmp_path):
-    section = (ROOT / "README.md").read_text().partition("\n## A recipe\n")[2]
+
+@pytest.fixture(params=SECTIONS)
+def recipe(request, tmp_path):
+    section = (ROOT / request.param).read_text().partition(SECTIONS[request.param])[2]
     path = tmp_path / "recipe.yaml"
     path.write_text(re.search(r"```yaml\n(.*?)```", section, re.S).group(1))
     for name, numbers in (("train", range(4096)), ("held_out", range(5000, 5010))):
@@ -68,6 +70,7 @@ def test_it_is_checked_at_tiny_size(recipe, tmp_path):
 @pytest.mark.e2e
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
+@pytest.mark.parametrize("recipe", ["README.md"], indirect=True)
 def test_it_runs_at_tiny_size(recipe, tmp_path):
     command = [sys.executable, "-m", "verl_s2d.cli", "run", str(recipe), "--shrink", "--run-dir", str(tmp_path / "run")]
     done = subprocess.run([*command, "--rows", "half-split"], capture_output=True, text=True, timeout=3000)

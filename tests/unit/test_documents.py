@@ -1,0 +1,119 @@
+"""README and docs: every link and page resolves, and figures are those of the files of results."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.paths import ROOT
+
+DOCS = ROOT / "docs"
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "docs/*.md", "recipes/*/*.md", "patches/*.md", "benchmarks/*.md", ".github/**/*.md")
+    for path in ROOT.glob(pattern)
+)
+README_WORDS = 900
+QUICKSTART = ROOT / "recipes" / "quickstart" / "RESULTS.md"
+
+
+class SiteLoader(yaml.SafeLoader):
+    """Read mkdocs.yml, whose extensions are named as Python objects, without importing them."""
+
+
+SiteLoader.add_multi_constructor("tag:yaml.org,2002:python/name:", lambda loader, name, node: name)
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S)
+
+
+def links(page: Path) -> Iterator[str]:
+    yield from re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text()))
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub and mkdocs make them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M)
+    titles = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+def table_after(path: Path, heading: str) -> list[list[str]]:
+    """Cells of the first table behind a heading, its head left out."""
+    text = path.read_text().partition(f"\n## {heading}\n")[2]
+    lines = re.search(r"(?:^\|.*\n)+", text, re.M)[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    broken = []
+    for link in links(page):
+        if re.match(r"[a-z]+:", link):
+            continue
+        place, _, anchor = link.partition("#")
+        target = (page.parent / place).resolve() if place else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert not broken
+
+
+def test_every_page_is_in_the_site_and_in_its_table_of_contents():
+    config = yaml.load((ROOT / "mkdocs.yml").read_text(), Loader=SiteLoader)
+
+    def leaves(entry) -> Iterator[str]:
+        if isinstance(entry, str):
+            yield entry
+        else:
+            for below in entry.values() if isinstance(entry, dict) else entry:
+                yield from leaves(below)
+
+    named = list(leaves(config["nav"]))
+    assert sorted(named) == sorted(path.name for path in DOCS.glob("*.md"))
+    start = set(links(DOCS / "index.md"))
+    assert {name for name in named if name != "index.md" and name not in start} == set()
+
+
+def test_the_readme_is_short_and_names_every_page():
+    readme = ROOT / "README.md"
+    assert len(readme.read_text().split()) <= README_WORDS
+    named = {link.partition("#")[0] for link in links(readme)}
+    assert not {f"docs/{path.name}" for path in DOCS.glob("*.md")} - named - {"docs/status.md"}
+
+
+def test_figures_of_the_readme_are_those_of_the_quickstarts_results():
+    measured = table_after(QUICKSTART, "Seeds 0 and 1")
+    rows = {cells[0]: [*cells[1:5], cells[-1]] for cells in measured}
+    readme = (ROOT / "README.md").read_text()
+    assert {cells[0]: cells[1:] for cells in table_after(ROOT / "README.md", "Results")} == rows
+    means = [cells[1].split()[0] for cells in measured]
+    assert f"x-axis [{', '.join(rows)}]" in readme and f"bar [{', '.join(means)}]" in readme
+    first = readme.partition("```")[0]
+    told = dict(zip(rows, means, strict=True))
+    assert f"{told['bridge-only-1h']} %" in first and f"{told['direct-grpo']} %" in first
+    assert rows["bridge-only-1h"][2] in first and rows["direct-grpo"][2] in first
+    assert rows["bridge-only-1h"][3] == rows["direct-grpo"][3], "as many verifier calls"
+
+
+def test_differences_of_the_readme_are_those_of_the_quickstarts_results():
+    results = QUICKSTART.read_text().partition("## Seed 0\n")[0]
+    told = re.findall(r"^\|.* - .*\|.*\|.*\|$", (ROOT / "README.md").read_text().partition("## Results")[2], re.M)
+    assert len(told) >= 3 and all(line in results for line in told)
+
+
+def test_times_and_sizes_are_those_that_were_measured():
+    benchmarks, tests = ((ROOT / name / "RESULTS.md").read_text() for name in ("benchmarks", "tests"))
+    seconds = re.search(r"^\| ([\d.]+) \| [\d.]+ \| [\d.]+ s, [\d.]+ % \| [\d.]+ \|$", benchmarks, re.M)[1]
+    beside = re.search(r"^([\d.]+) minutes, [\d.]+ of processor time", benchmarks, re.M)[1]
+    environment = re.search(r"building the environment \(about (\d+) minutes\)", benchmarks)[1]
+    cuda, cpu = re.search(r"`\.venv` \| ([\d.]+) GB; ([\d.]+) GB with the CPU build", tests).groups()
+    for page in (ROOT / "README.md", ROOT / "recipes" / "quickstart" / "README.md"):
+        text = " ".join(page.read_text().split())
+        for figure in (f"{float(seconds) / 60:.1f} minutes", f"{environment} minutes", f"{cpu} GB", cuda):
+            assert figure in text, (page, figure)
+        assert f"{beside} beside" in text
