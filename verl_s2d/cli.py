@@ -12,6 +12,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from verl_s2d import redaction
@@ -358,6 +359,7 @@ def _completion(options: argparse.Namespace) -> int:
 
 def _write_report(plan: Plan | None, options: argparse.Namespace) -> int:
     """Write and print the report of a plan's rows; without a plan, of all rows found in the run directory."""
+    from verl_s2d.planner.pilot import read_pilot
     from verl_s2d.planner.pilot_page import calibration_text
     from verl_s2d.report.by_row.row_models import model_words
     from verl_s2d.report.inputs import finished_rows, found_rows, recorded_facts, report_of
@@ -376,7 +378,7 @@ def _write_report(plan: Plan | None, options: argparse.Namespace) -> int:
         else:
             print("No row is finished yet.", file=sys.stderr)
         return FAILED
-    report = report_of(rows, run_dir, facts)
+    report = report_of(rows, run_dir, replace(facts, pilot=read_pilot(run_dir)))
     if options.json:
         print(report.to_json())
         return OK

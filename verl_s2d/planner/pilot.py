@@ -17,7 +17,16 @@ from verl_s2d.planner.law import Points
 from verl_s2d.planner.pilot_budget import PilotBudget, gpu_hours
 from verl_s2d.planner.pilot_plan import PilotPlan, Round
 from verl_s2d.planner.pilot_stages import model_steps, right_of, travel_of
-from verl_s2d.planner.prediction import LEVEL, Candidate, Pilot, Prediction, Recommendation, predict, recommend
+from verl_s2d.planner.prediction import (
+    LEVEL,
+    Candidate,
+    Pilot,
+    Prediction,
+    Recommendation,
+    fitted_curve,
+    predict,
+    recommend,
+)
 from verl_s2d.planner.transfer import Travelled
 from verl_s2d.recipe.planner_settings import STUDENT
 from verl_s2d.stages.evaluate.statistics import mean_and_stderr
@@ -133,7 +142,10 @@ def run_pilot(
         "measured_on": "data.validation" if pilot.recipe.data.validation else "labels that the pilot does not train on",
         "rounds": rounds,
         "start": {role: _estimate(right) for role, right in results.start.items()},
-        "curves": {role: _curve(points) for role, points in results.curves.items()},
+        "curves": {
+            role: _curve(points) | {"fit": fitted_curve(_measured(pilot, results), role)}
+            for role, points in results.curves.items()
+        },
         "transfers": [
             {"kind": kind, "teacher": role, **_taught(points)}
             for (kind, role), made in results.transfers.items()
@@ -185,9 +197,12 @@ def _guarded(pilot: PilotPlan, start: Mapping[str, np.ndarray]) -> tuple[dict[st
 
 
 def _predictions(pilot: PilotPlan, results: _Results, candidates: Sequence[Candidate]) -> list[Prediction]:
+    return predict(_measured(pilot, results), candidates)
+
+
+def _measured(pilot: PilotPlan, results: _Results) -> Pilot:
     limit = pilot.recipe.planner.thresholds.travel
-    measured = Pilot(pilot.total, results.start[STUDENT], results.curves, results.transfers, limit)
-    return predict(measured, candidates)
+    return Pilot(pilot.total, results.start[STUDENT], results.curves, results.transfers, limit)
 
 
 def _only(predictions: Sequence[Prediction]) -> Recommendation:

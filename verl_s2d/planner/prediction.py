@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -104,6 +105,23 @@ def predict(pilot: Pilot, candidates: Sequence[Candidate], resamples: int = 2_00
         except FitRefused as refused:
             predictions.append(Prediction(candidate, problem=refused.reason, blocks=refused.blocks))
     return predictions
+
+
+def fitted_curve(pilot: Pilot, role: str, *, points: int = 16, resamples: int = 2_000) -> dict[str, Any] | None:
+    """Compute a model's fitted learning curve from its fewest labels to those of the full run; None if no fit holds.
+
+    Returns:
+        labels, accuracy, low and high: lists of `points` values, the bounds those of the 90 % interval.
+    """
+    labels = np.geomspace(min(pilot.curves[role].labels), pilot.labels, points)
+    try:
+        curve = fit_curve(pilot.curves[role], Resamples(len(pilot.start), resamples), role)
+    except FitRefused:
+        return None
+    found = [1 - np.exp(curve.log_error(n)) for n in labels]
+    low, high = zip(*(interval(accuracy, LEVEL) for accuracy in found), strict=True)
+    middle = [float(accuracy[0]) for accuracy in found]
+    return {"labels": labels.tolist(), "accuracy": middle, "low": list(low), "high": list(high)}
 
 
 class _Fits:

@@ -9,6 +9,7 @@ from typing import Any
 
 from verl_s2d.report import tables
 from verl_s2d.report.by_row.flow import flow_line
+from verl_s2d.report.pilot_plots import pilot_plots
 from verl_s2d.report.plots import (
     MOST_RAW,
     Plot,
@@ -65,6 +66,9 @@ def document(data: Mapping[str, Any]) -> list[Section]:
     if data["differences"]:
         plots = [plot for name in data["sets"] if (plot := differences_plot(data, name)) is not None]
         sections.append(Section("Paired differences", [tables.differences_table(data)], plots, in_terminal=True))
+    if data["pilot"]:
+        verdict = f"Verdict: {data['pilot']['verdict']}. Points have standard errors over problems."
+        sections.append(Section("Pilot", plots=pilot_plots(data["pilot"]), text=verdict))
     levels = [table for name in data["sets"] if (table := tables.levels_table(data, name)).columns]
     if levels:
         sections.append(Section("Accuracy by level", levels))

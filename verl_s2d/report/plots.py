@@ -92,9 +92,9 @@ def accuracy_plot(data: Mapping[str, Any], set_name: str) -> Plot:
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(0, top)
         axes.set_xlabel(unit)
-        marks = [_mark("o", INK, 4, "a seed")] if len(data["seeds"]) > 1 else []
-        marks += [_mark("D", SERIES[1], 6, "published")] if any(other is not None for other in published) else []
-        _finish(figure, axes, "x", marks, columns=2)
+        marks = [mark("o", INK, 4, "a seed")] if len(data["seeds"]) > 1 else []
+        marks += [mark("D", SERIES[1], 6, "published")] if any(other is not None for other in published) else []
+        finish(figure, axes, "x", marks, columns=2)
 
     about = [f"{row['name']} {100 * row['sets'][set_name]['avg']:.1f}" for row in rows]
     about = f"{unit} on {set_name}, with standard errors: {', '.join(about)}."
@@ -122,11 +122,11 @@ def cost_plot(data: Mapping[str, Any], set_name: str) -> Plot | None:
             axes.errorbar(cost, 100 * values["avg"], yerr=error, color=colour, elinewidth=1, capsize=2)
             axes.plot(cost, 100 * values["avg"], shape, ms=7, color=colour)
             label = f"{row['name']}: {100 * values['avg']:.1f} % at {cost:,.3g}"
-            handles.append(_mark(shape, colour, 7, shortened(label, 56), filled=True))
+            handles.append(mark(shape, colour, 7, shortened(label, 56), filled=True))
         axes.set_xlim(0, 1.08 * max(*costs, 1e-9))
         axes.set_xlabel(unit)
         axes.set_ylabel(f"avg@{'/'.join(map(str, data['samples']))} (%)")
-        _finish(figure, axes, "both", handles)
+        finish(figure, axes, "both", handles)
 
     told = [
         f"{row['name']} {100 * row['sets'][set_name]['avg']:.1f} at {c:,.3g}"
@@ -156,7 +156,7 @@ def differences_plot(data: Mapping[str, Any], set_name: str, most: int = 15) -> 
         axes.set_yticks(range(len(pairs)), [shortened(name, 36) for name in names])
         axes.set_ylim(len(pairs) - 0.4, -0.6)
         axes.set_xlabel("percentage points")
-        _finish(figure, axes, "x", [_mark("o", INK, 4, "a seed")] if len(data["seeds"]) > 1 else [])
+        finish(figure, axes, "x", [mark("o", INK, 4, "a seed")] if len(data["seeds"]) > 1 else [])
 
     about = ", ".join(f"{name} {100 * pair['mean']:+.1f}" for name, pair in zip(names, pairs, strict=True))
     title = f"Differences on {set_name}"
@@ -217,7 +217,7 @@ def panel_plot(data: Mapping[str, Any], panel: Panel, trained: Sequence[str]) ->
         if panel.from_zero:
             low, high = axes.get_ylim()
             axes.set_ylim(min(0.0, low), max(0.0, high))
-        _finish(figure, axes, "y", handles)
+        finish(figure, axes, "y", handles)
 
     about = f"{panel.unit}, first to last step: {'; '.join(labels.values())}."
     return Plot(panel.name, panel.title, about, 2.35 + LINE * len(lines), draw)
@@ -229,13 +229,14 @@ def _ends(curves: Sequence[Sequence[float]]) -> str:
     return f"{first:.3g} → {last:.3g}".replace("-", "−")
 
 
-def _mark(shape: str, colour: str, size: float, label: str, *, filled: bool = False) -> Any:
+def mark(shape: str, colour: str, size: float, label: str, *, filled: bool = False) -> Any:
+    """Make a legend entry of one marker."""
     from matplotlib.lines import Line2D
 
     return Line2D([], [], ls="", marker=shape, ms=size, mfc=colour if filled else PAPER, mec=colour, label=label)
 
 
-def _finish(figure: Any, axes: Any, grid: str, handles: Sequence[Any], columns: int = 1) -> None:
+def finish(figure: Any, axes: Any, grid: str, handles: Sequence[Any], columns: int = 1) -> None:
     """Style axes and legend. The legend is below: no corner of a plot is safely empty."""
     axes.spines[["top", "right", "left"] if grid == "x" else ["top", "right"]].set_visible(False)
     axes.tick_params(axis="y" if grid == "x" else "both", length=0 if grid == "x" else 3)

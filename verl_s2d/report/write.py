@@ -35,6 +35,7 @@ class Facts:
         command: command line that repeats the run; empty if unknown.
         published: results to show beside the rows.
         models: row -> links to its models, relative to the run directory.
+        pilot: content of pilot.json; None where no pilot was run.
     """
 
     recipe: str = ""
@@ -42,6 +43,7 @@ class Facts:
     command: str = ""
     published: Published = field(default_factory=dict)
     models: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    pilot: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ def build_report(rows: Sequence[RowResult], facts: Facts | None = None) -> Repor
         ],
     }
     data["examples"] = _examples(data, rows)
+    data["pilot"] = facts.pilot
     return Report(printable(data))
 
 

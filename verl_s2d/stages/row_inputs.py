@@ -27,7 +27,7 @@ from verl_s2d.stages.problem_inputs import ProblemInputs, column_names
 from verl_s2d.stages.shared.node_settings import VERIFIER
 from verl_s2d.verifiers.registry import Named, by_data_source
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.identity import External, file_external, files_external, model_external
+from verl_s2d.workflow.identity import External, files_external, model_external
 from verl_s2d.workflow.stage import Stage
 
 Model = Node | External
@@ -254,7 +254,7 @@ class RowInputs:
         return self.node(Script(), name, settings, seeded=args != source.args, script=external)
 
     def _file(self, key: str, name: str) -> External:
-        return self._once((key, name), lambda: file_external(self.recipe.directory / name, key, name))
+        return self._once((key, name), lambda: files_external([self.recipe.directory / name], key, name))
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._externals:

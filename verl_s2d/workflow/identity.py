@@ -38,17 +38,12 @@ class External:
     trust_remote_code: bool = False
 
 
-def file_external(path: Path, key: str, value: str) -> External:
-    """Identify one file.
+def files_external(paths: Iterable[Path], key: str, value: str) -> External:
+    """Identify a file, or together with the files it depends on (a script and what it uses); its location is the first.
 
     Raises:
-        UserError: the file is missing or cannot be read.
+        UserError: a file is missing or cannot be read.
     """
-    return files_external([path], key, value)
-
-
-def files_external(paths: Iterable[Path], key: str, value: str) -> External:
-    """Identify a file together with the files it depends on (a script and what it uses); its location is the first."""
     paths = list(paths)
     digests = []
     for path in paths:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support import report_rows
 from tests.support.workflow.project import Ended, SimulatedStages, write_model, write_problems, write_project
 from tests.support.workflow.runs import Lines
 from tests.support.workflow.simulated_runs import simulate_machine
@@ -20,6 +21,9 @@ from verl_s2d.planner.pilot_page import calibrated, calibration_text, pilot_text
 from verl_s2d.planner.pilot_plan import pilot_plan
 from verl_s2d.planner.pilot_stages import PilotScores, Transfer
 from verl_s2d.recipe.load import load_recipe
+from verl_s2d.report.pilot_plots import pilot_plots
+from verl_s2d.report.row_results import RowResult
+from verl_s2d.report.write import Facts, build_report
 from verl_s2d.workflow.runner import run_plan
 from verl_s2d.workflow.store.run_directory import evaluations
 
@@ -125,6 +129,27 @@ def test_a_pilot_from_start_to_outcome(tmp_path):
     assert entry["error"] == pytest.approx(names["direct-grpo"]["accuracy"] - 0.4)
     assert entry["inside"] == (entry["low"] <= 0.4 <= entry["high"])
     assert f"of {len(found)} outcomes are inside" in calibration_text(pilot.context.run_dir)
+    curves, transfers, predictions = pilot_plots(result)
+    fit = result["curves"]["student"]["fit"]
+    assert fit["labels"][0] == pytest.approx(4) and fit["labels"][-1] == pytest.approx(16)
+    # The law at all labels is what direct GRPO is predicted to reach.
+    assert fit["accuracy"][-1] == pytest.approx(names["direct-grpo"]["accuracy"])
+    assert fit["low"][-1] == pytest.approx(names["direct-grpo"]["low"])
+    assert "opd from teacher after 8 labels" in transfers.about and "outcome 40.0" in predictions.about
+    assert all(plot.svg().startswith("<?xml") for plot in (curves, transfers, predictions))
+    row = RowResult("direct-grpo", 0, report_rows.result(0, 2, 4), report_rows.ledger())
+    report = build_report([row], Facts(pilot=result))
+    assert f"Verdict: {result['verdict']}." in report_rows.markdown_of(report)
+    assert "plots/pilot-curves.svg" in report.files
+
+
+def test_a_curve_that_no_law_fits_is_drawn_without_one(tmp_path):
+    fallen = (0.3, 0.34, 0.28)
+    planted = Planted(accuracies(student=fallen, teacher=GOOD, teacher_b=GOOD))
+    result = run_pilot(made(tmp_path), dict, planted.build, print)
+    assert result["curves"]["student"]["fit"] is None
+    curves, *_ = pilot_plots(result)
+    assert "(no fit)" in curves.about and "student: no fit" in curves.svg()
 
 
 def test_models_go_on_with_labels_that_they_have_not_read(tmp_path):

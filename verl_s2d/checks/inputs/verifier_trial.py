@@ -14,7 +14,7 @@ from verl_s2d.errors import Faults, UserError
 from verl_s2d.platforms.subprocess_query import Probe
 from verl_s2d.verifiers.registry import asks_judge, by_data_source
 from verl_s2d.verifiers.trial import NO_ANSWER, Trial, try_verifier
-from verl_s2d.workflow.identity import file_external
+from verl_s2d.workflow.identity import files_external
 from verl_s2d.workflow.plan import Plan
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _trials(
     if _is_own(chosen):
         file, _, function = chosen.rpartition(":")
         path = plan.recipe.directory / file
-        identity, chosen = file_external(path, "verifier", verifier).identity, f"{path}:{function}"
+        identity, chosen = files_external([path], "verifier", verifier).identity, f"{path}:{function}"
     rows = {
         key: [
             {"data_source": p.data_source, "ground_truth": p.ground_truth, "extra_info": p.extra_info} for p in sample
