@@ -165,7 +165,11 @@ def _logs(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from verl_s2d.report.command_text import run_text
+    from verl_s2d.report.views import plan_view
+
     plan = _load(options)
+    print(run_text(plan_view(plan)), file=sys.stderr, flush=True)
     ok = _build(plan, keep_going=options.keep_going)
     _write_report(plan, options)
     return OK if ok else FAILED

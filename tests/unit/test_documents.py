@@ -117,3 +117,5 @@ def test_times_and_sizes_are_those_that_were_measured():
         for figure in (f"{float(seconds) / 60:.1f} minutes", f"{environment} minutes", f"{cpu} GB", cuda):
             assert figure in text, (page, figure)
         assert f"{beside} beside" in text
+    said = yaml.safe_load((ROOT / "recipes" / "quickstart" / "quickstart.yaml").read_text())["measured"]
+    assert all(f in said for f in (f"{float(seconds) / 60:.1f} minutes", f"{beside} beside", f"{cpu} GB"))

@@ -72,6 +72,8 @@ class Recipe(Section):
     """Responses to failures of training."""
     published: dict[str, dict[str, float]] = {}
     """Published avg@k to show beside the rows, in percent: row -> evaluation set -> value."""
+    measured: str | None = None
+    """What a run took where it was measured: time, machine, size. `run` and `plan` say it first; null: not measured."""
     _origin: Origin = PrivateAttr(default=Origin(Path()))
 
     @property

@@ -26,6 +26,7 @@ def plan_text(view: Mapping[str, Any], *, overrides: bool) -> str:
         for s in stages
     ]
     parts = [f"{view['recipe']} in {view['run_dir']} ({view['device']})", Table("", columns, lines)]
+    parts[1:1] = [measured_text(view)] if view["measured"] else []
     if overrides:
         parts += ["\n    ".join([f"{stage['name']}:", *stage["argv"]]) for stage in stages]
     steps = sum(stage["steps"] or 0 for stage in todo)
@@ -33,6 +34,22 @@ def plan_text(view: Mapping[str, Any], *, overrides: bool) -> str:
         f"{len(stages)} stages, {len(stages) - len(todo)} cached, {len(todo)} to build ({steps} training steps)"
     )
     return as_text(*parts, *(size_parts(view) if "sizes" in view else ()))
+
+
+def run_text(view: Mapping[str, Any]) -> str:
+    """Describe in a few lines what a run is going to build, from `views.plan_view`."""
+    todo = [stage for stage in view["stages"] if stage["state"] != "cached"]
+    steps = sum(stage["steps"] or 0 for stage in todo)
+    text = f"{view['recipe']} in {view['run_dir']}: {len(view['stages'])} stages, {len(todo)} to build"
+    lines = [f"{text} ({steps} training steps)" if steps else text]
+    if todo:
+        lines.append(measured_text(view))
+    return "\n".join(lines)
+
+
+def measured_text(view: Mapping[str, Any]) -> str:
+    """Say what the recipe took elsewhere, or where estimates are."""
+    return f"measured: {view['measured'] or 'not yet; `verl-s2d plan` estimates memory, disk and costs'}"
 
 
 def status_text(view: Mapping[str, Any]) -> str:

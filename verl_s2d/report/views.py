@@ -22,6 +22,7 @@ def plan_view(plan: Plan) -> dict[str, Any]:
         "recipe": plan.recipe.name,
         "run_dir": str(plan.context.run_dir),
         "device": plan.context.device,
+        "measured": None if plan.recipe.origin.shrink else plan.recipe.measured,
         "rows": [{"name": r.name, "seed": r.seed, "stage": r.target.label} for r in plan.rows],
         "stages": [_planned(plan, node) for node in plan.order],
     }

@@ -12,6 +12,8 @@ from verl_s2d.validation import suggestion
 FOLDER = "recipes"
 _BESIDE = {"planner": ("quickstart",), "llama": ("qwen3",)}
 """Recipe -> recipes whose scripts it runs."""
+_LEFT_OUT = shutil.ignore_patterns("__pycache__", "run.sh")
+"""run.sh makes the environment of a clone."""
 _SCHEMA = "recipe.schema.json"
 
 
@@ -37,7 +39,7 @@ def copy_recipe(name: str) -> str:
         raise UserError("The directory exists.", key="directory", value=str(target), remedy="Remove it, or use it.")
     for one in (name, *_BESIDE.get(name, ())):
         if not (Path(FOLDER) / one).exists():
-            shutil.copytree(known[one], Path(FOLDER) / one, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(known[one], Path(FOLDER) / one, ignore=_LEFT_OUT)
     shutil.copy(known[name].parent / _SCHEMA, FOLDER)
     recipe = sorted(target.glob("*.yaml"))[0]
     lines = [f"verl-s2d {command} {recipe}" for command in ("check", "plan", "run")]

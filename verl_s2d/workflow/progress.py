@@ -40,8 +40,7 @@ class PlainProgress:
 
     def stage_started(self, node: Node, index: int, count: int, total_steps: int | None, attempt: int) -> None:
         self._node, self._total, self._said = node, total_steps, time.monotonic()
-        again = f", attempt {attempt}" if attempt > 1 else ""
-        self.note(f"[{index}/{count}] {node.name} ({node.label}{again})")
+        self.note(f"[{index}/{count}] {node.name} ({node.label}{f', attempt {attempt}' if attempt > 1 else ''})")
 
     def stage_step(self, step: int) -> None:
         if time.monotonic() - self._said >= self._interval:
@@ -66,12 +65,11 @@ class BarProgress:
         console.print(redaction.current().text(text), markup=False, highlight=False)
 
     def stage_started(self, node: Node, index: int, count: int, total_steps: int | None, attempt: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as RichProgress
+        from rich import progress as bars
 
-        columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn()]
-        columns += [MofNCompleteColumn()] if total_steps else []
-        self._bar = RichProgress(*columns, TimeElapsedColumn(), console=self._console, transient=True)
+        columns = [bars.SpinnerColumn(), bars.TextColumn("{task.description}"), bars.BarColumn()]
+        columns += [bars.MofNCompleteColumn()] if total_steps else []
+        self._bar = bars.Progress(*columns, bars.TimeElapsedColumn(), console=self._console, transient=True)
         again = f" (attempt {attempt})" if attempt > 1 else ""
         self._task = self._bar.add_task(f"[{index}/{count}] {node.name}{again}".replace("[", "\\["), total=total_steps)
         self._bar.start()
