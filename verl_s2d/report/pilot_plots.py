@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,8 @@ def learning_curves(pilot: Mapping[str, Any]) -> Plot:
 
     def draw(figure: Any) -> None:
         axes, handles = figure.add_subplot(), []
-        for colour, (role, curve) in zip(_colours(len(curves)), curves.items(), strict=True):
+        for role, curve in curves.items():
+            colour = _colour(pilot, role)
             _points(axes, curve["labels"], curve, colour)
             if fit := curve["fit"]:
                 axes.plot(fit["labels"], _percent(fit["accuracy"]), color=colour, lw=1.3)
@@ -49,14 +51,12 @@ def learning_curves(pilot: Mapping[str, Any]) -> Plot:
 def transfers(pilot: Mapping[str, Any]) -> Plot:
     """Plot the student's accuracy over its travel under each teacher checkpoint."""
     made = pilot["transfers"]
-    teachers = list(dict.fromkeys(entry["teacher"] for entry in made))
-    colours = dict(zip(teachers, _colours(len(teachers)), strict=True))
     names = [f"{entry['kind']} from {entry['teacher']} after {entry['labels']:,} labels" for entry in made]
 
     def draw(figure: Any) -> None:
-        axes, seen = figure.add_subplot(), dict.fromkeys(teachers, 0)
+        axes, seen = figure.add_subplot(), Counter()
         for name, entry in zip(names, made, strict=True):
-            colour, dashes = colours[entry["teacher"]], ("-", "--", ":", "-.")[seen[entry["teacher"]] % 4]
+            colour, dashes = _colour(pilot, entry["teacher"]), ("-", "--", ":", "-.")[seen[entry["teacher"]] % 4]
             seen[entry["teacher"]] += 1
             _points(axes, entry["travel"], entry, colour)
             axes.plot(entry["travel"], _percent(entry["accuracy"]), dashes, color=colour, lw=1.2, label=name)
@@ -103,8 +103,9 @@ def _points(axes: Any, places: list[float], found: Mapping[str, Any], colour: st
     axes.errorbar(places, _percent(found["accuracy"]), yerr=error, fmt="o", ms=4, color=colour, elinewidth=1, capsize=2)
 
 
-def _colours(count: int) -> list[str]:
-    return [SERIES[i % len(SERIES)] for i in range(count)]
+def _colour(pilot: Mapping[str, Any], role: str) -> str:
+    """Choose a model's colour, the same in all plots."""
+    return SERIES[list(pilot["curves"]).index(role) % len(SERIES)]
 
 
 def _percent(shares: list[float]) -> list[float]:
