@@ -1,6 +1,7 @@
 r"""Measure the math verifier's throughput on clean responses, and with hostile ones among them.
 
-    python benchmarks/verifier.py calls=2000 share=0.1
+    python -m benchmarks.verifier calls=2000 share=0.1
+    python -m benchmarks.verifier agreement ...        agreement with judged answers: verifier_agreement.py
 
 Clean are answers at the end of a response of 2,000 characters; hostile are all kinds of hostile_latex.py in equal parts
 to the same kinds of problems (both in tests/support/verifiers): those of math_answers.py, answers that are
@@ -89,4 +90,10 @@ def main(options: Benchmark) -> None:
 
 
 if __name__ == "__main__":
-    arguments.run(main, Benchmark)
+    if sys.argv[1:2] == ["agreement"]:
+        from benchmarks import verifier_agreement
+
+        del sys.argv[1]
+        arguments.run(verifier_agreement.main, verifier_agreement.Agreement)
+    else:
+        arguments.run(main, Benchmark)
