@@ -92,7 +92,8 @@ def test_figures_of_the_readme_are_those_of_the_quickstarts_results():
     readme = (ROOT / "README.md").read_text()
     assert {cells[0]: cells[1:] for cells in table_after(ROOT / "README.md", "Results")} == rows
     means = [cells[1].split()[0] for cells in measured]
-    assert f"x-axis [{', '.join(rows)}]" in readme and f"bar [{', '.join(means)}]" in readme
+    names = ", ".join(f'"{row}"' for row in rows)
+    assert f"x-axis [{names}]" in readme and f"bar [{', '.join(means)}]" in readme
     first = readme.partition("```")[0]
     told = dict(zip(rows, means, strict=True))
     assert f"{told['bridge-only-1h']} %" in first and f"{told['direct-grpo']} %" in first
@@ -119,3 +120,13 @@ def test_times_and_sizes_are_those_that_were_measured():
         assert f"{beside} beside" in text
     said = yaml.safe_load((ROOT / "recipes" / "quickstart" / "quickstart.yaml").read_text())["measured"]
     assert all(f in said for f in (f"{float(seconds) / 60:.1f} minutes", f"{beside} beside", f"{cpu} GB"))
+
+
+def test_times_of_shrunk_recipes_are_those_that_were_measured():
+    rows = dict(
+        re.findall(r"^\| ([\w.-]+)[^|]*\| \d+ \| \d+ \| (\d+) \|$", (ROOT / "tests" / "RESULTS.md").read_text(), re.M)
+    )
+    told = {"qwen3": rows["qwen3-1.7b-from-8b-24gb"], "llama": rows["llama3.1-8b-from-70b"]}
+    for folder, seconds in told.items():
+        for page in (ROOT / "recipes" / folder / "README.md", DOCS / "sizing.md"):
+            assert f"{seconds} s" in page.read_text(), (page, seconds)

@@ -47,7 +47,27 @@ def recipe_reference() -> str:
         section = _mapping(sections[_referred(stages[name]) if name in stages else name])
         parts += [f"## `{heading}`", _plain(section["description"]), _table(section)]
     parts += ["## `alarms`", _plain(sections["Alarms"]["description"]), _alarms(sections)]
+    parts += ["## Signals", "Of `stages.warmup.signal` and `stages.opd.signal`; [Signals](signals.md) explains them."]
+    parts += [_types(sections["Signal"]), "## Credits", "Of `stages.student_rl.credit`.", _types(sections["Credit"])]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def _types(section: Mapping[str, Any]) -> str:
+    """Write a line for each type of a signal or credit, with its keys and their defaults."""
+    lines = ["| type | what it is | keys and defaults |", "|---|---|---|"]
+    for form in section["anyOf"]:
+        if "additionalProperties" not in form:
+            continue
+        known = {key: entry for key, entry in form["properties"].items() if key != "type"}
+        keys = ", ".join(_with_default(key, entry) for key, entry in known.items())
+        text = _plain(form["description"].partition("\n\n")[0])
+        cells = (f"`{form['properties']['type']['const']}`", text, keys or "none")
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def _with_default(key: str, entry: Mapping[str, Any]) -> str:
+    return f"`{key}: {json.dumps(entry['default'])}`" if "default" in entry else f"`{key}`, required"
 
 
 def _alarms(sections: Mapping[str, Any]) -> str:
