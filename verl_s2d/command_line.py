@@ -12,22 +12,25 @@ from verl_s2d.recipe.cli_overrides import is_override
 
 _OVERRIDES = "instead of what the recipe says, as in hydra: stages.opd.steps=50 seeds=[0,1]"
 _NOTES = """examples:
-  verl-s2d init quickstart                               a recipe of the project, here
-  verl-s2d init mine --student M --teacher M --data F    a recipe for your own data
-  verl-s2d check mine/recipe.yaml                        before anything starts
-  verl-s2d run --shrink mine/recipe.yaml                 all of it at tiny size: minutes
-  verl-s2d run mine/recipe.yaml stages.opd.steps=50      again: it resumes
-  verl-s2d logs -f mine/recipe.yaml                      follow the stage that is running
+  verl-s2d init quickstart                            a recipe of the project
+  verl-s2d init mine --student M --teacher M --data F a recipe for your own data
+  verl-s2d check mine/recipe.yaml                     before anything starts
+  verl-s2d run --shrink mine/recipe.yaml              all of it at tiny size
+  verl-s2d run mine/recipe.yaml stages.opd.steps=50   running again resumes
+  verl-s2d logs -f mine/recipe.yaml                   follow the running stage
 
 exit codes:
-  0 done; 1 a stage or check failed; 2 bad input; 130 Ctrl-C; 143 SIGTERM, after saving
+  0    done
+  1    a stage or a check failed
+  2    bad input, refused before anything started
+  130  Ctrl-C; 143 SIGTERM, after saving: the same command resumes
 
 environment variables:
-  RAY_ADDRESS              run stages on this Ray cluster instead of a local one
-  VERL_PLATFORM=cpu        select the platform cpu in a verl command; recipes set it themselves
-  VLLM_BATCH_INVARIANT=1   vLLM's switch for samples that do not depend on batching, on GPUs
-  OMP_NUM_THREADS          threads of each process on a CPU (default: half of the cores)
-  In recipes and overrides ${oc.env:NAME} and ${oc.env:NAME,default} stand for a variable.
+  RAY_ADDRESS             run stages on this Ray cluster, not on a local one
+  VERL_PLATFORM=cpu       the platform cpu in a verl command; recipes set it
+  VLLM_BATCH_INVARIANT=1  vLLM's switch: samples do not depend on batching
+  OMP_NUM_THREADS         threads of a process on a CPU (default: half the cores)
+  ${oc.env:NAME,default} in a recipe or an override stands for a variable
 
 documentation: docs/index.md of the repository"""
 

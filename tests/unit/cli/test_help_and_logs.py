@@ -30,6 +30,14 @@ def test_alone_it_prints_help_with_examples_exit_codes_and_variables(capsys):
     assert "exit codes:" in said and "RAY_ADDRESS" in said and "verl-s2d init quickstart" in said
 
 
+@pytest.mark.parametrize("words", [[], ["run", "--help"], ["init", "--help"], ["logs", "--help"]])
+def test_help_fits_80_columns(words, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
 def test_python_m_is_the_same_command():
     done = subprocess.run([sys.executable, "-m", "verl_s2d", "--version"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout.startswith("verl-s2d ")
