@@ -29,7 +29,7 @@ environment variables:
   RAY_ADDRESS             run stages on this Ray cluster, not on a local one
   VERL_PLATFORM=cpu       the platform cpu in a verl command; recipes set it
   VLLM_BATCH_INVARIANT=1  vLLM's switch: samples do not depend on batching
-  OMP_NUM_THREADS         threads of a process on a CPU (default: half the cores)
+  OMP_NUM_THREADS         threads of a process on a CPU (half of the cores)
   ${oc.env:NAME,default} in a recipe or an override stands for a variable
 
 documentation: docs/index.md of the repository"""
