@@ -81,7 +81,10 @@ class PilotScores(PassRates):
 
 
 def right_of(nodes: list[Node], context: Context) -> np.ndarray:
-    """Read the scores of several models: (K, P) share of right samples, problems in the order of their ids."""
+    """Read the scores of several models: (K, P) share of right samples, problems in the order of their ids.
+
+    A problem that the verifier could not judge for one of the models is left out for all.
+    """
     found = [node.stage.right(node, context.directory(node)) for node in nodes]
-    ids = sorted(found[0])
+    ids = sorted(set.intersection(*map(set, found)))
     return np.array([[scores[i] for i in ids] for scores in found])

@@ -45,8 +45,10 @@ def finished_rows(plan: Plan) -> list[RowResult]:
     rows = [stages.row(row.name, row.seed, row.target.digest) for row in plan.rows if row.target.digest in built]
     for row in rows if plan.recipe.evaluation.pass_at else ():
         for name, values in row.result["sets"].items():
-            right = [problem["correct"] for problem in row.result["per_problem"][name]]
-            values["pass_at"] = mean_pass_at(right, values["samples"], plan.recipe.evaluation.pass_at)
+            complete = [p for p in row.result["per_problem"][name] if p["samples"] == values["samples"]]
+            if complete:
+                right = [problem["correct"] for problem in complete]
+                values["pass_at"] = mean_pass_at(right, values["samples"], plan.recipe.evaluation.pass_at)
     return rows
 
 

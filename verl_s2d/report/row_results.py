@@ -147,9 +147,18 @@ def compare(a: Sequence[RowResult], b: Sequence[RowResult], set_name: str) -> di
 
 
 def on_same_problems(rows: Sequence[RowResult], set_name: str) -> list[list[float]] | None:
-    """Return the accuracy of each row on each problem of a set, in the same order; None if their problems differ."""
+    """Return the accuracy of each row on each problem of a set, in the same order; None if their problems differ.
+
+    A problem that the verifier could not judge for one of them is left out for all.
+    """
+    left_out = {i for row in rows for i in row.result["sets"].get(set_name, {}).get("left_out", ())}
     first, *others = (
-        {p["id"]: p["correct"] / p["samples"] for p in row.result["per_problem"].get(set_name, ())} for row in rows
+        {
+            p["id"]: p["correct"] / p["samples"]
+            for p in row.result["per_problem"].get(set_name, ())
+            if p["id"] not in left_out
+        }
+        for row in rows
     )
     if not first or any(other.keys() != first.keys() for other in others):
         return None

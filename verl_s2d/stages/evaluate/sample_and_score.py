@@ -38,6 +38,9 @@ from verl_s2d.sampling.shards import Part
 from verl_s2d.stages.evaluate.scoring import GENERATIONS, Scorer
 from verl_s2d.stages.evaluate.statistics import mean_and_stderr
 
+MOST_UNSCORED = 0.01
+"""Share of a set's samples that the verifier may fail to judge; they are left out."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(SamplingOptions):
@@ -83,6 +86,7 @@ def main(options: Options) -> None:
     discard_unfinished(out / "generations.parquet")
     write_parquet(pa.Table.from_pylist(rows, GENERATIONS), out / "generations.parquet")
     result = summarise(rows, options.samples, ks)
+    _require_scored(result)
     if calls := sum(row["judge_calls"] or 0 for row in rows):
         result["judge"] = {"calls": calls, "tokens": sum(row["judge_tokens"] or 0 for row in rows)}
     sampling = settings.written()
@@ -93,6 +97,21 @@ def main(options: Options) -> None:
         print(f"evaluation: {name} avg@{options.samples} {100 * values['avg']:.1f} %", flush=True)
         if values["unsettled"]:
             print(f"evaluation: {name} {values['unsettled']} samples without a verdict count as wrong", flush=True)
+        if values.get("unscored"):
+            print(f"evaluation: {name} {values['unscored']} unscored samples do not count", flush=True)
+
+
+def _require_scored(result: Mapping[str, Any]) -> None:
+    """Raise UserError where more samples of a set could not be judged than may be left out."""
+    for name, values in result["sets"].items():
+        number = values["samples"] * (values["n_problems"] + len(values.get("left_out", ())))
+        if values.get("unscored", 0) > MOST_UNSCORED * number:
+            raise UserError(
+                f"The verifier could not judge {values['unscored']} of {number} samples of {name}; the log says why.",
+                key="verifier",
+                remedy=f"At most {MOST_UNSCORED:.0%} of a set may be left out. Help the judge (judge.constrained, more "
+                "max_tokens), and run the same command again: samples are kept.",
+            )
 
 
 def _set_size(problems: Sequence[tuple[str, Problem]]) -> Callable[[Part], float]:
@@ -121,7 +140,10 @@ def summarise(rows: Sequence[Mapping[str, Any]], samples: int, ks: Sequence[int]
 
     avg is the mean over problems of the mean over samples. stderr is its standard error over problems, null for a
     single problem. truncated counts the samples cut off by max_tokens, unsettled those without a verdict, also of a
-    problem that has some. `levels` has avg and stderr for each level of the data, if it has levels;
+    problem that has some. Unscored samples do not count: a problem has fewer samples then, or is left out (`left_out`),
+    and pass@k is that of the problems with all their samples.
+
+    `levels` has avg and stderr for each level of the data, if it has levels;
     `sources` for each data source of a set that has several.
     """
     by_set: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
@@ -129,40 +151,50 @@ def summarise(rows: Sequence[Mapping[str, Any]], samples: int, ks: Sequence[int]
         by_set.setdefault(row["set"], {}).setdefault(row["id"], []).append(row)
     result: dict[str, Any] = {"sets": {}, "per_problem": {}}
     for name, problems in by_set.items():
-        correct = {i: sum(row["correct"] for row in members) for i, members in problems.items()}
         members = [row for rows in problems.values() for row in rows]
+        unscored = sum(bool(row.get("unscored")) for row in members)
+        scored = {i: sum(not row.get("unscored") for row in rows) for i, rows in problems.items()}
+        left_out = [i for i, number in scored.items() if not number]
+        correct = {i: sum(row["correct"] for row in rows) for i, rows in problems.items() if scored[i]}
+        whole = [c for i, c in correct.items() if scored[i] == samples]
+
+        def average(of: Callable[[str], bool], correct=correct, scored=scored) -> dict[str, Any]:
+            return _average([c / scored[i] for i, c in correct.items() if of(i)])
+
         levels = sorted({level for row in members if (level := row.get("level")) is not None})
         result["sets"][name] = {
-            **_average(list(correct.values()), samples),
+            **average(lambda i: True),
             "samples": samples,
-            "pass_at": mean_pass_at(list(correct.values()), samples, ks or usual_ks(samples)),
+            "pass_at": mean_pass_at(whole, samples, ks or usual_ks(samples)) if whole else {},
             "mean_tokens": sum(len(row["response_ids"]) for row in members) / len(members),
             "truncated": sum(row["finish_reason"] == "length" for row in members),
             "unsettled": sum(bool(row.get("unsettled")) for row in members),
             "levels": {
-                level: _average([c for i, c in correct.items() if problems[i][0].get("level") == level], samples)
-                for level in levels
+                level: average(lambda i, level=level, of=problems: of[i][0].get("level") == level) for level in levels
             },
+            **({"unscored": unscored, "left_out": left_out} if unscored else {}),
         }
         sources = sorted({source for row in members if (source := row.get("data_source")) is not None})
         if len(sources) > 1:
             result["sets"][name]["sources"] = {
-                source: _average([c for i, c in correct.items() if problems[i][0]["data_source"] == source], samples)
+                source: average(lambda i, source=source, of=problems: of[i][0]["data_source"] == source)
                 for source in sources
             }
         unsettled = {i: sum(bool(row.get("unsettled")) for row in members) for i, members in problems.items()}
         result["per_problem"][name] = [
-            {"id": i, "correct": c, "samples": samples, **({"unsettled": n} if (n := unsettled[i]) else {})}
+            {"id": i, "correct": c, "samples": scored[i], **({"unsettled": n} if (n := unsettled[i]) else {})}
             for i, c in correct.items()
         ]
     return result
 
 
-def _average(correct: Sequence[int], samples: int) -> dict[str, Any]:
-    """Compute avg and stderr from each problem's number of correct samples."""
-    estimate = mean_and_stderr([c / samples for c in correct])
-    stderr = estimate.stderr if len(correct) > 1 else None
-    return {"n_problems": len(correct), "avg": estimate.mean, "stderr": stderr}
+def _average(rates: Sequence[float]) -> dict[str, Any]:
+    """Compute avg and stderr from each problem's share of correct samples."""
+    if not rates:
+        return {"n_problems": 0, "avg": 0.0, "stderr": None}
+    estimate = mean_and_stderr(rates)
+    stderr = estimate.stderr if len(rates) > 1 else None
+    return {"n_problems": len(rates), "avg": estimate.mean, "stderr": stderr}
 
 
 if __name__ == "__main__":

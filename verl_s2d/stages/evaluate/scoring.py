@@ -33,6 +33,7 @@ GENERATIONS = pa.schema(
         ("data_source", pa.string()),
         ("prompt", pa.string()),
         ("ground_truth", pa.string()),
+        ("unscored", pa.bool_()),
         ("judge_calls", pa.int32()),
         ("judge_tokens", pa.int32()),
     ]
@@ -96,8 +97,11 @@ class Scorer:
             of_part = self._problems[slice(*part.made_from["prompts"][:2])]
             with ThreadPoolExecutor(at_once(self._name), "verifier") as threads:
                 scored = threads.map(self._score_problem, of_part, parts.completions(number))
-            table = pa.Table.from_pylist([row for rows in scored for row in rows], GENERATIONS)
-            write_kept(table, kept, made_from)
+            found = [row for rows in scored for row in rows]
+            table = pa.Table.from_pylist(found, GENERATIONS)
+            # Another attempt asks again about samples that could not be judged.
+            if not any(row["unscored"] for row in found):
+                write_kept(table, kept, made_from)
         return table.to_pylist()
 
     def _score_problem(self, of_set: tuple[str, Problem], samples: Sequence[Completion]) -> list[dict[str, Any]]:
@@ -118,10 +122,11 @@ def score_samples(
 ) -> list[dict[str, Any]]:
     """Score the samples of one problem into rows of generations.parquet; `level` is its extra_info.level, as text.
 
-    `unsettled` marks samples without a verdict, which count as wrong. `prompt` is the text of the problem's messages.
+    `unsettled` marks samples without a verdict, which count as wrong; `unscored` marks those that the verifier could
+    not judge and would not if it was asked again, which do not count. `prompt` is the text of the problem's messages.
 
     Raises:
-        UserError: the verifier could not judge a sample, so that avg@k would not be that of the model.
+        UserError: what the verifier needs is not there.
     """
     rows, level = [], problem.extra_info.get("level")
     for number, completion in enumerate(samples):
@@ -137,12 +142,13 @@ def score_samples(
                 "response": response,
                 "response_ids": completion.token_ids,
                 "finish_reason": completion.finish_reason,
-                "correct": is_correct(score),
+                "correct": score is not None and is_correct(score),
                 "level": None if level is None else str(level),
                 "unsettled": bool(unsettled),
                 "data_source": problem.data_source,
                 "prompt": "\n".join(str(message["content"]) for message in problem.messages),
                 "ground_truth": str(problem.ground_truth),
+                "unscored": score is None,
                 "judge_calls": len(judged),
                 "judge_tokens": sum(judged),
             }
@@ -150,10 +156,13 @@ def score_samples(
     return rows
 
 
-def _judged(verifier: Verifier, problem: Problem, response: str) -> Scored:
+def _judged(verifier: Verifier, problem: Problem, response: str) -> Scored | None:
     try:
         return retried(lambda: verifier(solution_str=response, **of_verifier(problem)))
     except Unscored as error:
+        if error.lasting:
+            print(f"evaluation: a response to problem {problem.id} is unscored: {error}", flush=True)
+            return None
         raise UserError(
             f"The verifier could not judge a response to problem {problem.id}, which would not count as wrong: {error}",
             key="verifier",

@@ -32,17 +32,21 @@ class PassRates(ScoredSamples):
 
     def finalize(self, node: Node, directory: Path) -> None:
         super().finalize(node, directory)
-        (problems,) = self.result(node, directory)["per_problem"].values()
+        result = self.result(node, directory)
+        (problems,), (told,) = result["per_problem"].values(), result["sets"].values()
         rates = {p["id"]: p["correct"] / max(1, p["samples"] - p.get("unsettled", 0)) for p in problems}
+        rates |= dict.fromkeys(told.get("left_out", ()), 0.0)
         write_json(rates, directory / PASS_RATES)
 
     def ledger(self, node: Node, directory: Path, seconds: float) -> Ledger:
         result = self.result(node, directory)
         (problems,), (told,) = result["per_problem"].values(), result["sets"].values()
-        calls = sum(problem["samples"] for problem in problems)
+        unscored = told.get("unscored", 0)
+        calls = sum(problem["samples"] for problem in problems) + unscored
         return super().ledger(node, directory, seconds) | {
-            "labels_read": sorted(problem["id"] for problem in problems),
+            "labels_read": sorted([*(problem["id"] for problem in problems), *told.get("left_out", ())]),
             "verifier_calls": calls,
+            "unscored_calls": unscored,
             "unsettled_calls": sum(problem.get("unsettled", 0) for problem in problems),
             "sampled_tokens": round(told["mean_tokens"] * calls),
         }

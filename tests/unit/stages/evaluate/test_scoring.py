@@ -12,8 +12,10 @@ from tests.support import tiny
 from tests.support.fake_engine import FakeSampler
 from tests.support.sampling_jobs import job
 from verl_s2d.data.problems import read_problems
+from verl_s2d.errors import UserError
 from verl_s2d.sampling import PARTS, request, shard_worker, shards
 from verl_s2d.stages.evaluate import sample_and_score
+from verl_s2d.verifiers import score as retries
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +123,67 @@ def test_a_digest_that_is_known_is_taken_and_the_model_is_not_read(model, tmp_pa
     data = tiny.write_problems(tmp_path / "problems.parquet", 2)
     main, options = job("rollouts", model, data, tmp_path / "out", weights="model:abc")
     main(options)
+
+
+UNJUDGED = """calls.append(1)
+    # The first call is the check.
+    if len(calls) > 1 and ground_truth in {truths}:
+        raise Unscored('no verdict', lasting={lasting})
+    return 1.0"""
+
+
+def judging(model, tmp_path, monkeypatch, truths, *, lasting=True, samples=3):
+    """A job on ten problems whose verifier, right of all else, cannot judge those with some ground truths."""
+    monkeypatch.setattr(shard_worker, "Sampler", FakeSampler)
+    monkeypatch.setattr(retries, "PAUSES", (0.0,))
+    data = tiny.write_problems(tmp_path / "problems.parquet", 10)
+    chosen = verifier(tmp_path, UNJUDGED.format(truths=set(truths), lasting=lasting))
+    file = tmp_path / "verifier.py"
+    file.write_text(f"from verl_s2d.errors import Unscored\n{file.read_text()}")
+    main, options = job("evaluation", model, data, tmp_path / "out", samples=samples)
+    return main, sample_and_score.Options(**{**vars(options), "verifier": chosen}), data
+
+
+def test_samples_that_a_judge_cannot_judge_do_not_count_and_their_problem_is_left_out(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample_and_score, "MOST_UNSCORED", 0.99)
+    truth = read_problems(tiny.write_problems(tmp_path / "problems.parquet", 10))[0].ground_truth
+    main, options, data = judging(model, tmp_path, monkeypatch, [truth])
+    main(options)
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    told, problems = result["sets"]["sums"], result["per_problem"]["sums"]
+    left_out = [problem.id for problem in read_problems(data) if problem.ground_truth == truth]
+    assert left_out and told["left_out"] == left_out and told["unscored"] == 3 * len(left_out)
+    assert told["avg"] == 1.0 and told["n_problems"] == len(problems) == 10 - len(left_out)
+    assert set(told["pass_at"].values()) == {1.0} and not {p["id"] for p in problems} & set(left_out)
+    rows = pq.read_table(tmp_path / "out" / "generations.parquet").to_pylist()
+    assert {row["id"] for row in rows if row["unscored"]} == set(left_out)
+
+
+def test_part_of_a_problems_samples_may_be_unscored():
+    made = {"set": "s", "response_ids": [1], "finish_reason": "stop"}
+    kinds = [(True, False), (False, False), (False, True), (True, False), (True, False), (False, False)]
+    rows = [
+        {**made, "id": f"p{number // 3}", "correct": right, "unscored": unscored}
+        for number, (right, unscored) in enumerate(kinds)
+    ]
+    result = sample_and_score.summarise(rows, 3)
+    assert [(p["correct"], p["samples"]) for p in result["per_problem"]["s"]] == [(1, 2), (2, 3)]
+    told = result["sets"]["s"]
+    assert told["avg"] == pytest.approx((1 / 2 + 2 / 3) / 2) and told["pass_at"]["1"] == pytest.approx(2 / 3)
+    assert told["unscored"] == 1 and told["left_out"] == []
+
+
+def test_too_many_unscored_samples_end_the_evaluation_and_are_asked_about_again(model, tmp_path, monkeypatch):
+    truths = {problem.ground_truth for problem in read_problems(tiny.write_problems(tmp_path / "p.parquet", 10))}
+    main, options, _ = judging(model, tmp_path, monkeypatch, truths)
+    with pytest.raises(UserError, match="could not judge 30 of 30"):
+        main(options)
+    assert not (tmp_path / "out" / "result.json").exists()
+    assert not list((tmp_path / "out" / PARTS).glob("scored-*"))
+
+
+def test_a_service_that_is_down_ends_the_evaluation_at_once(model, tmp_path, monkeypatch):
+    truths = {problem.ground_truth for problem in read_problems(tiny.write_problems(tmp_path / "p.parquet", 10))}
+    main, options, _ = judging(model, tmp_path, monkeypatch, truths, lasting=False)
+    with pytest.raises(UserError, match="samples and scores are kept"):
+        main(options)
