@@ -25,6 +25,7 @@ ORDER = (
         "objectives",
         "data",
         "platforms",
+        "sandbox",
         "recipe",
         "sampling",
         "verifiers",
