@@ -9,10 +9,13 @@ import threading
 
 import pytest
 
+from tests.support.paths import ROOT
 from tests.support.workflow.project import write_project
 from verl_s2d import cli
 from verl_s2d.command_line import command_parser
 from verl_s2d.recipe.load import load_recipe
+from verl_s2d.report.command_text import run_text
+from verl_s2d.report.views import plan_view
 from verl_s2d.stages.planning import make_plan
 from verl_s2d.workflow.store.run_directory import opened
 
@@ -128,3 +131,12 @@ def test_logs_follows_a_run_from_stage_to_stage_until_it_ends(run, monkeypatch):
         assert not ended.is_set()
     assert ended.wait(60)
     assert "".join(said).count("==> ") == 2
+
+
+def test_run_says_first_what_it_builds_and_what_that_took_elsewhere(tmp_path):
+    quickstart = load_recipe(ROOT / "recipes" / "quickstart" / "quickstart.yaml")
+    first, second = run_text(plan_view(make_plan(quickstart, run_dir=tmp_path / "a"))).splitlines()
+    assert "14 stages, 14 to build (200 training steps)" in first
+    assert second == f"measured: {quickstart.measured}"
+    mine = make_plan(load_recipe(write_project(tmp_path)), run_dir=tmp_path / "b")
+    assert "measured: not yet; `verl-s2d plan` estimates" in run_text(plan_view(mine))
