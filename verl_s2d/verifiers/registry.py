@@ -28,6 +28,7 @@ _RETURN_A_SCORE = (
 )
 
 VERIFIERS = {
+    "code": "verl_s2d.verifiers.code.code_verifier:compute_score",
     "math": "verl_s2d.verifiers.math.mathematics:compute_score",
     "reasoning_gym": "verl_s2d.verifiers.reasoning_gym:compute_score",
     "rubric": "verl_s2d.verifiers.rubric.weighted_criteria:compute_score",
@@ -37,9 +38,11 @@ VERIFIERS = {
 
 A module may define `check(**options)`, which raises UserError unless the verifier works on this machine,
 `check_answer(ground_truth, extra_info, **options)`, which raises UserError unless the verifier can use that answer,
-`as_response(ground_truth, extra_info)`, which writes that answer as a response, and `extract(response, **options)`,
-which returns the answer that a response would be scored by, None without one, and reads no label. `AT_ONCE` is how many
-of its calls an evaluation makes at the same time; a module without it is called by one thread.
+`as_response(ground_truth, extra_info, **options)`, which writes that answer as a response, None if it cannot,
+`check_solution(ground_truth, extra_info, **options)`, which raises UserError for a solution in the data that is wrong,
+and `extract(response, **options)`, which returns the answer that a response would be scored by, None without one, and
+reads no label. `AT_ONCE` is how many of its calls an evaluation makes at the same time; a module without it is called
+by one thread.
 """
 
 
@@ -138,9 +141,20 @@ def asks_judge(verifier: Named) -> bool:
     return _name_and_options(verifier)[0] in _ASKING
 
 
-def writer_of(verifier: Named) -> Callable[..., str] | None:
+def writer_of(verifier: Named) -> Callable[..., str | None] | None:
     """Return the function that writes a problem's answer as a response to a single verifier, None if it has none."""
-    return getattr(_module_and_options(verifier)[0], "as_response", None)
+    module, options = _module_and_options(verifier)
+    write = getattr(module, "as_response", None)
+    return None if write is None else functools.partial(write, **options)
+
+
+def check_solution(verifier: Named, data_source: str, ground_truth: Any, extra_info: Mapping[str, Any]) -> bool:
+    """Report whether the verifier checks solutions in the data. Raises UserError for one that it finds wrong."""
+    module, options = _module_and_options(of_source(verifier, data_source))
+    if not hasattr(module, "check_solution"):
+        return False
+    module.check_solution(ground_truth, extra_info or {}, **options)
+    return True
 
 
 def extractor_of(

@@ -8,15 +8,18 @@ last line of output is `S2D {"problem": of an error or null, "key", "remedy", "t
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from verl_s2d.errors import UserError
 from verl_s2d.platforms.subprocess_query import answering
-from verl_s2d.verifiers.registry import of_source, score_of, writer_of
+from verl_s2d.verifiers.registry import check_solution, of_source, score_of, writer_of
+
+_T = TypeVar("_T")
 
 NO_ANSWER = "I do not know"
 FORMS = {
@@ -40,7 +43,7 @@ class Trial:
         truth, response, score: one ground truth, as a response in the form that scored most often.
         form: that form's mark; None if no truth scored more than NO_ANSWER.
         no_answer: score of the response NO_ANSWER to the same problem.
-        truths, right: sampled problems, and how many truths scored.
+        truths, right: sampled problems whose answer can be written as a response, and how many of them scored.
         solutions, solved: solutions in the data, and how many of them scored.
     """
 
@@ -72,27 +75,39 @@ def try_verifier(verifier: str | Mapping[str, Any], problems: Sequence[Mapping[s
         UserError: the verifier raises or returns no score.
     """
 
-    def scored_by(problem: Mapping[str, Any], response: str) -> float:
+    def tried(call: Callable[[], _T], problem: Mapping[str, Any]) -> _T:
         try:
-            return score_of(verifier, problem, response)
+            return call()
         except UserError as error:
             where = f"(problem {(problem['extra_info'] or {}).get('index')} of {name})"
             message = f"{error.problem.rstrip('.')} {where}."
             raise UserError(message, key=error.key, value=error.value, remedy=error.remedy) from error
 
-    found, solutions = {}, []
-    for number, problem in enumerate(problems):
+    def scored_by(problem: Mapping[str, Any], response: str) -> float:
+        return tried(lambda: score_of(verifier, problem, response), problem)
+
+    found, solutions, unwritten = {}, [], 0
+    for problem in problems:
         scored_by(problem, "")
         ignorant = scored_by(problem, NO_ANSWER)
+        checked = tried(functools.partial(check_solution, verifier, **problem), problem)
         write = writer_of(of_source(verifier, problem["data_source"]))
         responses = {"<answer>": write(**problem)} if write else _written(problem["ground_truth"])
+        if None in responses.values():
+            unwritten += 1
+            continue
+        first = not found
         for form, response in responses.items():
             score = scored_by(problem, response)
-            if score > ignorant or number == 0:
+            if score > ignorant or first:
                 found.setdefault(form, []).append((problem, response, score, ignorant))
             if score > ignorant:
                 break
-        solutions += [scored_by(problem, text) > ignorant for text in _solutions(problem)]
+        if not checked:
+            solutions += [scored_by(problem, text) > ignorant for text in _solutions(problem)]
+    if not found:
+        problem = problems[0]
+        return Trial(_answer(problem["ground_truth"]), "", 0.0, None, 0.0, 0, 0, len(solutions), sum(solutions))
     scored = {form: [shown for shown in members if shown[2] > shown[3]] for form, members in found.items()}
     best = max(scored, key=lambda form: len(scored[form]))
     problem, response, score, ignorant = (scored[best] or found[best])[0]
@@ -102,7 +117,7 @@ def try_verifier(verifier: str | Mapping[str, Any], problems: Sequence[Mapping[s
         score=score,
         form=best if scored[best] else None,
         no_answer=ignorant,
-        truths=len(problems),
+        truths=len(problems) - unwritten,
         right=sum(map(len, scored.values())),
         solutions=len(solutions),
         solved=sum(solutions),

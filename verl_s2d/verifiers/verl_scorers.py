@@ -34,5 +34,5 @@ def _unusable(data_source: str, problem: str) -> UserError:
         problem,
         key="data_source",
         value=data_source,
-        remedy="Choose verifier: math, or one of your own (file.py:function).",
+        remedy="Choose verifier: math, code, or one of your own (file.py:function).",
     )

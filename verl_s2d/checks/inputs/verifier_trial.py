@@ -152,7 +152,7 @@ def _without_form(trial: Trial) -> str:
 
 def _require_truths(chosen: str | Mapping[str, Any], key: str, trial: Trial) -> None:
     """Refuse truths that a built-in verifier never gives a score; one of a recipe's own may read any form."""
-    if _is_own(chosen) or trial.right > _NEARLY_NONE * trial.truths:
+    if _is_own(chosen) or not trial.truths or trial.right > _NEARLY_NONE * trial.truths:
         return
     raise UserError(
         f"The verifier gives {trial.right} of {trial.truths} ground truths, as responses, a score ({trial.text()}).",
