@@ -1,4 +1,4 @@
-r"""Measure the math verifier's throughput on clean responses, and with hostile ones among them.
+r"""Measure the math verifier's throughput on clean responses, and with hostile ones among them; and the sandbox's.
 
     python -m benchmarks.verifier calls=2000 share=0.1
     python -m benchmarks.verifier agreement ...        agreement with judged answers: verifier_agreement.py
@@ -27,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.support.verifiers.hostile_latex import KINDS
 from tests.support.verifiers.math_answers import DIFFERENT, SAME
 from verl_s2d import arguments
+from verl_s2d.sandbox.program import Program, RunLimits
+from verl_s2d.sandbox.sandbox import Sandbox
 from verl_s2d.verifiers.math.mathematics import Options, judge
 
 
@@ -39,6 +41,8 @@ class Benchmark:
     """Of hostile responses."""
     threads: int = 4
     seed: int = 0
+    programs: int = 200
+    """Programs to run in the sandbox."""
 
 
 Case = tuple[str, str]
@@ -64,6 +68,30 @@ def throughput(cases: list[Case], threads: ThreadPoolExecutor) -> tuple[float, C
     return len(cases) / (time.perf_counter() - started), Counter(verdict.how for verdict in verdicts)
 
 
+def programs(options: Benchmark) -> None:
+    """Print the throughput of trivial programs in the sandbox, one slot a core, also with programs that hang.
+
+    The bound is what hanging programs take from the slots: their number x their limit / slots.
+    """
+    cores = len(os.sched_getaffinity(0))
+    sandbox, limits = Sandbox(slots=cores), RunLimits(seconds=1.0)
+    for _ in range(cores):
+        sandbox.run(Program(""))
+    print("\n| sandboxed programs | programs/s | programs/s and core | seconds | of which hanging ones take |")
+    print("|---|---|---|---|---|")
+    with ThreadPoolExecutor(cores) as threads:
+        for share in (0.0, options.share):
+            hanging = round(share * options.programs)
+            sources = ["while True: pass"] * hanging + ["print(input())"] * (options.programs - hanging)
+            random.Random(options.seed).shuffle(sources)
+            started = time.perf_counter()
+            list(threads.map(lambda source: sandbox.run(Program(source, "1"), limits), sources))
+            seconds = time.perf_counter() - started
+            rate, bound = len(sources) / seconds, hanging * limits.seconds / cores
+            print(f"| {share:.0%} hang | {rate:.1f} | {rate / cores:.1f} | {seconds:.1f} | {bound:.1f} |", flush=True)
+    sandbox.close()
+
+
 def main(options: Benchmark) -> None:
     r = random.Random(options.seed)
     shares = {"clean": 0.0, "mixed": options.share}
@@ -87,6 +115,8 @@ def main(options: Benchmark) -> None:
             print(f"| {problems} | {clean} | {mixed} | {statistics.median(ratios):.2f} ({spread}) |", flush=True)
             notes += [f"{problems}, {name}: {dict(how[name].most_common())}" for name in shares]
     print(*notes, f"{options.threads} threads, load {os.getloadavg()[0]:.1f}", sep="\n")
+    programs(options)
+    print(f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":
