@@ -86,6 +86,8 @@ class Sandbox:
         try:
             if client.pid is None:
                 client.run(_request({"files": {MAIN: ""}, "stdin": "", "arguments": None}, DEFAULT_LIMITS), 1.0)
+        except FunctionMissing as error:
+            raise _function_missing(error) from error
         except ServerGone as error:
             raise UserError(
                 f"Programs cannot be isolated on this machine: {error}.",
@@ -122,12 +124,14 @@ class Sandbox:
                 except ServerGone as error:
                     problem = str(error)
         except FunctionMissing as error:
-            raise UserError(
-                f"The function to run in the sandbox does not load: {error}", key="verifier", remedy="Install it."
-            ) from error
+            raise _function_missing(error) from error
         finally:
             self._free.put(client)
         raise Unscored(f"the sandbox failed {ATTEMPTS} times: {problem}")
+
+
+def _function_missing(error: FunctionMissing) -> UserError:
+    return UserError(f"The function to run in the sandbox does not load: {error}", key="verifier", remedy="Install it.")
 
 
 class CallFailed(Exception):

@@ -5,8 +5,8 @@ method assumes: 1.0 for a full score, else 0.0. Most scorers give partial scores
 right text ("17" for 7), which a policy would learn to exploit. Some give a full score to such answers. An answer must
 therefore also have the expected words and numbers, or the form of a solution where a problem has several (SOLUTIONS).
 
-Responses are untrusted: only their last characters are read, nothing in them is evaluated, and an exception of a scorer
-counts as a wrong answer.
+Responses are untrusted: only their last characters are read, scorers that evaluate them run in the sandbox, and an
+exception of a scorer counts as a wrong answer.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any
 from reasoning_gym.factory import DATASETS, get_score_answer_fn
 
 from verl_s2d.errors import UserError
+from verl_s2d.sandbox.program import RunLimits
+from verl_s2d.sandbox.sandbox import CallFailed, Sandbox
 from verl_s2d.verifiers.final_text import final_text, is_number, same_tokens
 
 EVALUATING_SCORERS = frozenset(
@@ -29,7 +31,7 @@ EVALUATING_SCORERS = frozenset(
         *("bitwise_arithmetic", "number_sorting"),
     }
 )
-"""Refused data sets, whose scorer evaluates the response or the entry as Python, by eval or sympy's parse_expr."""
+"""Data sets whose scorer evaluates the response or the entry, by eval or sympy's parse_expr: it runs in the sandbox."""
 
 SOLUTIONS = {
     "jugs": r"\[.*\]",
@@ -45,6 +47,7 @@ SOLUTIONS = {
 
 _TUPLES = {"arc_agi": ("output",), "rearc": ("output",)}
 """Data set -> metadata that its scorer compares as a tuple of tuples, which JSON makes a list of lists."""
+_LIMITS = RunLimits(seconds=10.0, memory_mb=2048)
 _NO_ANSWER = "I do not know"
 
 
@@ -58,7 +61,7 @@ def compute_score(
     """
     entry = _entry(extra_info or {})
     dataset, expected = entry["metadata"]["source_dataset"], entry["answer"]
-    score_answer = _scorer(dataset)
+    _require_known(dataset)
     answer = final_text(solution_str, number=is_number(expected))
     if answer is None:
         return 0.0
@@ -68,8 +71,13 @@ def compute_score(
     answer = expected if answer.casefold() == expected.casefold() else answer
     if not _has_form(answer, expected, dataset):
         return 0.0
+    if dataset in EVALUATING_SCORERS:
+        try:
+            return float(_boxes().call(_LIMITS, dataset=dataset, answer=answer, entry=entry) >= 1.0)
+        except (CallFailed, TypeError):
+            return 0.0
     try:
-        return float(score_answer(answer, entry) >= 1.0)
+        return float(_scorer(dataset)(answer, entry) >= 1.0)
     except Exception:
         return 0.0
 
@@ -78,7 +86,9 @@ def check_answer(ground_truth: Any, extra_info: Mapping[str, Any], **_: Any) -> 
     """Raise UserError for a problem without its entry, or whose own answer does not score 1.0, or no answer does."""
     entry = _entry(extra_info)
     dataset = entry["metadata"]["source_dataset"]
-    _scorer(dataset)
+    _require_known(dataset)
+    if dataset in EVALUATING_SCORERS:
+        _boxes().check()
     for response, right in ((as_response(ground_truth, extra_info), 1.0), (_NO_ANSWER, 0.0)):
         score = compute_score("", response, ground_truth, dict(extra_info))
         if score != right:
@@ -128,15 +138,7 @@ def _entry(extra_info: Mapping[str, Any]) -> dict[str, Any]:
     return entry
 
 
-@cache
-def _scorer(dataset: str) -> Any:
-    if dataset in EVALUATING_SCORERS:
-        raise UserError(
-            "The scorer of this data set evaluates the response or the problem as Python code.",
-            key="source_dataset",
-            value=dataset,
-            remedy="Choose another data set, or write a verifier of your own (file.py:function).",
-        )
+def _require_known(dataset: str) -> None:
     if dataset not in DATASETS or dataset == "composite":
         raise UserError(
             "The installed reasoning-gym has no such data set.",
@@ -144,4 +146,13 @@ def _scorer(dataset: str) -> Any:
             value=dataset,
             remedy="Check the entry's metadata, or upgrade reasoning-gym.",
         )
+
+
+@cache
+def _scorer(dataset: str) -> Any:
     return get_score_answer_fn(dataset)
+
+
+@cache
+def _boxes() -> Sandbox:
+    return Sandbox("verl_s2d.verifiers.gym_scorer:score_in_box")

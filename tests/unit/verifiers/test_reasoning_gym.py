@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 
 import pytest
@@ -16,6 +17,8 @@ pytest.importorskip("reasoning_gym")
 from reasoning_gym import create_dataset
 from reasoning_gym.factory import DATASETS
 
+from tests.support.sandbox.boxes import require_isolation
+from verl_s2d.verifiers import reasoning_gym as reasoning_gym_verifier
 from verl_s2d.verifiers.final_text import MAX_CHARACTERS, final_text
 from verl_s2d.verifiers.reasoning_gym import EVALUATING_SCORERS, SOLUTIONS, check_answer, compute_score
 
@@ -90,14 +93,21 @@ def source_of_scorer(dataset: type) -> str:
     return source + "".join(inspect.getsource(h) for h in helpers if inspect.isfunction(h))
 
 
-def test_scorers_that_evaluate_text_are_refused():
+def test_scorers_that_evaluate_text_are_known():
     """Every scorer of the installed library that evaluates anything must be on the list."""
     evaluator = re.compile(r"\b(eval|exec|parse_expr|sympify)\(")
     evaluating = {name for name, (dataset, _) in DATASETS.items() if evaluator.search(source_of_scorer(dataset))}
     # Its parse_expr is a parser of its own for logical formulas.
     assert evaluating - {"propositional_logic"} <= EVALUATING_SCORERS <= DATASETS.keys()
-    with pytest.raises(UserError, match="as Python code"):
-        score("1", dataset="countdown")
+
+
+def test_scorers_that_evaluate_do_so_in_the_sandbox(monkeypatch):
+    """The answer that makes them run code has the form of the expected one here, as a scorer may let one through."""
+    monkeypatch.setattr(reasoning_gym_verifier, "_has_form", lambda *_: True)
+    entry = create_dataset("countdown", seed=3, size=1)[0]
+    attack = f"__import__('os').kill({os.getpid()}, 9)"
+    extra = {"index": "p", "entry": json.dumps(entry)}
+    assert compute_score("x", f"<answer>{attack}</answer>", "", extra) == 0.0
 
 
 @pytest.mark.parametrize("extra", [None, {}, {"entry": "no json"}, {"entry": "[]"}, {"entry": "{}"}])
@@ -142,8 +152,10 @@ def test_every_data_set_takes_its_own_answer_and_no_other(family):
     """Right through JSON; garbage, hedges and other problems' answers are wrong; or the data set is refused."""
     entry = oracle(family)
     extra = {"index": "p", "entry": json.dumps(entry)}
-    if family in EVALUATING_SCORERS | WITHOUT_AN_ANSWER:
-        with pytest.raises(UserError, match=r"as Python code|has no answer") as caught:
+    if family in EVALUATING_SCORERS:
+        require_isolation(reasoning_gym_verifier._boxes())
+    if family in WITHOUT_AN_ANSWER:
+        with pytest.raises(UserError, match="has no answer") as caught:
             check_answer("", extra)
         assert "verifier of your own" in caught.value.remedy
         return
