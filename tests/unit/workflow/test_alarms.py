@@ -144,6 +144,7 @@ def test_one_percent_of_unscored_groups_is_told_once_an_episode(metric):
 def test_a_gradient_that_was_never_there_is_told(kind, metric):
     (alarm,) = raised(detectors(kind), [0.0] * 20, metric)
     assert alarm.alarm == "no_signal"
+    assert "the student itself" in alarm.text and "verifier" not in alarm.text
 
 
 def cut_off(found: Detectors, ratios, longest: int):

@@ -25,10 +25,13 @@ _VALIDATION = "validation score"
 _ZERO = 1e-9
 _CAUSES = {
     "no_signal": "do the prompts ask for the form that the verifier reads?",
+    "actor/grad_norm": "is the teacher the student itself, or every token left out?",
+    "train/grad_norm": "is the teacher the student itself, or every token left out?",
     "truncation": "nearly all responses are cut off at their maximal length",
     "unscored": "groups left out because the verifier could not judge them; the stage's log has its reasons",
     "travel": "past the useful budget of distillation; go on with stage 3",
 }
+"""What to think of, by the metric or else by the alarm."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Raised:
             f"its median was {self.reference:.4g}, the limit {self.limit:.4g}" if self.reference is not None else ""
         )
         value = f"{self.metric} was {self.value:.4g} at step {self.step}{since}"
-        return f"{what}: {value}; {bounds or _CAUSES[self.alarm]}"
+        return f"{what}: {value}; {bounds or _CAUSES.get(self.metric) or _CAUSES[self.alarm]}"
 
     def data(self) -> dict[str, Any]:
         """Return the entry of alarms.jsonl."""
