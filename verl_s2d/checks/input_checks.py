@@ -22,7 +22,7 @@ from verl_s2d.checks.inputs.saved_files import check_saved_files
 from verl_s2d.checks.inputs.teacher_prompts import check_teacher_prompts
 from verl_s2d.checks.inputs.verifier_trial import try_on_data
 from verl_s2d.checks.inputs.verl_keys import check_verl_keys
-from verl_s2d.checks.software import check_verifier, check_versions
+from verl_s2d.checks.software import check_trackers, check_verifier, check_versions
 from verl_s2d.data.pool_key import PROMPTS
 from verl_s2d.errors import UserError
 from verl_s2d.platforms.provenance import installed_versions
@@ -96,6 +96,11 @@ def _versions(_: Inputs) -> Told:
 def _verifier(inputs: Inputs) -> Told:
     check_verifier(inputs.plan)
     return Told(str(inputs.plan.recipe.verifier))
+
+
+def _trackers(inputs: Inputs) -> Told:
+    check_trackers(inputs.plan.recipe.logger)
+    return Told(", ".join(inputs.plan.recipe.logger) or "none; metrics are in the run directory")
 
 
 def _verl_keys(inputs: Inputs) -> Told:
@@ -178,6 +183,7 @@ AT_ONCE = (
     InputCheck("versions", _versions),
     InputCheck("verl keys", _verl_keys),
     InputCheck("verifier", _verifier),
+    InputCheck("trackers", _trackers),
     InputCheck("training problems", _counts),
     InputCheck("batch sizes", _batches, ("verl keys", "training problems")),
     InputCheck("engines that train", _engines, ("verl keys", "batch sizes")),

@@ -1,12 +1,13 @@
-"""Check installed versions and the verifier."""
+"""Check installed versions, trackers and the verifier."""
 
 from __future__ import annotations
 
 import ast
 import functools
 import importlib.metadata
+import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from verl_s2d.errors import Faults, UserError
@@ -32,6 +33,16 @@ def check_versions() -> None:
             value=found,
             remedy=f'pip install "verl{bounds}"',
         )
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise UserError for a tracker whose package, which has its name, is not installed."""
+    faults = Faults()
+    for name in names:
+        with faults.collected():
+            if importlib.util.find_spec(name) is None:
+                raise UserError("The tracker is not installed.", key="logger", value=name, remedy=f"pip install {name}")
+    faults.raise_found()
 
 
 def check_verifier(plan: Plan) -> None:

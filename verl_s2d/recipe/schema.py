@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import PrivateAttr, field_validator, model_validator
 
@@ -24,6 +24,9 @@ from verl_s2d.recipe.stage_sections import Stages
 from verl_s2d.recipe.stage_settings import Evaluation
 from verl_s2d.recipe.teacher_rows import teacher_rows
 from verl_s2d.validation import Refused, Section, validated
+
+Tracker = Literal["wandb", "tensorboard", "mlflow", "swanlab", "clearml", "trackio"]
+"""verl's names of trackers; each is also the name of the package that verl imports for it."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,9 @@ class Recipe(Section):
     """Machines and time limits."""
     alarms: Alarms = Alarms()
     """Responses to failures of training."""
+    logger: list[Tracker] = []
+    """Trackers that get the metrics of every training stage, as verl names them. The project is the recipe's name, a
+    run the stage's; TensorBoard's files are in tensorboard/ of the run directory. Rebuilds nothing."""
     published: dict[str, dict[str, float]] = {}
     """Published avg@k to show beside the rows, in percent: row -> evaluation set -> value."""
     measured: str | None = None

@@ -80,7 +80,7 @@ class RowSettings(RowInputs):
         }
 
     def _saved_and_watched(self, key: str, settings: dict[str, Any], *, ruled: bool = True) -> dict[str, Any]:
-        """Return the stage's alarms and minutes between checkpoints, for its operations.
+        """Return the stage's alarms, minutes between checkpoints and trackers, for its operations.
 
         What may end the stage early is entered into `settings`: the rules of `until`, and alarms that stop it, together
         with `save_every`: they determine which checkpoint is the result. Such a stage saves by steps alone, or its
@@ -95,7 +95,8 @@ class RowSettings(RowInputs):
         stopping = {name: alarm for name, alarm in alarms.items() if alarm["action"] == "stop"}
         if stopping:
             settings["stopped_by"] = {"alarms": stopping, "save_every": self._stage(key).save_every}
-        return {"alarms": alarms, "save_minutes": None if stopping else self._stage(key).save_minutes}
+        minutes = None if stopping else self._stage(key).save_minutes
+        return {"alarms": alarms, "save_minutes": minutes, "trackers": self.recipe.logger, "project": self.recipe.name}
 
 
 def sampler_operations(section: Any, settings: dict[str, Any]) -> dict[str, Any]:

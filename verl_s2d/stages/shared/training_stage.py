@@ -16,12 +16,12 @@ from verl_s2d.stages.shared.hand_off import finished, hand_off, kept
 from verl_s2d.stages.shared.node_settings import merged_verl
 from verl_s2d.verifiers.ledgered import verifier_calls
 from verl_s2d.verl_settings.composed import Configuration, composed
-from verl_s2d.verl_settings.overrides import value_of
+from verl_s2d.verl_settings.loggers import logger_overrides, tracker_environment
 from verl_s2d.verl_settings.stage_sizes import Training
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.ledger import Ledger, empty_ledger, sum_over_steps
-from verl_s2d.workflow.stage import Context, Stage, model_location, trusts_remote_code
+from verl_s2d.workflow.stage import Context, Stage, metrics_file, model_location, trusts_remote_code
 from verl_s2d.workflow.store import checkpoints
 from verl_s2d.workflow.watch import early_stop
 from verl_s2d.workflow.watch.metric_logs import read_metrics
@@ -118,11 +118,15 @@ class TrainingStage(Stage):
         }
 
     def adjusted_overrides(self, node: Node) -> dict[str, Any]:
-        """Complete keys that a recipe may set: loggers, plus the two that the workflow reads; checkpoints to keep."""
-        chosen = value_of(merged_verl(node), "trainer.logger")
-        backends = [chosen] if isinstance(chosen, str) else list(chosen or [])
-        backends += [name for name in ("console", "file") if name not in backends]
-        return {"trainer.logger": backends, self.keep_key: kept(node, self.keep_key)}
+        """Complete keys that a recipe may set: loggers and checkpoints to keep."""
+        named = {"project": node.operations["project"], "run": node.name}
+        loggers = logger_overrides(merged_verl(node), node.operations["trackers"], **named)
+        return {**loggers, self.keep_key: kept(node, self.keep_key)}
+
+    def logger_environment(self, node: Node, context: Context, attempt: int) -> dict[str, str]:
+        """Say where verl's loggers write the metrics of an attempt."""
+        trackers = tracker_environment(self.adjusted_overrides(node), context.run_dir / "tensorboard" / node.name)
+        return {"VERL_FILE_LOGGER_PATH": str(metrics_file(context.directory(node), attempt)), **trackers}
 
     def prepare_resume(self, node: Node, directory: Path, cluster: Cluster, note: Callable[[str], None]) -> None:
         saved = directory / "checkpoints"

@@ -18,7 +18,7 @@ from verl_s2d.verl_settings.overrides import hydra_arguments, merge, value_of, w
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.hosts.ray_places import RL_CPUS_PER_WORKER, Demand, default_storage_units
 from verl_s2d.workflow.metric_table import Metric
-from verl_s2d.workflow.stage import Command, Context, metrics_file
+from verl_s2d.workflow.stage import Command, Context
 
 STORAGE_UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
 _STORAGE_RESOURCE = "transfer_queue.backend.SimpleStorage.required_node_resource"
@@ -63,8 +63,7 @@ class VerlTrainerStage(TrainingStage):
     reads_answers: ClassVar[bool] = True
 
     def command(self, node: Node, context: Context, attempt: int) -> Command:
-        directory, chosen = context.directory(node), merged_verl(node)
-        env = {"VERL_FILE_LOGGER_PATH": str(metrics_file(directory, attempt))}
+        chosen, env = merged_verl(node), self.logger_environment(node, context, attempt)
         # The trainer is a Ray actor: it inherits the cluster's environment, not this process's.
         inherited = env | template_environment(node) | ({"VERL_PLATFORM": "cpu"} if context.device == "cpu" else {})
         runtime = {f"+ray_kwargs.ray_init.runtime_env.env_vars.{k}": v for k, v in inherited.items()}

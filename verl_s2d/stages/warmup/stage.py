@@ -19,7 +19,7 @@ from verl_s2d.verl_settings.overrides import hydra_arguments, merge
 from verl_s2d.verl_settings.stage_sizes import Training
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.metric_table import Metric
-from verl_s2d.workflow.stage import Command, Context, metrics_file
+from verl_s2d.workflow.stage import Command, Context
 
 
 class Warmup(TrainingStage):
@@ -61,8 +61,8 @@ class Warmup(TrainingStage):
 
     def command(self, node: Node, context: Context, attempt: int) -> Command:
         overrides = merge(merged_verl(node), self.overrides(node, context), self.adjusted_overrides(node))
-        env = {"VERL_FILE_LOGGER_PATH": str(metrics_file(context.directory(node), attempt))}
-        return Command([sys.executable, "-m", "verl_s2d.stages.warmup.trainer", *hydra_arguments(overrides)], env)
+        argv = [sys.executable, "-m", "verl_s2d.stages.warmup.trainer", *hydra_arguments(overrides)]
+        return Command(argv, self.logger_environment(node, context, attempt))
 
     def overrides(self, node: Node, context: Context) -> dict[str, Any]:
         """Set the reserved keys."""
