@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.paths import ROOT
 from verl_s2d.data.problems import check_disjoint, read_problems
+from verl_s2d.data.unlabelled import read_pool
 from verl_s2d.errors import UserError
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.stages.planning import make_plan
@@ -45,6 +46,18 @@ def test_problems(scripts, tmp_path):
         assert tasks.part_of(expression) == "problems" and len(expression.split()) == 7
         assert score(problem, f"1 2 {eval(expression)}") == 1.0
         assert score(problem, f"{eval(expression)} 99") == 0.0
+
+
+def test_the_pool_has_prompts_alone_and_none_of_the_problems(scripts, tmp_path):
+    tasks, pool = scripts[0], importlib.import_module("pool")
+    tasks.main(tasks.Options(str(tmp_path)))
+    pool.main(pool.Options(str(tmp_path), prompts=200))
+    prompts = read_pool(tmp_path / "prompts.parquet")
+    assert len({problem.text for problem in prompts}) == 200
+    check_disjoint(prompts, {name: read_problems(tmp_path / f"{name}.parquet") for name in ("train", "eval")})
+    script = {"script": "pool.py", "args": {"seed": "{seed}"}, "uses": ["tasks.py"]}
+    recipe = load_recipe(RECIPE, [f"data.prompts={json.dumps(script)}", "rows=[bridge-unlabelled]"])
+    assert "opd-prompts" in [node.name for node in make_plan(recipe, run_dir=tmp_path / "run").order]
 
 
 def test_seeds_give_other_problems(scripts):
