@@ -41,7 +41,7 @@ class Agreement:
     answers: str = str(ROOT / "tests" / "data" / "math500-answers.json")
     """MATH-500's answers: a JSON list, or a parquet file in verl's columns."""
     seconds: float = 20.0
-    """Of processor time that a comparison may take: agreement is measured here, not speed."""
+    """Limit of a comparison's processor time, generous because agreement is measured here, not speed."""
     pairs: bool = False
 
 

@@ -41,7 +41,7 @@ class Options:
     run: str | None = None
     collect: str | None = None
     commit: str | None = None
-    """What ran; by default this checkout's."""
+    """Commit that ran; by default this checkout's."""
     seeds: str = "0"
     rows: str = ",".join(ROWS)
 

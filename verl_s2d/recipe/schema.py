@@ -68,7 +68,7 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     """Sampling of the evaluation."""
     planner: Planner | None = None
-    """What `probe` and `pilot` measure; null: the defaults."""
+    """Sizes, thresholds and candidates of `probe` and `pilot`; null: the defaults."""
     cluster: Cluster = Cluster()
     """Machines and time limits."""
     alarms: Alarms = Alarms()
@@ -79,7 +79,7 @@ class Recipe(Section):
     published: dict[str, dict[str, float]] = {}
     """Published avg@k to show beside the rows, in percent: row -> evaluation set -> value."""
     measured: str | None = None
-    """What a run took where it was measured: time, machine, size. `run` and `plan` say it first; null: not measured."""
+    """Time, machine and size of a run that was measured. `run` and `plan` say it first; null: not measured."""
     _origin: Origin = PrivateAttr(default=Origin(Path()))
 
     @property

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import verl_s2d
+from verl_s2d.platforms.helper_process import HelperProcess
 from verl_s2d.sandbox.program import Result
 
 _START_SECONDS = 600.0
@@ -22,12 +17,7 @@ _START_SECONDS = 600.0
 _RUN_SECONDS, _RUN_FACTOR = 400.0, 110.0
 """Outer limit of a run, above that of its server: a constant, and a factor of the run's processor time."""
 _GRACE_SECONDS = 5.0
-_COMMAND = """
-import json, sys
-sys.path[:] = json.loads(sys.argv[1])
-from verl_s2d.sandbox.box_server import main
-main(json.loads(sys.argv[2]))
-"""
+_SERVER = "verl_s2d.sandbox.box_server"
 
 
 class ServerGone(Exception):
@@ -43,16 +33,16 @@ class BoxClient:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._settings = settings
-        self._popen: subprocess.Popen[bytes] | None = None
+        self._process: HelperProcess | None = None
 
     @property
     def pid(self) -> int | None:
-        return self._popen.pid if self._popen else None
+        return self._process.pid if self._process else None
 
     def run(self, request: Mapping[str, Any], seconds: float) -> Result:
         """Run a program within `seconds` of processor time. Raises ServerGone or FunctionMissing."""
         try:
-            if self._popen is None:
+            if self._process is None:
                 self._start()
             deadline = time.monotonic() + _RUN_SECONDS + _RUN_FACTOR * seconds
             reply = self._exchange(json.dumps(request).encode() + b"\n", deadline)
@@ -65,47 +55,22 @@ class BoxClient:
 
     def close(self) -> None:
         """End the server, and the run that is under way with it."""
-        popen, self._popen = self._popen, None
-        if popen is None:
-            return
-        with contextlib.suppress(OSError):
-            popen.stdin.close()
-        try:
-            popen.wait(_GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(popen.pid, signal.SIGKILL)
-            # A process that survives SIGKILL waits for a disk; init will reap it.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                popen.wait(_GRACE_SECONDS)
-        popen.stdout.close()
+        process, self._process = self._process, None
+        if process is not None:
+            process.close(_GRACE_SECONDS)
 
     def forget(self) -> None:
-        """Close the pipes in a forked copy of the owner, without ending the server, which the original still uses."""
-        popen, self._popen = self._popen, None
-        if popen is not None:
-            for pipe in (popen.stdin, popen.stdout):
-                with contextlib.suppress(OSError):
-                    pipe.close()
-            # Popen's destructor would wait for a process that is not our child.
-            popen.returncode = 0
+        """Leave the server to the process that this one was forked from."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.forget()
 
     def _start(self) -> None:
-        paths = [str(Path(verl_s2d.__file__).resolve().parent.parent), *(p for p in sys.path if p)]
-        environment = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"}
         try:
-            self._popen = subprocess.Popen(
-                [sys.executable, "-P", "-s", "-S", "-c", _COMMAND, json.dumps(paths), json.dumps(self._settings)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                bufsize=0,
-                env=environment,
-                start_new_session=True,
-            )
+            self._process = HelperProcess(_SERVER, self._settings)
         except OSError as error:
             raise ServerGone(f"its server does not start: {error}") from error
-        for pipe in (self._popen.stdin, self._popen.stdout):
+        for pipe in (self._process.stdin, self._process.stdout):
             os.set_blocking(pipe.fileno(), False)
         reply = self._exchange(b"", time.monotonic() + _START_SECONDS)
         if "error" in reply:
@@ -114,7 +79,7 @@ class BoxClient:
 
     def _exchange(self, request: bytes, deadline: float) -> dict[str, Any]:
         """Send a request and return the reply. Raises ServerGone at the deadline and at the stream's end."""
-        stdin, stdout = self._popen.stdin.fileno(), self._popen.stdout.fileno()
+        stdin, stdout = self._process.stdin.fileno(), self._process.stdout.fileno()
         poll = select.poll()
         poll.register(stdout, select.POLLIN)
         if request:

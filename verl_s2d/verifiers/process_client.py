@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Any, Literal
 
-import verl_s2d
 from verl_s2d.errors import UserError
+from verl_s2d.platforms.helper_process import HelperProcess
 
 Outcome = Literal["equal", "different", "raised", "timeout", "died"]
 """`timeout` and `died` are no verdicts."""
@@ -25,12 +21,9 @@ _WALL_SECONDS, _WALL_FACTOR = 300.0, 100
 """Outer limit of a call in wall time, for a process that is stopped or blocked: a constant, and a factor of the call's
 processor time."""
 _GRACE_SECONDS = 5.0
-_COMMAND = """
-import json, sys
-sys.path[:] = json.loads(sys.argv[1])
-from verl_s2d.verifiers.verifier_process import main
-main()
-"""
+_SERVER = "verl_s2d.verifiers.verifier_process"
+_IDLE_SECONDS = 0.5
+"""An idle process ends at the end of its input."""
 
 
 class ProcessGone(Exception):
@@ -41,7 +34,7 @@ class VerifierClient:
     """Client of one verifier process. Used by one thread at a time."""
 
     def __init__(self) -> None:
-        self._popen: subprocess.Popen[bytes] | None = None
+        self._process: HelperProcess | None = None
         self._unread = b""
         self._requests = 0
         self.started = False
@@ -49,11 +42,11 @@ class VerifierClient:
 
     @property
     def pid(self) -> int | None:
-        return self._popen.pid if self._popen else None
+        return self._process.pid if self._process else None
 
     def ask(self, truth: str, answer: str, seconds: float) -> Outcome | Literal["killed"]:
         """Compare two answers once. Raises ProcessGone, or UserError if math-verify is not installed."""
-        if self._popen is None:
+        if self._process is None:
             self._start()
         self._requests += 1
         self._send({"id": self._requests, "truth": truth, "answer": answer, "seconds": seconds})
@@ -61,48 +54,19 @@ class VerifierClient:
 
     def close(self) -> None:
         """End the process and reap it."""
-        popen, self._popen, self._unread, self.started = self._popen, None, b"", False
-        if popen is None:
-            return
-        # An idle child ends at the end of its input, and its parent with it.
-        with contextlib.suppress(OSError):
-            popen.stdin.close()
-        try:
-            popen.wait(0.5)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(popen.pid, signal.SIGKILL)
-            # A process that survives SIGKILL waits for a disk; init will reap it.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                popen.wait(_GRACE_SECONDS)
-        popen.stdout.close()
+        process, self._process, self._unread, self.started = self._process, None, b"", False
+        if process is not None:
+            process.close(_IDLE_SECONDS)
 
     def forget(self) -> None:
-        """Close the pipes in a forked copy of the owner, without ending the process, which the original still uses."""
-        popen, self._popen = self._popen, None
-        if popen is not None:
-            for pipe in (popen.stdin, popen.stdout):
-                with contextlib.suppress(OSError):
-                    pipe.close()
-            # Popen's destructor would wait for a process that is not our child.
-            popen.returncode = 0
+        """Leave the process to the one that this one was forked from."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.forget()
 
     def _start(self) -> None:
-        paths = [str(Path(verl_s2d.__file__).resolve().parent.parent), *(p for p in sys.path if p)]
-        # Inherits no PYTHON* settings and no secrets. A fixed hash seed makes sympy's order deterministic.
-        environment = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"}
-        if "LD_LIBRARY_PATH" in os.environ:
-            environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
         try:
-            self._popen = subprocess.Popen(
-                [sys.executable, "-P", "-s", "-S", "-c", _COMMAND, json.dumps(paths)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                bufsize=0,
-                env=environment,
-                start_new_session=True,
-            )
+            self._process = HelperProcess(_SERVER)
         except OSError as error:
             raise ProcessGone(f"it does not start: {error}") from error
         reply = self._receive(time.monotonic() + _START_SECONDS)
@@ -125,7 +89,7 @@ class VerifierClient:
                     raise ProcessGone("it does not react")
                 # The child is stopped or blocked: let its parent replace it.
                 overdue, deadline = True, time.monotonic() + _GRACE_SECONDS
-                os.kill(self._popen.pid, signal.SIGUSR1)
+                os.kill(self._process.pid, signal.SIGUSR1)
             elif "died" in reply:
                 ended_by = -reply["died"]
                 if overdue or ended_by in (signal.SIGPROF, signal.SIGXCPU):
@@ -141,19 +105,19 @@ class VerifierClient:
     def _send(self, request: dict[str, Any]) -> None:
         try:
             # Requests are far smaller than a pipe's buffer, so this does not block.
-            self._popen.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
         except OSError as error:
             raise ProcessGone("it was killed") from error
 
     def _receive(self, deadline: float) -> dict[str, Any] | None:
         """Return the next reply, or None at the deadline (time.monotonic()). Raises ProcessGone at the stream's end."""
         poll = select.poll()
-        poll.register(self._popen.stdout, select.POLLIN)
+        poll.register(self._process.stdout, select.POLLIN)
         while b"\n" not in self._unread:
             left = deadline - time.monotonic()
             if left <= 0 or not poll.poll(left * 1000):
                 return None
-            read = os.read(self._popen.stdout.fileno(), 65536)
+            read = os.read(self._process.stdout.fileno(), 65536)
             if not read:
                 raise ProcessGone("it was killed")
             self._unread += read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from verl_s2d.sandbox.sandbox import Sandbox
 
 
 def require_isolation(sandbox: Sandbox) -> None:
-    """Skip the test on a machine whose kernel isolates no programs."""
+    """Skip the test on a machine whose kernel gives nobody the namespaces of a box; where it does, ours must work."""
     try:
         sandbox.check()
     except UserError as error:
+        if subprocess.run(["unshare", "--user", "--pid", "--fork", "--mount", "--net", "true"]).returncode == 0:
+            raise
         pytest.skip(f"no isolation: {error.problem}")
 
 

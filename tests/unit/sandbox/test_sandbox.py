@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.sandbox.boxes import leftovers
 from verl_s2d.errors import Unscored, UserError
+from verl_s2d.platforms import helper_process
 from verl_s2d.sandbox import syscall_filter
 from verl_s2d.sandbox.process_tree import descendants
 from verl_s2d.sandbox.program import Program, RunLimits
@@ -130,7 +131,7 @@ def test_a_run_that_is_always_killed_is_unscored(sandbox, whom):
     assert sandbox.run(Program("print(1)")).stdout == "1\n"
 
 
-def test_boxes_end_with_their_owner(tmp_path):
+def test_boxes_end_with_their_owner(sandbox):
     source = f"""
 import sys
 sys.path[:] = {sys.path!r}
@@ -142,10 +143,7 @@ print(sandbox.pids()[0], flush=True)
 sandbox.run(Program("import time\\ntime.sleep(1000)"))
 """
     with subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True) as owner:
-        line = owner.stdout.readline()
-        if not line:
-            pytest.skip("no isolation")
-        server, deadline = int(line), time.monotonic() + 300
+        server, deadline = int(owner.stdout.readline()), time.monotonic() + 300
         while len(tree := list(descendants(server))) < 4 and time.monotonic() < deadline:
             time.sleep(0.01)
         owner.kill()
@@ -193,12 +191,11 @@ def test_a_function_that_does_not_load():
 
 def test_no_isolation_is_refused(monkeypatch):
     sandbox = Sandbox(slots=1)
-    from verl_s2d.sandbox import box_client
-
-    spoilt = box_client._COMMAND.replace(
-        "main(json", "from verl_s2d.sandbox import namespaces\nnamespaces._NEW = 1 << 40\nmain(json"
+    spoilt = helper_process._CODE.replace(
+        "importlib.import_module(",
+        "from verl_s2d.sandbox import namespaces\nnamespaces._NEW = 1 << 40\nimportlib.import_module(",
     )
-    monkeypatch.setattr(box_client, "_COMMAND", spoilt)
+    monkeypatch.setattr(helper_process, "_CODE", spoilt)
     with pytest.raises(UserError, match="isolated") as error:
         sandbox.check()
     assert error.value.key == "verifier.allow_unsandboxed"

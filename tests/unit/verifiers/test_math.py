@@ -13,7 +13,8 @@ pytest.importorskip("math_verify")
 from tests.support.published import math500_answers, rows
 from tests.support.verifiers.math_answers import DIFFERENT, SAME
 from verl_s2d.errors import UserError
-from verl_s2d.verifiers import ledgered, process_client, process_pool
+from verl_s2d.platforms import helper_process
+from verl_s2d.verifiers import ledgered, process_pool
 from verl_s2d.verifiers.math import mathematics
 from verl_s2d.verifiers.math.extraction import MAX_CHARACTERS, final_answer
 from verl_s2d.verifiers.math.mathematics import Options, judge
@@ -139,7 +140,7 @@ def test_check():
 
 def test_check_without_math_verify(monkeypatch):
     without = "import sys; sys.modules['latex2sympy2_extended'] = None\n"
-    monkeypatch.setattr(process_client, "_COMMAND", without + process_client._COMMAND)
+    monkeypatch.setattr(helper_process, "_CODE", without + helper_process._CODE)
     monkeypatch.setattr(process_pool, "_pool", process_pool.Pool(1))
     with pytest.raises(UserError, match="does not start") as caught:
         mathematics.check()

@@ -21,6 +21,7 @@ from tests.support.paths import ROOT
 pytest.importorskip("math_verify")
 from tests.support.verifiers.fuzz import Fuzz, fuzz
 from tests.support.verifiers.hostile_latex import KINDS, TOKENS, TRUTHS, boxed
+from verl_s2d.platforms import helper_process
 from verl_s2d.verifiers import process_client
 from verl_s2d.verifiers import process_pool as pools
 from verl_s2d.verifiers import unsettled as unsettled_log
@@ -192,13 +193,13 @@ def test_killed_at_its_start(pool, monkeypatch, tmp_path):
     """The first two starts fail; the call does not notice."""
     count = f"open({str(tmp_path / 'starts')!r}, 'a+').write('x') and os.path.getsize({str(tmp_path / 'starts')!r}) < 3"
     killed = KILLED_AT_ITS_START.format(condition=count)
-    monkeypatch.setattr(process_client, "_COMMAND", killed + process_client._COMMAND)
+    monkeypatch.setattr(helper_process, "_CODE", killed + helper_process._CODE)
     assert pool.compare("5", "5", 10.0) == "equal"
     assert len((tmp_path / "starts").read_text()) == 3
 
 
 def test_a_process_that_never_starts_leaves_the_answer_unscored(pool, monkeypatch):
-    monkeypatch.setattr(process_client, "_COMMAND", KILLED_AT_ITS_START.format(condition=True))
+    monkeypatch.setattr(helper_process, "_CODE", KILLED_AT_ITS_START.format(condition=True))
     monkeypatch.setattr(pools, "_PAUSE_SECONDS", 0.001)
     with collect_unsettled() as unsettled, pytest.raises(Unscored, match="does not start: it was killed"):
         pool.compare("5", "5", 10.0)

@@ -30,7 +30,7 @@ UNSCORED = (
     Metric("s2d/validation_unscored"),
     Metric("s2d/validation_unscored_share", alarm="unscored"),
 )
-"""What sampling/in_verl logs of stages that read scores: dropped groups, responses left out of the validation."""
+"""Metrics of stages that read scores, logged by sampling/in_verl: groups dropped, responses a validation left out."""
 OVERLONG = "Set data.overlong_prompts: refuse, drop or cut. It holds in every stage and in the evaluation."
 _RESERVED = TrainingStage.reserved | {
     "actor_rollout_ref.model.path": MODEL,

@@ -37,7 +37,7 @@ class Judge(Section):
     seconds: FiniteFloat = Field(120.0, gt=0)
     """Limit of one call; a judge that takes longer could not judge."""
     max_tokens: int = Field(1024, ge=1)
-    """Of an answer, thinking included."""
+    """Limit of an answer, thinking included."""
     constrained: bool = False
     """Let vLLM produce verdicts alone, by its structured outputs: no thinking, and none that cannot be read."""
     options: dict[str, Any] = Field(default_factory=dict)

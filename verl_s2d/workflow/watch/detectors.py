@@ -31,7 +31,7 @@ _CAUSES = {
     "unscored": "groups left out because the verifier could not judge them; the stage's log has its reasons",
     "travel": "past the useful budget of distillation; go on with stage 3",
 }
-"""What to think of, by the metric or else by the alarm."""
+"""Likely causes, by the metric or else by the alarm."""
 
 
 @dataclass(frozen=True)
