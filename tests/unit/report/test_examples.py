@@ -68,6 +68,12 @@ def test_long_answers_keep_their_end_and_nothing_is_markup(tmp_path):
     assert "Problems gained and lost" in page and "<script" not in page and "\x1b" not in page and "\ufffd[31m" in page
 
 
+def test_rows_that_answer_alike_have_no_examples(tmp_path):
+    """Equal shares of right samples on every problem, as of two rows that answer nothing right."""
+    report = build_report([row(tmp_path, "direct-grpo", DIRECT), row(tmp_path, "best", DIRECT)])
+    assert report.data["examples"] == [] and "gained and lost" not in markdown_of(report)
+
+
 @pytest.mark.parametrize("columns", [["set", "id", "response", "correct"], None])
 def test_files_without_prompts_and_unreadable_ones_have_no_examples(tmp_path, columns):
     rows = [row(tmp_path, "direct-grpo", DIRECT, columns), row(tmp_path, "best", BEST)]

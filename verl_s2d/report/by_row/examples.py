@@ -20,12 +20,14 @@ def read_answers(file: Path, set_name: str, ids: Sequence[str]) -> Answers:
     """Read the samples of some problems from generations.parquet; none from a file without prompts, as earlier versions
     wrote it, or one that is gone or damaged."""
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     try:
         if not set(_COLUMNS) <= set(pq.read_schema(file).names):
             return []
-        chosen = [("set", "==", set_name), ("id", "in", list(ids))]
+        # The type is named: that of no ids would be null, which text cannot be compared with.
+        chosen = (pc.field("set") == set_name) & pc.field("id").isin(pa.array(ids, pa.string()))
         return pq.read_table(file, columns=list(_COLUMNS), filters=chosen).to_pylist()
     except (OSError, pa.ArrowInvalid):
         return []
