@@ -354,6 +354,14 @@ def _schema(options: argparse.Namespace) -> int:
     return OK
 
 
+def _overrides(options: argparse.Namespace) -> int:
+    from verl_s2d.starter.verl_command import verl_command
+
+    command = verl_command(options.machine, options.stage, options.gpus)
+    print(command.words() if options.shell else command.lines())
+    return OK
+
+
 def _completion(options: argparse.Namespace) -> int:
     from verl_s2d.starter.shell_completion import completion_script
 
@@ -413,6 +421,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "convert": _convert,
     "init": _init,
     "schema": _schema,
+    "overrides": _overrides,
     "completion": _completion,
 }
 

@@ -184,6 +184,14 @@ def command_parser() -> argparse.ArgumentParser:
     )
     init.add_argument("--verifier", default="math", help="name of a verifier (default: math)")
     init.add_argument("--steps", type=int, metavar="N", help="steps of every stage (default: by the data; on a CPU 2)")
+    text = "the settings with which a plain verl command runs a trainer of this package on a kind of machine"
+    overrides = commands.add_parser("overrides", help=text, description=text)
+    overrides.set_defaults(command="overrides")
+    overrides.add_argument("machine", choices=["cpu", "gpu"], help="cpu: without an accelerator")
+    overrides.add_argument("--stage", choices=["opd", "grpo", "warmup"], default="opd", help="(default: opd)")
+    overrides.add_argument("--gpus", type=int, metavar="N", help="workers (default: this machine's GPUs; on a CPU 1)")
+    text = "one line, the beginning of the command: $(verl-s2d overrides cpu --shell) key=value ..."
+    overrides.add_argument("--shell", action="store_true", help=text)
     text = "the JSON schema of a recipe, for editors"
     schema = commands.add_parser("schema", help=text, description=text)
     schema.set_defaults(command="schema")

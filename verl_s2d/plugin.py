@@ -50,6 +50,7 @@ def _register() -> None:
     _import_after(
         "verl.experimental.reward_loop.reward_loop", "verl_s2d.platforms.reward_loop", "reward tokenizer as configured"
     )
+    _import_after("verl.utils.config", "verl_s2d.stages.before_start", "check of verl commands")
     if VARIABLE in os.environ:
         when_imported("transformers.utils.chat_template_utils")(lambda _: freeze_template_date())
     if cpu_requested():

@@ -39,6 +39,16 @@ def outcome(act):
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 
+import verl.utils.config as verl_config
+from verl_s2d.platforms.config_hook import add_check
+facts["check_ran"], facts["exported"] = [], verl_config.__all__
+facts["validate_config_is_stock"] = not hasattr(verl_config.validate_config, "__wrapped__")
+add_check(lambda config: facts["check_ran"].append("checked"))
+try:
+    verl_config.validate_config(None, False, False)
+except AttributeError:
+    facts["check_ran"].append("verl's own")
+
 facts["other_initialiser"] = outcome(distributed.initialize_global_process_group)
 if torch.distributed.is_initialized():
     distributed.destroy_global_process_group()
@@ -130,6 +140,15 @@ def test_updatable_weights_shim_is_active_without_the_patch(unpatched):
 def test_updatable_weights_patch_replaces_the_shim(patched):
     assert patched["before_plugin"] == "the weight is gone"
     assert not patched["vllm_shim"] and patched["after_plugin"] is True
+
+
+def test_config_check_hook_runs_a_check_before_verls_own(unpatched):
+    assert unpatched["shims"]["config_checks"] == "shim" and unpatched["check_ran"] == ["checked", "verl's own"]
+
+
+def test_config_check_patch_replaces_the_hook(patched):
+    assert patched["shims"]["config_checks"] == "upstream" and patched["check_ran"] == ["checked", "verl's own"]
+    assert patched["validate_config_is_stock"] and "register_config_check" in patched["exported"]
 
 
 def test_no_failure_was_swallowed(patched, unpatched):

@@ -56,6 +56,18 @@ def cuda_environment() -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in CUDA_ENVIRONMENT.items()}
 
 
+def device_environment(device: str) -> dict[str, str]:
+    """Return the variables for every process of verl and vLLM on `cpu`, or on `cuda`, any accelerator."""
+    if device == "cpu":
+        return cpu_environment()
+    return cuda_environment() | {"VERL_PLATFORM": accelerator_platform()}
+
+
+def actor_environment(device: str) -> dict[str, str]:
+    """Return the variables for Ray actors, which inherit the environment of a running cluster, not the driver's."""
+    return {"VERL_PLATFORM": "cpu"} if device == "cpu" else {}
+
+
 def prepare_for_vllm() -> None:
     """Set this process's variables before torch or vLLM is used. Changes nothing on a CPU."""
     os.environ.update(cuda_environment())

@@ -12,7 +12,7 @@ from verl_s2d.stages.problem_inputs import template_settings
 from verl_s2d.stages.row_inputs import RowInputs
 from verl_s2d.stages.shared.batch_settings import TRAIN, fitting_batches, micro_batch_tokens
 from verl_s2d.stages.shared.budget import UNTIL
-from verl_s2d.verl_settings.overrides import by_sequences, merge, overlay, split_operational, value_of
+from verl_s2d.verl_settings.overrides import by_sequences, device_overlay, merge, overlay, split_operational, value_of
 
 
 class RowSettings(RowInputs):
@@ -61,10 +61,12 @@ class RowSettings(RowInputs):
             more: further variants of the stage's overlay.
         """
         tokens = micro_batch_tokens(kind, self.recipe.data.prompt_tokens + response)
-        layers = [overlay(kind), *(overlay(kind, variant) for variant in more), tokens]
-        if self.device == "cpu":
-            # The warmup's configuration has none of verl's RL keys.
-            layers.append(overlay("cpu", "warmup" if kind == "warmup" else ""))
+        layers = [
+            overlay(kind),
+            *(overlay(kind, variant) for variant in more),
+            tokens,
+            device_overlay(kind, self.device),
+        ]
         return split_operational(merge(*layers, by_sequences(chosen), chosen))
 
     def _training(self, stage: Any, slice_name: str, verl: dict[str, Any], steps: int | None) -> dict[str, Any]:

@@ -75,6 +75,16 @@ def overlay(name: str, variant: str = "") -> Mapping[str, Any]:
     return (yaml.safe_load(file.read_text()) or {}) if file.is_file() else {}
 
 
+def device_overlay(name: str, device: str) -> Mapping[str, Any]:
+    """Read the settings on which a stage departs from verl's defaults because of the device; empty on `cuda`.
+
+    Args:
+        name: a stage's folder.
+    """
+    # The warmup's configuration has none of verl's RL keys.
+    return overlay("cpu", "warmup" if name == "warmup" else "") if device == "cpu" else {}
+
+
 def bare_key(key: str) -> str:
     """Strip hydra's `+`, `++` or `~` from a dotted key."""
     return key.lstrip("+~")

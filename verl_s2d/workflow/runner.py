@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from verl_s2d.platforms.environment import accelerator_platform, cpu_environment, cuda_environment
+from verl_s2d.platforms.environment import device_environment
 from verl_s2d.platforms.provenance import describe_machine
 from verl_s2d.workflow import attempts
 from verl_s2d.workflow.failures import Interrupted, StageFailed
@@ -234,11 +234,5 @@ def choose_launcher(plan: Plan, environment: Mapping[str, str]) -> Launcher:
 
 def stage_environment(device: str) -> dict[str, str]:
     """Build the environment of a run's processes: this process's, and what verl, torch and vLLM need on the device."""
-    environment = dict(os.environ)
     # Unbuffered: a log that waits for a full buffer would make a working stage look stalled.
-    environment["PYTHONUNBUFFERED"] = "1"
-    if device == "cpu":
-        environment.update(cpu_environment())
-    else:
-        environment.update(cuda_environment() | {"VERL_PLATFORM": accelerator_platform()})
-    return environment
+    return {**os.environ, "PYTHONUNBUFFERED": "1", **device_environment(device)}

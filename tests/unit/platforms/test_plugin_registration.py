@@ -134,11 +134,11 @@ def test_a_host_without_a_device_stays_on_verl_s_own_platform(platform):
         "cpu is offered": False,
         "cpu engine": False,
         "error": None,
-        "shims": ["reward_loop_trust"],
+        "shims": ["config_checks", "reward_loop_trust"],
     }
 
 
 def test_the_platform_cpu_is_used_where_it_is_asked_for():
     seen = facts(_PLATFORM)
     assert (seen["platform"], seen["cpu is offered"], seen["cpu engine"]) == ("PlatformCPU", True, True)
-    assert seen["shims"] == ["process_group_backend", "reward_loop_trust", "vllm_distribution_name"]
+    assert seen["shims"] == ["config_checks", "process_group_backend", "reward_loop_trust", "vllm_distribution_name"]

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from verl_s2d.platforms.environment import actor_environment
 from verl_s2d.recipe.cluster_settings import Cluster
 from verl_s2d.stages.prepare.stage import prompts_file
 from verl_s2d.stages.shared.batch_settings import batch_setting
@@ -65,7 +66,7 @@ class VerlTrainerStage(TrainingStage):
     def command(self, node: Node, context: Context, attempt: int) -> Command:
         chosen, env = merged_verl(node), self.logger_environment(node, context, attempt)
         # The trainer is a Ray actor: it inherits the cluster's environment, not this process's.
-        inherited = env | template_environment(node) | ({"VERL_PLATFORM": "cpu"} if context.device == "cpu" else {})
+        inherited = env | template_environment(node) | actor_environment(context.device)
         runtime = {f"+ray_kwargs.ray_init.runtime_env.env_vars.{k}": v for k, v in inherited.items()}
         # Every stage joins a running cluster, where Ray rejects resource counts.
         resources = {"ray_kwargs.ray_init.num_cpus": None}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 import socket
@@ -16,13 +15,11 @@ from verl_s2d import redaction
 from verl_s2d.logs import last_lines
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.hosts.process import Handle, Launcher, kill_marked, marked_processes, wait
-from verl_s2d.workflow.hosts.ray_places import Demand
+from verl_s2d.workflow.hosts.ray_places import Demand, offered_cpus
 
 _START_SECONDS = 120
 _START_TRIES = 3
 _QUIET_SECONDS = 60
-_HELPERS = 16
-"""CPUs offered beyond what a stage holds, one for each of verl's helper processes that start at a time."""
 
 
 CLUSTER_MARKER = "VERL_S2D_CLUSTER"
@@ -89,8 +86,7 @@ class RayCluster:
         log = self._run_dir / "ray.log"
         argv = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
         argv += [f"--port={port}", f"--temp-dir={self._temporary}", "--include-dashboard=false"]
-        held = self._demand.cpus(self._demand.storage_units)
-        argv.append(f"--num-cpus={max(os.cpu_count() or 1, held + _HELPERS)}")
+        argv.append(f"--num-cpus={offered_cpus(self._demand)}")
         if self._device == "cpu":
             argv.append(f"--num-gpus={self._demand.per_node}")
         already = log.stat().st_size if log.exists() else 0

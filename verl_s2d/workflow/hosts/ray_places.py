@@ -5,6 +5,7 @@ Ray only counts CPUs. An actor that asks for more than are left is waited for wi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,8 @@ RL_CPUS_PER_WORKER = 3
 _QUEUE_CPUS = 2
 """One CPU for TransferQueue's controller, and one free: Ray places actors that hold no CPU (verl's agent loops, reward
 workers and servers) only on a node with a free one."""
+_HELPERS = 16
+"""CPUs offered beyond what a stage holds, one for each of verl's helper processes that start at a time."""
 _UNITS_PER_NODE, _MOST_UNITS = 2, 8
 """Storage units per node. verl's default is eight, each a process that imports torch and holds a CPU; two hold a
 node's batches."""
@@ -43,6 +46,11 @@ class Demand:
     def cpus(self, units: int) -> int:
         """Count the CPUs that a node with a group of workers and `units` storage units needs."""
         return self.per_node * self.cpus_per_worker + units + (_QUEUE_CPUS if self.storage_units else 0)
+
+
+def offered_cpus(demand: Demand) -> int:
+    """Choose the number of CPUs of a local Ray cluster: CPUs are logical, and verl waits for missing ones for ever."""
+    return max(os.cpu_count() or 1, demand.cpus(demand.storage_units) + _HELPERS)
 
 
 def default_storage_units(nodes: int) -> int:
