@@ -108,7 +108,7 @@ def _trl_figures(out: Path) -> list[StageFigures]:
             spans=((one["began"], one["ended"]),),
             updates=one["updates"],
             tokens=one["tokens"],
-            shares=tuple(right / samples for right in one["correct"]),
+            shares={problem: right / samples for problem, right in one["correct"].items()},
         )
         for one in json.loads((out / "stages.json").read_text())
     ]

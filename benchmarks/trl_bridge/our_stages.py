@@ -109,8 +109,8 @@ class RowStages:
 
 def _evaluation(stage: FinishedStage, name: str) -> StageFigures:
     result = json.loads((stage.directory / "result.json").read_text())
-    correct = tuple(problem["correct"] / problem["samples"] for problem in result["per_problem"][_SET])
+    shares = {problem["id"]: problem["correct"] / problem["samples"] for problem in result["per_problem"][_SET]}
     answers = result["sets"][_SET]
     tokens = round(answers["mean_tokens"] * answers["samples"] * answers["n_problems"])
     figures = stage.figures(name)
-    return StageFigures(name, figures.spans, figures.updates, tokens, correct)
+    return StageFigures(name, figures.spans, figures.updates, tokens, shares)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from verl_s2d.stages.evaluate.statistics import Estimate, mean_and_stderr
+from verl_s2d.stages.evaluate.statistics import Estimate, mean_and_stderr, paired_bootstrap
 
 TITLES = {
     "teacher_rl": "1: GRPO, teacher",
@@ -27,7 +27,7 @@ class StageFigures:
     Attributes:
         spans: epoch seconds in which it ran, from beginning to end, one for each attempt.
         tokens: response tokens that were sampled, or in 2a trained on.
-        shares: share of right samples of each problem of the evaluation set; empty for other stages.
+        shares: problem of the evaluation set -> share of right samples; empty for other stages.
         processor: processor seconds; None: not measured.
     """
 
@@ -35,7 +35,7 @@ class StageFigures:
     spans: tuple[tuple[float, float], ...]
     updates: int
     tokens: int
-    shares: tuple[float, ...] = ()
+    shares: Mapping[str, float] = field(default_factory=dict)
     processor: float | None = None
 
     @property
@@ -46,11 +46,14 @@ class StageFigures:
     @property
     def accuracy(self) -> Estimate | None:
         """avg@k and its standard error over problems."""
-        return mean_and_stderr(self.shares) if self.shares else None
+        return mean_and_stderr(list(self.shares.values())) if self.shares else None
 
 
 def side_by_side(sides: Mapping[str, Sequence[StageFigures]]) -> str:
-    """Write two tables in markdown: costs of the stages, each cell with the sides in their order, and accuracies."""
+    """Write two tables in markdown: costs of the stages, each cell with both sides in their order, and accuracies.
+
+    The difference is the second side's accuracy minus the first's, with its 95 % interval over the same problems.
+    """
     names = " / ".join(sides)
     by_stage = [{one.stage: one for one in side} for side in sides.values()]
     lines = [f"{names}", "", *_head(*_HEAD)]
@@ -59,11 +62,11 @@ def side_by_side(sides: Mapping[str, Sequence[StageFigures]]) -> str:
     lines.append(_line("all five", *_costs([[side[stage] for stage in TITLES] for side in by_stage])))
     commands = [[side[COMMAND]] if COMMAND in side else [] for side in by_stage]
     lines.append(_line("whole command", *list(_costs(commands))[:2], "", "", ""))
-    lines += ["", *_head("model after", *(f"avg@k, {name}" for name in sides))]
+    lines += ["", *_head("model after", *(f"avg@k, {name}" for name in sides), " - ".join(reversed(list(sides))))]
     for stage, title in EVALUATED.items():
         found = [side.get(f"evaluate {stage}") for side in by_stage]
         if any(found):
-            lines.append(_line(title, *map(_accuracy, found)))
+            lines.append(_line(title, *map(_accuracy, found), _difference(*found)))
     return "\n".join(lines)
 
 
@@ -92,6 +95,13 @@ def _processor(group: Sequence[StageFigures]) -> str:
 def _accuracy(figures: StageFigures | None) -> str:
     estimate = figures.accuracy if figures else None
     return "-" if estimate is None else f"{100 * estimate.mean:.1f} +- {100 * estimate.stderr:.1f}"
+
+
+def _difference(one: StageFigures | None, other: StageFigures | None) -> str:
+    if one is None or other is None or one.shares.keys() != other.shares.keys():
+        return "-"
+    interval = paired_bootstrap(list(one.shares.values()), [other.shares[problem] for problem in one.shares])
+    return f"{100 * interval.mean:+.1f} ({100 * interval.low:+.1f} to {100 * interval.high:+.1f})"
 
 
 def _head(*titles: str) -> list[str]:

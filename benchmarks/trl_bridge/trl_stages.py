@@ -43,14 +43,14 @@ Rows = list[dict[str, Any]]
 
 @dataclass
 class StageRecord:
-    """A stage: epoch seconds, updates, response tokens sampled (or, in 2a, trained on) and right samples a problem."""
+    """A stage: epoch seconds, updates, response tokens sampled (or, in 2a, trained on); problem -> right samples."""
 
     stage: str
     began: float
     ended: float = 0.0
     updates: int = 0
     tokens: int = 0
-    correct: list[int] = field(default_factory=list)
+    correct: dict[str, int] = field(default_factory=dict)
 
 
 class TrlStages:
@@ -146,7 +146,7 @@ class TrlStages:
                     compute_score(row["data_source"], next(texts), row["ground_truth"], extra)
                     for _ in range(sampling.samples)
                 )
-                record.correct.append(round(sum(scores)))
+                record.correct[row["id"]] = round(sum(scores))
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[StageRecord]:
@@ -202,6 +202,7 @@ class TrlStages:
                 "data_source": row["data_source"],
                 "ground_truth": row["reward_model"]["ground_truth"],
                 "entry": row["extra_info"]["entry"],
+                "id": row["extra_info"]["index"],
             }
             for row in pq.read_table(path).to_pylist()
         ]

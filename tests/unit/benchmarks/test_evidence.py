@@ -61,7 +61,7 @@ def test_what_is_kept_is_read_again(seeds, monkeypatch):
 
 
 def test_a_pick_is_compared_with_the_best_row(seeds, monkeypatch, tmp_path):
-    """Of 4 samples each: 2, 2 and 4, 1 right. The means differ by 1/8; differences of 1/2, -1/4 have s.e. 3/8."""
+    """Compare 2, 2 with 4, 1 right of 4 samples: the means differ by 1/8; differences of 1/2, -1/4 have s.e. 3/8."""
     stages = [{"digest": "d1"}, {"digest": "d2"}]
     rows = [replace(row("direct-grpo", 0, 2, 2), stages=stages), replace(row("half-split-a", 0, 4, 1), stages=stages)]
     for digest, tokens in (("d1", 100), ("d2", 300), ("pilots", 77)):

@@ -166,11 +166,11 @@ def test_the_clock_counts_processes_that_their_parents_left():
 def test_the_table_has_both_sides_in_a_cell():
     def side(seconds: float, processor: float | None, right: float) -> list[StageFigures]:
         stages = [StageFigures(stage, ((0.0, seconds),), 40, 600, processor=processor) for stage in TITLES]
-        return [*stages, StageFigures("evaluate opd", ((0.0, 1.0),), 0, 8, (right, 0.5, 0.5))]
+        return [*stages, StageFigures("evaluate opd", ((0.0, 1.0),), 0, 8, {"p": right, "q": 0.5, "r": 0.5})]
 
     command = StageFigures(COMMAND, ((0.0, 900.0),), 0, 0, processor=300.0)
     text = side_by_side({"ours": side(60.0, None, 0.5), "TRL": [*side(30.0, 90.0, 0.2), command]})
     assert "| 1: GRPO, teacher | 1.00 / 0.50 | - / 1.50 | 40 / 40 | 600 / 600 | 10 / 20 |" in text
     assert "| all five | 5.00 / 2.50 | - / 7.50 | 200 / 200 | 3,000 / 3,000 | 10 / 20 |" in text
     assert "| whole command | - / 15.00 | - / 5.00 |" in text
-    assert "| 2b: on-policy, reverse KL | 50.0 +- 0.0 | 40.0 +- 10.0 |" in text
+    assert "| 2b: on-policy, reverse KL | 50.0 +- 0.0 | 40.0 +- 10.0 | -10.0 (-30.0 to +0.0) |" in text
