@@ -2,7 +2,7 @@
 
 A program that fails, exceeds a limit or gives anything else is wrong. What a program is tested with goes into the box;
 what is expected of it stays outside, but for asserts that are no `expression == literal`. A sandbox that cannot run
-programs makes the response unscored.
+programs makes the response unscored. Equal programs with equal tests run once a process.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from verl_s2d.verifiers.code.code_tests import AssertTest, CallTest, CodeTest, I
 from verl_s2d.verifiers.code.fenced_code import last_block
 from verl_s2d.verifiers.code.fusion_client import run_remote
 from verl_s2d.verifiers.code.same_output import same_result, same_text, same_value
+from verl_s2d.verifiers.remembered import Remembered
 
 LANGUAGES = frozenset(
     {
@@ -35,6 +36,8 @@ REFERENCES = ("reference_solution", "solutions", "solution")
 """Members of extra_info that may hold a program which passes the tests, the first one of a list."""
 AT_ONCE = SLOTS
 """Calls that an evaluation makes at the same time."""
+_passed: Remembered[int] = Remembered()
+"""How many of its tests each program passed: samples of a prompt are often the same program."""
 _HARNESS = Path(__file__).with_name("call_harness.py").read_text()
 
 
@@ -88,10 +91,22 @@ def compute_score(
     chosen = _options(**options)
     tests = _tests(ground_truth, chosen)
     source = last_block(solution_str, chosen.language)
-    if not chosen.share:
-        return float(source is not None and all(passes(source, test, chosen) for test in tests))
-    passed = sum(passes(source, test, chosen) for test in tests) if source is not None else 0
-    return {"score": passed / len(tests), "acc": float(passed == len(tests))}
+    passed = 0
+    if source is not None:
+        passed = _passed.get([source, repr(tests), repr(chosen)], lambda: _count_passed(source, tests, chosen))
+    right = float(passed == len(tests))
+    return {"score": passed / len(tests), "acc": right} if chosen.share else right
+
+
+def _count_passed(source: str, tests: list[CodeTest], options: CodeOptions) -> int:
+    """Count the tests that a program passes; without `share` those before the first failure."""
+    passed = 0
+    for test in tests:
+        if passes(source, test, options):
+            passed += 1
+        elif not options.share:
+            break
+    return passed
 
 
 def passes(source: str, test: CodeTest, options: CodeOptions) -> bool:

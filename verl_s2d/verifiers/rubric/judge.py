@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import threading
 import urllib.error
 import urllib.request
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPException
 from typing import Any, TypeVar
@@ -18,11 +15,11 @@ from pydantic import Field, FiniteFloat, field_validator
 from verl_s2d.errors import Unscored
 from verl_s2d.validation import Refused, Section
 from verl_s2d.verifiers.judge_costs import report_judged
+from verl_s2d.verifiers.remembered import Remembered
 
 T = TypeVar("T")
 
 _ENV = "env:"
-_MOST_REMEMBERED = 65_536
 
 
 class Judge(Section):
@@ -60,8 +57,7 @@ class Judge(Section):
         return key
 
 
-_remembered: OrderedDict[str, Any] = OrderedDict()
-_lock = threading.Lock()
+_remembered: Remembered[Any] = Remembered()
 
 
 def ask(judge: Judge, messages: Sequence[Mapping[str, str]], pattern: str, read: Callable[[str], T]) -> T:
@@ -77,21 +73,16 @@ def ask(judge: Judge, messages: Sequence[Mapping[str, str]], pattern: str, read:
     body: dict[str, Any] = {"model": judge.model, "messages": list(messages), "max_tokens": judge.max_tokens}
     if judge.constrained:
         body["structured_outputs"] = {"regex": pattern}
-    key = hashlib.sha256(json.dumps([judge.url, judge.options, body], sort_keys=True).encode()).hexdigest()
-    with _lock:
-        if key in _remembered:
-            return _remembered[key]
-    try:
-        found = read(_answer(judge, {**body, "temperature": 0.0, **judge.options}))
-    except Unscored as error:
-        if not error.lasting:
-            raise
-        found = read(_answer(judge, {**body, "temperature": 1.0, **judge.options}))
-    with _lock:
-        _remembered[key] = found
-        while len(_remembered) > _MOST_REMEMBERED:
-            _remembered.popitem(last=False)
-    return found
+
+    def answered() -> T:
+        try:
+            return read(_answer(judge, {**body, "temperature": 0.0, **judge.options}))
+        except Unscored as error:
+            if not error.lasting:
+                raise
+            return read(_answer(judge, {**body, "temperature": 1.0, **judge.options}))
+
+    return _remembered.get([judge.url, judge.options, body], answered)
 
 
 def request(judge: Judge, path: str, body: Mapping[str, Any] | None = None) -> Any:

@@ -11,6 +11,7 @@ from verl_s2d.errors import Unscored, UserError
 from verl_s2d.sandbox.sandbox import Sandbox, shared
 from verl_s2d.verifiers.code import code_verifier
 from verl_s2d.verifiers.registry import check_solution, resolve, score_of
+from verl_s2d.verifiers.remembered import Remembered
 from verl_s2d.verifiers.trial import try_verifier
 
 
@@ -19,6 +20,11 @@ def isolated():
     require_isolation(shared())
     yield
     shared().close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered(monkeypatch):
+    monkeypatch.setattr(code_verifier, "_passed", Remembered())
 
 
 def score(program: str, truth: object, **options):
@@ -101,6 +107,18 @@ def test_the_first_failing_test_ends(monkeypatch):
     monkeypatch.setattr(code_verifier, "passes", lambda source, test, options: seen.append(test))
     assert score("print(1)", DOUBLE) == 0.0
     assert len(seen) == 1
+
+
+def test_equal_programs_run_once(monkeypatch):
+    ran, passes = [], code_verifier.passes
+    monkeypatch.setattr(code_verifier, "passes", lambda *args: ran.append(args) or passes(*args))
+    assert [score("print(2)", PAIRS) for _ in range(3)] == [1.0] * 3 and len(ran) == 1
+    assert [score("print(3)", PAIRS) for _ in range(3)] == [0.0] * 3 and len(ran) == 2
+    assert score("print(2)", DOUBLE) == 0.0 and len(ran) == 4, "other tests"
+    assert score("print(2)", PAIRS, seconds=5.0) == 1.0 and len(ran) == 5, "other limits"
+    first = score("print(2)", DOUBLE, share=True)
+    first["score"] = 7.0
+    assert score("print(2)", DOUBLE, share=True) == {"score": 0.5, "acc": 0.0}
 
 
 def test_share_of_tests():
