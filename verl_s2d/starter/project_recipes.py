@@ -10,7 +10,13 @@ from verl_s2d.errors import UserError
 from verl_s2d.validation import suggestion
 
 FOLDER = "recipes"
-_BESIDE = {"planner": ("quickstart",), "llama": ("qwen3",)}
+_QUICKSTART = ("quickstart",)
+_BESIDE = {
+    "llama": ("qwen3",),
+    "planner": _QUICKSTART,
+    "quickstart-code": _QUICKSTART,
+    "quickstart-logic": _QUICKSTART,
+}
 """Recipe -> recipes whose scripts it runs."""
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "run.sh")
 """run.sh makes the environment of a clone."""
