@@ -62,10 +62,33 @@ def test_seeds_have_links_of_their_own_and_dead_ones_go(project, tmp_path):
     links = link_models([row for row in rows if row.seed == 1], run_dir)
     assert links["direct-grpo"] == ["models/direct-grpo"]
     assert not (run_dir / "models/direct-grpo-seed-0").is_symlink() and (run_dir / "models/notes.txt").is_file()
-    (run_dir / "models/teacher").unlink()
-    (run_dir / "models/teacher").mkdir()
-    with pytest.raises(OSError, match="name of a link"):
-        link_models([row for row in rows if row.seed == 1], run_dir)
+
+
+@pytest.mark.parametrize("what", ["directory", "file", "no links", "no folder"])
+def test_a_model_that_cannot_be_linked_is_named_by_its_own_directory(project, tmp_path, monkeypatch, what):
+    """A copy of a run may have directories in place of links, and some file systems have no links."""
+    recipe, made = project
+    run_dir = tmp_path / "run"
+    shutil.copytree(made, run_dir, symlinks=True)
+    shutil.rmtree(run_dir / "models", ignore_errors=True)
+    if what == "directory":
+        link_models(rows_of(recipe, run_dir), run_dir)
+        shutil.copytree(run_dir, tmp_path / "copy")
+        run_dir = tmp_path / "copy"
+    elif what == "file":
+        (run_dir / "models").mkdir()
+        for name in ("cold-student", "direct-grpo", "teacher"):
+            (run_dir / "models" / name).write_text("mine")
+    elif what == "no folder":
+        (run_dir / "models").write_text("mine")
+    else:
+        monkeypatch.setattr("pathlib.Path.symlink_to", lambda *_: (_ for _ in ()).throw(OSError(95, "not supported")))
+    rows = rows_of(recipe, run_dir)
+    links = link_models(rows, run_dir)
+    (trained,) = links["direct-grpo"]
+    assert trained.startswith("stages/") and (run_dir / trained / "model.safetensors").is_file()
+    assert links["teacher"] == [str(recipe.parent / "teacher")]
+    assert cli.main(["report", str(run_dir), "--seeds", "0"]) == 0 and (run_dir / "report.html").is_file()
 
 
 def test_the_end_of_a_report_names_the_model_and_how_to_serve_it(project, capsys, monkeypatch):

@@ -35,13 +35,12 @@ def model_directory(row: RowResult) -> Path | None:
 def link_models(rows: Sequence[RowResult], run_dir: Path) -> dict[str, list[str]]:
     """Link the model of each row as models/<row>, with several seeds as models/<row>-seed-<seed>.
 
-    Links whose models are gone are removed. Nothing else in that directory is touched.
+    Links whose models are gone are removed. Nothing else in that directory is touched: a copy of a run may have
+    directories in place of links, and some file systems have no links.
 
     Returns:
-        Row name -> links relative to the run directory; without rows whose model is on the hub.
-
-    Raises:
-        OSError: the directory cannot be written, or a file has the name of a link.
+        Row name -> links relative to the run directory, where there can be none the model's own directory; without rows
+        whose model is on the hub.
     """
     folder, several = run_dir / MODELS, len({row.seed for row in rows}) > 1
     found: dict[str, list[str]] = {}
@@ -49,11 +48,15 @@ def link_models(rows: Sequence[RowResult], run_dir: Path) -> dict[str, list[str]
         if (target := model_directory(row)) is None:
             continue
         link = folder / (f"{row.name}-seed-{row.seed}" if several else row.name)
-        folder.mkdir(exist_ok=True)
         # A run that is moved keeps its links.
         inside = target.is_relative_to(run_dir)
-        _link(link, Path(os.path.relpath(target, folder)) if inside else target.absolute())
-        found.setdefault(row.name, []).append(f"{MODELS}/{link.name}")
+        try:
+            folder.mkdir(exist_ok=True)
+            _link(link, Path(os.path.relpath(target, folder)) if inside else target.absolute())
+            shown = f"{MODELS}/{link.name}"
+        except OSError:
+            shown = str(target.relative_to(run_dir) if inside else target.absolute())
+        found.setdefault(row.name, []).append(shown)
     for link in folder.iterdir() if folder.is_dir() else ():
         if link.is_symlink() and not link.exists():
             link.unlink()
