@@ -36,8 +36,8 @@ PLANTED_IN_RECIPE = "planted-in-the-recipe-0123456789"
 VICTIMS = {
     "driver": r"-m verl(\.trainer\.main_ppo|_s2d\.stages\.\w+\.(trainer|rollout_cache|sample_and_score)) ",
     "worker": r"^ray::(WorkerDict|WarmupWorker)",
-    "vllm server": r"^ray::vLLMHttpServer",
-    "agent loop worker": r"^ray::AgentLoopWorker",
+    "vllm server": r"^ray::(GroupServer|vLLMHttpServer)",
+    "agent loop worker": r"^ray::(GroupWorker|AgentLoopWorker)",
     "reward worker": r"^ray::RewardLoopWorker",
     "transfer queue": r"^ray::(SimpleStorageUnit|TransferQueueController)",
     "ray gcs": r"/gcs_server ",
