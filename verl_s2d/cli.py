@@ -94,6 +94,7 @@ def _print_json(value: object) -> None:
 
 def _check(options: argparse.Namespace) -> int:
     from verl_s2d.checks.installation import check_everything
+    from verl_s2d.report.table_text import wrapped
 
     plan = _load(options) if options.recipe else None
     if options.self_test and plan is None:
@@ -104,7 +105,7 @@ def _check(options: argparse.Namespace) -> int:
         for finding in found:
             findings.append(finding)
             if not options.json:
-                print(redaction.current().text(finding.text()), flush=True)
+                print(wrapped(redaction.current().text(finding.text()), " " * 7), flush=True)
 
     tell(check_everything(plan))
     if options.self_test and all(f.ok for f in findings):

@@ -17,6 +17,7 @@ from verl_s2d.recipe.cluster_settings import Cluster
 from verl_s2d.recipe.method_rows import MADE_ROWS, METHOD_ROWS, PROMPT_ROWS, ROUTED_ROWS
 from verl_s2d.recipe.planner_settings import Planner
 from verl_s2d.recipe.rows import ROWS
+from verl_s2d.signals.credit.credit_registry import known_credits
 from verl_s2d.signals.signal_registry import known_signals
 from verl_s2d.stages.opd.config import OpdConfig
 
@@ -125,6 +126,42 @@ def test_every_feature_names_a_key_of_the_documents_and_a_test_that_exists():
 
 def test_every_signal_is_a_feature():
     assert not known_signals().keys() - set(re.findall(r"[a-z_]+", features()))
+
+
+def tables_of_keys(head: str) -> dict[str, str]:
+    """Name -> cell of keys, in the table of docs/signals.md whose first column has this head."""
+    table = (ROOT / "docs" / "signals.md").read_text().partition(f"| {head} |")[2].partition("\n\n")[0]
+    rows = [re.split(r"(?<!\\)\|", line.strip().strip("|")) for line in table.splitlines()[2:]]
+    return {cells[0].strip(" `"): cells[-1] for cells in rows}
+
+
+def keys_in(cells: dict[str, str], name: str) -> dict[str, Any]:
+    """Key -> default as its cell gives it; ... where it gives none. The row's own keys win over those it refers to."""
+    found: dict[str, Any] = {}
+    for other in re.findall(r"those of `(\w+)`", cells[name]):
+        found |= keys_in(cells, other)
+    own = re.sub(r"those of `\w+`", "", cells[name])
+    for key, value in re.findall(r"(?:^|, |with )`(\w+)`( \{[^}]*\}| [^\s,:;]+)?", own.strip()):
+        found[key] = yaml.safe_load(value) if value else ...
+    return found
+
+
+@pytest.mark.parametrize(("head", "known"), [("signal", known_signals), ("credit", known_credits)])
+def test_keys_and_defaults_of_signals_and_credits(head, known):
+    """The table has every key and no other; `gate`, which every advantage has, has a section of its own."""
+    cells = tables_of_keys(head)
+    assert cells.keys() == known().keys()
+    for name, kind in known().items():
+        fields = {field.alias or key: field for key, field in kind.model_fields.items() if key not in ("type", "gate")}
+        told = keys_in(cells, name)
+        assert told.keys() == fields.keys(), name
+        for key, value in told.items():
+            if fields[key].is_required():
+                assert value is ... and f"`{key}`, required" in cells[name], (name, key)
+            elif value is not ...:
+                assert value == fields[key].get_default(call_default_factory=True), (name, key)
+    sampled = keys_in(tables_of_keys("signal"), "sampled")
+    assert ... not in sampled.values(), "no default is left out where a key is described"
 
 
 def test_every_row_is_in_the_table_of_rows():

@@ -9,6 +9,20 @@ from pydantic import Field
 from verl_s2d.recipe.stage_settings import NonNegative, Positive
 from verl_s2d.validation import Section
 
+TFLOPS = {
+    "A10": 125,
+    "A100": 312,
+    "B200": 2250,
+    "H100": 989,
+    "H200": 989,
+    "L4": 121,
+    "L40S": 362,
+    "RTX 3090": 71,
+    "RTX 4090": 165,
+}
+"""Dense bf16 peak of a GPU with sums in fp32, from NVIDIA's data sheets and white papers (SXM where there are two)."""
+DEFAULT_GPU = "H100"
+
 
 class Cluster(Section):
     """Machines and time limits. None of it changes what is built, so none of it rebuilds anything."""
@@ -19,6 +33,8 @@ class Cluster(Section):
     """GPUs of each; on a CPU, processes."""
     gpu_memory_gb: NonNegative = 80.0
     """Memory of one GPU in GiB, which vendors write as GB; `plan` compares its estimates with it."""
+    gpu: Literal["A10", "A100", "B200", "H100", "H200", "L4", "L40S", "RTX 3090", "RTX 4090"] | None = None
+    """Model of the GPUs, whose peak the hours of `plan` rest on. Null: an H100's is assumed, and `plan` says so."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where this host has an accelerator, otherwise cpu."""
     warm_start: Literal["auto"] | bool = "auto"

@@ -44,7 +44,7 @@ def run_text(view: Mapping[str, Any]) -> str:
     lines = [f"{text} ({steps} training steps)" if steps else text]
     if todo:
         lines.append(measured_text(view))
-    return "\n".join(lines)
+    return as_text(*lines)
 
 
 def measured_text(view: Mapping[str, Any]) -> str:

@@ -184,7 +184,8 @@ def panel_plot(data: Mapping[str, Any], panel: Panel, trained: Sequence[str]) ->
     lines: dict[str, list[tuple[str, int, dict[str, list]]]] = {}
     for stage in stages:
         for number, (series, curve) in enumerate(stage["curves"][panel.name].items()):
-            label = f"{stage['name']}, {series}" if len(stage["curves"][panel.name]) > 1 else stage["name"]
+            shared = series and len(stage["curves"][panel.name]) > 1
+            label = f"{stage['name']}, {series}" if shared else stage["name"]
             lines.setdefault(label, []).append((stage["name"], number, curve))
     labels = {
         label: f"{label}: {_ends([curve['values'] for *_, curve in members])}" for label, members in lines.items()

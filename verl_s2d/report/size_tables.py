@@ -56,17 +56,29 @@ def _memory_cells(memory: dict[str, Any], phases: list[str]) -> tuple[str, ...]:
 
 
 def _cost(stages: list[dict[str, Any]], sizes: dict[str, Any]) -> list[str | Table]:
-    names = ("sampled", "teacher-scored", "verifier calls", "updates", "EFLOP", "GPU-hours*")
-    lines = [[stage["name"], *_figures(stage["cost"])] for stage in stages]
-    title = "Cost at most, with every response at its full length; FLOPs of training, scoring and sampling:"
     assumed = sizes["assumed"]
+    on_gpus = assumed["gpu_tflops"] is not None
+    names = ["sampled", "teacher-scored", "verifier calls", "updates", "EFLOP", *(["GPU-hours*"] if on_gpus else [])]
+    lines = [[name, *_figures(cost)[: len(names)]] for name, cost in _costs(stages, sizes["total"])]
+    title = "Cost at most, with every response at its full length; FLOPs of training, scoring and sampling:"
     return [
         title,
-        Table(title, [*words("stage"), *map(Column, names)], [*lines, ["all", *_figures(sizes["total"])]]),
-        f"* assumed, not measured: {assumed['gpu_tflops']:g} TFLOP/s a GPU, of which training and scoring reach "
-        f"{assumed['mfu_of_passes']:.0%} and sampling {assumed['mfu_of_sampling']:.0%}.",
+        Table(title, [*words("stage"), *map(Column, names)], lines),
+        *([_assumed(assumed)] if on_gpus else ["On a CPU hours are not estimated."]),
         *(_cache(stage["name"], stage["cache"]) for stage in stages if "cache" in stage),
     ]
+
+
+def _costs(stages: list[dict[str, Any]], total: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return [*((stage["name"], stage["cost"]) for stage in stages), ("all", total)]
+
+
+def _assumed(assumed: dict[str, Any]) -> str:
+    gpu = assumed["gpu"] or "H100, as cluster.gpu names none"
+    return (
+        f"* assumed, not measured: {assumed['gpu_tflops']:g} TFLOP/s a GPU ({gpu}), of which training and scoring "
+        f"reach {assumed['mfu_of_passes']:.0%} and sampling {assumed['mfu_of_sampling']:.0%}."
+    )
 
 
 def _cache(name: str, cache: dict[str, int]) -> str:

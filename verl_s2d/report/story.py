@@ -10,16 +10,15 @@ from verl_s2d.report.by_row.gains import COLD, DIRECT
 
 
 def story(data: Mapping[str, Any]) -> list[str]:
-    """Write the sentences of report.json's content, about its first evaluation set; none where no trained student can
-    be compared with another row."""
+    """Write the sentences of report.json's content, about its first evaluation set; none without a trained student."""
     set_name = data["sets"][0]
     rows = {row["name"]: row for row in data["rows"] if row["sets"][set_name]}
     if not (trained := ranking(data)):
         return []
     best, other = trained[0], _opponent(data)
-    if other is None and COLD not in rows:
-        return []
     told = [_best(best, len(trained), rows.get(COLD), data)]
+    if other is None and COLD not in rows:
+        told.append("What training gained is not known: --rows cold-student,direct-grpo adds rows to compare it with.")
     if other is not None and (difference := _difference(data, best["name"], other["name"], set_name)):
         told.append(difference)
     if other is not None:
@@ -27,7 +26,10 @@ def story(data: Mapping[str, Any]) -> list[str]:
     if links := data["run"]["models"].get(best["name"]):
         told.append(f"Its model is {links[0]} in the directory of the run.")
     if len(data["seeds"]) == 1:
-        told.append("This is one seed: how much results vary between seeds is not in any of these numbers.")
+        told.append(
+            "This is one seed: how much results vary between seeds is not in any of these numbers; --seeds 0,1,2 adds "
+            "seeds."
+        )
     return told
 
 

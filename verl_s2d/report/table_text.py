@@ -68,6 +68,15 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2 - 1) :]}"
 
 
+def wrapped(text: str, indent: str = "") -> str:
+    """Wrap each line to the width of a terminal, continued under `indent`; in a file lines stay as they are."""
+    if not sys.stdout.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    options = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": indent}
+    return "\n".join(textwrap.fill(line, width, **options) if len(line) > width else line for line in text.split("\n"))
+
+
 def as_text(*parts: str | Table) -> str:
     """Join paragraphs and tables for standard output; captions of tables are left out.
 

@@ -16,8 +16,8 @@ from verl_s2d.sizing.shapes import ModelShape
 from verl_s2d.verl_settings.stage_sizes import Training
 from verl_s2d.workflow.graph import Node
 
-GPU_FLOPS, PASS_MFU, SAMPLING_MFU = 989e12, 0.35, 0.05
-"""Assumptions, not measurements: an H100's dense bf16 peak, the MFU of training and scoring, the MFU of sampling."""
+PASS_MFU, SAMPLING_MFU = 0.35, 0.05
+"""Assumptions, not measurements: the MFU of training and scoring, the MFU of sampling."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,15 @@ class Cost:
     pass_flops: float | None = 0
     sampling_flops: float | None = 0
 
-    @property
-    def gpu_hours(self) -> float | None:
-        """Convert FLOPs to H100 hours, with the assumptions above."""
-        if self.pass_flops is None or self.sampling_flops is None:
+    def gpu_hours(self, tflops: float | None) -> float | None:
+        """Convert FLOPs to hours with the assumptions above; None if they are unknown, or without a GPU.
+
+        Args:
+            tflops: dense peak of a GPU; None on a CPU.
+        """
+        if self.pass_flops is None or self.sampling_flops is None or tflops is None:
             return None
-        return (self.pass_flops / PASS_MFU + self.sampling_flops / SAMPLING_MFU) / GPU_FLOPS / 3600
+        return (self.pass_flops / PASS_MFU + self.sampling_flops / SAMPLING_MFU) / (tflops * 1e12) / 3600
 
 
 def forward_flops(shape: ModelShape, longest: int) -> float:
@@ -103,12 +106,12 @@ def sampling_cost(sequences: int | None, shape: ModelShape | None, *, prompt: in
     return Cost(sampled_tokens=sequences * response, verifier_calls=sequences if scored else 0, sampling_flops=flops)
 
 
-def total(costs: list[Cost]) -> Mapping[str, Any]:
-    """Sum the costs of stages; a figure that one stage lacks is None."""
+def total(costs: list[Cost], tflops: float | None) -> Mapping[str, Any]:
+    """Sum the costs of stages, and their hours on GPUs of this peak; a figure that one stage lacks is None."""
 
-    def add(name: str) -> float | None:
-        values = [getattr(cost, name) for cost in costs]
+    def add(values: list[float | None]) -> float | None:
         return None if None in values else sum(values)
 
     names = ("sampled_tokens", "teacher_scored_tokens", "verifier_calls", "updates", "pass_flops", "sampling_flops")
-    return {name: add(name) for name in (*names, "gpu_hours")}
+    figures = {name: add([getattr(cost, name) for cost in costs]) for name in names}
+    return figures | {"gpu_hours": add([cost.gpu_hours(tflops) for cost in costs])}

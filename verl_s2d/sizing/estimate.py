@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from verl_s2d.recipe.cluster_settings import DEFAULT_GPU, TFLOPS
 from verl_s2d.sizing import cost
 from verl_s2d.sizing.cache import CacheUse, cache_use, waste_warning
 from verl_s2d.sizing.cost import Cost, sampling_cost, training_cost
@@ -56,7 +57,11 @@ class Estimate:
             else:
                 continue
             disk = self._disk(node, spent)
-            stages[node.label] = {"memory": memory, "cost": _cost_view(spent), "disk": disk and _disk_view(disk)}
+            stages[node.label] = {
+                "memory": memory,
+                "cost": _rounded(cost.total([spent], self._tflops)),
+                "disk": disk and _disk_view(disk),
+            }
             if isinstance(node.stage, Rollouts) and (use := cache_use(node, self._plan.order, self._problems(node))):
                 stages[node.label]["cache"] = _cache_view(use)
                 warnings += filter(None, [waste_warning(node, use)])
@@ -66,9 +71,10 @@ class Estimate:
         return {
             "gpu_memory_gib": self._plan.context.cluster.gpu_memory_gb,
             "stages": stages,
-            "total": _rounded(cost.total(costs)),
+            "total": _rounded(cost.total(costs, self._tflops)),
             "assumed": {
-                "gpu_tflops": cost.GPU_FLOPS / 1e12,
+                "gpu": self._plan.context.cluster.gpu,
+                "gpu_tflops": self._tflops,
                 "mfu_of_passes": cost.PASS_MFU,
                 "mfu_of_sampling": cost.SAMPLING_MFU,
             },
@@ -77,6 +83,11 @@ class Estimate:
             "disk_gb": {"most": round(most / 1e9), "left": round(left / 1e9), "complete": len(disks) == len(stages)},
             "fits": all(s["memory"] is None or s["memory"]["problem"] is None for s in stages.values()),
         }
+
+    @property
+    def _tflops(self) -> float | None:
+        """Return the dense peak of a GPU; None on a CPU, where no hours are estimated."""
+        return None if self._plan.context.device == "cpu" else TFLOPS[self._plan.context.cluster.gpu or DEFAULT_GPU]
 
     @property
     def _gpu_bytes(self) -> float:
@@ -232,10 +243,6 @@ def _disk_view(disk: StageDisk) -> dict[str, Any]:
         "kept": disk.kept,
         "result_gb": round(disk.result / 1e9, 1),
     }
-
-
-def _cost_view(spent: Cost) -> dict[str, Any]:
-    return _rounded(cost.total([spent]))
 
 
 def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -135,5 +135,12 @@ def test_the_sentences_where_direct_grpo_is_best_and_of_several_seeds():
     assert "more verifier calls (10 against 0)" in text
 
 
+def test_a_row_alone_is_told_with_what_is_missing_to_judge_it():
+    lone = [made for made in rows() if made.name == "direct-grpo"]
+    text = told(build_report(lone))
+    assert text.startswith("On eval direct-grpo is trained: avg@4 50.0 %.")
+    assert "--rows cold-student,direct-grpo adds rows to compare it with" in text and "Against" not in text
+
+
 def test_nothing_is_told_of_untrained_rows():
     assert story(build_report([row("cold-student", (1, 2)), row("teacher", (3, 4), model="t")]).data) == []

@@ -133,6 +133,14 @@ def test_a_flow_is_drawn_in_order_and_within_the_window(browser, reports, width)
     assert all(0 <= box[0] < box[2] <= width for box in boxes)
 
 
+def test_nothing_is_ruled_twice(browser, reports):
+    browser.open(reports["plain"])
+    assert (
+        browser.evaluate("getComputedStyle(document.querySelector('.flows > div:last-child')).borderBottomWidth")
+        == "0px"
+    )
+
+
 def test_names_are_shown_and_not_run(browser, reports):
     browser.open(reports["hostile"])
     assert browser.evaluate("document.scripts.length") == 0

@@ -16,8 +16,9 @@ import pytest
 from tests.support.report_rows import HOSTILE, ledger, result, whole_report
 from verl_s2d.recipe.rows import ROWS
 from verl_s2d.report.page import typeset
-from verl_s2d.report.plots import INK, PAPER, SERIES, in_order_of_method
+from verl_s2d.report.plots import INK, PAPER, SERIES, in_order_of_method, panel_plot
 from verl_s2d.report.write import Report, RowResult, build_report
+from verl_s2d.stages.shared import panels
 
 STYLE = files("verl_s2d.report").joinpath("page.css").read_text()
 
@@ -108,7 +109,7 @@ def test_it_is_whole(tmp_path):
 def test_sections_without_data_are_absent(tmp_path):
     text = written(build_report([RowResult("x", 0, result(1, 2), ledger())]), tmp_path)
     titles = re.findall(r"<h2[^>]*>(.*?)</h2>", text)
-    assert titles == ["Rows", "Answers", "This run"]
+    assert titles == ["In short", "Rows", "Answers", "This run"]
     alarms = written(whole_report(alarms=False), tmp_path)
     assert "Warnings" not in alarms
 
@@ -199,3 +200,11 @@ def test_colours_can_be_told_from_their_background(scheme):
     for colour in (INK, *SERIES):
         shown, paper = (in_the_dark(c) if scheme else c for c in (colour, PAPER))
         assert contrast(shown, paper) >= 4.5, colour
+
+
+def test_a_curve_without_a_name_of_its_own_has_its_stages_in_the_legend():
+    curve = {"steps": [1, 2], "values": [1.0, 4.0]}
+    curves = {panels.LENGTH.name: {"": curve, "limit of the prefix": curve}}
+    data = {"seeds": [0], "stages": [{"name": "opd-all", "place": 0, "curves": curves}]}
+    about = panel_plot(data, panels.LENGTH, ["opd-all"]).about
+    assert "opd-all: 1 → 4; opd-all, limit of the prefix: 1 → 4." in about

@@ -228,7 +228,9 @@ def test_cost_of_a_grpo_stage():
     own = 2 * matrices + 2 * 36 * 4096 * 18_432
     assert forward_flops(QWEN, 18_432) == own
     assert cost.pass_flops == 10 * 1024 * 18_432 * (3 + 1 + 1) * own and cost.teacher_scored_tokens == 0
-    assert cost.sampling_flops == 10 * 1024 * 18_432 * own and cost.gpu_hours > 0
+    assert cost.sampling_flops == 10 * 1024 * 18_432 * own
+    assert cost.gpu_hours(165) == pytest.approx(6 * cost.gpu_hours(990)) and cost.gpu_hours(165) > 0
+    assert cost.gpu_hours(None) is None, "a CPU"
 
 
 def test_cost_of_distillation_and_of_what_is_not_known():
@@ -245,9 +247,9 @@ def test_cost_of_distillation_and_of_what_is_not_known():
     both = forward_flops(SMALL, 18_432) + forward_flops(QWEN, 18_432)
     assert measured.pass_flops == cost.pass_flops + 5 * 64 * 16 * both, "a first pass over both models"
     matched = training_cost(Node(stages()["warmup"], "w", {"steps": None}), warmup, SMALL, [QWEN], prompt=8, response=8)
-    assert matched.updates is None and matched.teacher_scored_tokens is None and matched.gpu_hours is None
+    assert matched.updates is None and matched.teacher_scored_tokens is None and matched.gpu_hours(989) is None
     unknown = sampling_cost(None, QWEN, prompt=8, response=8, scored=False)
-    assert unknown.sampled_tokens is None and unknown.gpu_hours is None and unknown.verifier_calls == 0
+    assert unknown.sampled_tokens is None and unknown.gpu_hours(989) is None and unknown.verifier_calls == 0
     assert sampling_cost(24, None, prompt=8, response=9, scored=True).verifier_calls == 24
 
 
