@@ -20,11 +20,11 @@ from tests.support.tiny import write_model, write_problems
 from tests.support.tiny_training import prune, sharpen
 from tests.support.tiny_verl import verl_command
 from verl_s2d.logs import last_lines
+from verl_s2d.platforms.environment import stage_environment
 from verl_s2d.workflow.hosts.local_cluster import CLUSTER_MARKER, RayCluster
 from verl_s2d.workflow.hosts.process import MARKER, kill_marked, marked_processes, stop, wait
 from verl_s2d.workflow.hosts.ray_places import RL_CPUS_PER_WORKER, Demand
 from verl_s2d.workflow.hosts.warm_launcher import WarmLauncher
-from verl_s2d.workflow.runner import stage_environment
 
 _LIMIT_SECONDS = 600
 DEMAND = Demand(1, 2, cpus_per_worker=RL_CPUS_PER_WORKER, storage_units=1)

@@ -14,11 +14,11 @@ import yaml
 from transformers import AutoTokenizer
 
 from tests.support.batch_dump import BATCH, dumping
+from verl_s2d.metrics.metric_logs import read_metrics
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.signals.in_verl.problem_factor import PROBLEM_WEIGHT
 from verl_s2d.stages.planning import make_plan
 from verl_s2d.workflow.store.manifest import read_manifest
-from verl_s2d.workflow.watch.metric_logs import read_metrics
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from tests.support.minimal_recipe import write_minimal_recipe
 from tests.support.tiny import write_problems
-from verl_s2d.workflow.watch.metric_logs import read_metrics
+from verl_s2d.metrics.metric_logs import read_metrics
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

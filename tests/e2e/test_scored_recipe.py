@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.support.minimal_recipe import write_minimal_recipe
-from verl_s2d.workflow.watch.metric_logs import read_metrics
+from verl_s2d.metrics.metric_logs import read_metrics
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

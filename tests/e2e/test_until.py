@@ -13,13 +13,13 @@ import yaml
 from tests.support.tiny import write_model, write_problems
 from tests.support.tiny_verl import verl_command
 from tests.support.workflow.faults import manifests, running, write_recipe
+from verl_s2d.metrics.detectors import validation_score
+from verl_s2d.metrics.metric_logs import read_metrics
 from verl_s2d.recipe.until import Until
 from verl_s2d.stages.ending.end_file import ended
 from verl_s2d.stages.ending.end_rule import EndRule
 from verl_s2d.validation import validated
 from verl_s2d.workflow.store.checkpoints import completed_step
-from verl_s2d.workflow.watch.detectors import validation_score
-from verl_s2d.workflow.watch.metric_logs import read_metrics
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.support.workflow.faults import finish, manifests, nothing_half_written, running, write_recipe
-from verl_s2d.workflow.watch.metric_logs import read_metrics
+from verl_s2d.metrics.metric_logs import read_metrics
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

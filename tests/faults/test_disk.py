@@ -15,9 +15,9 @@ from tests.support.workflow.faults import finish, manifests, nothing_half_writte
 from tests.support.workflow.runs import Lines
 from tests.support.workflow.simulated_runs import FAILED, Executor, check_ledgers, check_what_is_there, plan_of
 from verl_s2d import cli
+from verl_s2d.metrics.metric_logs import read_metrics
 from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.runner import run_plan
-from verl_s2d.workflow.watch.metric_logs import read_metrics
 
 BALLAST = "ballast"
 

@@ -23,9 +23,9 @@ from tests.support.workflow.faults import (
     write_recipe,
     written,
 )
+from verl_s2d.metrics.metric_logs import read_metrics
 from verl_s2d.stages import stages
 from verl_s2d.workflow.store import checkpoints
-from verl_s2d.workflow.watch.metric_logs import read_metrics
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.workflow.faults import manifests, nothing_half_written, running, write_recipe
+from verl_s2d.metrics.metric_logs import read_metrics
+from verl_s2d.platforms.environment import stage_environment
 from verl_s2d.workflow.hosts.process import kill_marked
-from verl_s2d.workflow.runner import stage_environment
-from verl_s2d.workflow.watch.metric_logs import read_metrics
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 _NODE = "S2D_TEST_NODE"

@@ -24,6 +24,7 @@ ORDER = (
         "arguments",
         "objectives",
         "data",
+        "metrics",
         "platforms",
         "sandbox",
         "recipe",

@@ -14,10 +14,10 @@ from verl_s2d.checks.software import check_versions
 from verl_s2d.checks.verl_probe import VerlProbe
 from verl_s2d.errors import UserError
 from verl_s2d.platforms.device import accelerator_here
+from verl_s2d.platforms.environment import stage_environment
 from verl_s2d.platforms.provenance import installed_versions
 from verl_s2d.workflow.hosts.external_cluster import ask_for_check
 from verl_s2d.workflow.plan import Plan
-from verl_s2d.workflow.runner import stage_environment
 
 
 def check_everything(plan: Plan | None) -> Iterator[Finding]:

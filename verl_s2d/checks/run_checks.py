@@ -7,10 +7,10 @@ from verl_s2d.checks.disk_space import check_disk
 from verl_s2d.checks.packages import check_packages
 from verl_s2d.checks.verl_probe import VerlProbe
 from verl_s2d.errors import UserError
+from verl_s2d.platforms.environment import stage_environment
 from verl_s2d.stages.shared.training_stage import TrainingStage
 from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.progress import Progress
-from verl_s2d.workflow.runner import stage_environment
 
 
 class RunChecks:

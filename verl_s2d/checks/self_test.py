@@ -12,12 +12,12 @@ from typing import Any
 
 from verl_s2d.checks.finding import Finding
 from verl_s2d.errors import UserError
+from verl_s2d.metrics.metric_logs import read_metrics
 from verl_s2d.stages.builder import Builder
 from verl_s2d.workflow.hosts.process import Launcher
 from verl_s2d.workflow.plan import Plan, Row
 from verl_s2d.workflow.progress import Progress
 from verl_s2d.workflow.runner import run_plan
-from verl_s2d.workflow.watch.metric_logs import read_metrics
 
 LIMIT, LIMIT_LOW_PRECISION = 1e-4, 1e-2
 """Limits on the mean divergence (nats per token) and the 99.9th percentile of |A|: in the CPU platform's float32, and

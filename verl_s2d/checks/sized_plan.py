@@ -7,10 +7,10 @@ from typing import Any
 from verl_s2d.checks.inputs.batch_sizes import check_batches
 from verl_s2d.checks.inputs.verl_keys import check_verl_keys
 from verl_s2d.checks.verl_probe import VerlProbe
+from verl_s2d.platforms.environment import stage_environment
 from verl_s2d.sizing.estimate import Estimate
 from verl_s2d.sizing.model_shapes import Models
 from verl_s2d.workflow.plan import Plan
-from verl_s2d.workflow.runner import stage_environment
 
 
 def sized(plan: Plan, view: dict[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from verl_s2d.gpu_check.gpu_report import PartResult
 from verl_s2d.gpu_check.part_registry import Part
 from verl_s2d.gpu_check.part_settings import Settings
 from verl_s2d.logs import last_lines
+from verl_s2d.platforms.environment import stage_environment
 from verl_s2d.workflow.hosts.process import Handle, SubprocessLauncher, kill_marked
-from verl_s2d.workflow.runner import stage_environment
 
 MARKER = "VERL_S2D_GPU_CHECK"
 """Environment variable that every process of a part inherits, by which survivors are found and killed."""

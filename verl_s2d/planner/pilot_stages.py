@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from verl_s2d.metrics.metric_logs import read_metrics
 from verl_s2d.stages.opd.stage import Opd
 from verl_s2d.stages.pass_rates.stage import PassRates
 from verl_s2d.stages.prepare.stage import VALIDATION, validation_file
 from verl_s2d.stages.shared.hand_off import hand_off
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.stage import Context
-from verl_s2d.workflow.watch.metric_logs import read_metrics
 
 EVERY, STEP = "hand_off_every", "step"
 """Settings: steps between two models of a transfer; the step of the model that is scored."""

@@ -68,6 +68,12 @@ def actor_environment(device: str) -> dict[str, str]:
     return {"VERL_PLATFORM": "cpu"} if device == "cpu" else {}
 
 
+def stage_environment(device: str) -> dict[str, str]:
+    """Build the environment of a run's processes: this process's, and what verl, torch and vLLM need on the device."""
+    # Unbuffered: a log that waits for a full buffer would make a working stage look stalled.
+    return {**os.environ, "PYTHONUNBUFFERED": "1", **device_environment(device)}
+
+
 def prepare_for_vllm() -> None:
     """Set this process's variables before torch or vLLM is used. Changes nothing on a CPU."""
     os.environ.update(cuda_environment())

@@ -39,6 +39,9 @@ class Cluster(Section):
     """auto: cuda where this host has an accelerator, otherwise cpu."""
     warm_start: Literal["auto"] | bool = "auto"
     """Fork stages from a process that has imported verl already, instead of importing it once a stage."""
+    side_by_side: Positive = 1
+    """Stages that run at a time, where none needs another's result. More than one only on device cpu with a Ray head of
+    the run's own: each then has a head, and the memory of a stage."""
     stall_minutes: NonNegative | None = None
     """Stop a stage that writes nothing, neither log nor files, for this long before its first step; a stage that counts
     no steps, at any time. Null: 60 on cuda, 10 on cpu."""

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
+from verl_s2d.metrics.metric_logs import value_of
+from verl_s2d.metrics.metric_table import Metric
 from verl_s2d.stages import stages
-from verl_s2d.workflow.metric_table import Metric
-from verl_s2d.workflow.watch.metric_logs import value_of
 
 Metrics = Mapping[int, Mapping[str, Any]]
 """Step -> metrics logged at it."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_s2d.errors import UserError
+from verl_s2d.metrics.metric_logs import read_metrics
 from verl_s2d.recipe.method_rows import METHOD_ROWS, ROUTED_ROWS
 from verl_s2d.recipe.pass_at_k import mean_pass_at
 from verl_s2d.recipe.rows import ROWS
@@ -28,7 +29,6 @@ from verl_s2d.workflow.store.digests import damage
 from verl_s2d.workflow.store.manifest import inspect_manifest
 from verl_s2d.workflow.store.run_directory import read_record
 from verl_s2d.workflow.watch.alarm_log import recorded
-from verl_s2d.workflow.watch.metric_logs import read_metrics
 
 Manifest = Mapping[str, Any]
 _EVALUATION = re.compile(r"evaluate-(.+?)(?: \(seed -?\d+\))?")

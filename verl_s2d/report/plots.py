@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from verl_s2d.metrics.metric_table import Panel
 from verl_s2d.recipe.method_rows import TEACHER_ROWS
 from verl_s2d.report.curves import moving_mean, thin
 from verl_s2d.report.table_text import shortened
-from verl_s2d.workflow.metric_table import Panel
 
 WIDTH, LINE = 4.4, 0.19
 """Inches: width of a plot; height of a line of its legend."""

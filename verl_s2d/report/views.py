@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from verl_s2d import redaction
+from verl_s2d.metrics.metric_logs import read_metrics
 from verl_s2d.stages.evaluate.stage import Evaluate
 from verl_s2d.stages.prepare.stage import evaluation_files
 from verl_s2d.workflow import attempts
@@ -13,7 +14,6 @@ from verl_s2d.workflow.plan import Plan
 from verl_s2d.workflow.store.manifest import is_built, read_manifest
 from verl_s2d.workflow.store.run_directory import is_locked
 from verl_s2d.workflow.watch.alarm_log import recorded
-from verl_s2d.workflow.watch.metric_logs import read_metrics
 
 
 def plan_view(plan: Plan) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,14 @@ def make_plan(
             key="cluster.warm_start",
             value=True,
             remedy="Remove it, or set it to false.",
+        )
+    if recipe.cluster.side_by_side > 1 and (device != "cpu" or os.environ.get("RAY_ADDRESS")):
+        raise UserError(
+            "Stages run side by side on device cpu alone, and not on a cluster of RAY_ADDRESS: a stage holds all "
+            "accelerators, and verl's TransferQueue has one name in a cluster.",
+            key="cluster.side_by_side",
+            value=recipe.cluster.side_by_side,
+            remedy="Remove it.",
         )
     context = Context(run_dir.resolve() if run_dir else default_run_dir(recipe), recipe.cluster.on(device), device)
     plan = Plan(recipe, build_rows(recipe, names, seeds or recipe.seeds, device), context)

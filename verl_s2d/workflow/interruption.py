@@ -21,7 +21,8 @@ class Interruption:
 
     Schedulers send SIGTERM before they take a machine back: a training stage is then asked to save at the end of its
     step and to stop. Further SIGTERMs are ignored, as some senders send two. Every other signal stops the run at once:
-    `Interrupted` is raised in the main thread, and later signals are ignored during the stop.
+    `Interrupted` is raised in the main thread, and later signals are ignored during the stop. Stages of other threads
+    end by their `check`.
 
     Args:
         grace_seconds: time for a stage to save and stop; with 0, SIGTERM stops at once.
@@ -29,8 +30,10 @@ class Interruption:
 
     def __init__(self, grace_seconds: float, note: Callable[[str], None]):
         self._grace, self._note = grace_seconds, note
-        self._checkpoints: Path | None = None
+        self._running: dict[int, Path | None] = {}
+        """Thread -> where its stage can save."""
         self._deadline: float | None = None
+        self._stopped = False
         self._told = False
         self._before: dict = {}
 
@@ -54,20 +57,22 @@ class Interruption:
         """
         if checkpoints is not None:
             save_request.withdraw(checkpoints)
-        self._checkpoints = checkpoints
+        self._running[threading.get_ident()] = checkpoints
         try:
             yield
         finally:
-            self._checkpoints = None
+            self._running[threading.get_ident()] = None
             if self._deadline is not None:
                 raise Interrupted(signal.SIGTERM)
 
     def check(self) -> None:
-        """Check the deadline of a request; call this regularly while a stage runs.
+        """Check for a request and its deadline; call this regularly while a stage runs.
 
         Raises:
-            Interrupted: the deadline has passed and the stage still runs.
+            Interrupted: the run stops, and this thread's stage cannot save, or still runs at the deadline.
         """
+        if self._stopped or (self._deadline is not None and self._running.get(threading.get_ident()) is None):
+            raise Interrupted(signal.SIGTERM)
         if self._deadline is None:
             return
         if not self._told:
@@ -77,13 +82,19 @@ class Interruption:
             self._note("it has not, so it is stopped; it resumes from its last checkpoint")
             raise Interrupted(signal.SIGTERM)
 
+    def stop_all(self) -> None:
+        """Stop the stages of all threads, each at its next check."""
+        self._stopped = True
+
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         # No output here: the signal may interrupt a print.
         if number == signal.SIGTERM and self._deadline is not None:
             return
-        if number == signal.SIGTERM and self._grace > 0 and self._checkpoints is not None:
+        savable = [checkpoints for checkpoints in self._running.values() if checkpoints is not None]
+        if number == signal.SIGTERM and self._grace > 0 and savable:
             with contextlib.suppress(OSError):  # on a full disk no checkpoint would be written either
-                save_request.ask(self._checkpoints)
+                for checkpoints in savable:
+                    save_request.ask(checkpoints)
                 self._deadline = time.monotonic() + self._grace
                 return
         for other in _NUMBERS:

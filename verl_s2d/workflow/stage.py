@@ -16,7 +16,7 @@ from verl_s2d.workflow.ledger import Ledger, empty_ledger
 from verl_s2d.workflow.store.saved_weights import export_problem
 
 if TYPE_CHECKING:
-    from verl_s2d.workflow.metric_table import Metric
+    from verl_s2d.metrics.metric_table import Metric
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def _watch(
         if not watchdog.look():
             continue
         if watchdog.step is not None:
-            progress.stage_step(watchdog.step)
+            progress.stage_step(node, watchdog.step)
         if _alarmed(node, alarms, progress):
             return 0
         if deaths is not None and death is None and (death := deaths.death()):

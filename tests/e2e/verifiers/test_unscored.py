@@ -12,8 +12,8 @@ import yaml
 from tests.support.minimal_recipe import write_minimal_recipe
 from tests.support.tiny import write_problems
 from tests.support.workflow.faults import running
+from verl_s2d.metrics.metric_logs import read_metrics
 from verl_s2d.workflow.store.checkpoints import completed_step
-from verl_s2d.workflow.watch.metric_logs import read_metrics
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

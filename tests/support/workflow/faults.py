@@ -18,11 +18,11 @@ import psutil
 import yaml
 
 from tests.support.paths import ROOT
+from verl_s2d.metrics.metric_logs import read_metrics
 from verl_s2d.workflow.hosts.process import kill_marked, marked_processes
 from verl_s2d.workflow.store.manifest import MANIFEST
 from verl_s2d.workflow.store.run_directory import read_record
 from verl_s2d.workflow.store.verify import verify_run
-from verl_s2d.workflow.watch.metric_logs import read_metrics
 
 MINIMAL = ROOT / "tests" / "e2e" / "minimal"
 PLANTED = {

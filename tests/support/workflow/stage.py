@@ -2,9 +2,10 @@
 
     python stage.py MODULE key=value ...
 
-FAKE (environment, JSON): {"<kind>": "crash@2" | "hang@2" | "hard-hang@2" | "slow" | "no-export" | "calls" | "short"}.
-A crash happens once, recorded by a file in the stage directory. A stage calls the verifier once a step, with "calls"
-once a response; "short" ends it after a step, whatever its budget of tokens.
+FAKE (environment, JSON):
+{"<kind>": "crash@2" | "hang@2" | "hard-hang@2" | "slow" | "no-export" | "calls" | "short" | "meet"}.
+A crash happens once, recorded by a file in the stage directory. "meet" waits until a second stage waits. A stage calls
+the verifier once a step, with "calls" once a response; "short" ends it after a step, whatever its budget of tokens.
 FAKE_METRICS (environment, JSON): {"<kind>": {"<step>": {"metric": value}}}, logged in addition.
 """
 
@@ -102,6 +103,13 @@ def train(
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 os.system("sleep 600 &")
                 time.sleep(600)
+        if what == "meet":
+            (stage / "met").touch()
+            deadline = time.monotonic() + 60
+            while len([*stage.parent.glob("*/met")]) < 2:
+                if time.monotonic() > deadline:
+                    raise SystemExit(4)
+                time.sleep(0.05)
         if what in ("slow", "deaf"):
             time.sleep(0.3)
         if ledger:

@@ -8,9 +8,9 @@ from tests.support.workflow.project import settings, write_project
 from verl_s2d.checks import verl_probe
 from verl_s2d.checks.verl_probe import VerlProbe
 from verl_s2d.errors import UserError
+from verl_s2d.platforms.environment import stage_environment
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.stages.planning import make_plan
-from verl_s2d.workflow.runner import stage_environment
 
 MEGATRON = {
     "model_engine": "megatron",

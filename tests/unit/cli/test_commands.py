@@ -24,7 +24,7 @@ ROOT = str(ROOT)
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    monkeypatch.setattr("verl_s2d.workflow.runner.choose_launcher", lambda plan, environment: FakeStages())
+    monkeypatch.setattr("verl_s2d.workflow.lane.choose_launcher", lambda plan, environment, log: FakeStages())
     monkeypatch.delenv("FAKE", raising=False)
     # Importing verl takes ten seconds; what the answer means is tested below.
     for module in ("sized_plan", "run_checks"):
@@ -112,8 +112,8 @@ import sys
 sys.path.insert(0, {root!r})
 from tests.support.workflow.project import FakeStages
 from verl_s2d import cli
-from verl_s2d.workflow import runner
-runner.choose_launcher = lambda plan, environment: FakeStages()
+from verl_s2d.workflow import lane
+lane.choose_launcher = lambda plan, environment, log: FakeStages()
 sys.exit(cli.main(["run", {recipe!r}, "--run-dir", {run!r}, "--rows", "direct-grpo"]))
 """
 

@@ -17,9 +17,9 @@ from verl_s2d.checks.packages import check_packages
 from verl_s2d.checks.software import check_verifier
 from verl_s2d.checks.verl_probe import VerlProbe
 from verl_s2d.errors import UserError
+from verl_s2d.platforms.environment import stage_environment
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.stages.planning import make_plan
-from verl_s2d.workflow.runner import stage_environment
 
 RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
 

@@ -7,9 +7,9 @@ import math
 
 import pytest
 
+from verl_s2d.metrics.metric_logs import read_metrics
 from verl_s2d.report.curves import curves_of, moving_mean, thin
 from verl_s2d.stages.shared.panels import PANELS
-from verl_s2d.workflow.watch.metric_logs import read_metrics
 
 
 def test_curves_of_attempts(tmp_path):

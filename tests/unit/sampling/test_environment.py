@@ -14,8 +14,7 @@ import pytest
 
 from tests.support import tiny
 from tests.support.paths import ROOT
-from verl_s2d.platforms.environment import CUDA_ENVIRONMENT
-from verl_s2d.workflow.runner import stage_environment
+from verl_s2d.platforms.environment import CUDA_ENVIRONMENT, stage_environment
 
 # What torch and vLLM see is written down; the fake engine then ends the process.
 WATCH = """

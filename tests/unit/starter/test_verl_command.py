@@ -13,13 +13,13 @@ from tests.support.documents.commands import documented_commands
 from tests.support.paths import ROOT
 from verl_s2d.cli import main
 from verl_s2d.errors import UserError
+from verl_s2d.platforms.environment import stage_environment
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.stages.opd.metrics import EXACT_METRICS
 from verl_s2d.stages.planning import make_plan
 from verl_s2d.stages.shared.ray_cluster import nodes_of_command, require_rl_places
 from verl_s2d.starter.verl_command import DEVICES, STAGES, verl_command
 from verl_s2d.verl_settings.overrides import hydra_arguments
-from verl_s2d.workflow.runner import stage_environment
 
 
 @pytest.fixture(autouse=True)

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from tests.support.workflow.project import write_project
 from verl_s2d.errors import UserError
+from verl_s2d.metrics.detectors import Detectors
 from verl_s2d.recipe.alarm_settings import Alarms
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.stages import stages
 from verl_s2d.stages.planning import make_plan
-from verl_s2d.workflow.watch.detectors import Detectors
 
 METRIC = {
     "loss_spike": "actor/loss",

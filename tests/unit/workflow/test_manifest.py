@@ -15,6 +15,7 @@ from tests.support.paths import ROOT
 from tests.support.workflow.project import write_model, write_safetensors
 from verl_s2d.data.files import write_json
 from verl_s2d.logs import last_lines
+from verl_s2d.metrics.metric_logs import last_step, read_metrics
 from verl_s2d.stages import stages
 from verl_s2d.verifiers.ledgered import verifier_calls
 from verl_s2d.workflow import attempts
@@ -23,7 +24,6 @@ from verl_s2d.workflow.ledger import add_ledgers, empty_ledger, sum_over_steps
 from verl_s2d.workflow.store import checkpoints
 from verl_s2d.workflow.store.manifest import MANIFEST, is_built, read_manifest, write_manifest
 from verl_s2d.workflow.store.saved_weights import export_problem
-from verl_s2d.workflow.watch.metric_logs import last_step, read_metrics
 
 NODE = Node(stages()["opd"], "opd", {"steps": 2})
 

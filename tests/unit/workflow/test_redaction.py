@@ -145,7 +145,7 @@ def test_a_run_writes_and_prints_no_secret(tmp_path, capsys, monkeypatch):
     assert any("planted-override-0123" in word for argv in command.started for word in argv), "verl gets the real one"
     assert HIDDEN in str(failure) and not any(word in str(failure) for word in planted)
     assert run_plan(plan, lines, launcher=Talkative()) == []
-    monkeypatch.setattr("verl_s2d.workflow.runner.choose_launcher", lambda plan, environment: Talkative())
+    monkeypatch.setattr("verl_s2d.workflow.lane.choose_launcher", lambda plan, environment, log: Talkative())
     for arguments in (["plan", "--overrides"], ["plan", "--json"], ["status"], ["report"], ["verify"], ["gc"]):
         where = [str(run_dir)] if arguments[0] in ("verify", "gc") else [str(recipe), "--run-dir", str(run_dir)]
         assert cli.main([arguments[0], *where, *arguments[1:]]) == 0

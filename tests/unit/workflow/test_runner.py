@@ -17,6 +17,7 @@ from tests.support.paths import ROOT
 from tests.support.workflow.project import FakeStages, write_project, write_scripts
 from tests.support.workflow.runs import Lines, build, directory, project
 from verl_s2d.errors import UserError
+from verl_s2d.metrics.metric_logs import read_metrics
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.report.inputs import finished_rows
 from verl_s2d.stages.planning import make_plan
@@ -26,7 +27,6 @@ from verl_s2d.workflow.hosts.process import marked_processes
 from verl_s2d.workflow.store import checkpoints
 from verl_s2d.workflow.store.manifest import MANIFEST, is_built, read_manifest
 from verl_s2d.workflow.store.run_directory import opened, read_record
-from verl_s2d.workflow.watch.metric_logs import read_metrics
 
 
 @pytest.fixture(autouse=True)

@@ -14,11 +14,11 @@ from typing import Any
 from verl_s2d.gpu_check.figures import Recorder
 from verl_s2d.gpu_check.part_settings import Settings
 from verl_s2d.gpu_check.stage_recipe import STEPS, write_recipe
+from verl_s2d.metrics.metric_logs import last_step, read_metrics
 from verl_s2d.workflow import attempts
 from verl_s2d.workflow.hosts.process import kill_marked
 from verl_s2d.workflow.store.manifest import MANIFEST, read_manifest
 from verl_s2d.workflow.store.run_directory import read_record
-from verl_s2d.workflow.watch.metric_logs import last_step, read_metrics
 
 _RUN_SECONDS = 900
 _KINDS = ("grpo", "rollouts", "warmup", "opd", "evaluate")

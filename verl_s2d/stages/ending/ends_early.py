@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 from omegaconf import DictConfig
 
+from verl_s2d.metrics.detectors import validation_score
 from verl_s2d.recipe.until import DIVERGENCE, TRAVEL, VALIDATION
 from verl_s2d.stages.ending import end_file
 from verl_s2d.stages.ending.end_rule import EndRule
 from verl_s2d.stages.ending.until_config import read_until
-from verl_s2d.workflow.watch.detectors import validation_score
 
 
 class EndsEarly:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from verl_s2d.metrics.metric_logs import read_metrics
+from verl_s2d.metrics.metric_table import Metric
 from verl_s2d.recipe.until import TRAVEL
 from verl_s2d.stages.grpo.credit_of_node import CREDIT, CREDIT_RESERVED, credit_overrides, credit_words
 from verl_s2d.stages.prepare.stage import slice_of, validation_file
@@ -19,10 +21,8 @@ from verl_s2d.verl_settings.from_verl import read_rl
 from verl_s2d.verl_settings.stage_sizes import Training
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.ledger import Ledger, sum_over_steps
-from verl_s2d.workflow.metric_table import Metric
 from verl_s2d.workflow.stage import Context
 from verl_s2d.workflow.watch import early_stop
-from verl_s2d.workflow.watch.metric_logs import read_metrics
 
 
 class Grpo(VerlTrainerStage):

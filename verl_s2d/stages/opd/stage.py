@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
+from verl_s2d.metrics.metric_table import Metric
 from verl_s2d.recipe.cluster_settings import Cluster
 from verl_s2d.recipe.servers import gpus_left
 from verl_s2d.recipe.stage_settings import Prefix
@@ -29,7 +30,6 @@ from verl_s2d.verl_settings.from_verl import read_rl
 from verl_s2d.verl_settings.overrides import without_interpolation
 from verl_s2d.verl_settings.stage_sizes import Training
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.metric_table import Metric
 from verl_s2d.workflow.stage import Context
 
 SERVERS = "Set stages.opd.servers: the cluster's GPUs are divided between servers and student."

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from verl_s2d.metrics.detectors import validation_score
+from verl_s2d.metrics.metric_logs import read_metrics
 from verl_s2d.stages.shared.hand_off import find_export, hand_off
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.store.checkpoints import completed_step
 from verl_s2d.workflow.store.saved_weights import export_problem
 from verl_s2d.workflow.watch import early_stop
-from verl_s2d.workflow.watch.detectors import validation_score
-from verl_s2d.workflow.watch.metric_logs import read_metrics
 
 
 def hand_off_best(node: Node, directory: Path) -> bool:

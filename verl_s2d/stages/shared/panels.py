@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from verl_s2d.workflow.metric_table import Panel
-from verl_s2d.workflow.watch import metric_logs
+from verl_s2d.metrics import metric_logs
+from verl_s2d.metrics.metric_table import Panel
 
 _RL, _DISTILLATION, _REST = (
     "Reinforcement learning (stages 1 and 3)",

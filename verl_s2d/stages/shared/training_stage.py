@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from verl_s2d.errors import UserError
+from verl_s2d.metrics.metric_logs import read_metrics
 from verl_s2d.recipe.cluster_settings import Cluster
 from verl_s2d.stages.shared.best_checkpoint import hand_off_best
 from verl_s2d.stages.shared.budget import ended_early, last_step
@@ -24,7 +25,6 @@ from verl_s2d.workflow.ledger import Ledger, empty_ledger, sum_over_steps
 from verl_s2d.workflow.stage import Context, Stage, metrics_file, model_location, trusts_remote_code
 from verl_s2d.workflow.store import checkpoints
 from verl_s2d.workflow.watch import early_stop
-from verl_s2d.workflow.watch.metric_logs import read_metrics
 
 SLICE = "Choose the data under `data:`; which slice a stage reads follows from the row."
 MODEL = "Set `models:`, or `student:` and `teacher:`; which model a stage starts from follows from the row."

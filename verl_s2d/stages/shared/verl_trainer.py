@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from verl_s2d.metrics.metric_table import Metric
 from verl_s2d.platforms.environment import actor_environment
 from verl_s2d.recipe.cluster_settings import Cluster
 from verl_s2d.stages.prepare.stage import prompts_file
@@ -18,7 +19,6 @@ from verl_s2d.verl_settings.composed import RL
 from verl_s2d.verl_settings.overrides import hydra_arguments, merge, value_of, without_interpolation
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.hosts.ray_places import RL_CPUS_PER_WORKER, Demand, default_storage_units
-from verl_s2d.workflow.metric_table import Metric
 from verl_s2d.workflow.stage import Command, Context
 
 STORAGE_UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"

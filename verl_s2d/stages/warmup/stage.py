@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from verl_s2d.metrics.metric_table import Metric
 from verl_s2d.signals.top_k_kl import STORED
 from verl_s2d.stages.shared import panels
 from verl_s2d.stages.shared.budget import UNTIL, length
@@ -18,7 +19,6 @@ from verl_s2d.verl_settings.from_verl import read_warmup
 from verl_s2d.verl_settings.overrides import hydra_arguments, merge
 from verl_s2d.verl_settings.stage_sizes import Training
 from verl_s2d.workflow.graph import Node
-from verl_s2d.workflow.metric_table import Metric
 from verl_s2d.workflow.stage import Command, Context
 
 

@@ -51,7 +51,9 @@ class RayCluster:
         environment: Mapping[str, str],
         device: str,
         demand: Demand,
+        log: str = "ray.log",
     ):
+        self._log = run_dir / log
         self._run_dir, self._run_id, self._launcher = run_dir, run_id, launcher
         self._head_environment, self._device, self._demand = environment, device, demand
         self._head: Handle | None = None
@@ -60,7 +62,7 @@ class RayCluster:
         self._authentication = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         redaction.remember([self._authentication["RAY_AUTH_TOKEN"]])
         # Paths of Unix sockets are limited to 107 characters, so this is short and outside the run directory.
-        self._temporary = Path(tempfile.gettempdir()) / f"s2d-{run_id[:8]}"
+        self._temporary = Path(tempfile.gettempdir()) / f"s2d-{run_id[:8]}{run_id[32:]}"
 
     def environment(self) -> dict[str, str]:
         """Return the variables with which a stage joins the head; start one when there is none or it has died.
@@ -83,7 +85,7 @@ class RayCluster:
                     raise
 
     def _start_at(self, port: int) -> None:
-        log = self._run_dir / "ray.log"
+        log = self._log
         argv = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
         argv += [f"--port={port}", f"--temp-dir={self._temporary}", "--include-dashboard=false"]
         argv.append(f"--num-cpus={offered_cpus(self._demand)}")

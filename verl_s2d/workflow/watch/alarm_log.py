@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from verl_s2d.metrics.detectors import Detectors, Raised
+from verl_s2d.metrics.metric_logs import read_metrics
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.stage import metrics_file
 from verl_s2d.workflow.store import checkpoints
 from verl_s2d.workflow.watch import early_stop
-from verl_s2d.workflow.watch.detectors import Detectors, Raised
-from verl_s2d.workflow.watch.metric_logs import read_metrics
 
 ALARMS = "alarms.jsonl"
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from verl_s2d.metrics.metric_logs import last_step
 from verl_s2d.workflow.watch.log_errors import Evidence, find_error, sizes, worker_logs
-from verl_s2d.workflow.watch.metric_logs import last_step
 
 _LOOK_SECONDS = 2.0
 _LONGER_STEP = 10

@@ -23,7 +23,7 @@ def launcher(monkeypatch):
     launcher = FakeStages()
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.delenv("FAKE", raising=False)
-    monkeypatch.setattr("verl_s2d.workflow.runner.choose_launcher", lambda plan, environment: launcher)
+    monkeypatch.setattr("verl_s2d.workflow.lane.choose_launcher", lambda plan, environment, log: launcher)
     return launcher
 
 

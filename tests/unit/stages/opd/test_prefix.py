@@ -14,6 +14,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from tests.support.tiny_verl import composed
 from tests.support.workflow.project import write_project
 from verl_s2d.errors import UserError
+from verl_s2d.metrics.detectors import Detectors
 from verl_s2d.recipe.alarm_settings import Alarms
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.recipe.stage_settings import Prefix
@@ -22,7 +23,6 @@ from verl_s2d.stages.opd.prefix_agent_loop import PrefixAgentLoop
 from verl_s2d.stages.opd.prefix_rollouts import GrowsPrefix
 from verl_s2d.stages.opd.stage import Opd
 from verl_s2d.stages.planning import make_plan
-from verl_s2d.workflow.watch.detectors import Detectors
 
 PREFIX = ("+s2d.prefix.start=2", "+s2d.prefix.grow=3")
 

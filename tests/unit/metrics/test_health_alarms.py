@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from verl_s2d.metrics.detectors import Detectors
 from verl_s2d.recipe.alarm_settings import Alarms
 from verl_s2d.stages import stages
-from verl_s2d.workflow.watch.detectors import Detectors
 
 
 def raised(*series, kind="opd", **changes):

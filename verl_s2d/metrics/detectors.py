@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, median
 from typing import Any
 
-from verl_s2d.workflow.metric_table import Metric
-from verl_s2d.workflow.watch.metric_logs import value_of
-from verl_s2d.workflow.watch.overlap_watch import OverlapWatch
+from verl_s2d.metrics.metric_logs import value_of
+from verl_s2d.metrics.metric_table import Metric
+from verl_s2d.metrics.overlap_watch import OverlapWatch
 
 Settings = Mapping[str, Mapping[str, Any]]
 """Name of an alarm -> its settings (recipe.alarm_settings)."""
