@@ -27,7 +27,7 @@ def test_an_actor_that_died_before_the_first_step_ends_the_stage(seed, tmp_path,
         fault("kill -9 of the agent loop worker before the first step", "student RL")
         assert run.wait(300) == 1, run.output[-3000:]
         print(f"ended {time.monotonic() - killed:.0f} s after the death\n{run.output}", flush=True)
-        assert "waiting for an actor that has died, GroupWorker" in run.output and "so it was stopped" in run.output
+        assert "waiting for an actor that has died, AgentLoopWorker" in run.output and "so it was stopped" in run.output
         assert "whole log:" in run.output and run.left_behind() == []
     nothing_half_written(run_dir)
     finish(recipe, run_dir)
