@@ -53,7 +53,7 @@ def test_a_process_that_is_stopped_is_told(tmp_path):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_machine_with_few_cores_offers_ray_as_many_cpus_as_a_stage_holds(tmp_path, monkeypatch, device):
-    monkeypatch.setattr("verl_s2d.workflow.hosts.local_cluster.os.cpu_count", lambda: 4)
+    monkeypatch.setattr("verl_s2d.workflow.hosts.ray_places.os.cpu_count", lambda: 4)
     started = []
 
     class Refuses(SubprocessLauncher):
@@ -68,6 +68,30 @@ def test_a_machine_with_few_cores_offers_ray_as_many_cpus_as_a_stage_holds(tmp_p
     (cpus,) = (int(word.partition("=")[2]) for word in started[0] if word.startswith("--num-cpus="))
     assert cpus >= 8 * 3 + 2 + 2
     assert ("--num-gpus=8" in started[0]) == (device == "cpu"), "Ray counts real GPUs by itself"
+
+
+SAYS_THAT_IT_STARTED = """
+import socket, sys, time
+bound = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+print("Ray runtime started.", flush=True)
+time.sleep(0.7)
+sys.exit(1)
+"""
+
+
+def test_a_head_that_ends_just_after_its_start_is_started_again(tmp_path):
+    """A head of Ray on a busy machine: its client server has given up, and it notices a second after it has started."""
+    ports = []
+
+    class Short(SubprocessLauncher):
+        def start(self, argv, env, cwd, log):
+            (port,) = (word.partition("=")[2] for word in argv if word.startswith("--port="))
+            ports.append(port)
+            return super().start([sys.executable, "-c", SAYS_THAT_IT_STARTED, port], env, cwd, log)
+
+    with pytest.raises(StageFailed, match="did not start: it ended"):
+        RayCluster(tmp_path, uuid.uuid4().hex, Short(), dict(os.environ), "cpu", Demand(1, 1)).environment()
+    assert len(set(ports)) == 3
 
 
 class EndsFirst(SubprocessLauncher):
@@ -85,8 +109,8 @@ class EndsFirst(SubprocessLauncher):
 def test_one_head_for_several_drivers(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     # No more than a stage is said to hold: what a cluster of the user's is refused for when it has less.
-    monkeypatch.setattr("verl_s2d.workflow.hosts.local_cluster._HELPERS", 0)
-    monkeypatch.setattr("verl_s2d.workflow.hosts.local_cluster.os.cpu_count", lambda: 1)
+    monkeypatch.setattr("verl_s2d.workflow.hosts.ray_places._HELPERS", 0)
+    monkeypatch.setattr("verl_s2d.workflow.hosts.ray_places.os.cpu_count", lambda: 1)
     run = uuid.uuid4().hex
     environment = {**os.environ, MARKER: run}
     launcher = EndsFirst()

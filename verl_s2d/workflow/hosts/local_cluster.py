@@ -19,6 +19,9 @@ from verl_s2d.workflow.hosts.ray_places import Demand, offered_cpus
 
 _START_SECONDS = 120
 _START_TRIES = 3
+_SETTLE_SECONDS = 1.5
+"""Time in which a started head looks, once a second, whether its processes live, and ends if one does not: on a busy
+machine the client server gives up waiting for the others."""
 _QUIET_SECONDS = 60
 
 
@@ -94,10 +97,12 @@ class RayCluster:
         already = log.stat().st_size if log.exists() else 0
         environment = {**self._head_environment, **self._authentication, CLUSTER_MARKER: self._run_id}
         self._head = self._launcher.start(argv, environment, self._run_dir, log)
-        deadline = time.monotonic() + _START_SECONDS
-        while not _listening(port) or b"Ray runtime started" not in log.read_bytes()[already:]:
+        deadline, settled = time.monotonic() + _START_SECONDS, None
+        while settled is None or time.monotonic() < settled:
+            if settled is None and _listening(port) and b"Ray runtime started" in log.read_bytes()[already:]:
+                settled = time.monotonic() + _SETTLE_SECONDS
             ended = self._head.poll() is not None
-            if ended or time.monotonic() > deadline:
+            if ended or (settled is None and time.monotonic() > deadline):
                 self.stop()
                 why = "it ended" if ended else f"not ready after {_START_SECONDS} s"
                 kind = _HeadEnded if ended else StageFailed
