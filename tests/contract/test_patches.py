@@ -246,6 +246,6 @@ facts["vllm_modules"] = [name for name in sys.modules if name.startswith("vllm.m
 def test_nothing_is_active_beside_an_accelerator():
     seen = facts(_ACCELERATOR, VERL_PLATFORM="")
     assert seen["platform"] == "cuda"
-    assert seen["error"] is None and seen["shims"] == {}
+    assert seen["error"] is None and seen["shims"] == {"config_checks": "shim"}
     assert not seen["process_group_shim"]
     assert seen["loaded"] == [] and seen["finders"] == [] and seen["vllm_modules"] == []

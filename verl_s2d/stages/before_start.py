@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-
 from verl_s2d.platforms.config_hook import add_check
 
 _MODES = ("s2d_opd", "s2d_grpo")
@@ -22,6 +20,9 @@ def check_command(config: Any) -> None:
 
     A cluster that verl would join is joined for a moment: only then are its resources known.
     """
+    # Imported here: every process of verl loads this file, and hydra takes half a second.
+    from hydra.core.hydra_config import HydraConfig
+
     # hydra's API composes configurations without running a command.
     if not HydraConfig.initialized() or os.environ.get(_OF_A_RUN):
         return

@@ -119,8 +119,9 @@ def test_an_engine_of_two_gpus_has_them_on_one_node(model, data, tmp_path, on_gp
     assert capsys.readouterr().out.count("GPU 0,1") == 2
 
 
-def test_engines_on_cpus_need_no_gpu(model, data, tmp_path, on_gpus):
+def test_engines_on_cpus_need_no_gpu(model, data, tmp_path, on_gpus, monkeypatch):
     alone = run("rollouts", model, data, tmp_path / "alone")
+    hold_until_ready(monkeypatch, 3)
     assert run("rollouts", model, data, tmp_path / "out", replicas=3, device="cpu") == alone
     assert len(started(tmp_path)) == 3
 

@@ -69,7 +69,7 @@ def test_a_running_stage_is_stopped_and_its_last_good_checkpoint_is_the_result(t
 
 def test_it_is_not_started_again_when_the_run_ended_before_its_manifest(tmp_path, monkeypatch):
     plan = stopping(tmp_path, monkeypatch, {"4": {"actor/loss": None}})
-    monkeypatch.setattr("verl_s2d.workflow.runner.write_manifest", killed_before_the_manifest)
+    monkeypatch.setattr("verl_s2d.workflow.lane.write_manifest", killed_before_the_manifest)
     with pytest.raises(KeyboardInterrupt):
         build(plan, SimulatedStages())
     stage = directory(plan, NAME)
@@ -148,7 +148,7 @@ def test_a_trainer_that_gives_up_after_the_alarm_leaves_its_best_checkpoint(tmp_
 def test_an_alarm_that_a_kill_was_faster_than_stops_the_next_attempt(tmp_path, monkeypatch):
     plan = stopping(tmp_path, monkeypatch, {"3": {"actor/loss": None}})
     monkeypatch.setattr("verl_s2d.workflow.stage_process._alarmed", lambda *_: False)
-    monkeypatch.setattr("verl_s2d.workflow.runner.write_manifest", killed_before_the_manifest)
+    monkeypatch.setattr("verl_s2d.workflow.lane.write_manifest", killed_before_the_manifest)
     monkeypatch.setattr("verl_s2d.stages.shared.training_stage.TrainingStage.finalize", lambda *_: None)
     with pytest.raises(KeyboardInterrupt):
         build(plan, SimulatedStages())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -62,8 +63,16 @@ def composed(kind: str, *changes: str, gpus: int = 2) -> DictConfig:
         return compose("ppo_trainer", [*words[words.index(printed.program) + 1 :], *changes])
 
 
+@pytest.fixture
+def no_other_ray(monkeypatch):
+    """A directory of Ray's own, whose path is short: another head of this machine would be joined."""
+    with tempfile.TemporaryDirectory(prefix="ray-") as directory:
+        monkeypatch.setenv("RAY_TMPDIR", directory)
+        yield
+
+
 @pytest.mark.parametrize("kind", DEVICES)
-def test_a_local_ray_has_room_for_the_printed_settings(kind):
+def test_a_local_ray_has_room_for_the_printed_settings(kind, no_other_ray):
     config = composed(kind)
     (node,) = nodes_of_command(config) if kind == "cpu" else [cluster_node(config.ray_kwargs.ray_init.num_cpus, 2)]
     assert node["Resources"]["CPU"] == config.ray_kwargs.ray_init.num_cpus

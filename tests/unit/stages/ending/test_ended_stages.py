@@ -84,7 +84,7 @@ def test_it_is_not_started_again_when_the_run_ended_before_its_manifest(tmp_path
         write_manifest(node, *arguments, **more)
 
     plan = travelling(tmp_path, monkeypatch)
-    monkeypatch.setattr("verl_s2d.workflow.runner.write_manifest", killed_before_the_manifest)
+    monkeypatch.setattr("verl_s2d.workflow.lane.write_manifest", killed_before_the_manifest)
     with pytest.raises(KeyboardInterrupt):
         build(plan, SimulatedStages())
     monkeypatch.undo()
