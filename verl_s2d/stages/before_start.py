@@ -20,7 +20,7 @@ def check_command(config: Any) -> None:
 
     A cluster that verl would join is joined for a moment: only then are its resources known.
     """
-    # Imported here: every process of verl loads this file, and hydra takes half a second.
+    # Imported here, because every process of verl loads this file.
     from hydra.core.hydra_config import HydraConfig
 
     # hydra's API composes configurations without running a command.
