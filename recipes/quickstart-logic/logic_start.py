@@ -26,7 +26,7 @@ from verl_s2d import arguments
 
 PEOPLE = range(len(NAMES))
 WORLDS = list(itertools.product((True, False), repeat=len(NAMES)))
-"""Who is a knight, in every possible way."""
+"""All assignments of knights and knaves to the people."""
 VOCABULARY = [
     *FIRST,
     *(f"{name}:" for name in NAMES),

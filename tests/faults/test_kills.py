@@ -42,7 +42,7 @@ LOGGED_WHERE_ASKED = {
     *("actor/kl_loss", "s2d/reverse_kl", "s2d/travel", "s2d/overlap_ratio", "s2d/parse_rate"),
     *("s2d/validation_unscored_share", "truncated"),
 }
-"""Of a reference policy, a teacher in stage 3, the health of 2b, a validation set; and one that is computed."""
+"""Metrics that need a reference policy, a teacher in stage 3, health in 2b or validation; the last is computed."""
 
 
 def choose_victims(seed: int, rng: random.Random) -> dict[str, str]:

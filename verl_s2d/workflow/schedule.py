@@ -33,7 +33,7 @@ class Schedule:
         self._changed = threading.Condition()
         self.failures: list[StageFailed] = []
         self.error: BaseException | None = None
-        """What ended a lane that was no failure of a stage."""
+        """Error of a lane that is no failure of a stage."""
         for at, node in stages.items():
             if failed & _inputs(node):
                 self._leave_out(at)

@@ -37,7 +37,7 @@ REFERENCES = ("reference_solution", "solutions", "solution")
 AT_ONCE = SLOTS
 """Calls that an evaluation makes at the same time."""
 _passed: Remembered[int] = Remembered()
-"""How many of its tests each program passed: samples of a prompt are often the same program."""
+"""Tests that each program passed, kept because samples of a prompt are often the same program."""
 _HARNESS = Path(__file__).with_name("call_harness.py").read_text()
 
 

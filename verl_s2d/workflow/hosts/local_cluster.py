@@ -37,13 +37,14 @@ class RayCluster:
     """A local Ray cluster that stages run on.
 
     Args:
-        run_dir: directory of the head's log, ray.log.
-        run_id: marker of the run's processes.
+        run_dir: directory of the head's log.
+        run_id: marker of the head's processes: the run's id of 32 characters, then the ending of a further lane.
         launcher: starts the head.
         environment: environment of the head, which its workers inherit.
         device: on `cpu`, GPUs are logical: as many as the recipe asks for.
         demand: CPUs and accelerators that a stage holds. CPUs are logical on every device: verl reserves more than a
             small machine has, and would wait for them without a limit.
+        log: name of the head's log.
     """
 
     def __init__(
