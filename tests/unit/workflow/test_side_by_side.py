@@ -194,6 +194,25 @@ def test_every_stage_is_handed_out_once_and_after_its_inputs(nodes, lanes, broke
     assert built == whole and len(handed) == len(set(handed)) and built.isdisjoint(failed)
 
 
+@settings(max_examples=100, deadline=None)
+@given(graphs(), st.randoms(use_true_random=False))
+def test_a_stage_waits_for_all_of_its_inputs_however_many_run(nodes, rng):
+    """As many stages as are ready are in work, and they end in any order."""
+    schedule = Schedule(dict(enumerate(nodes)), set(), True, lambda text: None)
+    built, running, taken = set(), [], set()
+    while len(built) < len(nodes):
+        ready = [n for n in nodes if n.digest not in taken and all(i.digest in built for i in n.inputs.values())]
+        for _ in ready:
+            _, node = schedule.take()
+            assert node in ready
+            taken.add(node.digest)
+            running.append(node)
+        ended = running.pop(rng.randrange(len(running)))
+        built.add(ended.digest)
+        schedule.built(ended)
+    assert schedule.take() is None
+
+
 def test_ten_thousand_stages_that_need_a_failed_one_are_left_out():
     nodes = [Node(Step(False), "n", {"at": 0})]
     for at in range(1, 10_000):
