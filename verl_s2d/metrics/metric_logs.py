@@ -56,6 +56,12 @@ def value_of(key: str, data: Mapping[str, Any], response_tokens: int | None) -> 
 
 def last_step(path: Path) -> int | None:
     """Read the newest step from the tail of a metrics file; None if there is none yet."""
+    entry = last_entry(path)
+    return entry[0] if entry else None
+
+
+def last_entry(path: Path) -> tuple[int, dict[str, Any]] | None:
+    """Read the newest step and its metrics from the tail of a metrics file; None if there is none yet."""
     try:
         with path.open("rb") as stream:
             stream.seek(0, 2)
@@ -65,7 +71,8 @@ def last_step(path: Path) -> int | None:
         return None
     for line in reversed(lines):
         try:
-            return int(json.loads(line)["step"])
+            entry = json.loads(line)
+            return int(entry["step"]), dict(entry["data"])
         except (ValueError, KeyError, TypeError):
             continue
     return None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from verl_s2d.logs import last_lines
+from verl_s2d.metrics.metric_table import live_figures
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.hosts.process import Handle, Launcher, stop
@@ -106,8 +107,7 @@ def _watch(
         interruption.check()
         if not watchdog.look():
             continue
-        if watchdog.step is not None:
-            progress.stage_step(node, watchdog.step)
+        progress.stage_step(node, watchdog.step, live_figures(node.stage.metrics, watchdog.data))
         if _alarmed(node, alarms, progress):
             return 0
         if deaths is not None and death is None and (death := deaths.death()):

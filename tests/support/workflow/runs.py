@@ -25,7 +25,7 @@ class Lines:
     def stage_started(self, node, index, count, total_steps, attempt):
         self.started.append((node.name, attempt))
 
-    def stage_step(self, node, step):
+    def stage_step(self, node, step, figures=()):
         pass
 
     def stage_ended(self, node, seconds, outcome):

@@ -128,15 +128,20 @@ def test_help_fits(command, width, capsys, monkeypatch):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_bar_of_a_running_stage_fits_and_shows_its_step(width, capsys, monkeypatch, tmp_path):
     recipe = load_recipe(ROOT / "recipes" / "quickstart" / "quickstart.yaml", ["rows=[replay-control]"])
-    node = max(make_plan(recipe, run_dir=tmp_path).order, key=lambda node: len(node.name))
+    trained = [node for node in make_plan(recipe, run_dir=tmp_path).order if node.stage.trains]
+    node = max(trained, key=lambda node: len(node.name))
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     progress = BarProgress()
     progress.stage_started(node, 12, 14, 1200, 3)
-    progress.stage_step(node, 1137)
+    progress.stage_step(node, None)
+    progress._bars.refresh()
+    progress.stage_step(node, 1137, ["score 0.215", "reverse KL 0.120", "12,345 tokens/s/device"])
     progress._bars.refresh()
     progress.stage_ended(node, 3725.0, "done")
     said = COLOUR.sub("", capsys.readouterr().err).replace("\r", "\n")
     check_lines(said, width)
     assert "1137/1200" in said and f"[12/14] {node.name} (attempt 3)" in said and "1 h 02 min" in said
+    assert "starting models and engines" in said
+    assert "score 0.215, reverse KL 0.120, 12,345 tokens/s/device" in said

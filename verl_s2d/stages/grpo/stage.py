@@ -15,7 +15,7 @@ from verl_s2d.stages.shared import panels
 from verl_s2d.stages.shared.batch_settings import N, batch_setting, sequences_per_step
 from verl_s2d.stages.shared.budget import UNTIL, last_step, length
 from verl_s2d.stages.shared.node_settings import VERIFIER_RESERVED, verifier_overrides
-from verl_s2d.stages.shared.verl_trainer import DROPPED_GROUPS, UNSCORED, VerlTrainerStage
+from verl_s2d.stages.shared.verl_trainer import DROPPED_GROUPS, THROUGHPUT, UNSCORED, VerlTrainerStage
 from verl_s2d.teachers.router import TEACHER
 from verl_s2d.verl_settings.from_verl import read_rl
 from verl_s2d.verl_settings.stage_sizes import Training
@@ -32,12 +32,12 @@ class Grpo(VerlTrainerStage):
     symbol = "RL"
     consumes = ("labels", "verifier_calls", "sampled_tokens", "updates")
     metrics = (
-        Metric("critic/score/mean", panels.SCORE, alarm="score_collapse"),
+        Metric("critic/score/mean", panels.SCORE, alarm="score_collapse", live="score {:.3f}"),
         Metric("critic/score/mean", alarm="no_signal"),
         Metric("critic/advantages/max", alarm="no_signal"),
         Metric("actor/kl_loss", panels.POLICY_KL, alarm="kl_blow_up"),
         Metric("actor/ppo_kl", alarm="kl_blow_up"),
-        Metric("s2d/reverse_kl", panels.POLICY_KL, "to the teacher", alarm="kl_blow_up"),
+        Metric("s2d/reverse_kl", panels.POLICY_KL, "to the teacher", alarm="kl_blow_up", live="reverse KL {:.3f}"),
         Metric("actor/loss", panels.RL_LOSS, alarm="loss_spike"),
         Metric("actor/entropy", panels.RL_ENTROPY, alarm="entropy_collapse"),
         Metric("response_length/mean", panels.LENGTH, alarm="length_explosion"),
@@ -45,6 +45,7 @@ class Grpo(VerlTrainerStage):
         Metric("actor/grad_norm", panels.GRAD_NORM),
         Metric("s2d/travel", panels.TRAVEL),
         *UNSCORED,
+        THROUGHPUT,
     )
     reserved = VerlTrainerStage.reserved | CREDIT_RESERVED | VERIFIER_RESERVED
 

@@ -25,7 +25,7 @@ from verl_s2d.stages.shared.signal_settings import (
     words,
 )
 from verl_s2d.stages.shared.training_stage import STAGE
-from verl_s2d.stages.shared.verl_trainer import UNSCORED, VerlTrainerStage
+from verl_s2d.stages.shared.verl_trainer import THROUGHPUT, UNSCORED, VerlTrainerStage
 from verl_s2d.verl_settings.from_verl import read_rl
 from verl_s2d.verl_settings.overrides import without_interpolation
 from verl_s2d.verl_settings.stage_sizes import Training
@@ -45,9 +45,9 @@ class Opd(VerlTrainerStage):
     reads_answers = False
     consumes = ("sampled_tokens", "updates")
     metrics = (
-        Metric("s2d/reverse_kl", panels.REVERSE_KL, alarm="kl_blow_up"),
-        Metric("s2d/jsd", panels.JSD),
-        Metric("s2d/forward_kl", panels.FORWARD_KL),
+        Metric("s2d/reverse_kl", panels.REVERSE_KL, alarm="kl_blow_up", live="reverse KL {:.3f}"),
+        Metric("s2d/jsd", panels.JSD, live="JSD {:.3f}"),
+        Metric("s2d/forward_kl", panels.FORWARD_KL, live="forward KL {:.3f}"),
         Metric("s2d/top1_agreement", panels.AGREEMENT, "same likeliest token"),
         Metric("s2d/overlap_ratio", panels.AGREEMENT, "overlap of the top k", alarm="overlap"),
         Metric("s2d/parse_rate", panels.PARSE_RATE, alarm="overlap"),
@@ -69,6 +69,7 @@ class Opd(VerlTrainerStage):
         Metric("actor/grad_norm", panels.GRAD_NORM, alarm="no_signal"),
         Metric("s2d/sampled_tokens", ledger="sampled_tokens"),
         Metric("s2d/teacher_scored_tokens", ledger="teacher_scored_tokens"),
+        THROUGHPUT,
     )
     reserved = (
         VerlTrainerStage.reserved
@@ -146,7 +147,7 @@ class ScoredOpd(Opd):
 
     reads_answers = True
     consumes = ("labels", "verifier_calls", *Opd.consumes)
-    metrics = (*Opd.metrics, Metric("critic/score/mean", alarm="score_collapse"), *UNSCORED)
+    metrics = (*Opd.metrics, Metric("critic/score/mean", alarm="score_collapse", live="score {:.3f}"), *UNSCORED)
 
     def own_overrides(self, node: Node, context: Context) -> Mapping[str, Any]:
         return {**super().own_overrides(node, context), **verifier_overrides(node, context)}

@@ -32,6 +32,7 @@ UNSCORED = (
     Metric("s2d/validation_unscored_share", alarm="unscored"),
 )
 """Metrics of stages that read scores, logged by sampling/in_verl: groups dropped, responses a validation left out."""
+THROUGHPUT = Metric("perf/throughput", live="{:,.0f} tokens/s/device")
 OVERLONG = "Set data.overlong_prompts: refuse, drop or cut. It holds in every stage and in the evaluation."
 _RESERVED = TrainingStage.reserved | {
     "actor_rollout_ref.model.path": MODEL,

@@ -37,7 +37,7 @@ class Warmup(TrainingStage):
     model_section = "model"
     consumes = ("updates",)
     metrics = (
-        Metric("train/forward_kl", panels.FORWARD_KL, alarm="kl_blow_up"),
+        Metric("train/forward_kl", panels.FORWARD_KL, alarm="kl_blow_up", live="forward KL {:.3f}"),
         Metric("train/top1_agreement", panels.AGREEMENT, "same likeliest token"),
         Metric("train/student_mass_on_teacher_top", panels.MASS, "the student's"),
         Metric("train/teacher_mass_on_own_top", panels.MASS, "the teacher's on its own"),

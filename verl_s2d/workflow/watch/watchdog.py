@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from verl_s2d.metrics.metric_logs import last_step
+from verl_s2d.metrics.metric_logs import last_entry
 from verl_s2d.workflow.watch.log_errors import Evidence, find_error, sizes, worker_logs
 
 _LOOK_SECONDS = 2.0
@@ -57,6 +58,8 @@ class Watchdog:
         self._longest = 0.0
         self._begin = self._after = self._sizes = sizes(self._all_logs())
         self.step: int | None = None
+        self.data: dict[str, Any] = {}
+        """Metrics of that step."""
 
     def look(self) -> bool:
         """Read the directory if two seconds have passed since the last time; return whether it was read."""
@@ -64,7 +67,7 @@ class Watchdog:
         if now - self._looked < _LOOK_SECONDS:
             return False
         self._looked = now
-        step = last_step(self._metrics)
+        step, self.data = last_entry(self._metrics) or (None, {})
         if step != self.step:
             if self.step is not None:  # the time until the first step includes the start
                 self._longest = max(self._longest, now - self._progressed)
