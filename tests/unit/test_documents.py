@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,6 +101,14 @@ def test_figures_of_the_readme_are_those_of_the_quickstarts_results():
     assert f"{told['bridge-only-1h']} %" in first and f"{told['direct-grpo']} %" in first
     assert rows["bridge-only-1h"][2] in first and rows["direct-grpo"][2] in first
     assert rows["bridge-only-1h"][3] == rows["direct-grpo"][3], "as many verifier calls"
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert built.returncode == 0, built.stderr
+    pages = {path.relative_to(tmp_path).parent.name for path in tmp_path.glob("*/index.html")}
+    assert pages == {page.stem for page in DOCS.glob("*.md")} - {"index"}
 
 
 def test_differences_of_the_readme_are_those_of_the_quickstarts_results():
