@@ -24,7 +24,7 @@ from verl_s2d.errors import Unscored
 from verl_s2d.sampling.in_verl import group_rollouts
 from verl_s2d.sampling.in_verl.group_client import GroupClient
 from verl_s2d.sampling.in_verl.group_rollouts import GroupWorker, _Worker
-from verl_s2d.sampling.in_verl.samples_groups import MANAGER_KEY, SamplesGroups
+from verl_s2d.sampling.in_verl.samples_groups import EXECUTOR_KEY, MANAGER_KEY, SamplesGroups
 from verl_s2d.verl_settings.overrides import hydra_arguments, merge, overlay
 
 SCORING = """
@@ -371,3 +371,23 @@ def test_the_manager_is_ours_where_vllm_samples_and_no_other_is_named(config, mo
     assert OmegaConf.select(config, MANAGER_KEY) == manager
     served = get_rollout_replica_class("vllm")
     assert (served.__name__ == "GroupReplica") == (manager is not None and "GroupManager" in manager)
+
+
+@pytest.mark.parametrize(
+    ("changes", "executor"),
+    [
+        ({}, "vllm.v1.executor.uniproc_executor.UniProcExecutor"),
+        ({EXECUTOR_KEY: "mp"}, "mp"),
+        ({"trainer.device": "cuda"}, None),
+        ({"actor_rollout_ref.rollout.name": "sglang"}, None),
+        ({"actor_rollout_ref.rollout.tensor_model_parallel_size": 2}, None),
+        ({"actor_rollout_ref.rollout.data_parallel_size": 2}, None),
+    ],
+)
+def test_an_engine_of_one_worker_on_a_cpu_has_no_process_for_it(config, monkeypatch, changes, executor):
+    monkeypatch.setattr(RolloutReplicaRegistry, "_registry", dict(RolloutReplicaRegistry._registry))
+    config = OmegaConf.create(OmegaConf.to_container(config))
+    for key, value in ({"trainer.device": "cpu"} | changes).items():
+        OmegaConf.update(config, key, value, force_add=True)
+    Trainer(config)
+    assert OmegaConf.select(config, EXECUTOR_KEY) == executor
