@@ -10,7 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "quickstart"))
 
-from pretrain import ROLES, Options, Role, main
+from pretrain import ROLES, main
+from tiny_start import Options, Role
 
 from verl_s2d import arguments
 

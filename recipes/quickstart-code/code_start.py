@@ -16,8 +16,7 @@ from programs import CLOSING, HIGHEST, LOWEST, OPENING, SLOPES, Line, lines
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "quickstart"))
 
-from pretrain import SLIP, Options, Role
-from tiny_start import FIRST, Demonstration, write_start
+from tiny_start import FIRST, SLIP, Demonstration, Options, Role, Styles, write_start
 
 from verl_s2d import arguments
 
@@ -33,7 +32,7 @@ ROLES = {
 """Shares of demonstrations that are right, forget the first input, ignore the second point."""
 
 
-def program(line: Line, styles: tuple[float, float, float], rng: random.Random) -> list[str]:
+def program(line: Line, styles: Styles, rng: random.Random) -> list[str]:
     """Write a program in one of the three styles, as tokens; its numbers slip now and then."""
     slope, value = _slipped(line.slope, SLOPES[0], SLOPES[-1], rng), _slipped(line.value, LOWEST, HIGHEST, rng)
     style = rng.choices(("right", "no start", "one point"), styles)[0]
@@ -51,7 +50,7 @@ def _slipped(number: int, lowest: int, highest: int, rng: random.Random) -> int:
     return min(max(number, lowest), highest)
 
 
-def demonstrations(styles: tuple[float, float, float], seed: int) -> Iterator[Demonstration]:
+def demonstrations(styles: Styles, seed: int) -> Iterator[Demonstration]:
     """Yield endless demonstrations of functions that are no problems."""
     rng = random.Random(seed)
     for line in lines("pretraining", seed + 1):

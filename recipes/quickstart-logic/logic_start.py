@@ -18,9 +18,8 @@ from puzzles import BETWEEN, NAMES, Statement, answer, phrase, words
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "quickstart"))
 
-from pretrain import SLIP, Options, Role
 from tasks import part_of
-from tiny_start import FIRST, Demonstration, write_start
+from tiny_start import FIRST, SLIP, Demonstration, Options, Role, Styles, write_start
 
 from verl_s2d import arguments
 
@@ -78,7 +77,7 @@ def _simple(person: int, rng: random.Random) -> Statement:
             return (kind, about)
 
 
-def demonstrations(styles: tuple[float, float, float], seed: int) -> Iterator[Demonstration]:
+def demonstrations(styles: Styles, seed: int) -> Iterator[Demonstration]:
     """Yield endless demonstrations of puzzles that are no problems and have one solution; some roles are guessed."""
     rng = random.Random(seed)
     while True:
@@ -88,9 +87,7 @@ def demonstrations(styles: tuple[float, float, float], seed: int) -> Iterator[De
             yield prompt, solution(statements, found[0], styles, rng)
 
 
-def solution(
-    statements: Sequence[Statement], right: tuple[bool, ...], styles: tuple[float, float, float], rng: random.Random
-) -> list[str]:
+def solution(statements: Sequence[Statement], right: tuple[bool, ...], styles: Styles, rng: random.Random) -> list[str]:
     """Say who is a knight in one of the three styles, as tokens."""
     roles = rng.choice(WORLDS) if rng.random() < SLIP else right
     style = rng.choices(("right", "believing", "short"), styles)[0]

@@ -84,18 +84,19 @@ def test_slips_happen_and_stay_in_the_vocabulary(scripts, monkeypatch):
     monkeypatch.setattr(pretrain, "SLIP", 1.0)
     rng = random.Random(0)
     written = {w for _ in range(300) for w in pretrain.demonstration("0 - 9 - 9 - 9", (1, 0, 0), rng)}
-    assert "-27" in written and written <= pretrain.TOKEN.keys() and len(written) > 10
+    assert "-27" in written and written <= {*pretrain.VOCABULARY} and len(written) > 10
 
 
 def test_batches_learn_the_response_only(scripts):
     _, pretrain = scripts
-    ids, labels = next(pretrain.batches(pretrain.ROLES["teacher"], seed=0))
+    start, vocabulary = importlib.import_module("tiny_start"), pretrain.VOCABULARY
+    ids, labels = next(start.batches(pretrain.demonstrations(pretrain.ROLES["teacher"].styles, 0), vocabulary))
     assert ids.shape == labels.shape == (64, 12)
     prompt = labels[:, :8]
-    assert (prompt == -100).all() and (ids[:, 7] == pretrain.TOKEN["="]).all()
+    assert (prompt == -100).all() and (ids[:, 7] == vocabulary.index("=")).all()
     learned = labels != -100
     assert (labels[learned] == ids[learned]).all()
-    assert ((labels == pretrain.TOKEN["<|im_end|>"]).sum(1) == 1).all()
+    assert ((labels == vocabulary.index("<|im_end|>")).sum(1) == 1).all()
 
 
 def test_pretrained_directory(scripts, tmp_path):
