@@ -35,6 +35,8 @@ class Options:
     seeds: str = "0"
     rows: str | None = None
     """Rows to run; by default all of the study."""
+    side_by_side: int = 2
+    """Stages at the same time, each on half of two cores."""
 
 
 def main(options: Options) -> None:
@@ -43,9 +45,9 @@ def main(options: Options) -> None:
         rows = options.rows.split(",") if options.rows else study.rows
         for seeds, run_dir in _runs(study, options.seeds, Path(options.run)):
             if study.piloted:
-                _verl_s2d("pilot", study, seeds, run_dir)
+                _verl_s2d("pilot", study, options, seeds, run_dir)
             quoted = ",".join(f'"{row}"' for row in rows)
-            _verl_s2d("run", study, seeds, run_dir, f"rows=[{quoted}]")
+            _verl_s2d("run", study, options, seeds, run_dir, f"rows=[{quoted}]")
             _keep(options, run_dir)
     elif options.collect:
         _keep(options, Path(options.collect))
@@ -59,8 +61,9 @@ def _runs(study: Study, seeds: str, directory: Path) -> Iterator[tuple[str, Path
         yield seeds, directory
 
 
-def _verl_s2d(verb: str, study: Study, seeds: str, run_dir: Path, *more: str) -> None:
-    command = [sys.executable, "-m", "verl_s2d.cli", verb, str(study.recipe), *study.overrides, *more]
+def _verl_s2d(verb: str, study: Study, options: Options, seeds: str, run_dir: Path, *more: str) -> None:
+    overrides = [*study.overrides, f"cluster.side_by_side={options.side_by_side}", *more]
+    command = [sys.executable, "-m", "verl_s2d.cli", verb, str(study.recipe), *overrides]
     subprocess.run([*command, "--seeds", seeds, "--run-dir", str(run_dir)], check=True)
 
 
