@@ -36,7 +36,6 @@ def _register() -> None:
     from verl_s2d.platforms.environment import cpu_requested
     from verl_s2d.platforms.template_date import VARIABLE, freeze_template_date
     from verl_s2d.workflow.hosts.process import MARKER
-    from verl_s2d.workflow.hosts.ray_job import number_at_random
 
     STATUS.done.append("platform cpu")
     _import_after(
@@ -56,6 +55,8 @@ def _register() -> None:
     if VARIABLE in os.environ:
         when_imported("transformers.utils.chat_template_utils")(lambda _: freeze_template_date())
     if MARKER in os.environ:
+        from verl_s2d.workflow.hosts.ray_job import number_at_random
+
         when_imported("ray._private.state")(number_at_random)
     if cpu_requested():
         from verl_s2d.platforms.cpu import shims
