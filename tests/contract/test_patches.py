@@ -73,10 +73,17 @@ def follows_an_update():
 
 facts["before_plugin"] = follows_an_update()
 installed = layer_utils.dispatch_cpu_unquantized_gemm
+from vllm.v1.sample.ops.logprobs import batched_count_greater_than
+facts["count_was_compiled"] = hasattr(batched_count_greater_than, "_torchdynamo_orig_callable")
 from verl_s2d.platforms.cpu import vllm_plugin
 vllm_plugin.register()
 facts["vllm_shim"] = layer_utils.dispatch_cpu_unquantized_gemm is not installed
 facts["after_plugin"] = follows_an_update()
+from vllm.v1.sample import sampler
+from vllm.v1.sample.ops import logprobs
+facts["count_is_compiled"] = hasattr(logprobs.batched_count_greater_than, "_torchdynamo_orig_callable")
+facts["count_is_the_samplers"] = sampler.batched_count_greater_than is logprobs.batched_count_greater_than
+facts["ranks"] = logprobs.batched_count_greater_than(torch.tensor([[3.0, 1, 2]]), torch.tensor([[2.0]])).tolist()
 
 import verl.third_party.vllm, verl.workers.rollout.vllm_rollout
 from verl.utils.vllm.utils import is_version_ge
@@ -140,6 +147,12 @@ def test_updatable_weights_shim_is_active_without_the_patch(unpatched):
 def test_updatable_weights_patch_replaces_the_shim(patched):
     assert patched["before_plugin"] == "the weight is gone"
     assert not patched["vllm_shim"] and patched["after_plugin"] is True
+
+
+def test_ranks_are_counted_uncompiled_without_the_patch_and_with_it(unpatched, patched):
+    assert unpatched["count_was_compiled"] and not patched["count_was_compiled"]
+    for seen in (unpatched, patched):
+        assert not seen["count_is_compiled"] and seen["count_is_the_samplers"] and seen["ranks"] == [2]
 
 
 def test_config_check_hook_runs_a_check_before_verls_own(unpatched):

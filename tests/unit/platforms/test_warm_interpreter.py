@@ -22,7 +22,7 @@ WARM = "import sys; print('verl_s2d.platforms.cpu.warm.host' in getattr(sys, 'or
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    host = Host(tmp_path_factory.mktemp("host"), preload="random,numpy,no_such_module,multiprocessing.spawn")
+    host = Host(tmp_path_factory.mktemp("host"), preload="random,numpy,no_such_module,multiprocessing.spawn,wandb")
     yield host
     assert host.process.poll() is None, host.log.read_text()
     host.close()
@@ -270,6 +270,11 @@ def test_a_host_that_takes_the_request_and_does_not_fork_means_a_cold_start(tmp_
 
 def test_a_module_that_cannot_be_imported_is_only_noted(host):
     assert "not preloaded: no_such_module" in host.log.read_text()
+
+
+def test_what_forks_would_delete_for_each_other_is_imported_by_each(host):
+    assert "not preloaded: wandb" in host.log.read_text()
+    assert host.run("-c", "import wandb; print(wandb.__name__)").stdout.splitlines()[-1] == "wandb"
 
 
 def test_the_host_keeps_nothing_of_what_has_ended(host):

@@ -23,10 +23,10 @@ from verl.experimental.agent_loop.agent_loop import (
 )
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ, apply_greedy_sampling_params
-from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from verl_s2d.errors import Unscored
 from verl_s2d.sampling.in_verl.group_client import GroupClient
+from verl_s2d.sampling.in_verl.shared_writes import Entries, SharedWrites
 from verl_s2d.sampling.in_verl.whole_groups import FAILED, UNSCORED
 
 logger = logging.getLogger(__name__)
@@ -37,19 +37,22 @@ _Worker: type = AgentLoopWorkerTQ.__ray_metadata__.modified_class
 
 
 class GroupWorker(_Worker):
-    """verl's worker, which makes one agent loop, one request, one scoring call and one write for each prompt.
+    """verl's worker, which makes one agent loop, one request, one scoring call and at most one write for each prompt.
 
     Images, verl's own distillation, and loops that are not known to ask the server once go verl's way: a loop with a
     `run` of its own says so with `asks_once = True`. Results are verl's, field by field.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._writes = SharedWrites()
 
     async def _run_prompt(self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False) -> None:
         if trace or self.processor is not None or self.distillation_enabled or not self._asks_once(prompt):
             await super()._run_prompt(prompt, sampling_params, trajectory, trace)
             return
         partition = "val" if trajectory["validate"] else "train"
-        put = {"key": prompt["uid"], "partition_id": partition}
-        await tq.async_kv_put(**put, tag={"status": "running"})
+        await self._tag(prompt["uid"], partition, {"status": "running"})
         try:
             outputs = await self._sample(prompt, sampling_params, validate=trajectory["validate"])
             await self._score(outputs, prompt)
@@ -62,7 +65,10 @@ class GroupWorker(_Worker):
         except Exception as error:
             logger.exception("prompt %s failed", prompt["uid"])
             tag = {"status": "failure", FAILED: reason(error)}
-        await tq.async_kv_put(**put, tag=tag)
+        await self._tag(prompt["uid"], partition, tag)
+
+    async def _tag(self, uid: str, partition: str, tag: dict[str, Any]) -> None:
+        await self._writes.write(Entries(partition, [uid], [tag]))
 
     async def _run_agent_loop(self, sampling_params: dict, trajectory: dict, **named: Any) -> Any:
         """Run a rollout verl's way, and note why the verifier could not judge it."""
@@ -154,9 +160,7 @@ class GroupWorker(_Worker):
                     **versions,
                 }
             )
-        await tq.async_kv_batch_put(
-            keys=keys, fields=list_of_dict_to_tensordict(fields), tags=tags, partition_id=partition
-        )
+        await self._writes.write(Entries(partition, keys, tags, fields))
 
 
 def reason(error: BaseException) -> str:

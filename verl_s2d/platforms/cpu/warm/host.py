@@ -67,11 +67,15 @@ def main() -> None:
 
 
 class _Postponed:
-    """Keeps Ray out of the host: its C++ part reads a worker's environment variables at import."""
+    """Keeps out of the host what would be shared by its forks.
+
+    Ray's C++ part reads a worker's environment variables at import. wandb makes temporary directories at import, which
+    the first fork that ends would delete for all.
+    """
 
     @staticmethod
     def find_spec(name: str, *_: object) -> None:
-        if name.partition(".")[0] == "ray":
+        if name.partition(".")[0] in ("ray", "wandb"):
             raise ImportError(f"{name} is imported by each fork itself")
 
 
