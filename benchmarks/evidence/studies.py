@@ -45,6 +45,16 @@ STUDIES = {
         "full-bridge",
         ("data.labels=128", POOL),
     ),
+    "code": Study(
+        RECIPES / "quickstart-code" / "quickstart-code.yaml",
+        ("cold-student", "direct-grpo", "bridge-only-1h", "half-split"),
+        "direct-grpo",
+    ),
+    "logic": Study(
+        RECIPES / "quickstart-logic" / "quickstart-logic.yaml",
+        ("cold-student", "direct-grpo", "bridge-only-1h", "half-split"),
+        "direct-grpo",
+    ),
     "planner": Study(
         RECIPES / "planner" / "planner.yaml",
         ("direct-grpo", *(f"{row}-{teacher}" for teacher in TEACHERS for row in ("full-bridge", "half-split"))),

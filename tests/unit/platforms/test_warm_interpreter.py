@@ -272,9 +272,13 @@ def test_a_module_that_cannot_be_imported_is_only_noted(host):
     assert "not preloaded: no_such_module" in host.log.read_text()
 
 
-def test_what_forks_would_delete_for_each_other_is_imported_by_each(host):
-    assert "not preloaded: wandb" in host.log.read_text()
-    assert host.run("-c", "import wandb; print(wandb.__name__)").stdout.splitlines()[-1] == "wandb"
+def test_what_forks_would_delete_for_each_other_runs_in_each(host):
+    """Modules that import wandb are preloaded; its temporary directories are made by the fork that uses it."""
+    assert "wandb" not in host.log.read_text()
+    assert host.run("-c", "import sys; print('wandb' in sys.modules)").stdout == "False\n"
+    media = "import wandb; from wandb.sdk.data_types._private import MEDIA_TMP; print(MEDIA_TMP.name)"
+    first, second = (host.run("-c", media).stdout.splitlines()[-1] for _ in range(2))
+    assert first != second
 
 
 def test_the_host_keeps_nothing_of_what_has_ended(host):

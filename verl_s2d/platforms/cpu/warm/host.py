@@ -13,6 +13,7 @@ import argparse
 import array
 import contextlib
 import importlib
+import importlib.util
 import json
 import os
 import resource
@@ -22,7 +23,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,27 +68,39 @@ def main() -> None:
 
 
 class _Postponed:
-    """Keeps out of the host what would be shared by its forks.
-
-    Ray's C++ part reads a worker's environment variables at import. wandb makes temporary directories at import, which
-    the first fork that ends would delete for all.
-    """
+    """Keeps Ray out of the host: its C++ part reads a worker's environment variables at import."""
 
     @staticmethod
     def find_spec(name: str, *_: object) -> None:
-        if name.partition(".")[0] in ("ray", "wandb"):
+        if name.partition(".")[0] == "ray":
             raise ImportError(f"{name} is imported by each fork itself")
 
 
 def _preload(modules: Iterable[str]) -> None:
     """Import the modules; one that fails is imported by each fork instead."""
     sys.meta_path.insert(0, _Postponed)
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except Exception as error:
-            print(f"not preloaded: {module}: {error!r}", file=sys.stderr)
+    with _unexecuted("wandb"):
+        for module in modules:
+            try:
+                importlib.import_module(module)
+            except Exception as error:
+                print(f"not preloaded: {module}: {error!r}", file=sys.stderr)
     sys.meta_path.remove(_Postponed)
+
+
+@contextlib.contextmanager
+def _unexecuted(name: str) -> Iterator[None]:
+    """Let a module be found and imported, and run it only in the forks that import it.
+
+    wandb makes temporary directories when it runs, which the first fork that ends would delete for all.
+    """
+    spec = importlib.util.find_spec(name)
+    if spec is None or name in sys.modules:
+        yield
+        return
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    yield
+    del sys.modules[name]
 
 
 @dataclass

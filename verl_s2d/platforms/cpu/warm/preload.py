@@ -27,16 +27,19 @@ MODULES = (
     "vllm.v1.worker.cpu_worker",
     "vllm.entrypoints.openai.api_server",
     "vllm.entrypoints.cli.serve",
+    "vllm.entrypoints.llm",
     "vllm.lora.worker_manager",
     "vllm.model_executor.models.qwen3",
     # verl adapts the loaders of these models whenever it imports vLLM.
     "vllm.model_executor.models.deepseek_v2",
     "vllm.model_executor.models.kimi_vl",
     "vllm.model_executor.models.mixtral",
-    "vllm.model_executor.models.qwen3_5",
     "vllm.model_executor.models.qwen3_next",
-    "vllm.model_executor.models.qwen3_vl_moe",
     # verl imports every engine that is installed.
     "megatron.core",
+    "megatron.core.dist_checkpointing.strategies.torch",
+    "megatron.core.distributed",
+    "megatron.core.models.gpt.gpt_layer_specs",
+    "megatron.core.optimizer",
     "megatron.core.pipeline_parallel",
 )
