@@ -27,7 +27,7 @@ VOCABULARY = [
 ]
 ROLES = {
     "teacher": Role(layers=3, steps=2500, styles=(0.34, 0.33, 0.33)),
-    "student": Role(layers=2, steps=800, styles=(0.15, 0.45, 0.40)),
+    "student": Role(layers=2, steps=2500, styles=(0.15, 0.45, 0.40)),
 }
 """Shares of demonstrations that are right, forget the first input, ignore the second point."""
 
