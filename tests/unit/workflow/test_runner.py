@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from verl_s2d.report.inputs import finished_rows
 from verl_s2d.stages.planning import make_plan
 from verl_s2d.workflow import save_request
 from verl_s2d.workflow.failures import StageFailed
-from verl_s2d.workflow.hosts.process import marked_processes
+from verl_s2d.workflow.hosts.process import kill_marked, marked_processes
 from verl_s2d.workflow.store import checkpoints
 from verl_s2d.workflow.store.manifest import MANIFEST, is_built, read_manifest
 from verl_s2d.workflow.store.run_directory import opened, read_record
@@ -291,6 +292,22 @@ def test_kill_of_the_driver_leaves_nothing_that_disturbs_the_next_run(tmp_path):
     assert marked_processes(read_record(tmp_path / "run")["id"]) == []
     manifest = read_manifest(directory(plan, "student-rl-all"))
     assert manifest["attempts"] == 2 and "starting at 2" in (directory(plan, "student-rl-all") / "log.txt").read_text()
+
+
+def test_a_copy_of_a_run_ends_no_process_of_the_original(tmp_path):
+    plan, process = start_driver(tmp_path, "hang@3")
+    wait_for_step(plan, 1)
+    original = read_record(tmp_path / "run")["id"]
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    with opened(tmp_path / "copy", plan.recipe.name) as copied:
+        assert marked_processes(original) and not marked_processes(copied)
+    with opened(tmp_path / "copy", plan.recipe.name) as again:
+        assert again == copied != original
+    process.kill()
+    process.wait(10)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with opened(tmp_path / "moved", plan.recipe.name) as moved:
+        assert kill_marked(moved), "what a killed run has left is found where the directory is now"
 
 
 def test_stage_failed_shows_what_matters(tmp_path):

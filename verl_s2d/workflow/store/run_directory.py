@@ -142,12 +142,25 @@ def opened(run_dir: Path, recipe_name: str) -> Iterator[str]:
         stream.truncate(0)
         stream.write(str(os.getpid()))
         stream.flush()
-        record = read_record(run_dir)
-        if record is None:
-            record = {"recipe": recipe_name, "id": uuid.uuid4().hex}
-            write_json(record, run_dir / _RECORD)
+        run_id = _identify(run_dir, recipe_name)
         (run_dir / "stages").mkdir(exist_ok=True)
-        yield record["id"]
+        yield run_id
+
+
+def _identify(run_dir: Path, recipe_name: str) -> str:
+    """Return the recorded id, or a new one in a directory without a record and in a copy of another run's directory.
+
+    A run ends processes with its id that a killed one has left. With the same id in a copy, two runs that work at the
+    same time would end each other's.
+    """
+    record = read_record(run_dir) or {"recipe": recipe_name, "id": uuid.uuid4().hex}
+    status = run_dir.stat()
+    directory = f"{status.st_dev}:{status.st_ino}"
+    if record.get("directory", directory) != directory:
+        record["id"] = uuid.uuid4().hex
+    if record.get("directory") != directory:
+        write_json(record | {"directory": directory}, run_dir / _RECORD)
+    return record["id"]
 
 
 def is_locked(run_dir: Path) -> bool:
