@@ -16,6 +16,7 @@ import pytest
 
 from verl_s2d.checks.verl_probe import VerlProbe
 from verl_s2d.platforms.subprocess_query import Probe
+from verl_s2d.platforms.temporary_files import new_directory
 
 _SERVER = """
 import json, os, sys
@@ -110,7 +111,7 @@ def _shared_composition(request, monkeypatch, composition_servers):
         if key not in composition_servers:
             composition_servers[key] = Server(environment)
         probe._answer = (composition_servers[key].ask(question), "")
-        probe._process = Ended()
+        probe._process, probe._temporary = Ended(), new_directory()
 
     monkeypatch.setattr(Probe, "__init__", init)
 

@@ -14,6 +14,7 @@ from verl_s2d.gpu_check.part_registry import Part
 from verl_s2d.gpu_check.part_settings import Settings
 from verl_s2d.logs import last_lines
 from verl_s2d.platforms.environment import stage_environment
+from verl_s2d.platforms.temporary_files import new_directory, temporary_files_in
 from verl_s2d.workflow.hosts.process import Handle, SubprocessLauncher, kill_marked
 
 MARKER = "VERL_S2D_GPU_CHECK"
@@ -49,16 +50,17 @@ def _run(part: Part, settings: Settings, show: Callable[[str], None]) -> PartRes
     value = secrets.token_hex(8)
     argv = [sys.executable, "-P", "-m", "verl_s2d.gpu_check.part_process"]
     argv += [part.module, part.name, str(settings.write()), str(checks_file)]
-    environment = stage_environment(settings.device) | {MARKER: value}
-    environment.pop("RAY_ADDRESS", None)  # this machine is checked, not a cluster
     began = time.monotonic()
-    handle = SubprocessLauncher().start(argv, environment, settings.scratch, log)
-    try:
-        code = _watch(handle, checks_file, began + part.seconds, show)
-    finally:
-        # First the group, then the processes that left it, such as the workers of Ray and vLLM.
-        handle.kill()
-        kill_marked(value, MARKER)
+    with new_directory() as temporary:
+        environment = {**stage_environment(settings.device), **temporary_files_in(temporary), MARKER: value}
+        environment.pop("RAY_ADDRESS", None)  # this machine is checked, not a cluster
+        handle = SubprocessLauncher().start(argv, environment, settings.scratch, log)
+        try:
+            code = _watch(handle, checks_file, began + part.seconds, show)
+        finally:
+            # First the group, then the processes that left it, such as the workers of Ray and vLLM.
+            handle.kill()
+            kill_marked(value, MARKER)
     seconds = time.monotonic() - began
     checks = read_checks(checks_file)
     ended = None

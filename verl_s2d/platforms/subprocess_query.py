@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from verl_s2d.platforms.temporary_files import new_directory, temporary_files_in
+
 _LIMIT_SECONDS = 600
 """Importing verl takes ten seconds from a local disk, and minutes from a cold network file system."""
 _END_SECONDS = 10
@@ -61,6 +63,8 @@ class Probe:
     ):
         self._what = what
         shown = [os.dup(2)] if progress else []
+        self._temporary = new_directory()
+        own = temporary_files_in(self._temporary.name)
         with tempfile.TemporaryFile("w+") as given:
             json.dump(question, given, default=str)
             given.seek(0)
@@ -71,7 +75,7 @@ class Probe:
                 stdin=given,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=None if environment is None else dict(environment),
+                env={**(os.environ if environment is None else environment), **own},
                 text=True,
                 start_new_session=True,
             )
@@ -101,6 +105,7 @@ class Probe:
     def __exit__(self, *_: object) -> None:
         if self._process.poll() is None:
             self._end()
+        self._temporary.cleanup()
 
     def _end(self) -> None:
         """End the process and its session: a child that holds the pipes would block this process."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import Thread
 
 from verl_s2d.platforms.environment import stage_environment
+from verl_s2d.platforms.temporary_files import temporary_files_of
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.graph import Node
 from verl_s2d.workflow.hosts.process import MARKER, Launcher, kill_marked
@@ -59,9 +60,12 @@ def run_plan(
         leftovers = kill_marked(run_id)
         if leftovers:
             progress.note(f"stopped {leftovers} processes left behind by a run that was killed")
-        with Interruption(plan.context.cluster.grace_seconds, progress.note) as interruption:
+        with (
+            Interruption(plan.context.cluster.grace_seconds, progress.note) as interruption,
+            temporary_files_of(run_id) as temporary,
+        ):
             check(not any(node.stage.prepares for node in missing))
-            runner = _Runner(plan, run_id, progress, interruption, launcher)
+            runner = _Runner(plan, run_id, temporary, progress, interruption, launcher)
             try:
                 return runner.build(missing, check, keep_going)
             except OSError as error:
@@ -76,10 +80,16 @@ class _Runner:
     """The lanes of a run, and its failures."""
 
     def __init__(
-        self, plan: Plan, run_id: str, progress: Progress, interruption: Interruption, launcher: Launcher | None
+        self,
+        plan: Plan,
+        run_id: str,
+        temporary: Mapping[str, str],
+        progress: Progress,
+        interruption: Interruption,
+        launcher: Launcher | None,
     ):
         self._run_id, self._progress, self._interruption = run_id, progress, interruption
-        environment = stage_environment(plan.context.device) | {MARKER: run_id}
+        environment = {**stage_environment(plan.context.device), **temporary, MARKER: run_id}
         self._lanes = [
             Lane(number, plan, run_id, environment, progress, interruption, launcher)
             for number in range(plan.context.cluster.side_by_side)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from itertools import combinations
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -19,7 +21,12 @@ def test_two_rows_are_built_side_by_side(tmp_path):
     run_dir = tmp_path / "run"
     recipe = write_minimal_recipe(tmp_path, rows=["direct-grpo", "half-split"])
     command = [sys.executable, "-m", "verl_s2d.cli", "run", str(recipe), "--run-dir", str(run_dir)]
-    subprocess.run([*command, "cluster.side_by_side=2"], check=True, stdout=sys.stderr, timeout=3000)
+    with TemporaryDirectory(prefix="t", dir="/tmp") as temporary:  # short: it holds sockets
+        environment = os.environ | {"TMPDIR": temporary}
+        command_beside = [*command, "cluster.side_by_side=2"]
+        subprocess.run(command_beside, env=environment, check=True, stdout=sys.stderr, timeout=3000)
+        left = [name for name in os.listdir(temporary) if not name.startswith("torchinductor_")]
+        assert not left, "only what torch compiled outlives a run"
 
     manifests = {path.parent: json.loads(path.read_text()) for path in run_dir.glob("stages/*/manifest.json")}
     assert {manifest["attempts"] for manifest in manifests.values()} == {1}

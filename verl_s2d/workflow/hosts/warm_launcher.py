@@ -70,7 +70,7 @@ class WarmLauncher:
 
     def _start_host(self) -> None:
         # A short path: that of a Unix socket has at most 107 characters.
-        self._directory = Path(tempfile.mkdtemp(prefix="s2d-warm-"))
+        self._directory = Path(tempfile.mkdtemp(prefix="s2d-warm-", dir=self._environment.get("TMPDIR")))
         host = [sys.executable, "-m", "verl_s2d.platforms.cpu.warm.host"]
         argv = [*host, str(self._directory), "--preload", ",".join(self._modules)]
         with self._log.open("ab") as log:

@@ -11,6 +11,7 @@ import resource
 import runpy
 import signal
 import sys
+import tempfile
 import threading
 import types
 from collections.abc import Sequence
@@ -70,6 +71,7 @@ def _become(request: dict[str, Any], interpreter: Path) -> None:
     added_path = request["env"].get("PYTHONPATH", "")
     os.environ.clear()
     os.environ.update(request["env"])
+    tempfile.tempdir = None  # the host's, if it has asked
     os.chdir(request["cwd"])
     # Children started through sys.executable or multiprocessing's spawn start warm as well.
     sys.executable = str(interpreter)

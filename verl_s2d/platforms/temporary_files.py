@@ -1,0 +1,56 @@
+"""Give processes a directory for temporary files that ends with them.
+
+verl leaves a lock there for each checkpoint, vLLM sockets and the files of its process groups, wandb two directories a
+process.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def temporary_files_of(run_id: str) -> Iterator[dict[str, str]]:
+    """Make the directory of a run's processes and yield the variables that name it to them; remove it at the end.
+
+    What an earlier process of the run left there, because it was killed, is removed first.
+
+    Raises:
+        OSError: the directory cannot be made.
+    """
+    # Short, because paths of Unix sockets are limited to 107 characters.
+    directory = Path(tempfile.gettempdir()) / f"s2d-{run_id[:8]}t"
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(mode=0o700)
+    try:
+        yield temporary_files_in(directory)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def new_directory() -> tempfile.TemporaryDirectory:
+    """Make a directory for one process; it ends with the returned object, also while the process writes."""
+    return tempfile.TemporaryDirectory(prefix="s2d-", ignore_cleanup_errors=True)
+
+
+def temporary_files_in(directory: Path | str) -> dict[str, str]:
+    """Return the variables of a process whose temporary files belong into a directory."""
+    return {"TMPDIR": str(directory), "TORCHINDUCTOR_CACHE_DIR": compile_cache()}
+
+
+def compile_cache() -> str:
+    """Locate what torch has compiled, where torch looks by itself: it serves later runs, too."""
+    if chosen := os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+        return chosen
+    try:
+        user = getpass.getuser()
+    except (KeyError, ModuleNotFoundError, OSError):  # a container's user without a name
+        user = f"uid_{os.getuid()}"
+    return os.path.join(tempfile.gettempdir(), "torchinductor_" + re.sub(r'[\\/:*?"<>|]', "_", user))
