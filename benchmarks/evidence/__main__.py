@@ -3,6 +3,7 @@
     python -m benchmarks.evidence run=DIR [study=quickstart] [seeds=0,1] [rows=full-bridge,exopd]   # resumable
     python -m benchmarks.evidence collect=DIR [study=quickstart] [commit=C]      # a run directory into seeds/
     python -m benchmarks.evidence [study=quickstart]                             # tables over seeds/
+    python -m benchmarks.evidence power=8 [study=quickstart]     # differences that 8 seeds would show, by those kept
 
 A seed's file has each row's right samples per problem, its ledger and the commit that ran it, so that seeds run on
 different days make one table. A study with a pilot has a run directory for each seed, DIR/seed-N.
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from benchmarks.evidence.kept import keep_rows, kept_rows
 from benchmarks.evidence.pilot_picks import keep_pilot, picks
+from benchmarks.evidence.power import power_table
 from benchmarks.evidence.studies import STUDIES, Study
 from benchmarks.evidence.tables import tables
 from verl_s2d import arguments
@@ -35,6 +37,8 @@ class Options:
     seeds: str = "0"
     rows: str | None = None
     """Rows to run; by default all of the study."""
+    power: int | None = None
+    """Number of seeds for which to print what they would show."""
     side_by_side: int = 2
     """Stages at the same time, each on half of two cores."""
 
@@ -51,7 +55,10 @@ def main(options: Options) -> None:
             _keep(options, run_dir)
     elif options.collect:
         _keep(options, Path(options.collect))
-    print("\n".join([tables(kept_rows(options.study), study.base), "", *picks(options.study)]))
+    if options.power:
+        print("\n".join(power_table(kept_rows(options.study), study.compared(), options.power)))
+        return
+    print("\n".join([tables(kept_rows(options.study), study.compared()), "", *picks(options.study)]))
 
 
 def _runs(study: Study, seeds: str, directory: Path) -> Iterator[tuple[str, Path]]:

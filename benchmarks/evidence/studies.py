@@ -1,4 +1,4 @@
-"""List the studies: which rows of which recipe are run for every seed, and which row they are compared with."""
+"""List the studies: which rows of which recipe are run for every seed, and which of them are compared."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class Study:
 
     Attributes:
         base: row that the others are compared with.
+        contrasts: (row, row subtracted from it), where not every row is compared with `base`.
         overrides: of the recipe's keys.
         piloted: `verl-s2d pilot` runs before the rows, and its pick is compared with them.
     """
@@ -26,6 +27,11 @@ class Study:
     base: str
     overrides: Sequence[str] = ()
     piloted: bool = False
+    contrasts: Sequence[tuple[str, str]] = ()
+
+    def compared(self) -> Sequence[tuple[str, str]]:
+        """List (row, row subtracted from it)."""
+        return self.contrasts or [(row.split("=")[0], self.base) for row in self.rows if row != self.base]
 
 
 STUDIES = {
@@ -38,6 +44,41 @@ STUDIES = {
             *("delta", "tip", "iw-opd", "paced"),
         ),
         "full-bridge",
+    ),
+    # The paper's predictions (section 3). P1: a raw teacher's bridge is no better than direct GRPO. P2: without 2a, or
+    # without 2b, the bridge is worse; at equal updates, too? P3: in stage 3 new labels beat those of stage 1.
+    # full-bridge and direct-grpo have equal labels and verifier calls; direct GRPO also goes on to half-split's calls,
+    # and to full-bridge's tokens.
+    "paper": Study(
+        RECIPES / "quickstart" / "quickstart.yaml",
+        (
+            *("cold-student", "direct-grpo", "direct-grpo-same-calls", "direct-grpo-same-tokens", "raw-teacher"),
+            *("full-bridge", "opd-only", "opd-only-same-updates", "warmup-only", "warmup-only-same-updates"),
+            *("bridge-only-1h", "half-split", "replay-control"),
+        ),
+        "direct-grpo",
+        (
+            "matched.direct-grpo-same-calls={row: direct-grpo, to: half-split, by: verifier_calls}",
+            "matched.direct-grpo-same-tokens={row: direct-grpo, to: full-bridge, by: sampled_tokens}",
+            "matched.opd-only-same-updates={row: opd-only, to: full-bridge, by: updates}",
+            "matched.warmup-only-same-updates={row: warmup-only, to: full-bridge, by: updates}",
+        ),
+        contrasts=(
+            ("full-bridge", "direct-grpo"),
+            ("full-bridge", "direct-grpo-same-tokens"),
+            ("bridge-only-1h", "direct-grpo"),
+            ("half-split", "direct-grpo"),
+            ("half-split", "direct-grpo-same-calls"),
+            ("half-split", "full-bridge"),
+            ("raw-teacher", "direct-grpo"),
+            ("full-bridge", "raw-teacher"),
+            ("full-bridge", "opd-only"),
+            ("full-bridge", "opd-only-same-updates"),
+            ("full-bridge", "warmup-only"),
+            ("full-bridge", "warmup-only-same-updates"),
+            ("half-split", "replay-control"),
+            ("half-split", "bridge-only-1h"),
+        ),
     ),
     "pool": Study(
         RECIPES / "quickstart" / "quickstart.yaml",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 from benchmarks.evidence.markdown import head, line
 from verl_s2d.report.row_results import RowResult, compare
@@ -14,37 +15,50 @@ COLUMNS = ("labels_read", "verifier_calls", "sampled_tokens", "teacher_scored_to
 TITLES = ("labels", "verifier calls", "sampled tokens", "teacher-scored tokens", "updates")
 
 
-def tables(rows: Sequence[RowResult], base: str) -> str:
-    """Write both tables, differences to row `base`; rows in the order in which they first appear."""
-    by_name: dict[str, list[RowResult]] = {}
+def tables(rows: Sequence[RowResult], contrasts: Sequence[tuple[str, str]]) -> str:
+    """Write both tables: rows in the order in which they first appear, and (row, row subtracted from it) as given."""
+    members = by_name(rows)
+    return "\n".join([*_accuracies(members), "", *_differences(members, contrasts)])
+
+
+def by_name(rows: Sequence[RowResult]) -> dict[str, list[RowResult]]:
+    """Group results by the name of their row, in the order of its first."""
+    found: dict[str, list[RowResult]] = {}
     for row in rows:
-        by_name.setdefault(row.name, []).append(row)
-    return "\n".join([*_accuracies(by_name), "", *_differences(by_name, base)])
+        found.setdefault(row.name, []).append(row)
+    return found
 
 
-def _accuracies(by_name: dict[str, list[RowResult]]) -> list[str]:
+def difference(members: Mapping[str, list[RowResult]], name: str, base: str) -> dict[str, Any] | None:
+    """Subtract row `base` from row `name`, paired by problem; None where no seed has both."""
+    return compare(members.get(base, []), members.get(name, []), SET)
+
+
+def _accuracies(members: Mapping[str, list[RowResult]]) -> list[str]:
     lines = head("row", "avg@16", "by seed", *TITLES)
-    for name, members in by_name.items():
-        values = {row.seed: 100 * row.result["sets"][SET]["avg"] for row in members}
+    for name, seeds in members.items():
+        values = {row.seed: 100 * row.result["sets"][SET]["avg"] for row in seeds}
         mean, stderr = mean_and_stderr(list(values.values()))
         whole = f"{mean:.1f} +- {stderr:.1f}" if len(values) > 1 else f"{mean:.1f}"
-        ledger = [f"{fmean(row.ledger[key] for row in members):,.0f}" for key in COLUMNS]
+        ledger = [f"{fmean(row.ledger[key] for row in seeds):,.0f}" for key in COLUMNS]
         lines.append(line(name, whole, _by_seed(values), *ledger))
     return lines
 
 
-def _differences(by_name: dict[str, list[RowResult]], base: str) -> list[str]:
-    """Compare with one row: over three seeds or more the interval is Student's over seeds, else each seed's own over
-    problems."""
-    lines = head(f"row - {base}", "points", "95 % interval", "by seed")
-    for name, members in by_name.items():
-        found = compare(by_name.get(base, []), members, SET) if name != base else None
+def _differences(members: Mapping[str, list[RowResult]], contrasts: Sequence[tuple[str, str]]) -> list[str]:
+    """Compare pairs.
+
+    Over three seeds or more the interval is Student's over seeds, else each seed's own over problems.
+    """
+    lines = head("row - row", "points", "95 % interval", "by seed")
+    for name, base in contrasts:
+        found = difference(members, name, base)
         if found is None:
             continue
         values = {seed["seed"]: 100 * seed["mean"] for seed in found["per_seed"]}
         several = [f"{_interval(seed['interval'])} (seed {seed['seed']})" for seed in found["per_seed"]]
         interval = _interval(found["interval"]) if found["interval"] is not None else ", ".join(several)
-        lines.append(line(name, f"{100 * found['mean']:+.1f}", interval, _by_seed(values)))
+        lines.append(line(f"{name} - {base}", f"{100 * found['mean']:+.1f}", interval, _by_seed(values)))
     return lines
 
 
