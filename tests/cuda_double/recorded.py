@@ -6,7 +6,6 @@ import contextlib
 import os
 import socket
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from unittest.mock import patch
 
 from tests.support.workflow.project import NO_STAGES, Ended, SimulatedStages, write_model, write_problems
 from tests.support.workflow.runs import Lines
-from verl_s2d.platforms.temporary_files import compile_cache
+from verl_s2d.platforms.temporary_files import compile_cache, directory_for_sockets
 from verl_s2d.recipe.load import load_recipe
 from verl_s2d.stages.planning import make_plan
 from verl_s2d.stages.prepare.stage import Slices
@@ -142,8 +141,8 @@ def placeholders(plan: Plan, run_id: str) -> dict[str, str]:
         str(plan.context.run_dir): "{run}",
         str(plan.recipe.directory): "{recipe}",
         sys.executable: "python",
-        f"{tempfile.gettempdir()}/s2d-{run_id[:8]}": "{ray}",
-        f"{tempfile.gettempdir()}/s2d-{run_id[:8]}t": "{temporary}",
+        f"{directory_for_sockets()}/s2d-{run_id[:8]}": "{ray}",
+        f"{directory_for_sockets()}/s2d-{run_id[:8]}t": "{temporary}",
         compile_cache(): "{compiled}",
     }
     return dict(sorted((stages | places).items(), key=lambda item: -len(item[0])))

@@ -15,6 +15,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+LONGEST_SOCKET = 107
+"""Bytes of a Unix socket's path, at most."""
+_BELOW = "/s2d-01234567-1/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+"""The longest path that Ray makes below the directory that `directory_for_sockets` locates."""
+
+
+def directory_for_sockets() -> Path:
+    """Locate the system's directory for temporary files; /tmp if paths of Ray's sockets would be too long there.
+
+    A batch system's TMPDIR, such as /local/scratch/slurm-12345678, is.
+    """
+    chosen = tempfile.gettempdir()
+    return Path(chosen if len(os.fsencode(chosen + _BELOW)) <= LONGEST_SOCKET else "/tmp")
+
 
 @contextmanager
 def temporary_files_of(run_id: str) -> Iterator[dict[str, str]]:
@@ -25,8 +39,7 @@ def temporary_files_of(run_id: str) -> Iterator[dict[str, str]]:
     Raises:
         OSError: the directory cannot be made.
     """
-    # Short, because paths of Unix sockets are limited to 107 characters.
-    directory = Path(tempfile.gettempdir()) / f"s2d-{run_id[:8]}t"
+    directory = directory_for_sockets() / f"s2d-{run_id[:8]}t"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(mode=0o700)
     try:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import tempfile
+from datetime import datetime
 from pathlib import Path
 
 import pytest
+from ray._private.utils import validate_socket_filepath
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from tests.support.workflow.project import SimulatedStages
 from tests.support.workflow.runs import build, project
+from verl_s2d.platforms import temporary_files
 from verl_s2d.platforms.subprocess_query import Probe
-from verl_s2d.platforms.temporary_files import compile_cache
+from verl_s2d.platforms.temporary_files import compile_cache, directory_for_sockets
 from verl_s2d.workflow.store.run_directory import read_record
 
 LEAVES = "import tempfile; print('S2D \"' + tempfile.mkdtemp() + '\"')"
@@ -36,7 +39,18 @@ def system(tmp_path, monkeypatch):
     directory = tmp_path / "system"
     directory.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    monkeypatch.setattr(temporary_files, "_BELOW", "")  # pytest's directories are long, and no socket is made here
     return directory
+
+
+def test_sockets_fit_into_the_paths_that_the_kernel_takes(tmp_path, monkeypatch):
+    """The system's directory is taken where it is short enough for the longest of Ray's sockets."""
+    ray = datetime(2026, 1, 1).strftime(f"session_%Y-%m-%d_%H-%M-%S_%f_{4_194_304}/sockets/plasma_store")
+    for length in (10, 28, 29, 60, 200):
+        monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * (length - 1))
+        place = directory_for_sockets()
+        validate_socket_filepath(str(place / f"s2d-{'0' * 8}-1" / ray))
+        assert str(place) == (tempfile.tempdir if length <= 28 else "/tmp")
 
 
 def test_a_run_leaves_none(tmp_path, system, monkeypatch):

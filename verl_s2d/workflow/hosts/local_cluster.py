@@ -6,13 +6,13 @@ import secrets
 import shutil
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from verl_s2d import redaction
 from verl_s2d.logs import last_lines
+from verl_s2d.platforms.temporary_files import directory_for_sockets
 from verl_s2d.workflow.failures import StageFailed
 from verl_s2d.workflow.hosts.process import Handle, Launcher, kill_marked, marked_processes, wait
 from verl_s2d.workflow.hosts.ray_places import Demand, offered_cpus
@@ -65,8 +65,7 @@ class RayCluster:
         # Ray's default depends on files in the home directory, and head and drivers read them differently.
         self._authentication = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         redaction.remember([self._authentication["RAY_AUTH_TOKEN"]])
-        # Paths of Unix sockets are limited to 107 characters, so this is short and outside the run directory.
-        self._temporary = Path(tempfile.gettempdir()) / f"s2d-{run_id[:8]}{run_id[32:]}"
+        self._temporary = directory_for_sockets() / f"s2d-{run_id[:8]}{run_id[32:]}"
 
     def environment(self) -> dict[str, str]:
         """Return the variables with which a stage joins the head; start one when there is none or it has died.
