@@ -55,7 +55,11 @@ def new_directory() -> tempfile.TemporaryDirectory:
 
 def temporary_files_in(directory: Path | str) -> dict[str, str]:
     """Return the variables of a process whose temporary files belong into a directory."""
-    return {"TMPDIR": str(directory), "TORCHINDUCTOR_CACHE_DIR": compile_cache()}
+    found = {"TMPDIR": str(directory), "TORCHINDUCTOR_CACHE_DIR": compile_cache()}
+    if os.environ.get("RAY_ADDRESS"):
+        # Ray looks for a user's cluster, `auto`, in the directory that it would make itself.
+        found["RAY_TMPDIR"] = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    return found
 
 
 def compile_cache() -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from datetime import datetime
 from pathlib import Path
 
 import pytest
+from ray._common.utils import get_ray_address_file
 from ray._private.utils import validate_socket_filepath
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
@@ -14,7 +16,7 @@ from tests.support.workflow.project import SimulatedStages
 from tests.support.workflow.runs import build, project
 from verl_s2d.platforms import temporary_files
 from verl_s2d.platforms.subprocess_query import Probe
-from verl_s2d.platforms.temporary_files import compile_cache, directory_for_sockets
+from verl_s2d.platforms.temporary_files import compile_cache, directory_for_sockets, temporary_files_in
 from verl_s2d.workflow.store.run_directory import read_record
 
 LEAVES = "import tempfile; print('S2D \"' + tempfile.mkdtemp() + '\"')"
@@ -82,6 +84,19 @@ def test_a_question_leaves_none_also_when_nobody_waits_for_the_answer(system):
     with Probe(["-c", "import time; time.sleep(600)"], None):
         assert any(system.iterdir())
     assert not any(system.iterdir())
+
+
+@pytest.mark.parametrize("own", [{}, {"TMPDIR": "/scratch"}, {"TMPDIR": "/scratch", "RAY_TMPDIR": "/ray"}])
+def test_ray_finds_a_user_s_cluster_where_it_would_look_by_itself(monkeypatch, own):
+    for name in ("TMPDIR", "RAY_TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    before = get_ray_address_file(None)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    for name, value in temporary_files_in("/elsewhere").items():
+        monkeypatch.setenv(name, value)
+    assert get_ray_address_file(None) == before and os.environ["TMPDIR"] == "/elsewhere"
 
 
 @pytest.mark.parametrize("user", ["anna", "DOMAIN\\anna: x"])
