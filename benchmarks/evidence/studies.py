@@ -39,8 +39,9 @@ STUDIES = {
     "quickstart": Study(
         RECIPES / "quickstart" / "quickstart.yaml",
         (
-            *("cold-student", "direct-grpo", "full-bridge", "half-split", "joint-kdrl", "no-teacher", "self-teacher"),
-            *("shuffled-teacher", "exopd-1.0=methods.py:exopd_one", "exopd", "exopd-1.5=methods.py:exopd_far"),
+            *("cold-student", "direct-grpo", "bridge-only-1h", "half-split", "full-bridge", "joint-kdrl"),
+            *("no-teacher", "self-teacher", "shuffled-teacher"),
+            *("exopd-1.0=methods.py:exopd_one", "exopd", "exopd-1.5=methods.py:exopd_far"),
             *("delta", "tip", "iw-opd", "paced"),
         ),
         "full-bridge",
