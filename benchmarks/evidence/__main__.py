@@ -58,7 +58,14 @@ def main(options: Options) -> None:
     if options.power:
         print("\n".join(power_table(kept_rows(options.study), study.compared(), options.power)))
         return
-    print("\n".join([tables(kept_rows(options.study), study.compared()), "", *picks(options.study)]))
+    print(study_tables(options.study))
+
+
+def study_tables(name: str) -> str:
+    """Write the tables of a study over the seeds kept, rows in the study's order."""
+    study, order = STUDIES[name], STUDIES[name].names()
+    rows = sorted(kept_rows(name), key=lambda row: order.index(row.name) if row.name in order else len(order))
+    return "\n".join([tables(rows, study.compared()), "", *picks(name)])
 
 
 def _runs(study: Study, seeds: str, directory: Path) -> Iterator[tuple[str, Path]]:

@@ -14,7 +14,10 @@ SEEDS = Path(__file__).parent / "seeds"
 
 
 def keep_rows(study: str, run_dir: Path, commit: str) -> list[RowResult]:
-    """Add the finished rows of a run directory to the files of their seeds; return them."""
+    """Add the finished rows of a run directory to the files of their seeds; return them.
+
+    A row that is kept already, with the same results, keeps the commit that ran it.
+    """
     rows = found_rows(run_dir)
     for row in rows:
         entry = {
@@ -27,6 +30,8 @@ def keep_rows(study: str, run_dir: Path, commit: str) -> list[RowResult]:
             "ledger": numbers(row.ledger),
         }
         seed = read_seed(study, row.seed)
+        if (already := seed["rows"].get(row.name)) is not None and {**already, "commit": commit} == entry:
+            continue
         seed["rows"][row.name] = entry
         write_seed(study, seed)
     return rows

@@ -17,7 +17,7 @@ class Study:
 
     Attributes:
         base: row that the others are compared with.
-        contrasts: (row, row subtracted from it), where not every row is compared with `base`.
+        contrasts: further pairs, (row, row subtracted from it).
         overrides: of the recipe's keys.
         piloted: `verl-s2d pilot` runs before the rows, and its pick is compared with them.
     """
@@ -31,7 +31,11 @@ class Study:
 
     def compared(self) -> Sequence[tuple[str, str]]:
         """List (row, row subtracted from it)."""
-        return self.contrasts or [(row.split("=")[0], self.base) for row in self.rows if row != self.base]
+        return [*((row, self.base) for row in self.names() if row != self.base), *self.contrasts]
+
+    def names(self) -> list[str]:
+        """List the names of its rows."""
+        return [row.split("=")[0] for row in self.rows]
 
 
 STUDIES = {
@@ -45,6 +49,15 @@ STUDIES = {
             *("delta", "tip", "iw-opd", "paced"),
         ),
         "full-bridge",
+        contrasts=(
+            ("full-bridge", "direct-grpo"),
+            ("bridge-only-1h", "direct-grpo"),
+            ("half-split", "direct-grpo"),
+            ("half-split", "bridge-only-1h"),
+            ("exopd", "exopd-1.0"),
+            ("exopd-1.5", "exopd-1.0"),
+            ("iw-opd", "exopd-1.0"),
+        ),
     ),
     # The paper's predictions (section 3). P1: a raw teacher's bridge is no better than direct GRPO. P2: without 2a, or
     # without 2b, the bridge is worse; at equal updates, too? P3: in stage 3 new labels beat those of stage 1.
@@ -65,13 +78,9 @@ STUDIES = {
             "matched.warmup-only-same-updates={row: warmup-only, to: full-bridge, by: updates}",
         ),
         contrasts=(
-            ("full-bridge", "direct-grpo"),
             ("full-bridge", "direct-grpo-same-tokens"),
-            ("bridge-only-1h", "direct-grpo"),
-            ("half-split", "direct-grpo"),
             ("half-split", "direct-grpo-same-calls"),
             ("half-split", "full-bridge"),
-            ("raw-teacher", "direct-grpo"),
             ("full-bridge", "raw-teacher"),
             ("full-bridge", "opd-only"),
             ("full-bridge", "opd-only-same-updates"),

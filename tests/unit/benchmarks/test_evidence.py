@@ -11,6 +11,7 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from benchmarks.evidence import kept
+from benchmarks.evidence.__main__ import study_tables
 from benchmarks.evidence.kept import keep_rows, kept_rows, kept_seeds
 from benchmarks.evidence.pilot_picks import behind_best, keep_pilot, picks
 from benchmarks.evidence.power import detectable, power_table
@@ -85,6 +86,16 @@ def test_what_is_kept_is_read_again(seeds, monkeypatch):
     assert "| exopd - tip | +25.0 |" in table
 
 
+def test_a_row_collected_again_keeps_the_commit_that_ran_it(seeds, monkeypatch):
+    keep(monkeypatch, "quickstart", row("full-bridge", 4, 1, 3), row("exopd", 4, 2, 4))
+    keep(
+        monkeypatch, "quickstart", row("full-bridge", 4, 1, 3), row("exopd", 4, 2, 3), row("tip", 4, 1, 1), commit="def"
+    )
+    (seed,) = kept_seeds("quickstart")
+    found = {name: entry["commit"] for name, entry in seed["rows"].items()}
+    assert found == {"full-bridge": "abc", "exopd": "def", "tip": "def"}
+
+
 def test_a_pick_is_compared_with_the_best_row(seeds, monkeypatch, tmp_path):
     """Compare 2, 2 with 4, 1 right of 4 samples: the means differ by 1/8; differences of 1/2, -1/4 have s.e. 3/8."""
     stages = [{"digest": "d1"}, {"digest": "d2"}]
@@ -121,6 +132,15 @@ def test_a_pilot_that_picks_nothing_has_the_worst_row(seeds, monkeypatch):
 def test_studies_name_rows_and_keys_that_there_are(name):
     study = STUDIES[name]
     recipe = load_recipe(study.recipe, [*study.overrides, f"rows={json.dumps(list(study.rows))}"])
-    rows = {row.split("=")[0] for row in study.rows}
+    rows = set(study.names())
     assert rows <= set(recipe.row_names) and study.base in rows
     assert {row for pair in study.compared() for row in pair} <= rows
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_results_are_those_of_the_seeds_kept(name):
+    if not kept_seeds(name):
+        pytest.skip("no seed has been run")
+    results = (STUDIES[name].recipe.parent / "RESULTS.md").read_text()
+    lines = [line for line in study_tables(name).splitlines() if line]
+    assert lines and not [line for line in lines if line not in results]
