@@ -15,9 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from verl_s2d.errors import UserError
+
 LONGEST_SOCKET = 107
 """Bytes of a Unix socket's path, at most."""
-_BELOW = "/s2d-01234567-1/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+_BELOW = "/s2d-01234567t/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """The longest path that Ray makes below the directory that `directory_for_sockets` locates."""
 
 
@@ -25,9 +27,21 @@ def directory_for_sockets() -> Path:
     """Locate the system's directory for temporary files; /tmp if paths of Ray's sockets would be too long there.
 
     A batch system's TMPDIR, such as /local/scratch/slurm-12345678, is.
+
+    Raises:
+        UserError: it would be too long there, and /tmp cannot be written.
     """
     chosen = tempfile.gettempdir()
-    return Path(chosen if len(os.fsencode(chosen + _BELOW)) <= LONGEST_SOCKET else "/tmp")
+    if len(os.fsencode(chosen + _BELOW)) <= LONGEST_SOCKET:
+        return Path(chosen)
+    if not os.access("/tmp", os.W_OK | os.X_OK):
+        raise UserError(
+            f"Paths of Ray's sockets may have {LONGEST_SOCKET} bytes; TMPDIR is too long, and /tmp cannot be written.",
+            key="TMPDIR",
+            value=chosen,
+            remedy=f"Set it to a directory whose path has at most {LONGEST_SOCKET - len(_BELOW)} characters.",
+        )
+    return Path("/tmp")
 
 
 @contextmanager
@@ -50,7 +64,7 @@ def temporary_files_of(run_id: str) -> Iterator[dict[str, str]]:
 
 def new_directory() -> tempfile.TemporaryDirectory:
     """Make a directory for one process; it ends with the returned object, also while the process writes."""
-    return tempfile.TemporaryDirectory(prefix="s2d-", ignore_cleanup_errors=True)
+    return tempfile.TemporaryDirectory(prefix="s2d-", dir=directory_for_sockets(), ignore_cleanup_errors=True)
 
 
 def temporary_files_in(directory: Path | str) -> dict[str, str]:
@@ -63,7 +77,7 @@ def temporary_files_in(directory: Path | str) -> dict[str, str]:
 
 
 def compile_cache() -> str:
-    """Locate what torch has compiled, where torch looks by itself: it serves later runs, too."""
+    """Locate what torch has compiled, where torch looks by itself: it serves later runs, too. Does not import torch."""
     if chosen := os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
         return chosen
     try:

@@ -14,6 +14,7 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from tests.support.workflow.project import SimulatedStages
 from tests.support.workflow.runs import build, project
+from verl_s2d.errors import UserError
 from verl_s2d.platforms import temporary_files
 from verl_s2d.platforms.subprocess_query import Probe
 from verl_s2d.platforms.temporary_files import compile_cache, directory_for_sockets, temporary_files_in
@@ -48,11 +49,19 @@ def system(tmp_path, monkeypatch):
 def test_sockets_fit_into_the_paths_that_the_kernel_takes(tmp_path, monkeypatch):
     """The system's directory is taken where it is short enough for the longest of Ray's sockets."""
     ray = datetime(2026, 1, 1).strftime(f"session_%Y-%m-%d_%H-%M-%S_%f_{4_194_304}/sockets/plasma_store")
-    for length in (10, 28, 29, 60, 200):
+    for length in (10, 25, 26, 60, 200):
         monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * (length - 1))
         place = directory_for_sockets()
-        validate_socket_filepath(str(place / f"s2d-{'0' * 8}-1" / ray))
-        assert str(place) == (tempfile.tempdir if length <= 28 else "/tmp")
+        validate_socket_filepath(str(place / f"s2d-{'0' * 8}t" / "ray" / ray))
+        assert str(place) == (tempfile.tempdir if length <= 25 else "/tmp")
+
+
+def test_a_long_directory_is_refused_where_there_is_no_other(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/local/scratch/slurm-12345678")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != "/tmp")
+    with pytest.raises(UserError, match="/tmp cannot be written") as caught:
+        Probe(["-c", "pass"], None)
+    assert "TMPDIR" in str(caught.value) and "at most 25 characters" in str(caught.value)
 
 
 def test_a_run_leaves_none(tmp_path, system, monkeypatch):

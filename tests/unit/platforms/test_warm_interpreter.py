@@ -201,6 +201,19 @@ def test_forks_do_not_share_random_numbers(host):
     assert len(seen) == 6
 
 
+def test_a_fork_has_its_own_directory_for_temporary_files(tmp_path):
+    (tmp_path / "asking.py").write_text("import tempfile; tempfile.gettempdir()")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    host = Host(tmp_path / "h", preload="asking", PYTHONPATH=path)
+    try:
+        own = tmp_path / "own"
+        own.mkdir()
+        told = host.run("-c", "import tempfile; print(tempfile.gettempdir())", env=os.environ | {"TMPDIR": str(own)})
+        assert told.stdout.strip() == str(own)
+    finally:
+        host.close()
+
+
 def test_multiprocessing_spawn_in_a_fork_starts_forks(host, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
